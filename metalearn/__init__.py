@@ -1,0 +1,90 @@
+"""metalearn: functional meta-learning on JAX.
+
+    learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
+    trainer = ml.meta_trainer(learner, optax.adam(1e-3))
+    result = ml.fit(trainer, ml.tasks.sinusoid(), num_steps=3_000, tasks_per_step=25,
+                    key=jax.random.key(0))
+
+Read `ARCHITECTURE.md` for how the parts fit together.
+"""
+
+from metalearn import data, inner, losses, metrics, models, sinks, tasks
+from metalearn._task import (
+    Examples,
+    Task,
+    TaskSampler,
+    pad_examples,
+    sample_batch,
+    stack_tasks,
+)
+from metalearn._tree import masked_mean
+from metalearn.algorithms import (
+    anil,
+    boil,
+    fine_tune,
+    fomaml,
+    maml,
+    meta_sgd,
+    no_adaptation,
+    protonet,
+    reptile,
+)
+from metalearn.checkpoint import CheckpointMismatch, Checkpoints
+from metalearn.estimators import gradient_estimator
+from metalearn.evaluation import Evaluation, evaluate, paired_difference
+from metalearn.fit import FitResult, NonFiniteGradient, Validation, fit
+from metalearn.learner import Estimate, MetaLearner, describe, is_transductive
+from metalearn.lowering import lower
+from metalearn.model import Model, Variables, from_apply_fn, from_linen, from_nnx
+from metalearn.trainer import MetaTrainer, TrainState, meta_trainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointMismatch",
+    "Checkpoints",
+    "Estimate",
+    "Evaluation",
+    "Examples",
+    "FitResult",
+    "MetaLearner",
+    "MetaTrainer",
+    "Model",
+    "NonFiniteGradient",
+    "Task",
+    "TaskSampler",
+    "TrainState",
+    "Validation",
+    "Variables",
+    "anil",
+    "boil",
+    "data",
+    "describe",
+    "evaluate",
+    "fine_tune",
+    "fit",
+    "fomaml",
+    "from_apply_fn",
+    "from_linen",
+    "from_nnx",
+    "gradient_estimator",
+    "inner",
+    "is_transductive",
+    "losses",
+    "lower",
+    "maml",
+    "masked_mean",
+    "meta_sgd",
+    "meta_trainer",
+    "metrics",
+    "models",
+    "no_adaptation",
+    "pad_examples",
+    "paired_difference",
+    "protonet",
+    "reptile",
+    "sample_batch",
+    "sinks",
+    "stack_tasks",
+    "tasks",
+]

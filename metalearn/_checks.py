@@ -1,0 +1,132 @@
+"""Validation from shapes, dtypes and structures, with messages that name the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metalearn._task import Examples, Task
+
+
+def one_set(examples: Examples, name: str) -> None:
+    """Checks that `examples` are of one task and agree on their leading axis.
+
+    Raises:
+      TypeError: not `Examples`.
+      ValueError: shapes do not fit.
+    """
+    if not isinstance(examples, Examples):
+        raise TypeError(
+            f"{name} is a {type(examples).__name__}; expected ml.Examples, made by "
+            "ml.Examples.of(x, y)."
+        )
+    if jnp.ndim(examples.mask) != 1:
+        raise ValueError(
+            f"{name}.mask has shape {jnp.shape(examples.mask)}; expected [N]. For a "
+            "batch of tasks call estimate or evaluate, not adapt."
+        )
+    num = jnp.shape(examples.mask)[0]
+    for part in ("x", "y"):
+        for leaf in jax.tree.leaves(getattr(examples, part)):
+            if jnp.shape(leaf)[:1] != (num,):
+                raise ValueError(
+                    f"{name}.{part} has shape {jnp.shape(leaf)} but {name}.mask has "
+                    f"{num} rows. All need the same leading axis [N]."
+                )
+
+
+def one_task(task: Task) -> None:
+    """Checks a single task; see `one_set`."""
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"expected ml.Task, got {type(task).__name__}. Make one with "
+            "ml.Task(support=ml.Examples.of(x, y), query=ml.Examples.of(x, y))."
+        )
+    one_set(task.support, "support")
+    one_set(task.query, "query")
+
+
+def values_of_task(task: Task, outputs_like: Any) -> None:
+    """Checks concrete values of one task before training or evaluation starts.
+
+    Args:
+      task: With concrete arrays.
+      outputs_like: Shape and dtype of the predictions for `task.query.x`.
+
+    Raises:
+      ValueError: non-finite inputs or targets, or labels outside the logits.
+    """
+    for name in ("support", "query"):
+        examples = getattr(task, name)
+        mask = np.asarray(examples.mask)
+        for part in ("x", "y"):
+            for leaf in jax.tree.leaves(getattr(examples, part)):
+                if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                    continue
+                bad = int(np.sum(~np.isfinite(np.asarray(leaf)[mask])))
+                if bad:
+                    raise ValueError(
+                        f"{name}.{part} holds {bad} non-finite values; expected finite "
+                        "numbers. Clean the data, or mask the rows."
+                    )
+        y = examples.y
+        if not (hasattr(y, "dtype") and jnp.issubdtype(y.dtype, jnp.integer)):
+            continue
+        if y.ndim != 1 or getattr(outputs_like, "ndim", 0) != 2:
+            continue
+        ways = outputs_like.shape[-1]
+        labels = np.asarray(y)[mask]
+        if labels.size and (labels.min() < 0 or labels.max() >= ways):
+            raise ValueError(
+                f"{name}.y holds labels {labels.min()}..{labels.max()}, but the model "
+                f"gives {ways} logits; expected labels 0..{ways - 1}. Give the model at "
+                "least as many outputs as the tasks have ways."
+            )
+
+
+def inner_optimiser(inner_opt: Any, hparams: Any, *, second_order: bool) -> None:
+    """Checks an inner optimiser before anything is traced.
+
+    Raises:
+      TypeError: not an optax transformation, nor a function together with hparams.
+      ValueError: its update has no finite derivative at a zero gradient, as
+        `optax.adam` with `eps_root=0`.
+    """
+    transformation = isinstance(inner_opt, optax.GradientTransformation)
+    if not transformation and not (callable(inner_opt) and hparams is not None):
+        raise TypeError(
+            f"inner_opt is a {type(inner_opt).__name__}; expected an optax "
+            "transformation such as optax.sgd(0.01), or a function "
+            "`hparams -> transformation` together with inner_hparams."
+        )
+    if transformation and second_order and not is_differentiable(inner_opt):
+        raise ValueError(
+            "the inner optimiser has no finite derivative where a gradient is zero (the "
+            "square root of Adam's second moment, with eps_root=0), so second-order "
+            "meta-gradients become NaN. Use e.g. optax.adam(rate, eps_root=1e-8), plain "
+            "optax.sgd, or first_order=True."
+        )
+
+
+def is_differentiable(opt: optax.GradientTransformation) -> bool:
+    """Whether the update has a finite derivative at zero and ordinary gradients."""
+
+    def moved(grads: dict) -> jax.Array:
+        params = jax.tree.map(jnp.ones_like, grads)
+        state = opt.init(params)
+        for _ in range(2):
+            updates, state = opt.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return sum(jnp.sum(p) for p in jax.tree.leaves(params))
+
+    with jax.ensure_compile_time_eval():
+        grads = {"w": jnp.array([[0.0, 1.0], [0.5, 0.0]]), "b": jnp.array([0.0, -1.0])}
+        try:
+            slopes = jax.grad(moved)(grads)
+        except (TypeError, ValueError, KeyError):
+            return True  # needs the real params (a masked or partitioned optimiser)
+        return all(bool(jnp.all(jnp.isfinite(s))) for s in jax.tree.leaves(slopes))

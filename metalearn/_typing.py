@@ -1,0 +1,46 @@
+"""Aliases and the contracts of every function that users may write themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed PRNG key, `jax.random.key(seed)`
+PyTree = Any
+Metrics = Mapping[str, Array]
+PathFilter = Callable[[str, Any], bool]  # ("Dense_0/kernel", leaf) -> adapted?
+
+
+class LossFn(Protocol):
+    """Loss of one task: the mean over the valid examples."""
+
+    def __call__(self, outputs: PyTree, examples: Any) -> Array:
+        """Maps outputs `[N, ...]` and `Examples` to a scalar."""
+
+
+class InitFn(Protocol):
+    def __call__(self, key: Key, task: Any) -> Any:
+        """Makes the `Variables` of a learner from one task (shapes only matter)."""
+
+
+class AdaptFn(Protocol):
+    def __call__(self, variables: Any, support: Any, *, key: Key | None = None) -> Any:
+        """Adapts to the support set of one task; the result is for `predict`."""
+
+
+class PredictFn(Protocol):
+    def __call__(self, adapted: Any, x: PyTree, *, key: Key | None = None) -> PyTree:
+        """Outputs `[Q, ...]` for the inputs `x` `[Q, ...]` of one task."""
+
+
+class EstimateFn(Protocol):
+    def __call__(self, variables: Any, tasks: Any, *, key: Key) -> Any:
+        """The `Estimate` of the meta-gradient from a batch of tasks."""
+
+
+class Objective(Protocol):
+    def __call__(self, variables: Any, task: Any, *, key: Key) -> Any:
+        """`(loss, (state, metrics))` of one task, differentiated in `params`."""

@@ -1,0 +1,18 @@
+"""Meta-learning algorithms, one family a file; none imports another."""
+
+from metalearn.algorithms.baselines import fine_tune, no_adaptation
+from metalearn.algorithms.maml import anil, boil, fomaml, maml, meta_sgd
+from metalearn.algorithms.protonet import protonet
+from metalearn.algorithms.reptile import reptile
+
+__all__ = [
+    "anil",
+    "boil",
+    "fine_tune",
+    "fomaml",
+    "maml",
+    "meta_sgd",
+    "no_adaptation",
+    "protonet",
+    "reptile",
+]

@@ -1,0 +1,175 @@
+"""The two baselines every paper needs: joint training with and without fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metalearn import _checks, metrics
+from metalearn._task import Examples, Task, concatenate
+from metalearn._typing import Key, LossFn, PathFilter, PyTree
+from metalearn.estimators import gradient_estimator
+from metalearn.inner import Adapted, descent
+from metalearn.learner import MetaLearner, config_of
+from metalearn.model import Model, Variables
+
+
+def no_adaptation(
+    model: Model,
+    loss_fn: LossFn,
+    *,
+    norm: str = "running",
+    task_chunk: int | str = "auto",
+) -> MetaLearner:
+    """One model for all tasks, trained on their query sets, that never adapts.
+
+    What a meta-learner is worth is its distance from this. On tasks whose labels are
+    permuted at random it stays at chance.
+
+    Args:
+      model: The network.
+      loss_fn: Loss of one task.
+      norm: Batch-norm policy, see `metalearn.inner.norm`.
+      task_chunk: Tasks handled at once, or "auto".
+    """
+    learner = fine_tune(
+        model, loss_fn, optax.identity(), num_steps=0, norm=norm, task_chunk=task_chunk
+    )
+    return learner._replace(config=config_of("no_adaptation", norm=norm))
+
+
+def fine_tune(
+    model: Model,
+    loss_fn: LossFn,
+    opt: Any,
+    *,
+    num_steps: int,
+    num_classes: int | None = None,
+    num_ways: int | None = None,
+    adapt_filter: PathFilter | None = None,
+    norm: str = "running",
+    task_chunk: int | str = "auto",
+) -> MetaLearner:
+    """Joint training on all tasks, then plain fine-tuning on the support set.
+
+    Without `num_classes` the model is trained to predict support and query of every task
+    directly, which makes sense where targets mean the same in all tasks (regression).
+
+    With `num_classes` it is "Baseline" of W.-Y. Chen et al., A Closer Look at Few-shot
+    Classification, ICLR 2019: `model` gives features, a linear classifier over all
+    training classes is trained on them (the tasks' `info["class_ids"]` `[W]` say which
+    they are), and at test a new linear head of `num_ways` classes is fitted to the
+    support set; with `adapt_filter=None` only that head moves.
+
+    Args:
+      model: The network, or the feature extractor `[N, D]` with `num_classes`.
+      loss_fn: Loss of one task.
+      opt: An optax transformation for the fine-tuning.
+      num_steps: Fine-tuning steps on the whole support set.
+      num_classes: Number of training classes.
+      num_ways: Classes of a task at test; needed with `num_classes`.
+      adapt_filter: `(path, leaf) -> bool` over `body/...` and `head/...`, or over the
+        model's own paths without `num_classes`: what fine-tuning moves.
+      norm: Batch-norm policy, see `metalearn.inner.norm`.
+      task_chunk: Tasks handled at once, or "auto".
+
+    Returns:
+      A `MetaLearner`.
+
+    Raises:
+      ValueError: `num_classes` without `num_ways`, or tasks without `class_ids`.
+    """
+    _checks.inner_optimiser(opt, None, second_order=False)
+    if (num_classes is None) != (num_ways is None):
+        raise ValueError(
+            f"num_classes={num_classes} and num_ways={num_ways}: give both (features and "
+            "a new linear head for each task) or neither (the model as it is)."
+        )
+    with_head = num_classes is not None
+    network = _with_head(model) if with_head else model
+    if with_head and adapt_filter is None:
+        adapt_filter = lambda path, leaf: path.startswith("head")
+    inner = descent(
+        network,
+        loss_fn,
+        opt,
+        num_steps=num_steps,
+        first_order=True,
+        adapt_filter=adapt_filter,
+        norm=norm,
+    )
+    joint = descent(network, loss_fn, opt, num_steps=0, norm=norm)
+
+    def init(key: Key, task: Task) -> Variables:
+        _checks.one_task(task)
+        if not with_head:
+            return inner.init(key, task)
+        body = model.init(key, task.support.x)
+        features = jax.eval_shape(
+            lambda v, x: model.apply(v, x, train=True)[0], body, task.support.x
+        )
+        head = _linear(features.shape[-1], num_classes, features.dtype)
+        params = {"body": body.params, "head": head}
+        return Variables(params=params, state=body.state)
+
+    def adapt(
+        variables: Variables, support: Examples, *, key: Key | None = None
+    ) -> Adapted:
+        _checks.one_set(support, "support")
+        if with_head:
+            trained = variables.params["head"]["kernel"]
+            head = _linear(trained.shape[0], num_ways, trained.dtype)
+            params = {**variables.params, "head": head}
+            variables = Variables(params=params, state=variables.state)
+        return inner.adapt(variables, None, support, key=key)[0]
+
+    def predict(adapted: Adapted, x: PyTree, *, key: Key | None = None) -> PyTree:
+        return inner.predict(adapted, x, key=key)[0]
+
+    def objective(variables: Variables, task: Task, *, key: Key):
+        examples = concatenate(task.support, task.query)
+        if with_head:
+            if "class_ids" not in task.info:
+                raise ValueError(
+                    "fine_tune with num_classes needs task.info['class_ids'] [W], the "
+                    f"training class of each label; got info {sorted(task.info)}. "
+                    "Samplers of ml.data.few_shot provide it."
+                )
+            ids = task.info["class_ids"][examples.y]
+            examples = Examples(x=examples.x, y=ids, mask=examples.mask)
+        adapted = Adapted(params=variables.params, state=variables.state)
+        outputs, state = joint.predict(
+            adapted, examples.x, key=key, train=True, mask=examples.mask
+        )
+        report = metrics.of_task(loss_fn, outputs, examples)
+        report = {f"joint/{k}": v for k, v in report.items()}
+        return report["joint/loss"], (state, report)
+
+    config = config_of(
+        "fine_tune", opt=opt, num_steps=num_steps, num_classes=num_classes, norm=norm
+    )
+    estimate = gradient_estimator(objective, task_chunk=task_chunk)
+    return MetaLearner(init, adapt, predict, estimate, config)
+
+
+def _with_head(body: Model) -> Model:
+    """`body` followed by a linear head, params `{"body": ..., "head": ...}`."""
+
+    def apply(variables, x, *, key=None, train=False, mask=None):
+        inner = Variables(params=variables.params["body"], state=variables.state)
+        features, state = body.apply(inner, x, key=key, train=train, mask=mask)
+        head = variables.params["head"]
+        return features @ head["kernel"] + head["bias"], state
+
+    return Model(body.init, apply)
+
+
+def _linear(num_in: int, num_out: int, dtype: Any) -> dict[str, jax.Array]:
+    """A zero head: the start at which no class is preferred."""
+    return {
+        "kernel": jnp.zeros((num_in, num_out), dtype),
+        "bias": jnp.zeros((num_out,), dtype),
+    }

@@ -1,0 +1,203 @@
+"""N-way K-shot tasks drawn on the device from images that live there.
+
+Sampling is a gather inside the compiled step: no input pipeline, no stall, and the same
+key gives the same task whatever the number of devices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metalearn._task import Examples, Task, TaskSampler
+from metalearn._typing import Array, Key, PyTree
+
+Range = int | tuple[int, int]
+
+
+def few_shot(
+    images: Any,
+    labels: Any = None,
+    *,
+    num_ways: Range = 5,
+    num_support: Range = 1,
+    num_query: int = 15,
+    rotations: bool | None = None,
+    name: str | None = None,
+) -> TaskSampler:
+    """A distribution of classification tasks over the classes of a labelled set.
+
+    A task draws N classes without replacement in a random order, which is their labels
+    `0..N-1`; of each class K + Q different examples, the first K support, the others
+    query; and shuffles both sets. With ranges, N and K are drawn for each task and the
+    arrays padded to the largest.
+
+    Args:
+      images: `[I, ...]`, uint8 (mapped to 0..1) or finite float; or an object with
+        `images`, `labels` and `rotations`, as the parts of `ml.data.load(...)`.
+      labels: Int `[I]`, class of each image; any integers.
+      num_ways: N, or its inclusive range.
+      num_support: K of each class, or its inclusive range.
+      num_query: Q of each class.
+      rotations: Whether multiples of 90 degrees of a class are further classes (images
+        `[I, S, S, C]` only). Default: what `images` says, else False.
+      name: Shown in logs and results.
+
+    Returns:
+      A `TaskSampler`. Tasks have `x` float32 `[N * K, ...]`, `y` int32, and in `info`
+      `class_ids` `[N]` (rotation r of class c is `c + r * classes`) and `num_ways`.
+
+    Raises:
+      TypeError: images or labels of an unusable dtype.
+      ValueError: too few classes or images for the asked way and shot, non-finite or
+        non-square images, shapes that do not fit.
+
+    Example:
+      >>> tasks = ml.data.few_shot(dataset.train, num_ways=5, num_support=1)
+      >>> task = tasks(jax.random.key(0))
+    """
+    if hasattr(images, "images"):
+        rotations = images.rotations if rotations is None else rotations
+        images, labels = images.images, images.labels
+    rotations = bool(rotations)
+    images, starts, counts = _by_class(images, labels)
+    ways, shots = _range(num_ways, "num_ways", 2), _range(num_support, "num_support", 1)
+    if num_query < 1:
+        raise ValueError(f"num_query is {num_query}; expected 1 or more.")
+    turns = 4 if rotations else 1
+    _check_enough(counts, turns, ways[1], shots[1] + num_query)
+    if rotations and (images.ndim != 4 or images.shape[1] != images.shape[2]):
+        raise ValueError(
+            f"rotations needs square images [I, S, S, C]; got {images.shape}. Pass "
+            "rotations=False."
+        )
+    num_classes, per_class = len(counts), shots[1] + num_query
+    scale = images.dtype == np.uint8
+    data = {
+        "images": jnp.asarray(images),
+        "starts": jnp.asarray(starts, jnp.int32),
+        "counts": jnp.asarray(counts, jnp.int32),
+    }
+    largest = int(counts.max())
+
+    def sample(data: PyTree, key: Key) -> Task:
+        k_class, k_image, k_size, k_support, k_query = jax.random.split(key, 5)
+        ids = _distinct(k_class, num_classes * turns, ways[1])
+        classes, turn = ids % num_classes, ids // num_classes
+        rows = jax.vmap(lambda k, n: _distinct(k, largest, per_class, n))(
+            jax.random.split(k_image, ways[1]), data["counts"][classes]
+        )
+        x = data["images"][data["starts"][classes][:, None] + rows]
+        if turns > 1:
+            x = jax.vmap(_rotate)(x, turn)
+        x = x.astype(jnp.float32) / 255 if scale else x
+        k_ways, k_shots = jax.random.split(k_size)
+        num_way = _draw(k_ways, ways)
+        num_shot = _draw(k_shots, shots)
+        way = jnp.arange(ways[1])
+        y = jnp.broadcast_to(way[:, None], (ways[1], per_class))
+        used = jnp.broadcast_to((way < num_way)[:, None], y.shape)
+        shot = jnp.arange(shots[1])
+
+        def part(order_key: Key, x: Array, y: Array, mask: Array) -> Examples:
+            order = jax.random.permutation(order_key, y.size)
+            x = x.reshape((y.size, *x.shape[2:]))
+            return Examples(
+                x=x[order], y=y.reshape(-1)[order], mask=mask.reshape(-1)[order]
+            )
+
+        cut = shots[1]
+        support_mask = used[:, :cut] & (shot < num_shot)
+        return Task(
+            support=part(k_support, x[:, :cut], y[:, :cut], support_mask),
+            query=part(k_query, x[:, cut:], y[:, cut:], used[:, cut:]),
+            info={"class_ids": ids, "num_ways": num_way},
+        )
+
+    label = name or f"{_label(ways)}way-{_label(shots)}shot"
+    return TaskSampler(sample, data, label)
+
+
+def _by_class(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images sorted by class, and where each class starts and how many it has."""
+    images, labels = np.asarray(images), np.asarray(labels)
+    if not (images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)):
+        raise TypeError(
+            f"images have dtype {images.dtype}; expected uint8 (0..255) or float."
+        )
+    if images.dtype == np.float64:
+        images = images.astype(np.float32)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels have dtype {labels.dtype}; expected integers [I].")
+    if labels.ndim != 1 or images.shape[:1] != labels.shape or not labels.size:
+        raise ValueError(
+            f"images have shape {images.shape} and labels {labels.shape}; expected "
+            "[I, ...] and [I] with the same I >= 1."
+        )
+    if np.issubdtype(images.dtype, np.floating):
+        bad = ~np.isfinite(images.reshape(len(images), -1)).all(1)
+        if bad.any():
+            raise ValueError(
+                f"{int(bad.sum())} of {len(images)} images hold non-finite values, the "
+                f"first is number {int(bad.argmax())}; expected finite pixels."
+            )
+    order = np.argsort(labels, kind="stable")
+    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    return images[order], starts, counts
+
+
+def _check_enough(counts: np.ndarray, turns: int, ways: int, per_class: int) -> None:
+    if len(counts) * turns < ways:
+        raise ValueError(
+            f"{ways}-way tasks need {ways} classes, the set has {len(counts) * turns}. "
+            "Ask for fewer ways or bring more classes."
+        )
+    if counts.min() < per_class:
+        raise ValueError(
+            f"class {int(counts.argmin())} has {int(counts.min())} images, but support "
+            f"and query take {per_class} different ones of a class. Ask for fewer shots "
+            "or queries, or leave that class out."
+        )
+
+
+def _range(value: Range, name: str, least: int) -> tuple[int, int]:
+    low, high = value if isinstance(value, (tuple, list)) else (value, value)
+    if not least <= low <= high:
+        raise ValueError(
+            f"{name} is {value!r}; expected an integer of {least} or more, or a range "
+            "(low, high) of such."
+        )
+    return int(low), int(high)
+
+
+def _label(limits: tuple[int, int]) -> str:
+    return str(limits[0]) if limits[0] == limits[1] else f"{limits[0]}to{limits[1]}"
+
+
+def _draw(key: Key, limits: tuple[int, int]) -> Array:
+    if limits[0] == limits[1]:
+        return jnp.asarray(limits[0], jnp.int32)
+    return jax.random.randint(key, (), limits[0], limits[1] + 1)
+
+
+def _distinct(key: Key, population: int, num: int, limit: Array | None = None) -> Array:
+    """`num` different integers of `0..limit-1` in random order, int32 `[num]`.
+
+    The largest of random 32-bit scores: uniform up to ties, which are broken by index
+    and rarer than one in four thousand for a million items.
+    """
+    scores = jax.random.bits(key, (population,), jnp.uint32) >> 1
+    scores = scores.astype(jnp.int32)
+    if limit is not None:
+        scores = jnp.where(jnp.arange(population) < limit, scores, -1)
+    return jax.lax.top_k(scores, num)[1]
+
+
+def _rotate(images: Array, turn: Array) -> Array:
+    """Images `[..., S, S, C]` turned by `turn` times 90 degrees."""
+    axes = (images.ndim - 3, images.ndim - 2)
+    turned = [jnp.rot90(images, k, axes) for k in range(4)]
+    return jax.lax.select_n(turn, *turned)

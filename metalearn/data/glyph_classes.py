@@ -1,0 +1,204 @@
+"""Which characters are classes of the embedded glyphs, and in which part.
+
+A class is a shape, not a code point: Latin A, Greek Alpha and Cyrillic A look the
+same, and so do o and O once scale is jittered. Looking alike is measured: two
+characters are compared in every face that has both (normalised to one box, slightly
+blurred, correlation of pixels, mean over the faces). Characters are visited in a
+fixed order; one that looks like an earlier class joins it and is never drawn, so that
+no merged class has two shapes and no shape is in two parts.
+
+Letters with diacritics that Unicode can decompose are left out: they repeat their
+base letter. Left out too are combining marks, compatibility variants (superscripts,
+styled mathematical letters), and characters that fewer than `MIN_FACES` different
+faces draw, where two faces with nearly equal bitmaps count once.
+
+Parts are by script. Meta-test: Greek, Armenian, Georgian, Hebrew. Meta-validation:
+Cyrillic. Meta-training: Latin with its phonetic extensions, Arabic, Lao, and symbols.
+The order of visits (ASCII, test scripts, validation, the rest) makes a shape that is
+shared by a test script and, say, a phonetic letter or a symbol a test class only.
+
+All sums are over small integers in floating point, hence exact, so that the classes
+do not depend on the machine's linear algebra.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from metalearn.data.glyph_faces import Face
+
+MIN_FACES = 8
+# Correlations above which two characters are one class, two faces one drawer.
+SAME_SHAPE = 0.90
+SAME_FACE = 0.995
+MIN_SHARED_FACES = 3
+SCRIPTS = {
+    "train": ("Latin", "Arabic", "Lao", "Symbols"),
+    "validation": ("Cyrillic",),
+    "test": ("Greek", "Armenian", "Georgian", "Hebrew"),
+}
+_SCRIPT_OF_FIRST_WORD = {
+    **{name.upper(): name for scripts in SCRIPTS.values() for name in scripts},
+    **{"COPTIC": "Greek", "ARABIC-INDIC": "Arabic", "EXTENDED": "Arabic"},
+}
+_VISIT = (*SCRIPTS["test"], *SCRIPTS["validation"], *SCRIPTS["train"])
+_BOX = 20
+_SIDE = 28
+_UNIT = 2047  # correlations are computed on integers; the square of this is exact
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlyphClass:
+    """One class.
+
+    Attributes:
+      code_point: The character that is drawn.
+      script: Its script; "Symbols" for everything that is not a letter of one.
+      faces: Indices of the faces that draw it differently, in order of preference.
+      merged: The characters that look like it.
+    """
+
+    code_point: int
+    script: str
+    faces: tuple[int, ...]
+    merged: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The character's Unicode name."""
+        return unicodedata.name(chr(self.code_point))
+
+    @property
+    def part(self) -> str:
+        """The part of the data set that its script belongs to."""
+        return next(part for part, names in SCRIPTS.items() if self.script in names)
+
+
+def script_of(code_point: int) -> str:
+    """The script of a character, from its Unicode name."""
+    first = unicodedata.name(chr(code_point), "").split(" ")[0]
+    return _SCRIPT_OF_FIRST_WORD.get(first, "Symbols")
+
+
+def is_candidate(code_point: int) -> bool:
+    """Whether a character may be a class: no marks, diacritics or style variants."""
+    character = chr(code_point)
+    if unicodedata.category(character)[0] not in "LNSP":
+        return False
+    if not unicodedata.name(character, ""):
+        return False
+    # Contextual forms of Arabic letters are shapes of their own; an isolated form is
+    # the letter itself, and every other decomposition repeats another character.
+    decomposition = unicodedata.decomposition(character)
+    return decomposition == "" or decomposition.startswith(
+        ("<initial>", "<medial>", "<final>")
+    )
+
+
+def find_classes(faces: Sequence[Face]) -> list[GlyphClass]:
+    """Chooses the classes.
+
+    Args:
+      faces: The faces, in order of preference.
+
+    Returns:
+      The classes, sorted by part, script and code point.
+    """
+    code_points, descriptors = _describe(faces)
+    drawers = [_different_faces(d) for d in descriptors]
+    kept = [i for i, found in enumerate(drawers) if len(found) >= MIN_FACES]
+    kept.sort(key=lambda i: (_visit(code_points[i]), -len(drawers[i]), code_points[i]))
+    alike = _similarity([descriptors[i] for i in kept], len(faces))
+    leaders: list[int] = []
+    followers: dict[int, list[int]] = {}
+    for i in range(len(kept)):
+        nearest = max(leaders, key=lambda j: alike[i, j], default=None)
+        if nearest is not None and alike[i, nearest] >= SAME_SHAPE:
+            followers[nearest].append(code_points[kept[i]])
+        else:
+            leaders.append(i)
+            followers[i] = []
+    classes = [
+        GlyphClass(
+            code_point=code_points[kept[i]],
+            script=script_of(code_points[kept[i]]),
+            faces=drawers[kept[i]],
+            merged=tuple(sorted(followers[i])),
+        )
+        for i in leaders
+    ]
+    parts = list(SCRIPTS)
+    classes.sort(key=lambda c: (parts.index(c.part), c.script, c.code_point))
+    return classes
+
+
+def _describe(faces):
+    """Maps each candidate to {face index: descriptor} of the faces that draw it."""
+    counts: dict[int, int] = {}
+    for face in faces:
+        for code_point in face.code_points:
+            counts[code_point] = counts.get(code_point, 0) + 1
+    code_points = sorted(
+        c for c, count in counts.items() if count >= MIN_FACES and is_candidate(c)
+    )
+    descriptors: list[dict[int, np.ndarray]] = [{} for _ in code_points]
+    for index, face in enumerate(faces):
+        for i, code_point in enumerate(code_points):
+            if code_point in face.code_points:
+                pixels = face.render(code_point)
+                if pixels is not None and min(pixels.shape) > 1:
+                    descriptors[i][index] = _descriptor(pixels)
+    return code_points, descriptors
+
+
+def _descriptor(pixels):
+    """int16 `[28 * 28]`: the glyph in a fixed box, blurred, centred, of length _UNIT."""
+    height, width = pixels.shape
+    scale = _BOX / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    canvas = Image.new("L", (_SIDE, _SIDE))
+    corner = (_SIDE - size[0]) // 2, (_SIDE - size[1]) // 2
+    canvas.paste(Image.fromarray(pixels).resize(size, Image.Resampling.BOX), corner)
+    x = np.asarray(canvas).astype(np.int64)
+    for axis in (0, 1):
+        x = np.roll(x, 1, axis) + 2 * x + np.roll(x, -1, axis)
+    x = (x * x.size - x.sum()).ravel()
+    length = np.sqrt(float((x // 16 * (x // 16)).sum())) * 16
+    return np.rint(x * (_UNIT / max(length, 1.0))).astype(np.int16)
+
+
+def _different_faces(descriptors):
+    """Faces whose drawing differs from those of all faces before them."""
+    chosen: list[int] = []
+    rows = np.zeros((len(descriptors), _SIDE * _SIDE), np.float32)
+    for index in sorted(descriptors):
+        x = descriptors[index].astype(np.float32)
+        if not chosen or (rows[: len(chosen)] @ x).max() < SAME_FACE * _UNIT**2:
+            rows[len(chosen)] = x
+            chosen.append(index)
+    return tuple(chosen)
+
+
+def _similarity(descriptors, num_faces):
+    """Mean correlation `[N, N]` over shared faces; 0 where too few are shared."""
+    total = np.zeros((len(descriptors), len(descriptors)))
+    shared = np.zeros(total.shape, np.int32)
+    for index in range(num_faces):
+        having = [i for i, found in enumerate(descriptors) if index in found]
+        if not having:
+            continue
+        x = np.stack([descriptors[i][index] for i in having]).astype(np.float32)
+        cells = np.ix_(having, having)
+        total[cells] += x @ x.T
+        shared[cells] += 1
+    mean = total / (np.maximum(shared, 1) * float(_UNIT) ** 2)
+    return np.where(shared >= MIN_SHARED_FACES, mean, 0.0)
+
+
+def _visit(code_point):
+    return -1 if code_point < 128 else _VISIT.index(script_of(code_point))

@@ -1,0 +1,104 @@
+"""The typefaces that draw the embedded glyphs.
+
+matplotlib and pymupdf-fonts, both dependencies of this package, ship some fifty
+free typefaces (DejaVu, STIX, Computer Modern; FiraGO, Noto, Ubuntu, Cascadia and
+others). Each plays the part of one person with a pen. Nothing is downloaded, and no
+font installed on the machine is used, so the set is the same everywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFont
+
+# In order of preference as drawers: one regular face of every family first, then
+# slanted and bold ones, families alternating.
+FACES = (
+    *("DejaVuSans", "STIXGeneral", "FiraGO_Regular", "NotoSans_Regular"),
+    *("Ubuntu_Regular", "DejaVuSerif", "cmr10", "CascadiaMono_Regular"),
+    *("SpaceMono_Regular", "cmtt10", "UbuntuMono_Regular", "STIXGeneralItalic"),
+    *("DejaVuSansMono", "FiraMono_Regular", "cmss10", "NotoSansMath_Regular"),
+    *("DejaVuSerif-Bold", "cmti10", "FiraGO_BoldItalic", "STIXGeneralBolIta"),
+    *("SpaceMono_Italic", "NotoSans_Bold", "Ubuntu_Italic", "DejaVuSans-BoldOblique"),
+    *("CascadiaMono_BoldItalic", "DejaVuSerif-Italic", "UbuntuMono_BoldItalic"),
+    *("FiraGO_Italic", "STIXGeneralBol", "cmb10", "NotoSans_Italic", "FiraMono_Bold"),
+    *("DejaVuSansMono-Oblique", "Ubuntu_Bold", "SpaceMono_Bold", "FiraGO_Bold"),
+    *("DejaVuSans-Bold", "CascadiaMono_Italic", "DejaVuSerif-BoldItalic"),
+    *("NotoSans_BoldItalic", "UbuntuMono_Italic", "DejaVuSansMono-Bold"),
+    *("Ubuntu_BoldItalic", "SpaceMono_BoldItalic", "CascadiaMono_Bold"),
+    *("DejaVuSans-Oblique", "DejaVuSansMono-BoldOblique", "UbuntuMono_Bold"),
+    *("NotoSansSymbols_Regular", "NotoSansSymbols2_Regular"),
+)
+# Computer Modern's character map is TeX's; only letters and digits are where Unicode
+# has them.
+_TEX_FACES = ("cmr10", "cmtt10", "cmss10", "cmti10", "cmb10")
+
+
+class Face:
+    """One typeface at one size.
+
+    Attributes:
+      name: Name in `FACES`.
+      code_points: The code points it has a glyph for.
+
+    Raises:
+      FileNotFoundError: The installed packages do not have this face.
+    """
+
+    def __init__(self, name: str, *, size: int):
+        from fontTools.ttLib import TTFont
+
+        data = _font_bytes(name)
+        self.name = name
+        with TTFont(io.BytesIO(data), lazy=True) as font:
+            self.code_points = frozenset(font.getBestCmap())
+        if name in _TEX_FACES:
+            self.code_points = frozenset(
+                c for c in self.code_points if c < 128 and chr(c).isalnum()
+            )
+        # The basic layout draws a character as it is, whether or not Raqm is there.
+        self._font = ImageFont.truetype(
+            io.BytesIO(data), size, layout_engine=ImageFont.Layout.BASIC
+        )
+        self._missing = self._render("\uffff")
+
+    def render(self, code_point: int) -> np.ndarray | None:
+        """Draws one character, cut to its ink.
+
+        Returns:
+          uint8 `[h, w]`, ink 255; None for a blank glyph and for the box or cross
+          that a face shows in place of a character it does not have.
+        """
+        pixels = self._render(chr(code_point))
+        if pixels is None or (
+            self._missing is not None and np.array_equal(pixels, self._missing)
+        ):
+            return None
+        return pixels
+
+    def _render(self, character):
+        mask = self._font.getmask(character, mode="L")
+        if 0 in mask.size:
+            return None
+        image = Image.frombytes("L", mask.size, bytes(mask))
+        box = image.getbbox()
+        return None if box is None else np.asarray(image.crop(box))
+
+
+def _font_bytes(name):
+    if "_" in name:
+        module = importlib.import_module(f"pymupdf_fonts.{name}")
+        return module.fontbuffer
+    import matplotlib
+
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; expected the fonts that matplotlib ships. "
+            "Install matplotlib anew: pip install --force-reinstall matplotlib"
+        )
+    return path.read_bytes()

@@ -1,0 +1,165 @@
+"""From the objective of one task to a meta-gradient over a batch of tasks.
+
+The only code that splits keys over tasks, maps over them, chunks and reduces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metalearn import _cost
+from metalearn._task import Task
+from metalearn._typing import EstimateFn, Key, Objective, PyTree
+from metalearn.learner import Estimate
+from metalearn.model import Variables
+
+
+def gradient_estimator(
+    objective: Objective,
+    *,
+    task_chunk: int | str = "auto",
+    reduce_state: str | Callable[[PyTree], PyTree] = "mean",
+) -> EstimateFn:
+    """Builds `estimate` from the objective of one task.
+
+    The meta-gradient is that of the mean objective over tasks.
+
+    Args:
+      objective: `(variables, task, *, key) -> (loss, (state, metrics))`, metrics being
+        scalars.
+      task_chunk: Tasks handled at once; the rest waits its turn in a scan. `"auto"`
+        picks by platform and by the memory traffic of a task (`metalearn._cost`).
+      reduce_state: How the states of the tasks become one: `"mean"` (floats averaged,
+        integers of the first task kept), `"keep"` (the old state), or a function of
+        the states `[T, ...]`.
+
+    Returns:
+      `estimate(variables, tasks, *, key) -> Estimate`.
+
+    Example:
+      >>> learner = ml.MetaLearner(init, adapt, predict, ml.gradient_estimator(objective))
+    """
+
+    def summed(params: PyTree, state: PyTree, tasks: Task, keys: Key):
+        def one(task: Task, key: Key):
+            variables = Variables(params=params, state=state)
+            return objective(variables, task, key=key)
+
+        losses, aux = jax.vmap(one)(tasks, keys)
+        return jnp.sum(losses), aux
+
+    def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
+        def chunk_grads(chunk):
+            grads, aux = jax.grad(summed, has_aux=True)(
+                variables.params, variables.state, *chunk
+            )
+            return grads, aux
+
+        grads, (states, metrics), num = map_tasks(
+            chunk_grads, tasks, key, task_chunk=task_chunk
+        )
+        grads = jax.tree.map(lambda g: g / num, grads)
+        state = reduce_states(reduce_state, variables.state, states)
+        return Estimate(grads=grads, state=state, metrics=metrics)
+
+    return estimate
+
+
+def map_tasks(
+    fn: Callable[[tuple[Task, Key]], tuple[PyTree, PyTree]],
+    tasks: Task,
+    key: Key,
+    *,
+    task_chunk: int | str,
+) -> tuple[PyTree, PyTree, int]:
+    """Applies `fn` to chunks of tasks: sums its first result, stacks its second.
+
+    Args:
+      fn: `((tasks [C, ...], keys [C])) -> (to_sum, per_task [C, ...])`.
+      tasks: Batch with leading axis `[T]`.
+      key: Split over the tasks, so results do not depend on the chunk size.
+      task_chunk: C, or `"auto"`.
+
+    Returns:
+      The sum, the stacked per-task results `[T, ...]`, and T.
+    """
+    num = num_tasks(tasks)
+    pairs = (tasks, jax.random.split(key, num))
+    chunk = resolve_chunk(lambda *pair: fn(pair), pairs, num, task_chunk)
+    if chunk >= num:
+        total, stacked = fn(pairs)
+        return total, stacked, num
+
+    full = num // chunk * chunk
+    chunks = jax.tree.map(
+        lambda x: x[:full].reshape((full // chunk, chunk, *x.shape[1:])), pairs
+    )
+
+    def step(total: PyTree, pair: tuple[Task, Key]):
+        part, stacked = fn(pair)
+        return jax.tree.map(jnp.add, total, part), stacked
+
+    like = jax.eval_shape(lambda p: fn(p)[0], jax.tree.map(lambda x: x[0], chunks))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    total, stacked = jax.lax.scan(step, zeros, chunks)
+    stacked = jax.tree.map(lambda x: x.reshape((full, *x.shape[2:])), stacked)
+    if full < num:
+        part, rest = fn(jax.tree.map(lambda x: x[full:], pairs))
+        total = jax.tree.map(jnp.add, total, part)
+        stacked = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), stacked, rest)
+    return total, stacked, num
+
+
+def num_tasks(tasks: Task) -> int:
+    """T of a batch.
+
+    Raises:
+      ValueError: the leaves disagree, or the masks are not `[T, N]`.
+    """
+    shape = jnp.shape(tasks.support.mask)
+    if len(shape) != 2:
+        raise ValueError(
+            f"tasks.support.mask has shape {shape}; a batch of tasks needs [T, N]. One "
+            "task goes to adapt and predict; stack_tasks makes a batch."
+        )
+    return shape[0]
+
+
+def resolve_chunk(
+    fn: Callable[..., Any], pairs: PyTree, num: int, task_chunk: int | str
+) -> int:
+    """The number of tasks to handle at once.
+
+    Raises:
+      ValueError: neither `"auto"` nor a positive integer.
+    """
+    if task_chunk == "auto":
+        one = jax.tree.map(lambda x: x[:1], pairs)
+        return min(num, _cost.tasks_at_once(fn, *one))
+    if not isinstance(task_chunk, int) or task_chunk < 1:
+        raise ValueError(
+            f"task_chunk is {task_chunk!r}; expected 'auto' or a positive integer."
+        )
+    return min(num, task_chunk)
+
+
+def reduce_states(
+    how: str | Callable[[PyTree], PyTree], old: PyTree, states: PyTree
+) -> PyTree:
+    """One state from those of the tasks `[T, ...]`; see `gradient_estimator`."""
+    if callable(how):
+        return how(states)
+    if how == "keep":
+        return old
+    if how == "mean":
+        return jax.tree.map(
+            lambda s: s.mean(0) if jnp.issubdtype(s.dtype, jnp.inexact) else s[0],
+            states,
+        )
+    raise ValueError(
+        f"reduce_state is {how!r}; expected 'mean', 'keep' or a function of the states."
+    )

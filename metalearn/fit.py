@@ -1,0 +1,362 @@
+"""The driver of meta-training: compiles, logs, validates, checkpoints and resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metalearn import _checks
+from metalearn._task import Task, TaskSampler, as_sampler, sample_batch
+from metalearn._typing import Array, Key, LossFn, Metrics, PyTree
+from metalearn.evaluation import evaluate
+from metalearn.learner import MetaLearner
+from metalearn.model import Variables
+from metalearn.sinks import Progress, Sink
+from metalearn.trainer import MetaTrainer, TrainState
+
+
+class NonFiniteGradient(FloatingPointError):
+    """A meta-gradient held NaN or infinity and training was asked to stop."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validation:
+    """How training is judged while it runs, on classes held back for that.
+
+    Attributes:
+      tasks: Sampler over meta-validation classes; never meta-test ones.
+      learner: Whose `adapt` and `predict` to use; the trained one when `None`.
+      loss_fn: As in `evaluate`.
+      num_tasks: Tasks of each validation, always the same ones.
+      every: Steps between validations; there is one after the last step as well.
+      metric: Which number decides.
+      patience: Validations without improvement after which training stops; `None` never.
+      seed: Of the validation tasks.
+    """
+
+    tasks: Any
+    learner: MetaLearner | None = None
+    loss_fn: LossFn | None = None
+    num_tasks: int = 200
+    every: int = 500
+    metric: str = "query/accuracy"
+    patience: int | None = None
+    seed: int = 0
+
+    @property
+    def higher_is_better(self) -> bool:
+        return not self.metric.endswith("loss")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """What training leaves.
+
+    Attributes:
+      variables: The best by validation, or the last without validation.
+      state: After the last step, to go on from.
+      history: Rows as they were logged.
+      best_step: Step of `variables`.
+    """
+
+    variables: Variables
+    state: TrainState
+    history: list[dict[str, Any]]
+    best_step: int
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Progress:
+    """Host-side bookkeeping, saved with every checkpoint."""
+
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    seconds: float = 0.0
+    stopped: bool = False
+    history: list = dataclasses.field(default_factory=list)
+
+
+def fit(
+    trainer: MetaTrainer,
+    tasks: Any,
+    *,
+    num_steps: int,
+    tasks_per_step: int,
+    key: Key,
+    validation: Validation | None = None,
+    log_every: int = 100,
+    sinks: Sequence[Sink] = (),
+    progress: bool | None = None,
+    checkpoints: Any = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
+    nonfinite: str = "stop",
+) -> FitResult:
+    """Trains for `num_steps` outer steps with tasks drawn on the device.
+
+    Step i depends on the state, `key` and i only, so a resumed run repeats an
+    uninterrupted one bit for bit.
+
+    Args:
+      trainer: From `meta_trainer`.
+      tasks: A `TaskSampler` or a function `key -> Task`.
+      num_steps: Outer steps in all, those before a resume included.
+      tasks_per_step: T, tasks of one outer step.
+      key: Consumed; the same key resumes the same run.
+      validation: Judges on held-back classes, keeps the best variables, stops early.
+      log_every: Steps between rows of the history.
+      sinks: Functions that get every row, e.g. `ml.sinks.json_lines("metrics.jsonl")`.
+      progress: Whether to draw a progress bar; `None` decides by the terminal.
+      checkpoints: A `metalearn.checkpoint.Checkpoints` to save to.
+      checkpoint_every: Steps between checkpoints; only at the end when `None`.
+      resume: Goes on from the latest checkpoint, if there is one.
+      nonfinite: "stop" raises at the first non-finite meta-gradient; "skip" leaves that
+        update out and counts it in `meta/skipped`.
+
+    Returns:
+      A `FitResult`.
+
+    Raises:
+      NonFiniteGradient: with the step; the last checkpoint is untouched.
+      CheckpointMismatch: the checkpoint to resume is of another model or optimiser.
+      ValueError: bad arguments or data, found before anything is computed.
+
+    Example:
+      >>> result = ml.fit(trainer, ml.tasks.sinusoid(), num_steps=3_000,
+      ...                 tasks_per_step=25, key=jax.random.key(0))
+    """
+    for name, value in (
+        ("num_steps", num_steps),
+        ("tasks_per_step", tasks_per_step),
+        ("log_every", log_every),
+        ("checkpoint_every", checkpoint_every or 1),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; expected 1 or more.")
+    if nonfinite not in ("stop", "skip"):
+        raise ValueError(f"nonfinite is {nonfinite!r}; expected 'stop' or 'skip'.")
+    if resume and checkpoints is None:
+        raise ValueError(
+            "resume=True needs checkpoints to resume from; give Checkpoints."
+        )
+
+    sampler = as_sampler(tasks)
+    k_init, k_first, k_steps = jax.random.split(key, 3)
+    first = sampler(k_first)
+    state = jax.jit(trainer.init)(k_init, first)
+    _check_data(trainer.learner, state.variables, first)
+    best = state.variables
+    notes = _Progress()
+    if resume and checkpoints.latest() is not None:
+        like = {"state": state, "best": best}
+        restored, extra = checkpoints.restore(checkpoints.latest(), like=like)
+        state, best = restored["state"], restored["best"]
+        notes = _Progress(**extra)
+    step = int(state.step)
+
+    loop = _loop(trainer, sampler.sample, tasks_per_step)
+    totals = _no_totals(trainer, state, first, tasks_per_step)
+    fresh = totals
+    state, totals = _copy(state), _copy(fresh)
+    bar = Progress(num_steps, start=step, show=progress, label="meta-train")
+    every = {log_every, validation.every if validation else num_steps}
+    every |= {checkpoint_every or num_steps}
+    steps_per_call, shown, window = 1, {}, 0.0
+    try:
+        while step < num_steps and not notes.stopped:
+            stop = min(num_steps, *(step - step % n + n for n in every))
+            stop = min(stop, step + steps_per_call)
+            began = time.perf_counter()
+            state, totals = loop(
+                state, totals, sampler.data, k_steps, jnp.asarray(stop, jnp.int32)
+            )
+            first_bad = int(totals["first_bad"])  # waits for the device
+            seconds = time.perf_counter() - began
+            notes.seconds, window = notes.seconds + seconds, window + seconds
+            done, step = stop - step, stop
+            # The trip count is an argument of the compiled loop, so calls can grow to
+            # half a second each without another compilation.
+            steps_per_call = max(1, min(2 * steps_per_call, _aim(done, seconds)))
+            if first_bad >= 0 and nonfinite == "stop":
+                raise NonFiniteGradient(
+                    f"the meta-gradient of step {first_bad} is not finite; variables "
+                    "are as after the step before. Lower the inner or outer rate, clip "
+                    "gradients (optax.clip_by_global_norm), or train on with "
+                    "nonfinite='skip'."
+                )
+            last = step == num_steps
+            if step % log_every == 0 or last:
+                row = _row(step, totals, tasks_per_step, window, notes.seconds)
+                shown = {k: row[k] for k in _shown(row)}
+                totals, window = _copy(fresh), 0.0
+                _emit(row, notes, sinks)
+            bar.update(done, shown)
+            if validation and (step % validation.every == 0 or last):
+                best = _validate(validation, trainer, state, best, notes, sinks, step)
+            due = checkpoint_every and step % checkpoint_every == 0
+            if checkpoints is not None and (due or last or notes.stopped):
+                if not validation:
+                    best, notes.best_step = state.variables, step
+                # Logging windows restart at a checkpoint's resume, hence the order.
+                checkpoints.save(
+                    step, {"state": state, "best": best}, dataclasses.asdict(notes)
+                )
+    finally:
+        bar.close()
+    if not validation:
+        best, notes.best_step = state.variables, step
+    return FitResult(
+        variables=best, state=state, history=notes.history, best_step=notes.best_step
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _loop(trainer: MetaTrainer, sample: Any, tasks_per_step: int):
+    """The compiled loop; cached so that a second call of `fit` compiles nothing."""
+
+    def run(state: TrainState, totals: PyTree, data: PyTree, key: Key, stop: Array):
+        def body(carry: tuple) -> tuple:
+            state, totals = carry
+            k_tasks, k_step = jax.random.split(jax.random.fold_in(key, state.step))
+            sampler = TaskSampler(sample, data)
+            tasks = sample_batch(
+                sampler, data, jax.random.split(k_tasks, tasks_per_step)
+            )
+            number = state.step
+            state, report = trainer.step(state, tasks, key=k_step)
+            return state, _accumulate(totals, report, number)
+
+        return jax.lax.while_loop(
+            lambda carry: carry[0].step < stop, body, (state, totals)
+        )
+
+    return jax.jit(run, donate_argnums=(0, 1))
+
+
+def _no_totals(
+    trainer: MetaTrainer, state: TrainState, task: Task, num: int
+) -> dict[str, Any]:
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num, *x.shape), x.dtype), task)
+    _, report = jax.eval_shape(
+        lambda s, t: trainer.step(s, t, key=jax.random.key(0)), state, batch
+    )
+    names = [name for name in report if name != "meta/finite"]
+    return {
+        "sums": {name: jnp.zeros((), jnp.float32) for name in names},
+        "good": jnp.zeros((), jnp.float32),
+        "bad": jnp.zeros((), jnp.int32),
+        "first_bad": jnp.full((), -1, jnp.int32),
+    }
+
+
+def _accumulate(totals: dict, report: Metrics, number: Array) -> dict:
+    finite = report["meta/finite"][0] > 0
+    first_bad = jnp.where(
+        (totals["first_bad"] < 0) & ~finite, number, totals["first_bad"]
+    )
+    return {
+        "sums": {
+            name: total + jnp.where(finite, report[name].mean().astype(jnp.float32), 0)
+            for name, total in totals["sums"].items()
+        },
+        "good": totals["good"] + finite,
+        "bad": totals["bad"] + ~finite,
+        "first_bad": first_bad,
+    }
+
+
+def _row(
+    step: int, totals: dict, tasks_per_step: int, window: float, seconds: float
+) -> dict[str, Any]:
+    good, bad = float(totals["good"]), int(totals["bad"])
+    row: dict[str, Any] = {"step": step}
+    if good:
+        row |= {name: float(total) / good for name, total in totals["sums"].items()}
+    if bad:
+        row["meta/skipped"] = bad
+    row["tasks_per_s"] = round((good + bad) * tasks_per_step / max(window, 1e-9), 2)
+    row["seconds"] = round(seconds, 3)
+    return row
+
+
+def _shown(row: dict[str, Any]) -> list[str]:
+    return [
+        k for k in row if k.endswith(("loss", "accuracy", "tasks_per_s", "skipped"))
+    ]
+
+
+def _emit(row: dict[str, Any], notes: _Progress, sinks: Sequence[Sink]) -> None:
+    notes.history.append(row)
+    for sink in sinks:
+        sink(row)
+
+
+def _validate(
+    validation: Validation,
+    trainer: MetaTrainer,
+    state: TrainState,
+    best: Variables,
+    notes: _Progress,
+    sinks: Sequence[Sink],
+    step: int,
+) -> Variables:
+    began = time.perf_counter()
+    result = evaluate(
+        validation.learner or trainer.learner,
+        state.variables,
+        validation.tasks,
+        validation.loss_fn,
+        num_tasks=validation.num_tasks,
+        key=jax.random.key(validation.seed),
+    )
+    if validation.metric not in result.values:
+        raise ValueError(
+            f"validation metric {validation.metric!r} is not reported; there are "
+            f"{sorted(result.values)}."
+        )
+    notes.seconds += time.perf_counter() - began
+    means = {
+        f"validation/{name.removeprefix('query/')}": float(values.mean())
+        for name, values in result.values.items()
+    }
+    value = float(result.values[validation.metric].mean())
+    sign = 1 if validation.higher_is_better else -1
+    improved = math.isfinite(value) and (
+        notes.best is None or sign * value > sign * notes.best
+    )
+    if improved:
+        best = _copy(state.variables)
+        notes.best, notes.best_step, notes.stale = value, step, 0
+    else:
+        notes.stale += 1
+    if validation.patience is not None and notes.stale >= validation.patience:
+        notes.stopped = True
+    _emit({"step": step, **means, "best_step": notes.best_step}, notes, sinks)
+    return best
+
+
+def _check_data(learner: MetaLearner, variables: Variables, task: Task) -> None:
+    outputs = jax.eval_shape(
+        lambda v, t: learner.predict(
+            learner.adapt(v, t.support, key=jax.random.key(0)), t.query.x
+        ),
+        variables,
+        task,
+    )
+    _checks.values_of_task(task, outputs)
+
+
+def _aim(steps: int, seconds: float, aim: float = 0.5) -> int:
+    return max(1, int(aim * steps / max(seconds, 1e-6)))
+
+
+def _copy(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.copy, tree)

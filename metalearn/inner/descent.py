@@ -1,0 +1,188 @@
+"""Adaptation of a model by gradient descent on the support loss.
+
+The mechanism that MAML, its relatives, Reptile and fine-tuning share. An algorithm adds
+what it optimises in the outer loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metalearn import _tree
+from metalearn._task import Examples
+from metalearn._typing import Array, Key, LossFn, PathFilter, PyTree
+from metalearn.inner.norm import normaliser
+from metalearn.inner.unroll import Unrolled, resolve, unroll
+from metalearn.losses import mask_absent, present_classes
+from metalearn.model import Model, Variables
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """A model adapted to one task.
+
+    Attributes:
+      params: All parameters of the model, adapted and shared.
+      state: The model's state for predictions, e.g. statistics of the support set.
+      present: Bool `[W]`, classes of the task; `None` unless absent ones are masked.
+    """
+
+    params: PyTree
+    state: PyTree
+    present: Array | None = None
+
+
+class Descent(NamedTuple):
+    """Adaptation and prediction under one set of options.
+
+    Attributes:
+      init: `(key, task) -> Variables` of the model, state laid out for the policy.
+      adapt: `(variables, hparams, support, *, key, train=False, opt_state=None)
+        -> (Adapted, Unrolled)`; in `Unrolled.params` stands the adapted subset only.
+      predict: `(adapted, x, *, key, train=False, mask=None) -> (outputs, state)`.
+      collect: `(state, unrolled, query_state) -> state` after a training task.
+    """
+
+    init: Callable[..., Variables]
+    adapt: Callable[..., tuple[Adapted, Unrolled]]
+    predict: Callable[..., tuple[PyTree, PyTree]]
+    collect: Callable[..., PyTree]
+
+
+def descent(
+    model: Model,
+    loss_fn: LossFn,
+    inner_opt: Any,
+    *,
+    num_steps: int,
+    first_order: bool = False,
+    adapt_filter: PathFilter | None = None,
+    norm: str = "support",
+    remat: bool = False,
+    trajectory: bool = False,
+    batch_size: int | None = None,
+    mask_absent_classes: bool = False,
+) -> Descent:
+    """Gradient descent on the support loss as a pair of pure functions.
+
+    Args:
+      model: The network.
+      loss_fn: Loss of one task, e.g. `metalearn.losses.mse`.
+      inner_opt: An optax transformation, or `hparams -> transformation`.
+      num_steps: S, static.
+      first_order: Treats inner gradients as constants.
+      adapt_filter: `(path, leaf) -> bool`, which parameters move; all when `None`.
+      norm: Batch-norm policy, see `metalearn.inner.norm`.
+      remat: Recomputes each step in the backward pass.
+      trajectory: Keeps the adapted subset around every step.
+      batch_size: Examples an inner step sees, drawn without replacement by cycling a
+        shuffled support set; all of them when `None`.
+      mask_absent_classes: Gives classes without a support example a logit that never
+        wins; for tasks with a variable number of ways.
+    """
+    policy = normaliser(model, norm, num_steps)
+
+    def init(key: Key, task: Any) -> Variables:
+        variables = model.init(key, task.support.x)
+        _check_selection(variables.params, adapt_filter)
+        return Variables(params=variables.params, state=policy.init(variables.state))
+
+    def hide_absent(outputs: PyTree, present: Array | None) -> PyTree:
+        return outputs if present is None else mask_absent(outputs, present)
+
+    def adapt(variables, hparams, support, *, key, train=False, opt_state=None):
+        moving, fixed = _tree.split(variables.params, adapt_filter)
+        k_order, k_model, k_settle = _split(key, 3)
+        batches = _batches(k_order, support, batch_size, num_steps)
+        present = None
+        if mask_absent_classes:
+            present = _present(model, variables, support)
+
+        def loss(moving: PyTree, step: Array) -> tuple[Array, PyTree]:
+            examples = support if batches is None else batches(step)
+            outputs, state = policy.support(
+                _tree.merge(moving, fixed),
+                variables.state,
+                examples,
+                step,
+                key=None if k_model is None else jax.random.fold_in(k_model, step),
+                train=train,
+            )
+            return loss_fn(hide_absent(outputs, present), examples), state
+
+        result = unroll(
+            loss,
+            moving,
+            resolve(inner_opt, hparams),
+            num_steps=num_steps,
+            opt_state=opt_state,
+            first_order=first_order,
+            remat=remat,
+            trajectory=trajectory,
+        )
+        params = _tree.merge(result.params, fixed)
+        state = policy.settle(params, variables.state, support, key=k_settle)
+        return Adapted(params=params, state=state, present=present), result
+
+    def predict(adapted, x, *, key=None, train=False, mask=None):
+        outputs, state = policy.query(
+            adapted.params, adapted.state, x, key=key, train=train, mask=mask
+        )
+        return hide_absent(outputs, adapted.present), state
+
+    def collect(state: PyTree, unrolled: Unrolled, query_state: PyTree) -> PyTree:
+        return policy.collect(state, unrolled.aux, query_state)
+
+    return Descent(init, adapt, predict, collect)
+
+
+def _split(key: Key | None, num: int) -> list:
+    return [None] * num if key is None else list(jax.random.split(key, num))
+
+
+def _present(model: Model, variables: Variables, support: Examples) -> Array:
+    outputs = jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=True)[0], variables, support.x
+    )
+    return present_classes(support, outputs.shape[-1])
+
+
+def _batches(
+    key: Key | None, support: Examples, batch_size: int | None, num_steps: int
+) -> Callable[[Array], Examples] | None:
+    """`step -> Examples` of `batch_size`, cycling freshly shuffled support sets."""
+    num = support.mask.shape[0]
+    if batch_size is None or batch_size >= num:
+        return None
+    if key is None:
+        raise ValueError(
+            f"batch_size={batch_size} of {num} examples draws inner batches at random; "
+            "give a key: adapt(variables, support, key=jax.random.key(0))."
+        )
+    rounds = -(-num_steps * batch_size // num)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, num))(
+        jax.random.split(key, max(rounds, 1))
+    ).reshape(-1)
+
+    def batch(step: Array) -> Examples:
+        rows = jax.lax.dynamic_slice_in_dim(orders, step * batch_size, batch_size)
+        return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0), support)
+
+    return batch
+
+
+def _check_selection(params: PyTree, adapt_filter: PathFilter | None) -> None:
+    if adapt_filter is None:
+        return
+    moving, fixed = _tree.split(params, adapt_filter)
+    if not jax.tree.leaves(moving):
+        raise ValueError(
+            "adapt_filter selects no parameter, so nothing would adapt. The paths are: "
+            + ", ".join(_tree.leaf_paths(fixed))
+        )

@@ -1,0 +1,143 @@
+"""Which statistics batch normalisation uses: an explicit policy for models with state.
+
+A model without state (group norm, layer norm, none) is the same under every policy.
+
+| policy | support | query | transductive |
+|---|---|---|---|
+| `"support"` | batch statistics | statistics of the support set | no |
+| `"batch"` | batch statistics | batch statistics of the query set | yes |
+| `"running"` | batch in training, running averages after it | the same | no |
+| `"per_step"` | as `"running"` with its own averages for every inner step | the same | no |
+
+`"support"` is what Meta-Dataset (Triantafillou et al., 2020) uses for batch norm,
+`"batch"` what the code of MAML (Finn et al., 2017) does, `"per_step"` the running
+statistics of MAML++ (Antoniou et al., 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metalearn._task import Examples
+from metalearn._typing import Array, PyTree
+from metalearn.model import Model, Variables
+
+NORM_POLICIES = ("support", "batch", "running", "per_step")
+
+
+class Normaliser(NamedTuple):
+    """How a model is applied in a task under one policy.
+
+    Attributes:
+      init: `state -> state`, the learner's state from a fresh model's.
+      support: `(params, state, support, step, *, key, train) -> (outputs, new_state)`,
+        the forward pass of inner step `step`; the new state is that of one step.
+      settle: `(params, state, support, *, key) -> state`, the state for `query`.
+      query: `(params, settled, x, *, key, train, mask) -> (outputs, new_state)`.
+      collect: `(state, support_states [S, ...], query_state) -> state`, the learner's
+        state after a training task.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    support: Callable[..., tuple[PyTree, PyTree]]
+    settle: Callable[..., PyTree]
+    query: Callable[..., tuple[PyTree, PyTree]]
+    collect: Callable[[PyTree, PyTree, PyTree], PyTree]
+
+
+def normaliser(model: Model, policy: str, num_steps: int) -> Normaliser:
+    """The way to apply `model` under a policy of `NORM_POLICIES`.
+
+    Raises:
+      ValueError: unknown policy.
+    """
+    if policy not in NORM_POLICIES:
+        raise ValueError(
+            f"norm is {policy!r}; expected one of {', '.join(NORM_POLICIES)}. It says "
+            "which statistics batch norm uses; see metalearn.inner.norm."
+        )
+    per_step = policy == "per_step"
+    always_batch = policy in ("support", "batch")
+
+    def apply(params, state, x, *, key, train, mask):
+        variables = Variables(params=params, state=state)
+        return model.apply(variables, x, key=key, train=train, mask=mask)
+
+    def init(state: PyTree) -> PyTree:
+        if not per_step:
+            return state
+        return jax.tree.map(lambda s: jnp.stack([s] * (num_steps + 1)), state)
+
+    def support(params, state, examples, step, *, key, train):
+        if per_step:
+            state = jax.tree.map(lambda s: s[step], state)
+        return apply(
+            params,
+            state,
+            examples.x,
+            key=key,
+            train=train or always_batch,
+            mask=examples.mask,
+        )
+
+    def settle(params, state, examples, *, key):
+        if policy == "support" and jax.tree.leaves(state):
+            return batch_statistics(model, params, state, examples, key=key)
+        if per_step:
+            return jax.tree.map(lambda s: s[num_steps], state)
+        return state
+
+    def query(params, settled, x, *, key, train, mask):
+        train = {"support": False, "batch": True}.get(policy, train)
+        return apply(params, settled, x, key=key, train=train, mask=mask)
+
+    def collect(state, support_states, query_state):
+        if always_batch:
+            return state  # nothing ever reads the averages
+        if not per_step:
+            return query_state
+        return jax.tree.map(
+            lambda steps, last: jnp.concatenate([steps, last[None]]),
+            support_states,
+            query_state,
+        )
+
+    return Normaliser(init, support, settle, query, collect)
+
+
+def batch_statistics(
+    model: Model, params: PyTree, state: PyTree, examples: Examples, *, key: Any = None
+) -> PyTree:
+    """The state in which running averages equal the statistics of `examples`.
+
+    Works for any model whose training pass moves each average by `s' = m s + (1 - m) b`
+    towards the statistic `b` of the batch, as every batch norm does: two passes from
+    `s = 0` and `s = 1` give `m` and hence `b`. Their convolutions are the same
+    computation, which the compiler merges. Differentiable in `params`.
+    """
+
+    def moved(fill: float) -> PyTree:
+        probe = jax.tree.map(
+            lambda s: jnp.full_like(s, fill) if _is_float(s) else s, state
+        )
+        variables = Variables(params=params, state=probe)
+        return model.apply(
+            variables, examples.x, key=key, train=True, mask=examples.mask
+        )[1]
+
+    def solve(old: Array, from_zero: Array, from_one: Array) -> Array:
+        if not _is_float(old):
+            return old
+        weight = 1 - (from_one - from_zero)
+        moves = weight > 1e-6
+        return jnp.where(moves, from_zero / jnp.where(moves, weight, 1), old)
+
+    return jax.tree.map(solve, state, moved(0.0), moved(1.0))
+
+
+def _is_float(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)

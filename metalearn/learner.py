@@ -1,0 +1,102 @@
+"""The contract of every algorithm: a record of four pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from metalearn._typing import (
+    AdaptFn,
+    Array,
+    EstimateFn,
+    InitFn,
+    Metrics,
+    PredictFn,
+    PyTree,
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What one batch of tasks says about the outer update.
+
+    Attributes:
+      grads: Like `Variables.params`; a gradient or, for Reptile, what stands for one.
+      state: Like `Variables.state`, the state after this batch.
+      metrics: `{name: [T]}`, one number a task.
+    """
+
+    grads: PyTree
+    state: PyTree
+    metrics: Metrics
+
+
+class MetaLearner(NamedTuple):
+    """A meta-learning algorithm.
+
+    `init`, `adapt` and `predict` speak of ONE task and have no task axis; `estimate`
+    takes a batch of tasks. None of them is compiled; wrap them in `jax.jit` freely.
+
+    Attributes:
+      init: `(key, task) -> Variables`.
+      adapt: `(variables, support, *, key=None) -> adapted`; what `adapted` holds is the
+        algorithm's own business (weights, prototypes, a memory, ...).
+      predict: `(adapted, x, *, key=None) -> outputs`.
+      estimate: `(variables, tasks, *, key) -> Estimate`.
+      config: Name and hyper-parameters as pairs; read them with `describe`.
+
+    Example:
+      >>> learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
+      >>> adapted = learner.adapt(variables, task.support)
+      >>> outputs = learner.predict(adapted, task.query.x)
+    """
+
+    init: InitFn
+    adapt: AdaptFn
+    predict: PredictFn
+    estimate: EstimateFn
+    config: tuple[tuple[str, Any], ...] = ()
+
+
+def config_of(name: str, **hparams: Any) -> tuple[tuple[str, Any], ...]:
+    """The `config` of a learner: hashable pairs, functions shown by their name."""
+
+    def plain(value: Any) -> Any:
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, Callable):
+            return getattr(value, "__qualname__", repr(value))
+        return repr(value)
+
+    return (("name", name), *((k, plain(v)) for k, v in hparams.items()))
+
+
+def describe(learner: MetaLearner) -> dict[str, Any]:
+    """Name and hyper-parameters of a learner, for logs and results."""
+    return dict(learner.config) or {"name": "custom"}
+
+
+def is_transductive(
+    learner: MetaLearner, adapted: Any, x: Array, *, key: Any = None
+) -> Array:
+    """Scalar bool, measured: does the prediction of one query depend on the others?
+
+    Predicts `x` `[Q, ...]` twice, the second time with all rows but the first set to
+    zero, and compares the outputs of the first row. Traceable.
+    """
+    import jax.numpy as jnp
+
+    def keep_first(leaf: Array) -> Array:
+        return leaf.at[1:].set(0)
+
+    whole = learner.predict(adapted, x, key=key)
+    alone = learner.predict(adapted, jax.tree.map(keep_first, x), key=key)
+    changed = [
+        jnp.any(jnp.abs(a[0] - b[0]) > 1e-3 * (1e-3 + jnp.max(jnp.abs(a))))
+        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(alone), strict=True)
+    ]
+    return jnp.any(jnp.stack(changed))

@@ -1,0 +1,66 @@
+"""Numbers that are reported: accuracy, means with their intervals, paired differences."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from metalearn import losses
+from metalearn._task import Examples
+from metalearn._tree import masked_mean
+from metalearn._typing import Array, LossFn
+
+
+def accuracy(logits: Array, examples: Examples) -> Array:
+    """Share of valid examples whose largest logit is their class, in 0..1.
+
+    Ties count as one over the number of tied classes, so that a constant predictor
+    scores exactly `1 / W`.
+
+    Args:
+      logits: Float `[N, W]`.
+      examples: Class indices `y` int `[N]`, `mask` `[N]`.
+    """
+    best = logits == jnp.max(logits, axis=-1, keepdims=True)
+    hit = jnp.take_along_axis(best, examples.y[:, None], axis=-1)[:, 0]
+    share = hit / jnp.maximum(jnp.sum(best, axis=-1), 1)
+    return masked_mean(share.astype(logits.dtype), examples.mask)
+
+
+def of_task(loss_fn: LossFn, outputs: Array, examples: Examples) -> dict[str, Array]:
+    """Loss of one task, and accuracy where targets are class indices.
+
+    Returns:
+      `{"loss": scalar}` and, for integer `y` `[N]` with logits `[N, W]`, `"accuracy"`.
+    """
+    result = {"loss": loss_fn(outputs, examples)}
+    y = examples.y
+    classes = hasattr(y, "dtype") and jnp.issubdtype(y.dtype, jnp.integer)
+    if classes and y.ndim == 1 and getattr(outputs, "ndim", 0) == 2:
+        result["accuracy"] = accuracy(outputs, examples)
+    return result
+
+
+def mean_ci95(values) -> tuple[float, float]:
+    """Mean over tasks and the half-width of its 95 % interval.
+
+    `1.96 * std(ddof=1) / sqrt(T)`. The interval covers the sampling of tasks only, not
+    training seeds.
+
+    Args:
+      values: `[T]`, one number a task, `T >= 2`.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or values.size < 2:
+        raise ValueError(
+            f"mean_ci95 got values of shape {values.shape}; expected [T] with T >= 2."
+        )
+    half = 1.96 * values.std(ddof=1) / np.sqrt(values.size)
+    return float(values.mean()), float(half)
+
+
+def default_loss(examples: Examples) -> LossFn:
+    """Cross-entropy for integer targets, mean squared error for real ones."""
+    if jnp.issubdtype(jnp.result_type(examples.y), jnp.integer):
+        return losses.cross_entropy
+    return losses.mse

@@ -1,0 +1,47 @@
+"""The four-block convolutional network of the few-shot literature."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+
+from metalearn._typing import Array
+from metalearn.models.norm import Norm
+
+
+class Conv4(nn.Module):
+    """Four times [3x3 convolution, normalisation, ReLU, halving of the sides].
+
+    With max-pooling 28x28 images give `width` features, 84x84 images `25 * width`
+    (Vinyals et al. 2016; Snell et al. 2017). With strides the features are the mean over
+    the last 2x2 pixels: the network of Finn et al. 2017 for Omniglot, at a quarter of
+    the cost.
+
+    Attributes:
+      num_outputs: W logits from a linear head named `head`; `None` returns the features.
+      width: Channels of every block.
+      norm: See `Norm`.
+      downsample: "pool" (2x2 max-pooling after the ReLU) or "stride" (in the
+        convolution, with a spatial mean at the end).
+    """
+
+    num_outputs: int | None = None
+    width: int = 64
+    norm: str = "batch"
+    downsample: str = "pool"
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
+        if self.downsample not in ("pool", "stride"):
+            raise ValueError(
+                f"downsample is {self.downsample!r}; expected 'pool' or 'stride'."
+            )
+        pool = self.downsample == "pool"
+        for _ in range(4):
+            x = nn.Conv(self.width, (3, 3), strides=1 if pool else 2)(x)
+            x = nn.relu(Norm(self.norm)(x, train, mask))
+            if pool:
+                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape((x.shape[0], -1)) if pool else x.mean((1, 2))
+        if self.num_outputs is None:
+            return x
+        return nn.Dense(self.num_outputs, name="head")(x)

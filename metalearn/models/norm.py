@@ -1,0 +1,47 @@
+"""Normalisation layers under one name."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from metalearn._typing import Array
+
+NORMS = ("batch", "group", "layer", "none")
+
+
+class Norm(nn.Module):
+    """Batch, group, layer or no normalisation over inputs `[N, ..., C]`.
+
+    Which statistics batch norm uses in a task is decided by the learner's `norm` policy
+    (`metalearn.inner.norm`); group and layer norm look at one example at a time, keep
+    no state and need no policy.
+
+    Attributes:
+      kind: "batch", "group", "layer" or "none".
+      groups: Number of groups of "group".
+      momentum: Decay of the running averages of "batch".
+    """
+
+    kind: str = "batch"
+    groups: int = 8
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
+        if self.kind == "batch":
+            rows = None
+            if mask is not None:
+                rows = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
+                rows = jax.numpy.broadcast_to(rows, x.shape)
+            return nn.BatchNorm(use_running_average=not train, momentum=self.momentum)(
+                x, mask=rows
+            )
+        if self.kind == "group":
+            return nn.GroupNorm(num_groups=self.groups)(x)
+        if self.kind == "layer":
+            axes = tuple(range(1, x.ndim))
+            return nn.LayerNorm(reduction_axes=axes)(x)
+        if self.kind == "none":
+            return x
+        raise ValueError(f"norm is {self.kind!r}; expected one of {', '.join(NORMS)}.")

@@ -1,0 +1,91 @@
+"""Where training reports go: a progress bar, a file of JSON lines, anything callable."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+Sink = Callable[[Row], None]
+
+
+def json_lines(path: str | Path) -> Sink:
+    """Appends each row as one line of JSON; creates the folder when missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(row: Row) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    return write
+
+
+def rewrite(path: str | Path, rows: list[Row]) -> None:
+    """Replaces a file of JSON lines by `rows` in one move."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    part.replace(path)
+
+
+def printer(file: Any = None) -> Sink:
+    """Prints each row on one line."""
+
+    def write(row: Row) -> None:
+        parts = [
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+            for k, v in row.items()
+        ]
+        print("  ".join(parts), file=file or sys.stdout, flush=True)
+
+    return write
+
+
+class Progress:
+    """A progress bar with loss, accuracy, tasks a second and the time left.
+
+    Args:
+      total: Steps in all.
+      start: Steps already done.
+      show: Whether to draw; `None` draws on a terminal or in a notebook.
+      label: Text before the bar.
+      unit: What is counted.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        show: bool | None = None,
+        label: str = "",
+        unit: str = "step",
+    ):
+        if show is None:
+            show = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self._bar = None
+        if show:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(
+                total=total, initial=start, desc=label, unit=unit, dynamic_ncols=True
+            )
+
+    def update(self, steps: int, shown: Row | None = None) -> None:
+        """Advances by `steps` and shows the numbers of `shown`."""
+        if self._bar is None:
+            return
+        if shown:
+            text = {k.split("/")[-1]: f"{v:.3g}" for k, v in shown.items()}
+            self._bar.set_postfix(text, refresh=False)
+        self._bar.update(steps)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()

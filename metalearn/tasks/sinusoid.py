@@ -1,0 +1,50 @@
+"""Few-shot regression of sine waves."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from metalearn._task import Examples, Task, TaskSampler
+from metalearn._typing import Key, PyTree
+
+
+@functools.lru_cache
+def sinusoid(num_support: int = 10, num_query: int = 10) -> TaskSampler:
+    """Sine waves `y = A sin(x - phase)` of random amplitude and phase.
+
+    `A ~ U[0.1, 5]`, `phase ~ U[0, pi]`, `x ~ U[-5, 5]` (Finn et al. 2017, section 5.1).
+
+    Args:
+      num_support: N, support points ("shots").
+      num_query: Q, query points, drawn afresh.
+
+    Returns:
+      A sampler of tasks with `x`, `y` float32 `[N, 1]` and `info` holding `amplitude`
+      and `phase`.
+
+    Example:
+      >>> task = ml.tasks.sinusoid(num_support=10)(jax.random.key(0))
+    """
+    if num_support < 1 or num_query < 1:
+        raise ValueError(
+            f"num_support={num_support}, num_query={num_query}; both must be positive."
+        )
+
+    def sample(data: PyTree, key: Key) -> Task:
+        del data
+        k_amplitude, k_phase, k_x = jax.random.split(key, 3)
+        amplitude = jax.random.uniform(k_amplitude, (), minval=0.1, maxval=5.0)
+        phase = jax.random.uniform(k_phase, (), minval=0.0, maxval=jnp.pi)
+        shape = (num_support + num_query, 1)
+        x = jax.random.uniform(k_x, shape, minval=-5.0, maxval=5.0)
+        y = amplitude * jnp.sin(x - phase)
+        return Task(
+            support=Examples.of(x[:num_support], y[:num_support]),
+            query=Examples.of(x[num_support:], y[num_support:]),
+            info={"amplitude": amplitude, "phase": phase},
+        )
+
+    return TaskSampler(sample, (), f"sinusoid-{num_support}shot")
