@@ -47,9 +47,7 @@ class Checkpoints:
         """Step of the newest complete checkpoint, `None` when there is none."""
         return self._manager.latest_step()
 
-    def save(
-        self, step: int, tree: PyTree, extra: dict[str, Any] | None = None
-    ) -> None:
+    def save(self, step: int, tree: PyTree, extra: dict[str, Any] | None = None) -> None:
         """Writes arrays and a JSON-able dictionary under the number `step`."""
         args = self._ocp.args
         self._manager.save(
@@ -75,9 +73,7 @@ class Checkpoints:
                 f"{sorted(self._manager.all_steps())}."
             )
         args = self._ocp.args
-        extra = self._manager.restore(
-            step, args=args.Composite(extra=args.JsonRestore())
-        )
+        extra = self._manager.restore(step, args=args.Composite(extra=args.JsonRestore()))
         extra = dict(extra["extra"])
         found = extra.pop("structure")
         problems = differences(found, structure(like))
@@ -101,9 +97,7 @@ class Checkpoints:
 
 def structure(tree: PyTree) -> dict[str, str]:
     """`{"params/Dense_0/kernel": "float32[1,40]", ...}`."""
-    leaves = [
-        f"{x.dtype}{list(x.shape)}".replace(" ", "") for x in jax.tree.leaves(tree)
-    ]
+    leaves = [f"{x.dtype}{list(x.shape)}".replace(" ", "") for x in jax.tree.leaves(tree)]
     return dict(zip(_tree.leaf_paths(tree), leaves, strict=True))
 
 
@@ -149,9 +143,7 @@ def _to_list(tree: PyTree) -> list:
 def _from_list(leaves: list, like: PyTree) -> PyTree:
     kinds, treedef = jax.tree.flatten(like)
     restored = [
-        jax.random.wrap_key_data(x, impl=jax.random.key_impl(kind))
-        if _is_key(kind)
-        else x
+        jax.random.wrap_key_data(x, impl=jax.random.key_impl(kind)) if _is_key(kind) else x
         for x, kind in zip(leaves, kinds, strict=True)
     ]
     return jax.tree.unflatten(treedef, restored)

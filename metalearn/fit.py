@@ -144,9 +144,7 @@ def fit(
     if nonfinite not in ("stop", "skip"):
         raise ValueError(f"nonfinite is {nonfinite!r}; expected 'stop' or 'skip'.")
     if resume and checkpoints is None:
-        raise ValueError(
-            "resume=True needs checkpoints to resume from; give Checkpoints."
-        )
+        raise ValueError("resume=True needs checkpoints to resume from; give Checkpoints.")
 
     sampler = as_sampler(tasks)
     k_init, k_first, k_steps = jax.random.split(key, 3)
@@ -227,16 +225,12 @@ def _loop(trainer: MetaTrainer, sample: Any, tasks_per_step: int):
             state, totals = carry
             k_tasks, k_step = jax.random.split(jax.random.fold_in(key, state.step))
             sampler = TaskSampler(sample, data)
-            tasks = sample_batch(
-                sampler, data, jax.random.split(k_tasks, tasks_per_step)
-            )
+            tasks = sample_batch(sampler, data, jax.random.split(k_tasks, tasks_per_step))
             number = state.step
             state, report = trainer.step(state, tasks, key=k_step)
             return state, _accumulate(totals, report, number)
 
-        return jax.lax.while_loop(
-            lambda carry: carry[0].step < stop, body, (state, totals)
-        )
+        return jax.lax.while_loop(lambda carry: carry[0].step < stop, body, (state, totals))
 
     return jax.jit(run, donate_argnums=(0, 1))
 
@@ -259,9 +253,7 @@ def _no_totals(
 
 def _accumulate(totals: dict, report: Metrics, number: Array) -> dict:
     finite = report["meta/finite"][0] > 0
-    first_bad = jnp.where(
-        (totals["first_bad"] < 0) & ~finite, number, totals["first_bad"]
-    )
+    first_bad = jnp.where((totals["first_bad"] < 0) & ~finite, number, totals["first_bad"])
     return {
         "sums": {
             name: total + jnp.where(finite, report[name].mean().astype(jnp.float32), 0)
@@ -288,9 +280,7 @@ def _row(
 
 
 def _shown(row: dict[str, Any]) -> list[str]:
-    return [
-        k for k in row if k.endswith(("loss", "accuracy", "tasks_per_s", "skipped"))
-    ]
+    return [k for k in row if k.endswith(("loss", "accuracy", "tasks_per_s", "skipped"))]
 
 
 def _emit(row: dict[str, Any], notes: _Progress, sinks: Sequence[Sink]) -> None:

@@ -271,9 +271,7 @@ def _patches(images, window, strides, dilation):
     """
     num, *spatial, channels = images.shape
     extent = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
-    positions = [
-        (n - e) // s + 1 for n, e, s in zip(spatial, extent, strides, strict=True)
-    ]
+    positions = [(n - e) // s + 1 for n, e, s in zip(spatial, extent, strides, strict=True)]
     if _disjoint(window, positions, strides, dilation):
         # Each input is read at most once: reordering needs no slice per tap.
         limit = [p * k for p, k in zip(positions, window, strict=True)]

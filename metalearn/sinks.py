@@ -38,8 +38,7 @@ def printer(file: Any = None) -> Sink:
 
     def write(row: Row) -> None:
         parts = [
-            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
-            for k, v in row.items()
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
         ]
         print("  ".join(parts), file=file or sys.stdout, flush=True)
 

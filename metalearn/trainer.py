@@ -85,9 +85,7 @@ def meta_trainer(
         params = state.variables.params
         updates, opt_state = outer_opt.update(estimate.grads, state.opt_state, params)
         proposed = (
-            Variables(
-                params=optax.apply_updates(params, updates), state=estimate.state
-            ),
+            Variables(params=optax.apply_updates(params, updates), state=estimate.state),
             opt_state,
         )
         finite = _tree.all_finite((estimate.grads, estimate.state))
@@ -96,9 +94,7 @@ def meta_trainer(
             proposed,
             (state.variables, state.opt_state),
         )
-        state = TrainState(
-            step=state.step + 1, variables=variables, opt_state=opt_state
-        )
+        state = TrainState(step=state.step + 1, variables=variables, opt_state=opt_state)
         num = tasks.support.mask.shape[0]
         flag = jnp.broadcast_to(finite.astype(jnp.float32), (num,))
         return state, {**estimate.metrics, "meta/finite": flag}

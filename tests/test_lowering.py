@@ -14,6 +14,10 @@ from jax.extend import core
 from metalearn.lowering import lower, matmul_convolutions
 
 
+# Compiling is what these tests spend their time on: no optimisation of the programs.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):
@@ -59,7 +63,7 @@ def derivatives(fun, *args):
         grads = jax.grad(loss, argnums=tuple(range(len(args))))(*args)
         return sum(jnp.sum(g**2) for g in grads)
 
-    @jax.jit
+    @jit
     def everything(*args):
         tangents = [jnp.cos(3 * a + 1) for a in args]
         value, tangent = jax.jvp(fun, args, tuple(tangents))
@@ -335,7 +339,7 @@ class LinenNet(nn.Module):
         return nn.Dense(3)(x.reshape(x.shape[0], -1))
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR", "REFLECT"])
+@pytest.mark.parametrize("padding", ["SAME", "CIRCULAR"])
 def test_linen_model(x64, padding):
     model = LinenNet(padding)
     images = normal(0, 2, 10, 10, 1)
@@ -351,8 +355,8 @@ def test_linen_model(x64, padding):
         grads = jax.grad(lambda v: jnp.sum(train(fun, v)[0] ** 2))(variables)
         return train(fun, variables), evaluated, grads
 
-    original = jax.jit(functools.partial(everything, model.apply))
-    lowered = jax.jit(functools.partial(everything, lower(model.apply)))
+    original = jit(functools.partial(everything, model.apply))
+    lowered = jit(functools.partial(everything, lower(model.apply)))
     assert num_convolutions(original, variables) > 0
     assert num_convolutions(lowered, variables) == 0
     assert_close(lowered(variables), original(variables))
@@ -442,7 +446,7 @@ def test_structures_around_a_convolution(x64, name):
     lowered = lower(fun)
     assert num_convolutions(fun, x, w) >= 1
     assert num_convolutions(lowered, x, w) == 0
-    assert_close(jax.jit(lowered)(x, w), jax.jit(fun)(x, w))
+    assert_close(jit(lowered)(x, w), jit(fun)(x, w))
     if name == "while":  # no reverse mode through while_loop
         return
 
@@ -450,7 +454,7 @@ def test_structures_around_a_convolution(x64, name):
         def loss(x, w):
             return sum(jnp.sum(y**2) for y in jax.tree.leaves(fun(x, w)))
 
-        return jax.jit(jax.grad(loss, argnums=(0, 1)))
+        return jit(jax.grad(loss, argnums=(0, 1)))
 
     assert num_convolutions(gradient(lowered), x, w) == 0
     assert_close(gradient(lowered)(x, w), gradient(fun)(x, w))

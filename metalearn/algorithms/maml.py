@@ -253,9 +253,7 @@ def meta_sgd(
 
 def elementwise_sgd(rates: PyTree) -> optax.GradientTransformation:
     """SGD with one rate for every coordinate, `rates` being like the params."""
-    return optax.stateless(
-        lambda grads, _: jax.tree.map(lambda a, g: -a * g, rates, grads)
-    )
+    return optax.stateless(lambda grads, _: jax.tree.map(lambda a, g: -a * g, rates, grads))
 
 
 def path_filter(pattern: str) -> PathFilter:

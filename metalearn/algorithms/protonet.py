@@ -106,9 +106,7 @@ def protonet(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Prototypes:
         _checks.one_set(support, "support")
-        embedded, _ = embed(
-            variables, support.x, key=key, train=False, mask=support.mask
-        )
+        embedded, _ = embed(variables, support.x, key=key, train=False, mask=support.mask)
         return prototypes(embedded, support, variables)
 
     def predict(adapted: Prototypes, x: PyTree, *, key: Key | None = None) -> Array:

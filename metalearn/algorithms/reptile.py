@@ -135,9 +135,7 @@ def reptile(
             steps, aux = jax.vmap(one)(*pair)
             return jax.tree.map(lambda s: s.sum(0), steps), aux
 
-        total, (states, report), num = map_tasks(
-            chunk, tasks, key, task_chunk=task_chunk
-        )
+        total, (states, report), num = map_tasks(chunk, tasks, key, task_chunk=task_chunk)
         return Estimate(
             grads=jax.tree.map(lambda s: s / num, total),
             state=reduce_states("mean", variables.state, states),

@@ -194,9 +194,10 @@ def _prepare(name, data_dir, options, *, force=False):
     entry = _BUILT_IN[name]
     if entry.embedded_config:
         if data_dir is not None or options:
+            given = [*options] + ["data_dir"] * (data_dir is not None)
             raise TypeError(
-                f"{name!r} was given {['data_dir'] * (data_dir is not None) + [*options]}"
-                "; it is embedded and takes no options. Leave them out."
+                f"{name!r} was given {given}; it is embedded and takes neither data_dir "
+                "nor options. Leave them out."
             )
         directory = builders.record_dir(name, entry.embedded_config())
         if directory.is_dir() and not force:

@@ -5,12 +5,16 @@ same, and so do o and O once scale is jittered. Looking alike is measured: two
 characters are compared in every face that has both (normalised to one box, slightly
 blurred, correlation of pixels, mean over the faces). Characters are visited in a
 fixed order; one that looks like an earlier class joins it and is never drawn, so that
-no merged class has two shapes and no shape is in two parts.
+no merged class has two shapes and no shape is in two parts. Meta-training has
+rotations by quarter turns as further classes, so whatever is compared with one of its
+characters is compared in all four directions: n and u are one class there, and no
+shape of another part is met in training by turning something.
 
 Letters with diacritics that Unicode can decompose are left out: they repeat their
-base letter. Left out too are combining marks, compatibility variants (superscripts,
-styled mathematical letters), and characters that fewer than `MIN_FACES` different
-faces draw, where two faces with nearly equal bitmaps count once.
+base letter. Left out too are combining and modifier marks, the scripts' own
+punctuation, compatibility variants (superscripts, styled mathematical letters), mere
+bars and blobs, and characters that fewer than `MIN_FACES` different faces draw, where
+two faces with nearly equal bitmaps count once.
 
 Parts are by script. Meta-test: Greek, Armenian, Georgian, Hebrew. Meta-validation:
 Cyrillic. Meta-training: Latin with its phonetic extensions, Arabic, Lao, and symbols.
@@ -37,6 +41,8 @@ MIN_FACES = 8
 SAME_SHAPE = 0.90
 SAME_FACE = 0.995
 MIN_SHARED_FACES = 3
+# A glyph with more ink in its bounding box is a bar, dot or block.
+MAX_FILL = 0.8
 SCRIPTS = {
     "train": ("Latin", "Arabic", "Lao", "Symbols"),
     "validation": ("Cyrillic",),
@@ -46,6 +52,8 @@ _SCRIPT_OF_FIRST_WORD = {
     **{name.upper(): name for scripts in SCRIPTS.values() for name in scripts},
     **{"COPTIC": "Greek", "ARABIC-INDIC": "Arabic", "EXTENDED": "Arabic"},
 }
+_LETTERS = ("Lu", "Ll", "Lt", "Lo", "Nd")
+_SYMBOLS = ("Sm", "Sc", "So", "Po", "Ps", "Pe", "Pd", "Pi", "Pf")
 _VISIT = (*SCRIPTS["test"], *SCRIPTS["validation"], *SCRIPTS["train"])
 _BOX = 20
 _SIDE = 28
@@ -88,9 +96,10 @@ def script_of(code_point: int) -> str:
 def is_candidate(code_point: int) -> bool:
     """Whether a character may be a class: no marks, diacritics or style variants."""
     character = chr(code_point)
-    if unicodedata.category(character)[0] not in "LNSP":
+    category = unicodedata.category(character)
+    if category not in _LETTERS and script_of(code_point) != "Symbols":
         return False
-    if not unicodedata.name(character, ""):
+    if category not in _LETTERS + _SYMBOLS or character == "\N{REPLACEMENT CHARACTER}":
         return False
     # Contextual forms of Arabic letters are shapes of their own; an isolated form is
     # the letter itself, and every other decomposition repeats another character.
@@ -113,7 +122,8 @@ def find_classes(faces: Sequence[Face]) -> list[GlyphClass]:
     drawers = [_different_faces(d) for d in descriptors]
     kept = [i for i, found in enumerate(drawers) if len(found) >= MIN_FACES]
     kept.sort(key=lambda i: (_visit(code_points[i]), -len(drawers[i]), code_points[i]))
-    alike = _similarity([descriptors[i] for i in kept], len(faces))
+    turned = np.array([_is_turned(code_points[i]) for i in kept])
+    alike = _similarity([descriptors[i] for i in kept], turned, len(faces))
     leaders: list[int] = []
     followers: dict[int, list[int]] = {}
     for i in range(len(kept)):
@@ -151,13 +161,13 @@ def _describe(faces):
         for i, code_point in enumerate(code_points):
             if code_point in face.code_points:
                 pixels = face.render(code_point)
-                if pixels is not None and min(pixels.shape) > 1:
+                if pixels is not None and pixels.mean() < MAX_FILL * 255:
                     descriptors[i][index] = _descriptor(pixels)
     return code_points, descriptors
 
 
 def _descriptor(pixels):
-    """int16 `[28 * 28]`: the glyph in a fixed box, blurred, centred, of length _UNIT."""
+    """int16 `[28 * 28]`: the glyph in a box, blurred, without its mean, length _UNIT."""
     height, width = pixels.shape
     scale = _BOX / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -184,20 +194,34 @@ def _different_faces(descriptors):
     return tuple(chosen)
 
 
-def _similarity(descriptors, num_faces):
-    """Mean correlation `[N, N]` over shared faces; 0 where too few are shared."""
-    total = np.zeros((len(descriptors), len(descriptors)))
-    shared = np.zeros(total.shape, np.int32)
+def _similarity(descriptors, turned, num_faces):
+    """Mean correlation `[N, N]` over the faces that a pair shares.
+
+    The highest over four quarter turns where one of the pair is `turned`; 0 where
+    fewer than `MIN_SHARED_FACES` are shared.
+    """
+    number = len(descriptors)
+    total = np.zeros((4, number, number), np.float32)
+    shared = np.zeros((number, number), np.int32)
     for index in range(num_faces):
         having = [i for i, found in enumerate(descriptors) if index in found]
         if not having:
             continue
-        x = np.stack([descriptors[i][index] for i in having]).astype(np.float32)
         cells = np.ix_(having, having)
-        total[cells] += x @ x.T
+        x = np.stack([descriptors[i][index] for i in having]).astype(np.float32)
         shared[cells] += 1
-    mean = total / (np.maximum(shared, 1) * float(_UNIT) ** 2)
+        for quarter, sums in enumerate(total):
+            other = np.rot90(x.reshape(-1, _SIDE, _SIDE), quarter, axes=(1, 2))
+            # In units of 256 the sum over all faces is exact too.
+            sums[cells] += np.floor(x @ other.reshape(x.shape).T / 256)
+    upright, best = total[0], total.max(axis=0)
+    chosen = np.where(turned[:, None] | turned, best, upright)
+    mean = chosen * 256 / (np.maximum(shared, 1) * float(_UNIT) ** 2)
     return np.where(shared >= MIN_SHARED_FACES, mean, 0.0)
+
+
+def _is_turned(code_point):
+    return script_of(code_point) in SCRIPTS["train"]
 
 
 def _visit(code_point):

@@ -121,13 +121,11 @@ def batch_statistics(
     """
 
     def moved(fill: float) -> PyTree:
-        probe = jax.tree.map(
-            lambda s: jnp.full_like(s, fill) if _is_float(s) else s, state
-        )
+        probe = jax.tree.map(lambda s: jnp.full_like(s, fill) if _is_float(s) else s, state)
         variables = Variables(params=params, state=probe)
-        return model.apply(
-            variables, examples.x, key=key, train=True, mask=examples.mask
-        )[1]
+        return model.apply(variables, examples.x, key=key, train=True, mask=examples.mask)[
+            1
+        ]
 
     def solve(old: Array, from_zero: Array, from_one: Array) -> Array:
         if not _is_float(old):
