@@ -132,6 +132,9 @@ def available() -> list[CatalogueRow]:
     rows = []
     for name, entry in _BUILT_IN.items():
         found = builders.prepared_dirs(name)
+        if entry.embedded_config:  # older entries may have other fonts
+            config = entry.embedded_config()
+            found = [directory for directory in found if directory.parent.name == config]
         classes = images = None
         if found:
             parts = builders.read_metadata(_pick(found, name))["parts"].values()

@@ -273,9 +273,7 @@ def _check_names(class_names):
 def _check_groups(groups, num_classes, num_groups):
     if not isinstance(groups, np.ndarray) or groups.dtype != np.int32:
         kind = getattr(groups, "dtype", type(groups).__name__)
-        raise TypeError(
-            f"groups are {kind}; expected a NumPy int32 array [num_classes]."
-        )
+        raise TypeError(f"groups are {kind}; expected a NumPy int32 array [num_classes].")
     if groups.shape != (num_classes,):
         raise ValueError(
             f"groups have shape {groups.shape} for {num_classes} classes; expected "

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from metalearn._typing import Array, PyTree
+from metalearn.inner.hoist import hoist
 
 
 class Unrolled(NamedTuple):
@@ -68,6 +69,8 @@ def unroll(
     """
     if num_steps < 0:
         raise ValueError(f"num_steps is {num_steps}; expected 0 or more.")
+    if num_steps > 1:
+        loss_fn = hoist(loss_fn, params, jnp.zeros((), jnp.int32))
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
     def update(carry: tuple, step: Array) -> tuple[tuple, tuple]:

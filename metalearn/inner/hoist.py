@@ -1,0 +1,64 @@
+"""Work of the inner loop that no inner step changes is done once, before the loop.
+
+When only a part of the parameters adapts (ANIL), everything up to the first adapted
+parameter is the same in every step. Inside a `scan` it would be computed, and
+differentiated, again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from metalearn._typing import PyTree
+
+
+def hoist(fn: Callable[..., PyTree], *varying: PyTree) -> Callable[..., PyTree]:
+    """Evaluates now what in `fn` does not depend on its arguments.
+
+    Args:
+      fn: Any traceable function; arrays it closes over are what is constant.
+      *varying: Arguments of the shapes it will be called with.
+
+    Returns:
+      A function with the values of `fn` that computes only the rest. Derivatives with
+      respect to what `fn` closes over pass through the work done here.
+
+    Example:
+      >>> loss = hoist(loss, head, step)  # the features are now computed
+    """
+    closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(*varying)
+    jaxpr = closed.jaxpr
+    depends = set(jaxpr.invars)
+    now, later = [], []
+    for eqn in jaxpr.eqns:
+        if eqn.effects or any(_is_var(v) and v in depends for v in eqn.invars):
+            depends.update(eqn.outvars)
+            later.append(eqn)
+        else:
+            now.append(eqn)
+    if not now:
+        return fn
+
+    read = [v for eqn in later for v in eqn.invars] + list(jaxpr.outvars)
+    kept = list(dict.fromkeys(v for v in read if _is_var(v) and v not in depends))
+    info = jaxpr.debug_info.with_unknown_names()
+    first = jaxpr.replace(invars=[], eqns=now, outvars=kept, debug_info=info)
+    second = jaxpr.replace(
+        constvars=[], invars=[*kept, *jaxpr.invars], eqns=later, debug_info=info
+    )
+    values = core.jaxpr_as_fun(core.ClosedJaxpr(first, closed.consts))()
+    finish = core.jaxpr_as_fun(core.ClosedJaxpr(second, ()))
+
+    def rest(*varying: PyTree) -> PyTree:
+        outputs = finish(*values, *jax.tree.leaves(varying))
+        return jax.tree.unflatten(jax.tree.structure(out_shape), outputs)
+
+    return rest
+
+
+def _is_var(atom: Any) -> bool:
+    return not isinstance(atom, core.Literal)
