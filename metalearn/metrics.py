@@ -23,8 +23,9 @@ def accuracy(logits: Array, examples: Examples) -> Array:
     """
     best = logits == jnp.max(logits, axis=-1, keepdims=True)
     hit = jnp.take_along_axis(best, examples.y[:, None], axis=-1)[:, 0]
-    share = hit / jnp.maximum(jnp.sum(best, axis=-1), 1)
-    return masked_mean(share.astype(logits.dtype), examples.mask)
+    tied = jnp.maximum(jnp.sum(best, axis=-1), 1)
+    share = hit.astype(logits.dtype) / tied.astype(logits.dtype)
+    return masked_mean(share, examples.mask)
 
 
 def of_task(loss_fn: LossFn, outputs: Array, examples: Examples) -> dict[str, Array]:

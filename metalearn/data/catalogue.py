@@ -2,7 +2,8 @@
 
 A name is one of the built-in sets ("glyphs", "omniglot"), "folder:PATH" or a path to
 one's own images, or "tfds:NAME" for a TFDS data set that is prepared on this machine.
-Nothing here touches the network.
+Nothing here touches the network, unless Omniglot is asked for where TensorFlow is
+installed and no archives are.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from metalearn.data import builders
+from metalearn.data import builders, records
+from metalearn.data.folder import folder_source
 from metalearn.data.glyphs import glyphs_config, glyphs_source
 from metalearn.data.image_sets import PARTS, ImageDataset
 from metalearn.data.omniglot import how_to_get, omniglot_source
+from metalearn.data.tfds_sets import download_omniglot, load_tfds
 
 _CHOSEN = "chosen.json"
 
@@ -95,20 +100,25 @@ def load(
       TypeError: An option that the set does not have.
     """
     name = os.fspath(name)
-    if name in _BUILT_IN:
-        dataset = builders.load_records(_find_or_prepare(name, data_dir, options))
+    if name.startswith("tfds:"):
+        dataset = load_tfds(name.removeprefix("tfds:"), data_dir=data_dir, **options)
     else:
-        raise _unknown(name)
+        directory = _find_or_prepare(name, data_dir, options)
+        dataset = records.load_records(directory)
     return dataset if parts is None else _only(dataset, parts)
 
 
 def prepare(
-    name: str, *, data_dir: str | Path | None = None, force: bool = False, **options
+    name: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    force: bool = False,
+    **options,
 ) -> None:
     """Builds the records of a set, with a progress bar on a terminal.
 
     Args:
-      name: A built-in set.
+      name: A built-in set, "folder:PATH" or a path.
       data_dir: Where the original archives are, if the set needs any. Afterwards
         `load` without `data_dir` finds what was prepared last.
       force: Build again even if the records exist.
@@ -118,8 +128,12 @@ def prepare(
       FileNotFoundError: The source is missing.
       ValueError: The name is unknown or the source damaged.
     """
-    if name not in _BUILT_IN:
-        raise _unknown(name)
+    name = os.fspath(name)
+    if name.startswith("tfds:"):
+        raise ValueError(
+            f"{name!r} was given to prepare; TFDS prepares its own sets, which needs "
+            "TensorFlow (extra tf). Loading it shows the command."
+        )
     directory = _prepare(name, data_dir, options, force=force)
     chosen = directory.parent.parent / _CHOSEN
     scratch = chosen.with_name(f".{_CHOSEN}-{os.getpid()}")
@@ -131,13 +145,13 @@ def available() -> list[CatalogueRow]:
     """The built-in sets and whether each one is prepared, for `metalearn data list`."""
     rows = []
     for name, entry in _BUILT_IN.items():
-        found = builders.prepared_dirs(name)
+        found = records.prepared_dirs(name)
         if entry.embedded_config:  # older entries may have other fonts
             config = entry.embedded_config()
             found = [directory for directory in found if directory.parent.name == config]
         classes = images = None
         if found:
-            parts = builders.read_metadata(_pick(found, name))["parts"].values()
+            parts = records.read_metadata(_pick(found, name))["parts"].values()
             classes = sum(len(part["class_names"]) for part in parts)
             images = sum(sum(part["counts"]) for part in parts)
         rows.append(
@@ -154,32 +168,49 @@ def available() -> list[CatalogueRow]:
 
 
 def _find_or_prepare(name, data_dir, options):
-    entry = _BUILT_IN[name]
-    if entry.embedded_config or data_dir is not None:
+    if name != "omniglot" or data_dir is not None:
         return _prepare(name, data_dir, options)
-    wanted = {"split": "lake", "seed": 0, **options}
     if "validation_alphabets" in options:
         raise ValueError(
             "validation_alphabets was given without data_dir; the archives are needed "
             "to split anew. Give data_dir as well."
         )
+    wanted = {"split": "lake", "seed": 0, **options}
     found = []
-    for directory in builders.prepared_dirs(name):
-        info = builders.read_metadata(directory)["info"]
+    for directory in records.prepared_dirs(name):
+        info = records.read_metadata(directory)["info"]
         if all(info.get(option) == value for option, value in wanted.items()):
             found.append(directory)
-    if not found:
+    if found:
+        return _pick(found, name, strict=True)
+    return _prepare(name, _downloaded_omniglot(wanted), options)
+
+
+def _downloaded_omniglot(wanted):
+    """Folder with downloaded archives; only tried where TensorFlow is installed."""
+    root = records.cache_root()
+    message = (
+        f"Data set 'omniglot' is not prepared with {wanted} in {root} and no data_dir "
+        f"was given. {how_to_get()}, or give data_dir=DIR when loading."
+    )
+    if importlib.util.find_spec("tensorflow") is None:
+        raise FileNotFoundError(message)
+    folder = root / "archives" / "omniglot"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        download_omniglot(folder)
+    except Exception as error:  # whatever TFDS or the network may raise
+        shutil.rmtree(folder, ignore_errors=True)
         raise FileNotFoundError(
-            f"Data set {name!r} is not prepared with {wanted} in "
-            f"{builders.cache_root()} and no data_dir was given. {how_to_get()}"
-        )
-    return _pick(found, name, strict=True)
+            f"{message} (TFDS could not download it: {error})"
+        ) from error
+    return folder
 
 
 def _pick(found, name, *, strict=False):
     """The prepared folder that `prepare` chose last, or the only one."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        text = (builders.cache_root() / name / _CHOSEN).read_text()
+        text = (records.cache_root() / name / _CHOSEN).read_text()
         config = json.loads(text)["config"]
         for directory in found:
             if directory.parent.name == config:
@@ -194,7 +225,17 @@ def _pick(found, name, *, strict=False):
 
 
 def _prepare(name, data_dir, options, *, force=False):
-    entry = _BUILT_IN[name]
+    entry = _BUILT_IN.get(name)
+    if entry is None:
+        path = _image_path(name)
+        if data_dir is not None:
+            raise TypeError(
+                f"data_dir={str(data_dir)!r} was given with the path {str(path)!r}; "
+                "expected the path alone. Leave data_dir out."
+            )
+        with contextlib.ExitStack() as stack:
+            source = folder_source(path, stack=stack, **options)
+            return builders.prepare_records(source, force=force)
     if entry.embedded_config:
         if data_dir is not None or options:
             given = [*options] + ["data_dir"] * (data_dir is not None)
@@ -202,7 +243,7 @@ def _prepare(name, data_dir, options, *, force=False):
                 f"{name!r} was given {given}; it is embedded and takes neither data_dir "
                 "nor options. Leave them out."
             )
-        directory = builders.record_dir(name, entry.embedded_config())
+        directory = records.record_dir(name, entry.embedded_config())
         if directory.is_dir() and not force:
             return directory
         return builders.prepare_records(entry.source(), force=force)
@@ -214,6 +255,16 @@ def _prepare(name, data_dir, options, *, force=False):
     with contextlib.ExitStack() as stack:
         source = entry.source(data_dir, stack=stack, **options)
         return builders.prepare_records(source, force=force)
+
+
+def _image_path(name):
+    """The path that a name stands for: folder:PATH, an existing or a likely path."""
+    if name.startswith("folder:"):
+        return Path(name.removeprefix("folder:")).expanduser()
+    path = Path(name).expanduser()
+    if path.exists() or len(path.parts) > 1 or path.suffix == ".zip":
+        return path
+    raise _unknown(name)
 
 
 def _only(dataset, parts):

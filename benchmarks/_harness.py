@@ -1,0 +1,124 @@
+"""Timing and results that every benchmark shares.
+
+Compile time is apart, every measured call waits for its result, and alternatives are
+measured in turn inside one run, because absolute figures of a shared machine drift by
+tens of per cent while ratios hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One implementation of a workload.
+
+    Attributes:
+      setup: Builds everything, compiles and warms up; returns a function that runs one
+        outer step and waits for it.
+    """
+
+    setup: Callable[[], Callable[[], None]]
+
+
+def interleaved(
+    contenders: Mapping[str, Contender], *, rounds: int, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """Measures all contenders in turn, `rounds` times.
+
+    Args:
+      contenders: By name.
+      rounds: Turns of each.
+      seconds: Length of one turn at least (and two steps at least).
+
+    Returns:
+      By name: `setup_s`, `step_s` (one mean step time per round) and its median.
+    """
+    rows, steps = {}, {}
+    for name, contender in contenders.items():
+        began = time.perf_counter()
+        steps[name] = contender.setup()
+        rows[name] = {"setup_s": round(time.perf_counter() - began, 2), "step_s": []}
+        print(f"{name}: ready after {rows[name]['setup_s']} s", flush=True)
+    for number in range(rounds):
+        for name, step in steps.items():
+            step()
+            began, count = time.perf_counter(), 0
+            while count < 2 or time.perf_counter() - began < seconds:
+                step()
+                count += 1
+            rows[name]["step_s"].append((time.perf_counter() - began) / count)
+        shown = {name: f"{1e3 * row['step_s'][-1]:.1f} ms" for name, row in rows.items()}
+        print(f"round {number + 1}/{rounds}: {shown}", flush=True)
+    for row in rows.values():
+        row["step_s_median"] = statistics.median(row["step_s"])
+    return rows
+
+
+def ratios(rows: Mapping[str, Mapping[str, Any]], ours: str) -> dict[str, Any]:
+    """How many times faster `ours` is than each other, pair by pair of the same round."""
+    found = {}
+    for name, row in rows.items():
+        if name == ours:
+            continue
+        pairs = [b / a for a, b in zip(rows[ours]["step_s"], row["step_s"], strict=True)]
+        found[name] = {
+            "median": round(statistics.median(pairs), 3),
+            "min": round(min(pairs), 3),
+            "max": round(max(pairs), 3),
+        }
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and commit, for every stored result."""
+    import jax
+
+    names = ["jax", "jaxlib", "flax", "optax", "metalearn-jax", "torch", "numpy"]
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    ).stdout.strip()
+    import os
+
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.default_backend(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "commit": commit,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def store(name: str, result: Mapping[str, Any], path: str | Path | None = None) -> Path:
+    """Writes a result with its environment as JSON."""
+    path = Path(path) if path else RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"benchmark": name, **result, "environment": environment()}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
+    return path

@@ -1,0 +1,122 @@
+"""The same workloads in PyTorch, each written as its users would at its best.
+
+Batch norm is written out with batch statistics: the fused kernel's double backward is
+slow on a CPU, so this is the faster form for the peers.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks._harness import Contender
+from benchmarks.workloads import Workload, arrays
+
+
+def loop(work: Workload) -> Contender:
+    """A Python loop over tasks with `autograd.grad(create_graph=True)`."""
+
+    def setup():
+        params, batch = _params(work), _batch(work)
+        outer = torch.optim.Adam(params, lr=1e-3)
+
+        def step() -> None:
+            outer.zero_grad()
+            for i in range(work.tasks):
+                fast = params
+                for _ in range(work.inner_steps):
+                    loss = _loss(work, fast, batch["support_x"][i], batch["support_y"][i])
+                    grads = torch.autograd.grad(loss, fast, create_graph=True)
+                    fast = [p - work.inner_rate * g for p, g in zip(fast, grads, strict=True)]
+                query = _loss(work, fast, batch["query_x"][i], batch["query_y"][i])
+                (query / work.tasks).backward()
+            outer.step()
+
+        step()
+        return step
+
+    return Contender(setup)
+
+
+def vmap(work: Workload) -> Contender:
+    """`torch.func.vmap` over tasks of `torch.func.grad`."""
+
+    def setup():
+        params, batch = _params(work), _batch(work)
+        outer = torch.optim.Adam(params, lr=1e-3)
+
+        def task_loss(params, sx, sy, qx, qy):
+            fast = params
+            for _ in range(work.inner_steps):
+                grads = torch.func.grad(lambda p: _loss(work, p, sx, sy))(fast)
+                fast = [p - work.inner_rate * g for p, g in zip(fast, grads, strict=True)]
+            return _loss(work, fast, qx, qy)
+
+        mapped = torch.func.vmap(task_loss, in_dims=(None, 0, 0, 0, 0))
+
+        def step() -> None:
+            outer.zero_grad()
+            losses = mapped(
+                params,
+                batch["support_x"],
+                batch["support_y"],
+                batch["query_x"],
+                batch["query_y"],
+            )
+            losses.mean().backward()
+            outer.step()
+
+        step()
+        return step
+
+    return Contender(setup)
+
+
+def _batch(work: Workload) -> dict[str, torch.Tensor]:
+    batch = {}
+    for name, value in arrays(work).items():
+        tensor = torch.from_numpy(value)
+        if work.kind == "images":
+            tensor = tensor.long() if name.endswith("_y") else tensor.movedim(-1, 2)
+        batch[name] = tensor.contiguous()
+    return batch
+
+
+def _params(work: Workload) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    shapes: list[tuple[int, ...]] = []
+    if work.kind == "sine":
+        for fan_in, fan_out in ((1, 40), (40, 40), (40, 1)):
+            shapes += [(fan_out, fan_in), (fan_out,)]
+    else:
+        for channels in (1, 64, 64, 64):
+            shapes += [(64, channels, 3, 3), (64,), (64,), (64,)]
+        shapes += [(work.ways, 64), (work.ways,)]
+    params = []
+    for shape in shapes:
+        if len(shape) == 1:
+            value = torch.zeros(shape)
+        else:
+            value = torch.randn(shape) / max(1, torch.Size(shape[1:]).numel()) ** 0.5
+        params.append(value.requires_grad_())
+    if work.kind == "images":  # scales of the norms
+        for i in range(4):
+            params[4 * i + 2] = torch.ones(64).requires_grad_()
+    return params
+
+
+def _loss(work: Workload, params, x, y):
+    if work.kind == "sine":
+        for i in range(0, 4, 2):
+            x = F.relu(F.linear(x, params[i], params[i + 1]))
+        return F.mse_loss(F.linear(x, params[4], params[5]), y)
+    for i in range(4):
+        kernel, bias, scale, shift = params[4 * i : 4 * i + 4]
+        x = F.conv2d(x, kernel, bias, padding=1)
+        mean = x.mean((0, 2, 3), keepdim=True)
+        centred = x - mean
+        variance = centred.square().mean((0, 2, 3), keepdim=True)
+        x = centred * torch.rsqrt(variance + 1e-5) * scale[:, None, None]
+        x = F.max_pool2d(F.relu(x + shift[:, None, None]), 2)
+    logits = F.linear(x.flatten(1), params[16], params[17])
+    return F.cross_entropy(logits, y)

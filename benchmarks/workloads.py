@@ -1,0 +1,131 @@
+"""The workloads that every comparison uses, as users of metalearn would write them.
+
+| name | model | task | inner loop | tasks a step |
+|---|---|---|---|---|
+| `omniglot` | Conv4-64, batch norm, pooling | 5-way 1-shot, 1 query a class | 1 SGD | 32 |
+| `omniglot5` | the same | 5-way 1-shot, 15 queries a class | 5 SGD | 8 |
+| `sine` | MLP 1-40-40-1 | 10 support, 10 query points | 5 SGD | 25 |
+
+All are second order, float32, with Adam outside. The network is a plain `flax.linen`
+module without anything of this library in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import metalearn as ml
+from benchmarks._harness import Contender
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Sizes of a workload."""
+
+    kind: str  # "images" or "sine"
+    ways: int
+    support: int  # examples of the support set
+    query: int
+    inner_steps: int
+    inner_rate: float
+    tasks: int
+
+
+WORKLOADS = {
+    "omniglot": Workload("images", 5, 5, 5, 1, 0.4, 32),
+    "omniglot5": Workload("images", 5, 5, 75, 5, 0.1, 8),
+    "sine": Workload("sine", 1, 10, 10, 5, 0.01, 25),
+}
+
+
+class UserConv4(nn.Module):
+    """What a user of flax writes for the network of the literature."""
+
+    num_ways: int
+
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        for _ in range(4):
+            x = nn.Conv(64, (3, 3))(x)
+            x = nn.BatchNorm(use_running_average=not train)(x)
+            x = nn.relu(x)
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        return nn.Dense(self.num_ways)(x.reshape((x.shape[0], -1)))
+
+
+class UserMLP(nn.Module):
+    """The sinusoid regressor."""
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(2):
+            x = nn.relu(nn.Dense(40)(x))
+        return nn.Dense(1)(x)
+
+
+def arrays(work: Workload, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random inputs and targets of one batch, channels last, shared by all contenders."""
+    rng = np.random.default_rng(seed)
+    batch = {}
+    for part, num in (("support", work.support), ("query", work.query)):
+        if work.kind == "sine":
+            x = rng.uniform(-5, 5, (work.tasks, num, 1)).astype(np.float32)
+            batch[f"{part}_x"], batch[f"{part}_y"] = x, np.sin(x)
+        else:
+            shape = (work.tasks, num, 28, 28, 1)
+            batch[f"{part}_x"] = rng.uniform(0, 1, shape).astype(np.float32)
+            labels = np.arange(num, dtype=np.int32) % work.ways
+            batch[f"{part}_y"] = np.broadcast_to(labels, (work.tasks, num)).copy()
+    return batch
+
+
+def as_tasks(batch: dict[str, np.ndarray]) -> ml.Task:
+    """The batch as a `Task` with leading axis `[T]`."""
+
+    def part(name: str) -> ml.Examples:
+        y = jnp.asarray(batch[f"{name}_y"])
+        mask = jnp.ones(y.shape[:2], bool)
+        return ml.Examples(x=jnp.asarray(batch[f"{name}_x"]), y=y, mask=mask)
+
+    return ml.Task(support=part("support"), query=part("query"))
+
+
+def metalearn_step(
+    work: Workload, *, task_chunk: int | str = "auto", lower: bool = True
+) -> Contender:
+    """One outer step of this library; `lower=False` is plain JAX."""
+
+    def setup():
+        images = work.kind == "images"
+        module: Any = UserConv4(work.ways) if images else UserMLP()
+        loss = ml.losses.cross_entropy if images else ml.losses.mse
+        learner = ml.maml(
+            ml.from_linen(module, lower=lower),
+            loss,
+            optax.sgd(work.inner_rate),
+            num_steps=work.inner_steps,
+            norm="batch",
+            task_chunk=task_chunk,
+        )
+        trainer = ml.meta_trainer(learner, optax.adam(1e-3))
+        tasks = as_tasks(arrays(work))
+        one = jax.tree.map(lambda x: x[0], tasks)
+        state = trainer.init(jax.random.key(0), one)
+        run = jax.jit(trainer.step, donate_argnums=0)
+        holder = [state]
+
+        def step() -> None:
+            holder[0], metrics = run(holder[0], tasks, key=jax.random.key(0))
+            jax.block_until_ready((holder[0], metrics))
+
+        step()
+        return step
+
+    return Contender(setup)

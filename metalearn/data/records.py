@@ -1,0 +1,150 @@
+"""Reading prepared records: where they are, and how they become arrays again.
+
+`builders` writes the records. Decoding 26,000 of them takes 2.7 s, of which a test
+suite or a command line would pay every time; so the first read leaves the decoded
+pixels beside the records as .npy files, named by the records' checksum, and later
+loads map those into memory. tensorflow_datasets is imported only to decode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metalearn.data.archives import decode_image
+from metalearn.data.image_sets import PARTS, ImageClasses, ImageDataset
+
+VERSION = "1.0.0"
+
+
+def cache_root() -> Path:
+    """Folder of the prepared records.
+
+    `METALEARN_DATA` if set, else `metalearn` in `XDG_CACHE_HOME` or `~/.cache`.
+    """
+    if chosen := os.environ.get("METALEARN_DATA"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "metalearn"
+
+
+def record_dir(name: str, config: str) -> Path:
+    """Folder of one prepared configuration, whether or not it exists."""
+    return cache_root() / name / config / VERSION
+
+
+def prepared_dirs(name: str) -> list[Path]:
+    """Folders of all prepared configurations of one set, sorted by path."""
+    return sorted(
+        path.parent for path in cache_root().glob(f"{name}/*/{VERSION}/metadata.json")
+    )
+
+
+def read_metadata(directory: Path) -> dict[str, Any]:
+    """What was stored about a prepared set: name, info, and each part's classes.
+
+    Raises:
+      ValueError: The folder is damaged.
+    """
+    try:
+        return json.loads((directory / "metadata.json").read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(directory, error) from error
+
+
+def load_records(directory: Path) -> ImageDataset:
+    """Reads a prepared set.
+
+    Args:
+      directory: What `prepare_records` returned.
+
+    Returns:
+      The data set; images are read-only arrays mapped from disk.
+
+    Raises:
+      ValueError: The records are damaged.
+    """
+    metadata = read_metadata(directory)
+    parts = dict.fromkeys(PARTS)
+    for part, stored in metadata["parts"].items():
+        classes = tuple(stored["class_names"])
+        groups = stored["class_groups"]
+        group_names = tuple(dict.fromkeys(groups))
+        index = {group: i for i, group in enumerate(group_names)}
+        parts[part] = ImageClasses(
+            images=_pixels(directory, metadata, part),
+            labels=np.repeat(np.arange(len(classes), dtype=np.int32), stored["counts"]),
+            class_names=classes,
+            groups=np.asarray([index[group] for group in groups], np.int32),
+            group_names=group_names,
+            rotations=stored["rotations"],
+        )
+    return ImageDataset(name=metadata["name"], info=metadata["info"], **parts)
+
+
+def _pixels(directory, metadata, part):
+    """Decoded images of one part, from the .npy file or else from the records."""
+    stored = metadata["parts"][part]
+    shape = (sum(stored["counts"]), *metadata["image_shape"])
+    digest = hashlib.sha256(repr(shape).encode())
+    files = sorted(directory.glob(f"*-{part}.array_record-*"))
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    decoded = directory / f"decoded-{part}-{digest.hexdigest()[:16]}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        images = np.load(decoded, mmap_mode="r", allow_pickle=False)
+        if images.shape == shape and images.dtype == np.uint8:
+            return images
+    images = _decode_records(directory, part, stored["counts"], shape)
+    # A read-only cache is no reason to fail: the pixels are in memory already.
+    with contextlib.suppress(OSError):
+        _save_atomically(decoded, images)
+    images.flags.writeable = False
+    return images
+
+
+def _decode_records(directory, part, counts, shape):
+    import tensorflow_datasets as tfds
+
+    try:
+        records = tfds.builder_from_directory(directory).as_data_source(
+            split=part, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        rows = records.__getitems__(list(range(len(records))))
+    except Exception as error:  # array_record raises bare RuntimeError, IndexError, ...
+        raise _damaged(directory, error) from error
+    labels = [int(row["label"]) for row in rows]
+    first = min(labels, default=0)
+    if labels != np.repeat(np.arange(len(counts)) + first, counts).tolist():
+        raise _damaged(directory, "labels differ from metadata.json")
+    mode = "RGB" if shape[-1] == 3 else "L"
+    images = np.empty(shape, np.uint8)
+    for i, row in enumerate(rows):
+        images[i] = decode_image(row["image"], mode=mode, where=f"record {i} of {part}")
+    return images
+
+
+def _save_atomically(path, images):
+    handle, scratch = tempfile.mkstemp(prefix=".decoded-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.save(stream, images)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def _damaged(directory, reason):
+    return ValueError(
+        f"The prepared records in {directory} cannot be read ({reason}); expected an "
+        f"undamaged data set. Delete that folder and load again to rebuild it."
+    )

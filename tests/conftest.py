@@ -1,0 +1,89 @@
+"""Common ground of all tests: devices, compilation cache, strictness, fixtures.
+
+Rank promotion raises and dtype promotion is strict in every test: flax and optax keep
+to both, so a hidden broadcast or a silent cast in our own code is an error here.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Compiling is what tests spend their time on, hence a low level of optimisation.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+    ]
+)
+CACHE = os.environ.get("METALEARN_TEST_CACHE") or str(
+    Path(tempfile.gettempdir()) / f"metalearn-test-cache-{os.getuid()}"
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_compilation_cache_dir", CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+IGNORED_WARNINGS = (
+    # Third parties; ours must not warn.
+    "ignore::DeprecationWarning:(?!metalearn)",
+    "ignore::PendingDeprecationWarning:(?!metalearn)",
+)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "error")
+    for line in IGNORED_WARNINGS:
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request):
+    """No silent broadcasting over ranks, no silent casts between dtypes."""
+    if request.node.get_closest_marker("loose_promotion"):
+        yield
+        return
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """Double precision within one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_dir():
+    """The shared data folder: `METALEARN_SHARED`, or `../shared` beside the checkout."""
+    root = Path(__file__).resolve().parents[1]
+    folder = Path(os.environ.get("METALEARN_SHARED") or root.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder}; set METALEARN_SHARED to the folder")
+    return folder
+
+
+@pytest.fixture
+def count_compilations():
+    """`count_compilations()`: programs compiled since the last call, or the start."""
+    seen = []
+
+    def listen(event, duration, **kwargs):
+        del duration, kwargs
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+    def count():
+        number = len(seen)
+        seen.clear()
+        return number
+
+    yield count
+    jax.monitoring.unregister_event_duration_listener(listen)
