@@ -67,11 +67,12 @@ def values_of_task(task: Task, outputs_like: Any) -> None:
             for leaf in jax.tree.leaves(getattr(examples, part)):
                 if not jnp.issubdtype(leaf.dtype, jnp.inexact):
                     continue
-                bad = int(np.sum(~np.isfinite(np.asarray(leaf)[mask])))
+                bad = int(np.sum(~np.isfinite(np.asarray(leaf))))
                 if bad:
                     raise ValueError(
                         f"{name}.{part} holds {bad} non-finite values; expected finite "
-                        "numbers. Clean the data, or mask the rows."
+                        "numbers, in masked rows too (0 times NaN is NaN in a gradient). "
+                        "Clean the data, or put zeros in masked rows."
                     )
         y = examples.y
         if not (hasattr(y, "dtype") and jnp.issubdtype(y.dtype, jnp.integer)):

@@ -66,6 +66,7 @@ class Checkpoints:
         Raises:
           CheckpointMismatch: paths, shapes or dtypes differ; lists every difference.
           FileNotFoundError: there is no such checkpoint.
+          ValueError: its files cannot be read.
         """
         if step is None or step not in self._manager.all_steps():
             raise FileNotFoundError(
@@ -73,7 +74,7 @@ class Checkpoints:
                 f"{sorted(self._manager.all_steps())}."
             )
         args = self._ocp.args
-        extra = self._manager.restore(step, args=args.Composite(extra=args.JsonRestore()))
+        extra = self._read(step, args.Composite(extra=args.JsonRestore()))
         extra = dict(extra["extra"])
         found = extra.pop("structure")
         problems = differences(found, structure(like))
@@ -85,10 +86,20 @@ class Checkpoints:
                 + "\nRestore it with the model, learner and optimiser it was saved with."
             )
         target = [_abstract(leaf) for leaf in _to_list(like)]
-        stored = self._manager.restore(
-            step, args=args.Composite(arrays=args.StandardRestore(target))
-        )
+        stored = self._read(step, args.Composite(arrays=args.StandardRestore(target)))
         return _from_list(stored["arrays"], like), extra
+
+    def _read(self, step: int, args: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=args)
+        except Exception as error:  # whatever orbax and its storage layers raise
+            earlier = [s for s in self._manager.all_steps() if s < step]
+            remedy = f"to go on from {max(earlier)}" if earlier else "to start afresh"
+            raise ValueError(
+                f"checkpoint {step} in {self.folder} cannot be read "
+                f"({type(error).__name__}: {error}). Delete {self.folder / str(step)} "
+                f"{remedy}."
+            ) from error
 
     def close(self) -> None:
         """Releases the manager's resources."""

@@ -137,7 +137,8 @@ def fit(
         ("num_steps", num_steps),
         ("tasks_per_step", tasks_per_step),
         ("log_every", log_every),
-        ("checkpoint_every", checkpoint_every or 1),
+        ("checkpoint_every", 1 if checkpoint_every is None else checkpoint_every),
+        ("validation.every", validation.every if validation else 1),
     ):
         if value < 1:
             raise ValueError(f"{name} is {value}; expected 1 or more.")
@@ -145,6 +146,11 @@ def fit(
         raise ValueError(f"nonfinite is {nonfinite!r}; expected 'stop' or 'skip'.")
     if resume and checkpoints is None:
         raise ValueError("resume=True needs checkpoints to resume from; give Checkpoints.")
+    if checkpoints is not None and not resume and checkpoints.latest() is not None:
+        raise ValueError(
+            f"{checkpoints.folder} already holds checkpoint {checkpoints.latest()} of "
+            "another run. Go on from it with resume=True, or give an empty folder."
+        )
 
     sampler = as_sampler(tasks)
     k_init, k_first, k_steps = jax.random.split(key, 3)

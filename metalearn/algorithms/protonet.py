@@ -87,7 +87,7 @@ def protonet(
 
     def prototypes(embedded: Array, support: Examples, encoder_: Variables):
         members = jax.nn.one_hot(support.y, num_ways, dtype=embedded.dtype)
-        members = members * support.mask[:, None]
+        members = jnp.where(support.mask[:, None], members, 0)
         counts = members.sum(0)
         sums = members.T @ jnp.where(support.mask[:, None], embedded, 0)
         means = sums / jnp.maximum(counts, 1)[:, None]
@@ -95,7 +95,7 @@ def protonet(
 
     def logits(adapted: Prototypes, embedded: Array) -> Array:
         cross = 2 * embedded @ adapted.means.T
-        distance = jnp.sum(jnp.square(adapted.means), -1) - cross
+        distance = jnp.sum(jnp.square(adapted.means), -1)[None] - cross
         return mask_absent(-scale * distance, adapted.present)
 
     def init(key: Key, task: Task) -> Variables:

@@ -100,7 +100,7 @@ def prepare_records(source: RecordSource, *, force: bool = False) -> Path:
         if force and target.is_dir():
             target.rename(scratch / "replaced")
         # Another process may have finished first; its records are the same.
-        with contextlib.suppress(FileExistsError, OSError):
+        with contextlib.suppress(OSError):
             built.rename(target)
         if not target.is_dir():
             raise OSError(f"{built} could not be moved to {target}.")

@@ -61,7 +61,7 @@ class _BuiltIn:
 _BUILT_IN = {
     "glyphs": _BuiltIn(
         "characters of eight scripts and symbols, drawn by some 50 typefaces, 28x28",
-        "nothing: built from the installed fonts in about half a minute",
+        "nothing: built from the installed fonts in about a minute",
         glyphs_source,
         glyphs_config,
     ),

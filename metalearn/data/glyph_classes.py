@@ -2,13 +2,15 @@
 
 A class is a shape, not a code point: Latin A, Greek Alpha and Cyrillic A look the
 same, and so do o and O once scale is jittered. Looking alike is measured: two
-characters are compared in every face that has both (normalised to one box, slightly
+characters are compared in the faces that have both (normalised to one box, slightly
 blurred, correlation of pixels, mean over the faces). Characters are visited in a
-fixed order; one that looks like an earlier class joins it and is never drawn, so that
-no merged class has two shapes and no shape is in two parts. Meta-training has
-rotations by quarter turns as further classes, so whatever is compared with one of its
-characters is compared in all four directions: n and u are one class there, and no
-shape of another part is met in training by turning something.
+fixed order; one that looks like a member of an earlier class joins that class and is
+never drawn, so that no merged class has two shapes and no shape is in two parts.
+Meta-training has rotations by quarter turns as further classes, so whatever is
+compared with one of its characters is compared in all four directions: < and > are
+one class there, and no shape of another part is met in training by turning something.
+All of this holds up to the measure: pairs just below its threshold remain, such as
+Greek upsilon and the small capital U of phonetics.
 
 Letters with diacritics that Unicode can decompose are left out: they repeat their
 base letter. Left out too are combining and modifier marks, the scripts' own
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,12 +40,18 @@ from PIL import Image
 from metalearn.data.glyph_faces import Face
 
 MIN_FACES = 8
-# Correlations from which a character joins a class, by the part of the character
-# (meta-validation and meta-test shall not ask what cannot be told apart), and from
-# which two faces are one drawer.
-SAME_SHAPE = {"train": 0.91, "validation": 0.86, "test": 0.86}
+# Correlations from which two characters are one class: if both are for meta-training,
+# and otherwise (meta-validation and meta-test shall not ask what cannot be told apart,
+# nor what was seen in training). And from which two faces are one drawer.
+SAME_SHAPE_IN_TRAINING = 0.95
+SAME_SHAPE = 0.90
 SAME_FACE = 0.995
+# Added between a capital and its small letter, which often differ in stroke and
+# proportion alone.
+CASE_BONUS = 0.1
 MIN_SHARED_FACES = 3
+# Characters are compared in the first faces, which hold one or two of every family.
+COMPARED_FACES = 24
 # A glyph with more ink in its bounding box is a bar, dot or block.
 MAX_FILL = 0.8
 SCRIPTS = {
@@ -124,17 +133,18 @@ def find_classes(faces: Sequence[Face]) -> list[GlyphClass]:
     drawers = [_different_faces(d) for d in descriptors]
     kept = [i for i, found in enumerate(drawers) if len(found) >= MIN_FACES]
     kept.sort(key=lambda i: (_visit(code_points[i]), -len(drawers[i]), code_points[i]))
-    turned = np.array([_part_of(code_points[i]) == "train" for i in kept])
-    alike = _similarity([descriptors[i] for i in kept], turned, len(faces))
-    leaders: list[int] = []
+    alike = _similarity([code_points[i] for i in kept], [descriptors[i] for i in kept])
+    training = np.array([_part_of(code_points[i]) == "train" for i in kept])
+    both = training[:, None] & training
+    excess = alike - np.where(both, SAME_SHAPE_IN_TRAINING, SAME_SHAPE)
     followers: dict[int, list[int]] = {}
+    leader = list(range(len(kept)))
     for i in range(len(kept)):
-        nearest = max(leaders, key=lambda j: alike[i, j], default=None)
-        same_shape = SAME_SHAPE[_part_of(code_points[kept[i]])]
-        if nearest is not None and alike[i, nearest] >= same_shape:
-            followers[nearest].append(code_points[kept[i]])
+        nearest = int(excess[i, :i].argmax()) if i else 0
+        if i and excess[i, nearest] >= 0:
+            leader[i] = leader[nearest]
+            followers[leader[i]].append(code_points[kept[i]])
         else:
-            leaders.append(i)
             followers[i] = []
     classes = [
         GlyphClass(
@@ -143,7 +153,7 @@ def find_classes(faces: Sequence[Face]) -> list[GlyphClass]:
             faces=drawers[kept[i]],
             merged=tuple(sorted(followers[i])),
         )
-        for i in leaders
+        for i in followers
     ]
     parts = list(SCRIPTS)
     classes.sort(key=lambda c: (parts.index(c.part), c.script, c.code_point))
@@ -151,38 +161,47 @@ def find_classes(faces: Sequence[Face]) -> list[GlyphClass]:
 
 
 def _describe(faces):
-    """Maps each candidate to {face index: descriptor} of the faces that draw it."""
-    counts: dict[int, int] = {}
-    for face in faces:
-        for code_point in face.code_points:
-            counts[code_point] = counts.get(code_point, 0) + 1
+    """Candidates, and for each one {face index: descriptor} of faces that draw it."""
+    counts = Counter(code_point for face in faces for code_point in face.code_points)
     code_points = sorted(
         c for c, count in counts.items() if count >= MIN_FACES and is_candidate(c)
     )
     descriptors: list[dict[int, np.ndarray]] = [{} for _ in code_points]
     for index, face in enumerate(faces):
+        drawn, boxed = [], []
         for i, code_point in enumerate(code_points):
             if code_point in face.code_points:
                 pixels = face.render(code_point)
                 if pixels is not None and pixels.mean() < MAX_FILL * 255:
-                    descriptors[i][index] = _descriptor(pixels)
+                    drawn.append(i)
+                    boxed.append(_box(pixels))
+        if drawn:
+            for i, x in zip(drawn, _normalise(np.stack(boxed)), strict=True):
+                descriptors[i][index] = x
     return code_points, descriptors
 
 
-def _descriptor(pixels):
-    """int16 `[28 * 28]`: the glyph in a box, blurred, without its mean, length _UNIT."""
+def _box(pixels):
+    """The glyph in a box of fixed size, uint8 `[28, 28]`."""
     height, width = pixels.shape
     scale = _BOX / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
+    # Even sides, so that the glyph is centred to the pixel and stays so when turned.
+    size = max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
     canvas = Image.new("L", (_SIDE, _SIDE))
     corner = (_SIDE - size[0]) // 2, (_SIDE - size[1]) // 2
     canvas.paste(Image.fromarray(pixels).resize(size, Image.Resampling.BOX), corner)
-    x = np.asarray(canvas).astype(np.int64)
-    for axis in (0, 1):
+    return np.asarray(canvas)
+
+
+def _normalise(images):
+    """int16 `[N, 28 * 28]`: images blurred, without their mean, of length _UNIT."""
+    x = images.astype(np.int64)
+    for axis in (1, 2):
         x = np.roll(x, 1, axis) + 2 * x + np.roll(x, -1, axis)
-    x = (x * x.size - x.sum()).ravel()
-    length = np.sqrt(float((x // 16 * (x // 16)).sum())) * 16
-    return np.rint(x * (_UNIT / max(length, 1.0))).astype(np.int16)
+    x = x.reshape(len(x), -1)
+    x = x * x.shape[1] - x.sum(axis=1, keepdims=True)
+    length = np.sqrt((x // 16 * (x // 16)).sum(axis=1, keepdims=True)) * 16
+    return np.rint(x * (_UNIT / np.maximum(length, 1.0))).astype(np.int16)
 
 
 def _different_faces(descriptors):
@@ -197,16 +216,16 @@ def _different_faces(descriptors):
     return tuple(chosen)
 
 
-def _similarity(descriptors, turned, num_faces):
-    """Mean correlation `[N, N]` over the faces that a pair shares.
+def _similarity(code_points, descriptors):
+    """Mean correlation `[N, N]` over the compared faces that a pair shares.
 
-    The highest over four quarter turns where one of the pair is `turned`; 0 where
-    fewer than `MIN_SHARED_FACES` are shared.
+    The highest over four quarter turns where one of the pair is for meta-training; 0
+    where fewer than `MIN_SHARED_FACES` are shared.
     """
     number = len(descriptors)
     total = np.zeros((4, number, number), np.float32)
     shared = np.zeros((number, number), np.int32)
-    for index in range(num_faces):
+    for index in range(COMPARED_FACES):
         having = [i for i, found in enumerate(descriptors) if index in found]
         if not having:
             continue
@@ -217,10 +236,17 @@ def _similarity(descriptors, turned, num_faces):
             other = np.rot90(x.reshape(-1, _SIDE, _SIDE), quarter, axes=(1, 2))
             # In units of 256 the sum over all faces is exact too.
             sums[cells] += np.floor(x @ other.reshape(x.shape).T / 256)
-    upright, best = total[0], total.max(axis=0)
-    chosen = np.where(turned[:, None] | turned, best, upright)
+    turned = np.array([_part_of(code_point) == "train" for code_point in code_points])
+    chosen = np.where(turned[:, None] | turned, total.max(axis=0), total[0])
     mean = chosen * 256 / (np.maximum(shared, 1) * float(_UNIT) ** 2)
-    return np.where(shared >= MIN_SHARED_FACES, mean, 0.0)
+    mean = np.where(shared >= MIN_SHARED_FACES, mean, 0.0)
+    place = {chr(code_point): i for i, code_point in enumerate(code_points)}
+    for capital, i in place.items():
+        small = capital.lower()
+        if small != capital and small in place:
+            mean[i, place[small]] += CASE_BONUS
+            mean[place[small], i] += CASE_BONUS
+    return mean
 
 
 def _part_of(code_point):

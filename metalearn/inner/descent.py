@@ -165,13 +165,15 @@ def _batches(
             f"batch_size={batch_size} of {num} examples draws inner batches at random; "
             "give a key: adapt(variables, support, key=jax.random.key(0))."
         )
-    rounds = -(-num_steps * batch_size // num)
-    orders = jax.vmap(lambda k: jax.random.permutation(k, num))(
-        jax.random.split(key, max(rounds, 1))
-    ).reshape(-1)
+    rounds = max(-(-num_steps * batch_size // num), 1)
+    # Valid rows in random order, then the masked ones, which are never reached.
+    scores = jax.random.uniform(key, (rounds, num))
+    orders = jnp.argsort(jnp.where(support.mask[None], scores, 2.0), axis=-1)
+    valid = jnp.maximum(jnp.sum(support.mask), 1).astype(jnp.int32)
 
     def batch(step: Array) -> Examples:
-        rows = jax.lax.dynamic_slice_in_dim(orders, step * batch_size, batch_size)
+        places = step * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+        rows = orders[places // valid % rounds, places % valid]
         return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0), support)
 
     return batch

@@ -1,0 +1,329 @@
+"""The command line: `metalearn list | train | evaluate | data`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import metalearn as ml
+from metalearn import cli_options as options_of
+from metalearn import environment, recipes, runs
+from metalearn.recipes import Recipe
+
+HELP = """usage: metalearn COMMAND [OPTIONS]
+
+  metalearn list                 recipes and learners
+  metalearn train [RECIPE]       meta-trains, evaluates, draws (default {default})
+  metalearn evaluate RUN         evaluates a trained run on meta-test classes
+  metalearn data list            image data sets
+  metalearn data prepare NAME    builds the records of one
+
+  metalearn COMMAND --help       all options of a command
+  metalearn --version
+  --debug                        with any command: show the traceback of an error
+"""
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: Arguments without the program's name; those of the process if None.
+
+    Returns:
+      Exit code: 0, 1 if training failed, 2 for a user error, 130 if interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    try:
+        return _dispatch(argv)
+    except SystemExit as stop:  # from the parser, which has printed its message
+        return stop.code if isinstance(stop.code, int) else USER_ERROR
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        if debug:
+            raise
+        print(f"metalearn: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, ml.NonFiniteGradient) else USER_ERROR
+
+
+def _dispatch(argv: list[str]) -> int:
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "list": _list,
+        "train": _train,
+        "evaluate": _evaluate,
+        "data": _data,
+    }
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP.format(default=recipes.DEFAULT), end="")
+        return 0 if argv else USER_ERROR
+    if argv[0] == "--version":
+        print(f"metalearn {ml.__version__}")
+        return 0
+    if argv[0] not in commands:
+        raise ValueError(_unknown("command", argv[0], commands))
+    return commands[argv[0]](argv[1:])
+
+
+def _list(argv: list[str]) -> int:
+    options = options_of.parse(options_of.ListOptions, argv, "list")
+    rows = [
+        {
+            "name": name,
+            "algorithm": entry.recipe.algorithm,
+            "data": getattr(entry.recipe, "dataset", entry.recipe.kind),
+            "description": entry.description,
+            "expectation": entry.expectation,
+        }
+        for name, entry in recipes.RECIPES.items()
+    ]
+    names = [*ml.algorithms.__all__]
+    learners = {
+        name: (getattr(ml, name).__doc__ or "").strip().splitlines()[0] for name in names
+    }
+    if options.json:
+        print(json.dumps({"recipes": rows, "learners": learners}, indent=1))
+        return 0
+    print("Recipes (metalearn train NAME)\n")
+    for row in rows:
+        star = " *" if row["name"] == recipes.DEFAULT else ""
+        print(f"  {row['name'] + star:<26}{row['algorithm']:<12}{row['description']}")
+        if row["expectation"]:
+            print(f"  {'':<26}{'':<12}{row['expectation']}")
+    print("\n  * the default\n\nLearners (--algorithm NAME)\n")
+    for name, line in learners.items():
+        print(f"  {name:<16}{line}")
+    return 0
+
+
+def _train(argv: list[str]) -> int:
+    name, options, recipe = options_of.parse_train(argv)
+    recipe.check()
+    if options.seed < 0:
+        raise ValueError(f"seed is {options.seed}; expected 0 or more.")
+    folder = Path(options.out or f"runs/{name}-seed{options.seed}")
+    runs.check_folder(
+        folder, name=name, recipe=recipe, seed=options.seed, resume=options.resume
+    )
+    environment.enable_compilation_cache()
+    began = time.perf_counter()
+    device = environment.device()
+    _say(
+        f"Recipe {name}: {recipe.algorithm}, {recipe.steps:,} steps of "
+        f"{recipe.tasks_per_step} tasks, seed {options.seed}\n"
+        f"Device {device['kind']} x {device['devices']}, {device['cores']} CPU cores"
+    )
+    data = recipe.load_data(options.data_dir, ("train", "validation", "test"))
+    record = recipe.describe_data(data)
+    _say_data(record)
+    run = runs.start(
+        folder,
+        name=name,
+        recipe=recipe,
+        seed=options.seed,
+        record=record,
+        data_dir=options.data_dir,
+    )
+    try:
+        if step := runs.checkpoint_step(run):
+            _say(f"Going on from step {step:,} of {recipe.steps:,}")
+        result = runs.train(run, data, sinks=[_console(recipe)])
+        _say(f"Best by validation: step {result.best_step:,}")
+        _finish(run, data, result, began)
+    except KeyboardInterrupt:
+        step = runs.checkpoint_step(run)
+        saved = f"saved up to step {step:,}" if step else "nothing saved yet"
+        again = [*argv, *([] if options.resume else ["--resume"])]
+        print(
+            f"\nInterrupted, {saved}. Go on with:\n"
+            f"  {shlex.join(['metalearn', 'train', *again])}",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    return 0
+
+
+def _finish(run: runs.Run, data: Any, trained: ml.FitResult, began: float) -> None:
+    """Evaluates on meta-test classes, writes results and pictures, says where."""
+    start = time.perf_counter()
+    result = runs.judge(run, trained.variables, data)
+    seconds = time.perf_counter() - start
+    results = runs.results(run, result, seconds=seconds)
+    runs.write_json(run.results_path, results)
+    pictures = runs.draw(run, data, trained)
+    _say(f"\nMeta-test, {result.tasks}: {result}")
+    _say(
+        f"Training took {_time(results['training_seconds'])}, the evaluation "
+        f"{_time(seconds)}; this command {_time(time.perf_counter() - began)}\n"
+    )
+    for path in (run.config_path, run.metrics_path, run.results_path, *pictures):
+        _say(f"  {path}")
+    _say(f"\nEvaluate again with: metalearn evaluate {shlex.quote(str(run.folder))}")
+
+
+def _evaluate(argv: list[str]) -> int:
+    options = options_of.parse(options_of.EvaluateOptions, argv, "evaluate")
+    run = runs.load(options.run)
+    recipe = options_of.for_evaluation(run.recipe, options)
+    environment.enable_compilation_cache()
+    variables, progress = runs.best(run)
+    if not progress["finished"]:
+        print(
+            f"Training has not finished: step {progress['step']:,} of {recipe.steps:,}.",
+            file=sys.stderr,
+        )
+    data_dir = options.data_dir
+    same = options.dataset is None and options.split is None
+    if data_dir is None and same and run.data_dir and Path(run.data_dir).is_dir():
+        data_dir = run.data_dir
+    data = recipe.load_data(data_dir, ("test",))
+    record = recipe.describe_data(data)
+    runs.check_images(run, record)
+    if same and not runs.same_test_data(run, record):
+        print(
+            f"Note: these test classes of {record['name']!r} are not those of the data "
+            "that the run was trained with.",
+            file=sys.stderr,
+        )
+    start = time.perf_counter()
+    result = runs.judge(run, variables, data, recipe=recipe, seed=options.seed)
+    results = runs.results(
+        run,
+        result,
+        recipe=recipe,
+        seed=options.seed,
+        record=record,
+        seconds=time.perf_counter() - start,
+    )
+    if options.json:
+        print(json.dumps(results, indent=1))
+    else:
+        _say(
+            f"{run.folder}: recipe {run.name}, variables of step {progress['best_step']:,}"
+        )
+        _say(f"{result.tasks}: {result}")
+    return 0
+
+
+def _data(argv: list[str]) -> int:
+    commands = {"list": _data_list, "prepare": _data_prepare}
+    if not argv or argv[0] not in commands:
+        if argv and argv[0] not in ("-h", "--help"):
+            raise ValueError(_unknown("data command", argv[0], commands))
+        print("usage: metalearn data list [--json] | metalearn data prepare NAME [OPTIONS]")
+        return 0 if argv else USER_ERROR
+    return commands[argv[0]](argv[1:])
+
+
+def _data_list(argv: list[str]) -> int:
+    options = options_of.parse(options_of.DataListOptions, argv, "data list")
+    rows = ml.data.available()
+    if options.json:
+        print(json.dumps([vars(row) for row in rows], indent=1))
+        return 0
+    for row in rows:
+        state = f"needs {row.needs}"
+        if row.prepared:
+            state = f"prepared: {row.classes:,} classes, {row.images:,} images"
+        print(f"  {row.name:<12}{row.description}\n  {'':<12}{state}")
+    print("  folder:PATH one's own images, class/image.png, in a folder or zip")
+    print("  tfds:NAME   a TFDS image set prepared on this machine")
+    return 0
+
+
+def _data_prepare(argv: list[str]) -> int:
+    options = options_of.parse(options_of.PrepareOptions, argv, "data prepare")
+    chosen = {
+        name: getattr(options, name)
+        for name in ("split", "image_size", "channels")
+        if getattr(options, name) is not None
+    }
+    ml.data.prepare(options.name, data_dir=options.data_dir, force=options.force, **chosen)
+    _say(f"{options.name} is prepared")
+    return 0
+
+
+def _console(recipe: Recipe) -> Callable[[Any], None]:
+    """A line a row; on a terminal the progress bar shows the rows of training."""
+    bar = sys.stderr.isatty()
+    windows = 0
+
+    def write(row: dict[str, Any]) -> None:
+        nonlocal windows
+        validation = "best_step" in row
+        # The query loss, not that of the support set before adaptation.
+        numbers = {
+            name.split("/")[-1]: value
+            for name, value in row.items()
+            if not name.startswith("support/")
+        }
+        words = [f"step {row['step']:>6,}/{recipe.steps:,}"]
+        if validation:
+            words.append("validation")
+        if "loss" in numbers:
+            words.append(f"loss {numbers['loss']:.4f}")
+        if "accuracy" in numbers:
+            words.append(f"accuracy {numbers['accuracy']:.1%}")
+        if validation:
+            words.append(f"best so far at {row['best_step']:,}")
+        elif rate := row.get("tasks_per_s"):
+            windows += 1
+            words.append(f"{rate:,.0f} tasks/s")
+            if windows > 1:  # the first one includes compilation
+                left = (recipe.steps - row["step"]) * recipe.tasks_per_step / rate
+                words.append(f"{_time(left)} left")
+        if row.get("meta/skipped"):
+            words.append(f"{row['meta/skipped']} updates skipped")
+        if not bar:
+            _say("  ".join(words))
+        elif validation:
+            from tqdm import tqdm
+
+            tqdm.write("  ".join(words), file=sys.stderr)
+
+    return write
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _say_data(record: dict[str, Any]) -> None:
+    if "parts" not in record:
+        return
+    parts = ", ".join(
+        f"{part} {numbers['classes']:,}{' x 4 rotations' if numbers['rotations'] else ''}"
+        for part, numbers in record["parts"].items()
+    )
+    height, width, channels = record["image_shape"]
+    kind = "grey" if channels == 1 else "colour"
+    _say(f"Data {record['name']}: {height}x{width} {kind}; classes: {parts}")
+
+
+def _time(seconds: float) -> str:
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def _unknown(what: str, word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"unknown {what} {word!r}; expected one of {', '.join(known)}.{hint}"

@@ -1,0 +1,17 @@
+"""Recipes: every choice of a training run as one typed record."""
+
+from metalearn.recipes.base import Recipe
+from metalearn.recipes.images import ImageRecipe
+from metalearn.recipes.registry import DEFAULT, KINDS, RECIPES, Entry, find
+from metalearn.recipes.sinusoid import SinusoidRecipe
+
+__all__ = [
+    "DEFAULT",
+    "KINDS",
+    "RECIPES",
+    "Entry",
+    "ImageRecipe",
+    "Recipe",
+    "SinusoidRecipe",
+    "find",
+]

@@ -1,0 +1,242 @@
+"""Few-shot image classification."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import jax.numpy as jnp
+
+from metalearn import data as image_data
+from metalearn import losses, models, plots
+from metalearn._task import Examples, Task, TaskSampler
+from metalearn.algorithms import protonet
+from metalearn.data.few_shot import few_shot
+from metalearn.learner import MetaLearner
+from metalearn.model import Model, Variables, from_linen
+from metalearn.recipes.base import Recipe, Record
+from metalearn.recipes.learners import gradient_learner
+
+ALL_PARTS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageRecipe(Recipe):
+    """Few-shot image classification with a convolutional network.
+
+    Attributes:
+      algorithm: The learner.
+      dataset: What `metalearn data list` shows, "folder:PATH" or "tfds:NAME".
+      split: Which split of the classes, for sets that have several.
+      image_size: Side that images are resized to, for sets that can.
+      channels: 1 for grey, 3 for colour, for sets that can convert.
+      ways: Classes of a training task.
+      shots: Support examples of a class in training.
+      queries: Query examples of a class in training; reptile trains on both together.
+      eval_ways: Classes of a validation or test task; as in training if None.
+      eval_shots: Support examples of a class there; as in training if None.
+      eval_queries: Query examples of a class there.
+      model: The network.
+      width: Channels of its first block; those of resnet12 double from block to block.
+      norm: Normalisation layers.
+      downsample: conv4: halves the sides by strided convolution or max-pooling.
+      scale: protonet: multiplies the squared distances.
+    """
+
+    kind: ClassVar[str] = "images"
+    metric: ClassVar[str] = "query/accuracy"
+    algorithm: Literal[
+        "maml",
+        "fomaml",
+        "anil",
+        "boil",
+        "meta_sgd",
+        "reptile",
+        "protonet",
+        "fine_tune",
+        "no_adaptation",
+    ] = "maml"
+    dataset: str = "glyphs"
+    split: str | None = None
+    image_size: int | None = None
+    channels: Literal[1, 3] | None = None
+    ways: int = 5
+    shots: int = 1
+    queries: int = 1
+    eval_ways: int | None = None
+    eval_shots: int | None = None
+    eval_queries: int = 15
+    model: Literal["conv4", "resnet12"] = "conv4"
+    width: int = 64
+    norm: Literal["batch", "group", "layer", "none"] = "batch"
+    downsample: Literal["stride", "pool"] = "stride"
+    scale: float = 1.0
+
+    @property
+    def test_ways(self) -> int:
+        return self.ways if self.eval_ways is None else self.eval_ways
+
+    @property
+    def test_shots(self) -> int:
+        return self.shots if self.eval_shots is None else self.eval_shots
+
+    @property
+    def has_fixed_head(self) -> bool:
+        """Whether the number of logits is learned and cannot grow at test."""
+        return self.algorithm not in ("protonet", "fine_tune")
+
+    def unread(self) -> dict[str, str]:
+        idle = super().unread()
+        if self.algorithm != "protonet":
+            idle["scale"] = "algorithm protonet"
+        if self.model != "conv4":
+            idle["downsample"] = "model conv4"
+        return idle
+
+    def check(self) -> None:
+        super().check()
+        for name in ("ways", "test_ways"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 2 or more.")
+        if self.has_fixed_head and self.test_ways > self.ways:
+            raise ValueError(
+                f"{self.test_ways}-way tasks need {self.test_ways} logits, but the head "
+                f"of {self.algorithm} is trained with {self.ways}. Train with "
+                f"--ways {self.test_ways}, or use protonet or fine_tune, which fit any "
+                "number of ways."
+            )
+        if self.algorithm == "protonet" and self.norm_policy not in (
+            *(None, "running", "batch"),
+        ):
+            raise ValueError(
+                f"norm_policy is {self.norm_policy!r}; protonet knows running and batch."
+            )
+
+    def load_data(self, data_dir: str | None, parts: tuple[str, ...] = ALL_PARTS) -> Any:
+        options = {
+            "split": self.split,
+            "image_size": self.image_size,
+            "channels": self.channels,
+        }
+        options = {name: value for name, value in options.items() if value is not None}
+        return image_data.load(self.dataset, data_dir=data_dir, parts=parts, **options)
+
+    def describe_data(self, data: Any) -> Record:
+        train = data.parts.get("train")
+        turns = 4 if train is not None and train.rotations else 1
+        return {
+            "name": data.name,
+            "image_shape": list(data.image_shape),
+            "num_classes": None if train is None else train.num_classes * turns,
+            "parts": {
+                part: {
+                    "classes": classes.num_classes,
+                    "images": classes.num_images,
+                    "rotations": bool(classes.rotations),
+                    "sha256": _fingerprint(classes),
+                }
+                for part, classes in data.parts.items()
+            },
+            "protocol": str(data.info.get("protocol", "")),
+            "source": str(data.info.get("source", "")),
+        }
+
+    def tasks(self, data: Any, part: str) -> TaskSampler:
+        training = part == "train"
+        ways = self.ways if training else self.test_ways
+        shots = self.shots if training else self.test_shots
+        return few_shot(
+            data.part(part),
+            num_ways=ways,
+            num_support=shots,
+            num_query=self.queries if training else self.eval_queries,
+            name=f"{data.name} {part} {ways}-way {shots}-shot",
+        )
+
+    def example(self, record: Record) -> Task:
+        def examples(per_class: int) -> Examples:
+            num = self.ways * per_class
+            x = jnp.zeros((num, *record["image_shape"]))
+            return Examples.of(x, jnp.zeros((num,), jnp.int32))
+
+        info = {"class_ids": jnp.zeros((self.ways,), jnp.int32)}
+        return Task(support=examples(self.shots), query=examples(self.queries), info=info)
+
+    def learner(self, record: Record) -> MetaLearner:
+        return self._build(record, self.inner_steps, self.inner_batch)
+
+    def evaluation_learner(
+        self, record: Record, *, steps: int | None = None
+    ) -> MetaLearner:
+        own = self.inner_steps if self.eval_inner_steps is None else self.eval_inner_steps
+        return self._build(
+            record,
+            own if steps is None else steps,
+            self.eval_inner_batch,
+            fewer_ways=self.test_ways < self.ways,
+        )
+
+    def draw_episode(
+        self, path: Path, record: Record, data: Any, variables: Variables
+    ) -> None:
+        task, before = self.first_test_task(data), None
+        if self.algorithm != "protonet":
+            before = self.predict(record, variables, task, task.query.x, steps=0)
+        after = self.predict(record, variables, task, task.query.x)
+        classes = data.part("test")
+        plots.image_episode(
+            path,
+            task,
+            before,
+            after,
+            title=f"One meta-test task of {data.name} ({self.algorithm})",
+            names=[
+                classes.class_names[int(c) % classes.num_classes]
+                for c in task.info["class_ids"]
+            ],
+        )
+
+    def _build(
+        self, record: Record, steps: int, batch: int | None, fewer_ways: bool = False
+    ) -> MetaLearner:
+        if self.algorithm == "protonet":
+            policy = {} if self.norm_policy is None else {"norm": self.norm_policy}
+            return protonet(
+                self._network(None),
+                num_ways=max(self.ways, self.test_ways),
+                scale=self.scale,
+                task_chunk=self.task_chunk,
+                **policy,
+            )
+        head = {}
+        if self.algorithm == "fine_tune":
+            head = {"num_classes": record["num_classes"], "num_ways": self.test_ways}
+        return gradient_learner(
+            self,
+            self._network(self.ways if self.has_fixed_head else None),
+            losses.cross_entropy,
+            steps=steps,
+            batch=batch,
+            fewer_ways=fewer_ways,
+            **head,
+        )
+
+    def _network(self, num_outputs: int | None) -> Model:
+        if self.model == "resnet12":
+            widths = tuple(self.width * 2**i for i in range(4))
+            network = models.ResNet12(
+                num_outputs, widths=widths, global_pool=True, drop_rate=0, norm=self.norm
+            )
+        else:
+            network = models.Conv4(
+                num_outputs, width=self.width, norm=self.norm, downsample=self.downsample
+            )
+        return from_linen(network)
+
+
+def _fingerprint(classes: Any) -> str:
+    digest = hashlib.sha256(memoryview(classes.images).cast("B"))
+    digest.update(classes.labels.tobytes())
+    return digest.hexdigest()[:16]

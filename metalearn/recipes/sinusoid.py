@@ -1,0 +1,115 @@
+"""Few-shot regression of sine waves: no data, done in a minute."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from metalearn import losses, models, plots
+from metalearn._task import Examples, Task, TaskSampler
+from metalearn.learner import MetaLearner
+from metalearn.model import Variables, from_linen
+from metalearn.recipes.base import Recipe, Record
+from metalearn.recipes.learners import gradient_learner
+from metalearn.tasks import sinusoid
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SinusoidRecipe(Recipe):
+    """Few-shot regression of sine waves (Finn et al. 2017, section 5.1).
+
+    Attributes:
+      algorithm: The learner.
+      shots: Support points in training.
+      queries: Query points in training; reptile trains on both together.
+      eval_shots: Support points at validation and test; as in training if None.
+      eval_queries: Query points there.
+      widths: Hidden layers of the network.
+    """
+
+    kind: ClassVar[str] = "sinusoid"
+    metric: ClassVar[str] = "query/loss"
+    algorithm: Literal[
+        "maml",
+        "fomaml",
+        "anil",
+        "boil",
+        "meta_sgd",
+        "reptile",
+        "fine_tune",
+        "no_adaptation",
+    ] = "maml"
+    shots: int = 10
+    queries: int = 10
+    eval_shots: int | None = None
+    eval_queries: int = 100
+    widths: tuple[int, ...] = (40, 40)
+
+    @property
+    def test_shots(self) -> int:
+        return self.shots if self.eval_shots is None else self.eval_shots
+
+    def load_data(self, data_dir: str | None, parts: tuple[str, ...] = ()) -> None:
+        del parts
+        if data_dir is not None:
+            raise ValueError(
+                f"data_dir={str(data_dir)!r} was given, but sine waves are made on the "
+                "fly. Leave it out."
+            )
+
+    def describe_data(self, data: Any) -> Record:
+        del data
+        return {"name": "sinusoid"}
+
+    def tasks(self, data: Any, part: str) -> TaskSampler:
+        del data
+        if part == "train":
+            return sinusoid(self.shots, self.queries)
+        return sinusoid(self.test_shots, self.eval_queries)
+
+    def example(self, record: Record) -> Task:
+        del record
+
+        def examples(num: int) -> Examples:
+            return Examples.of(jnp.zeros((num, 1)), jnp.zeros((num, 1)))
+
+        return Task(support=examples(self.shots), query=examples(self.queries))
+
+    def learner(self, record: Record) -> MetaLearner:
+        del record
+        return self._build(self.inner_steps, self.inner_batch)
+
+    def evaluation_learner(
+        self, record: Record, *, steps: int | None = None
+    ) -> MetaLearner:
+        del record
+        own = self.inner_steps if self.eval_inner_steps is None else self.eval_inner_steps
+        return self._build(own if steps is None else steps, self.eval_inner_batch)
+
+    def draw_episode(
+        self, path: Path, record: Record, data: Any, variables: Variables
+    ) -> None:
+        task = self.first_test_task(data)
+        x = jnp.linspace(-5, 5, 200)[:, None]
+        plots.curve_episode(
+            path,
+            task,
+            x,
+            curve(task, x),
+            self.predict(record, variables, task, x, steps=0),
+            self.predict(record, variables, task, x),
+            title=f"One test task ({self.algorithm}, {self.test_shots} points)",
+        )
+
+    def _build(self, steps: int, batch: int | None) -> MetaLearner:
+        network = from_linen(models.MLP(1, widths=self.widths))
+        return gradient_learner(self, network, losses.mse, steps=steps, batch=batch)
+
+
+def curve(task: Task, x: jax.Array) -> jax.Array:
+    """The sine wave that a task was drawn from, at points `[P, 1]`."""
+    return task.info["amplitude"] * jnp.sin(x - task.info["phase"])

@@ -1,0 +1,345 @@
+"""Checks for learners and inner optimisers that you write yourself.
+
+    from metalearn.testing import check_learner
+
+    def test_my_learner():
+        check_learner(my_learner(), tasks, relabelling=True)
+
+Every check raises an `AssertionError` that says what was found and where to look.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metalearn import _checks, _typing
+from metalearn._task import Examples, Task, concatenate, take
+from metalearn._typing import Array, Key, PyTree
+from metalearn.learner import Estimate, MetaLearner, is_transductive
+from metalearn.model import Variables
+
+PADDING = 2  # rows added to every set
+GARBAGE = 100.0  # what they hold
+
+
+def check_learner(
+    learner: MetaLearner,
+    tasks: Task,
+    *,
+    key: Key | None = None,
+    order_invariant: bool = True,
+    relabelling: bool = False,
+    transductive: bool = False,
+    padding_invariant: bool = True,
+    with_chunk: Callable[[int], MetaLearner] | None = None,
+    tolerance: float = 1e-4,
+) -> None:
+    """Holds a learner against the contract of `MetaLearner`.
+
+    Checked are argument names, shapes, structures and dtypes; that everything works
+    under `jit`, `vmap` and `scan` and compiles once; that gradients are finite and
+    results repeat for equal keys; and the declared properties below.
+
+    Args:
+      learner: What to check; keep its network tiny, five programs are compiled.
+      tasks: A batch of at least two tasks, all rows valid, `[T, N, ...]`.
+      key: Of initialisation and adaptation; a fixed one when `None`.
+      order_invariant: The order of the support examples does not matter. False for
+        learners that draw mini-batches or read examples as a sequence.
+      relabelling: Renaming the classes of the support set renames the outputs. True for
+        metric learners, False where each output has weights of its own.
+      transductive: The prediction of a query may depend on the other queries; then it
+        must, and otherwise it must not.
+      padding_invariant: Masked rows change neither outputs nor the meta-gradient. False
+        only for learners whose random draws depend on the number of rows.
+      with_chunk: `task_chunk -> learner`, the same learner with tasks handled in
+        chunks; their estimates have to agree.
+      tolerance: Relative to the largest number compared.
+
+    Raises:
+      AssertionError: a check fails.
+    """
+    key = jax.random.key(0) if key is None else key
+    first = jax.tree.map(lambda leaf: leaf[0], tasks)
+    check_signatures(learner)
+    variables = jax.jit(learner.init)(key, first)
+    check_init(variables)
+
+    episode = _Counted(lambda v, s, x, k: _episode(learner, v, s, x, k))
+    plain = episode(variables, first.support, first.query.x, key)
+    check_predictions(plain["outputs"], first.query)
+    check_repeats(plain, episode(variables, first.support, first.query.x, key), "predict")
+    check_queries(plain, transductive, tolerance)
+
+    estimate = _Counted(lambda v, t, k: learner.estimate(v, t, key=k))
+    found = estimate(variables, tasks, key)
+    check_estimate(found, variables, tasks)
+    check_repeats(found, estimate(variables, tasks, key), "estimate")
+    estimate(Variables(params=variables.params, state=found.state), tasks, key)
+    check_compiled_once({"adapt or predict": episode, "estimate": estimate})
+
+    variants = _variants(learner, variables, first, key)
+    if padding_invariant and not transductive:
+        check_padded_outputs(plain["outputs"], variants["plain"], tolerance)
+    if order_invariant:
+        check_order(variants["plain"], variants["reversed"], tolerance)
+    if relabelling:
+        check_relabelling(variants["plain"], variants["relabelled"], tolerance)
+    scanned = _scanned(learner, variables, tasks, key)
+    if padding_invariant:
+        check_padded_estimate(found.grads, scanned, tolerance)
+    if with_chunk is not None:
+        runs = {c: jax.jit(with_chunk(c).estimate) for c in (1, 2)}
+        others = {c: run(variables, tasks, key=key) for c, run in runs.items()}
+        check_chunks(found, others, tolerance)
+
+
+def assert_differentiable(inner_opt: optax.GradientTransformation) -> None:
+    """Asserts that second-order meta-gradients through an optimiser are finite.
+
+    Raises:
+      AssertionError: its update has no finite derivative where a gradient is zero.
+    """
+    assert _checks.is_differentiable(inner_opt), (
+        "the update has no finite derivative where a gradient is zero, so meta-gradients "
+        "through it become NaN. Square roots need a positive number under them: "
+        "optax.adam(rate, eps_root=1e-8), for example."
+    )
+
+
+def check_signatures(learner: MetaLearner) -> None:
+    """The functions have the arguments of the Protocols in `metalearn._typing`."""
+    protocols = (_typing.InitFn, _typing.AdaptFn, _typing.PredictFn, _typing.EstimateFn)
+    for name, protocol in zip(("init", "adapt", "predict", "estimate"), protocols):
+        expected = list(inspect.signature(protocol.__call__).parameters.values())[1:]
+        found = inspect.signature(getattr(learner, name)).parameters
+        for argument in expected:
+            assert argument.name in found, (
+                f"{name} takes {list(found)}; expected {[a.name for a in expected]}, as "
+                f"in metalearn._typing.{protocol.__name__}."
+            )
+            assert argument.default is not None or found[argument.name].default is None, (
+                f"{name} requires {argument.name!r}; it needs the default None, so that "
+                "deterministic learners can be called without a key."
+            )
+
+
+def check_init(variables: Any) -> None:
+    """`init` returns `Variables` of strongly typed arrays."""
+    assert isinstance(variables, Variables), (
+        f"init returned a {type(variables).__name__}; expected ml.Variables."
+    )
+    assert jax.tree.leaves(variables.params), "init returned no parameters to learn."
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        assert not getattr(leaf, "weak_type", False), (
+            f"{jax.tree_util.keystr(path)} is weakly typed, so the second step compiles "
+            "again. Give jnp.asarray the dtype of a Python number."
+        )
+
+
+def check_predictions(outputs: PyTree, query: Examples) -> None:
+    """`predict` gives finite outputs `[Q, ...]`."""
+    num = query.mask.shape[0]
+    for leaf in jax.tree.leaves(outputs):
+        assert leaf.shape[:1] == (num,), (
+            f"predict gave shape {leaf.shape} for {num} queries; expected [{num}, ...]."
+        )
+        assert np.isfinite(leaf).all(), "predict gave numbers that are not finite."
+
+
+def check_estimate(found: Any, variables: Variables, tasks: Task) -> None:
+    """`estimate` returns an `Estimate` of the shapes of the variables, all finite."""
+    assert isinstance(found, Estimate), (
+        f"estimate returned a {type(found).__name__}; expected ml.Estimate."
+    )
+    pairs = {"grads": variables.params, "state": variables.state}
+    for name, like in pairs.items():
+        got, like = _shapes(getattr(found, name)), _shapes(like)
+        assert got == like, f"estimate.{name} is {got}; expected {like} as from init."
+    num = tasks.support.mask.shape[0]
+    for name, values in found.metrics.items():
+        assert values.shape == (num,), (
+            f"metric {name!r} has shape {values.shape}; expected [{num}], one a task."
+        )
+    grads = [np.asarray(g) for g in jax.tree.leaves(found.grads)]
+    assert all(np.isfinite(g).all() for g in grads), "the meta-gradient is not finite."
+    assert any(g.any() for g in grads), (
+        "the meta-gradient is zero everywhere. A stop_gradient on parameters instead of "
+        "on inner gradients does this."
+    )
+
+
+def check_repeats(first: PyTree, second: PyTree, name: str) -> None:
+    """Equal keys give bit-identical results."""
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert np.array_equal(_plain(a), _plain(b), equal_nan=True), (
+            f"{name} gave different results for the same key; draw randomness from the "
+            "given key only."
+        )
+
+
+def check_compiled_once(functions: dict[str, _Counted]) -> None:
+    """Calls of the same shapes traced each function once."""
+    for name, function in functions.items():
+        assert function.traces == 1, (
+            f"{name} was compiled {function.traces} times for equal shapes: a dtype or "
+            "structure of what it returns differs from what it was given."
+        )
+
+
+def check_queries(plain: dict[str, PyTree], transductive: bool, tolerance: float) -> None:
+    """`predict(all)[i] == predict(one i)` unless declared transductive."""
+    last = jax.tree.map(lambda leaf: leaf[-1:], plain["outputs"])
+    gap, measured = _gap(last, plain["alone"]), bool(plain["measured"])
+    assert transductive or (gap <= tolerance and not measured), (
+        f"the prediction of one query changes by {gap:.2g} with the others: the learner "
+        "is transductive. Predict queries independently, or declare it."
+    )
+    assert not transductive or (gap > tolerance and measured), (
+        "declared transductive, but queries do not influence one another."
+    )
+
+
+def check_padded_outputs(plain: PyTree, padded: PyTree, tolerance: float) -> None:
+    """Masked support rows change no prediction, also under `vmap`."""
+    gap = _gap(plain, padded)
+    assert gap <= tolerance, (
+        f"predictions change by {gap:.2g} when masked rows are added to the support set "
+        "(under vmap). Use support.mask in every mean, sum and count over examples."
+    )
+
+
+def check_padded_estimate(plain: PyTree, padded: PyTree, tolerance: float) -> None:
+    """Masked rows change no meta-gradient, also under `scan`."""
+    gap = _gap(plain, padded)
+    assert gap <= tolerance, (
+        f"the meta-gradient changes by {gap:.2g} when masked rows are added (under scan)."
+        " A mask that stops values need not stop gradients: use jnp.where on the inputs "
+        "of sqrt, log and divisions as well."
+    )
+
+
+def check_order(plain: PyTree, other: PyTree, tolerance: float) -> None:
+    """The order of the support examples changes no prediction."""
+    gap = _gap(plain, other)
+    assert gap <= tolerance, (
+        f"predictions change by {gap:.2g} when the support set is reversed. Declare "
+        "order_invariant=False if that is intended."
+    )
+
+
+def check_relabelling(plain: Array, other: Array, tolerance: float) -> None:
+    """Renaming support classes `k -> k + 1` moves the outputs alike."""
+    gap = _gap(jnp.roll(plain, 1, axis=-1), other)
+    assert gap <= tolerance, (
+        f"outputs change by {gap:.2g} beyond renaming when classes are renamed."
+    )
+
+
+def check_chunks(found: Estimate, others: dict[int, Estimate], tolerance: float) -> None:
+    """Tasks handled a few at once give the estimate of all at once."""
+    for chunk, other in others.items():
+        gap = _gap(found, other)
+        assert gap <= tolerance, (
+            f"the estimate changes by {gap:.2g} with task_chunk={chunk}. Split the key "
+            "over all tasks before making chunks."
+        )
+
+
+class _Counted:
+    """A compiled function that counts how often it is traced."""
+
+    def __init__(self, fn: Callable):
+        self.traces = 0
+
+        def traced(*args):
+            self.traces += 1
+            return fn(*args)
+
+        self._run = jax.jit(traced)
+
+    def __call__(self, *args):
+        return self._run(*args)
+
+
+def _episode(learner, variables, support, x, key) -> dict[str, PyTree]:
+    adapted = learner.adapt(variables, support, key=key)
+    alone = jax.tree.map(lambda leaf: leaf[-1:], x)
+    return {
+        "outputs": learner.predict(adapted, x, key=key),
+        "alone": learner.predict(adapted, alone, key=key),
+        "measured": is_transductive(learner, adapted, x, key=key),
+    }
+
+
+def _variants(learner, variables, task, key) -> dict[str, PyTree]:
+    """Predictions after the padded support set in other orders and names, by `vmap`."""
+    support = _padded(task.support)
+    renamed = support.y
+    if jnp.issubdtype(jnp.result_type(renamed), jnp.integer):
+        renamed = (renamed + 1) % (jnp.max(renamed) + 1)
+    sets = {
+        "plain": support,
+        "reversed": take(support, slice(None, None, -1)),
+        "relabelled": Examples(x=support.x, y=renamed, mask=support.mask),
+    }
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sets.values())
+
+    def outputs(support: Examples) -> PyTree:
+        adapted = learner.adapt(variables, support, key=key)
+        return learner.predict(adapted, task.query.x, key=key)
+
+    found = jax.jit(jax.vmap(outputs))(stacked)
+    return {k: jax.tree.map(lambda x, i=i: x[i], found) for i, k in enumerate(sets)}
+
+
+def _scanned(learner, variables, tasks, key) -> PyTree:
+    """The meta-gradient of the padded tasks, in the first of two steps of a scan."""
+    support, query = jax.vmap(_padded)(tasks.support), jax.vmap(_padded)(tasks.query)
+    padded = Task(support=support, query=query, info=tasks.info)
+
+    def step(state: PyTree, key: Key):
+        now = Variables(params=variables.params, state=state)
+        found = learner.estimate(now, padded, key=key)
+        return found.state, found.grads
+
+    run = jax.jit(lambda state, keys: jax.lax.scan(step, state, keys)[1])
+    grads = run(variables.state, jnp.stack([key, key]))
+    return jax.tree.map(lambda leaf: leaf[0], grads)
+
+
+def _padded(examples: Examples) -> Examples:
+    def rows(leaf: Array) -> Array:
+        value = GARBAGE if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
+        return jnp.full((PADDING, *leaf.shape[1:]), value, leaf.dtype)
+
+    return concatenate(examples, jax.tree.map(rows, examples))
+
+
+def _shapes(tree: PyTree) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p): f"{x.dtype}{list(x.shape)}" for p, x in leaves}
+
+
+def _plain(leaf: Array) -> np.ndarray:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
+def _gap(first: PyTree, second: PyTree) -> float:
+    """Largest difference relative to the largest number; infinite for NaN."""
+    worst = 0.0
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        a, b = _plain(a).astype(np.float64), _plain(b).astype(np.float64)
+        scale = max(np.abs(a).max(initial=0), 1e-3)
+        gap = np.abs(a - b).max(initial=0) / scale
+        worst = max(worst, gap if np.isfinite(gap) else np.inf)
+    return worst

@@ -1,0 +1,206 @@
+"""Every learner with every kind of model against `metalearn.testing.check_learner`."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from tiny import WAYS, blob_batch, linen, nnx_net, plain, sine_batch
+
+import metalearn as ml
+from metalearn.testing import check_learner
+
+CE, MSE = ml.losses.cross_entropy, ml.losses.mse
+MODELS = {"apply_fn": plain, "linen": linen, "nnx": nnx_net}
+
+
+def _maml(model, **options):
+    return ml.maml(model(), CE, optax.sgd(0.1), num_steps=2, **options)
+
+
+def _boil(model, **options):
+    return ml.boil(model(), CE, optax.sgd(0.1), **options)
+
+
+def _reptile(model, **options):
+    # With a large eps: Adam would turn the rounding of zero gradients into full steps.
+    opt = optax.adam(0.01, b1=0.0, eps=1e-3)
+    return ml.reptile(model(), CE, opt, num_steps=2, **options)
+
+
+def _learned_rate(model, **options):
+    return ml.maml(model(), CE, optax.sgd, inner_hparams=0.1, **options)
+
+
+def _baseline(model, **options):
+    sizes = dict(num_classes=WAYS + 1, num_ways=WAYS)
+    return ml.fine_tune(model(None), CE, optax.sgd(0.1), num_steps=2, **sizes, **options)
+
+
+def _features(outputs=None):
+    """A network without a head: the learner brings its own."""
+    return ml.from_apply_fn(
+        lambda key, x: {"w": jax.random.normal(key, (x.shape[-1], 5))},
+        lambda params, x: jnp.tanh(x @ params["w"]),
+    )
+
+
+# Name: (learner of a model, its properties).
+LEARNERS = {
+    "maml": (_maml, {}),
+    "maml_learned_rate": (_learned_rate, {}),
+    "fomaml": (lambda m, **o: ml.fomaml(m(), CE, optax.sgd(0.1), num_steps=2, **o), {}),
+    "anil": (lambda m, **o: ml.anil(m(), CE, optax.sgd(0.1), num_steps=2, **o), {}),
+    "boil": (_boil, {}),
+    "meta_sgd": (lambda m, **o: ml.meta_sgd(m(), CE, **o), {}),
+    "reptile": (_reptile, {}),
+    "reptile_batches": (
+        lambda m, **o: _reptile(m, batch_size=3, **o),
+        {"order_invariant": False, "padding_invariant": False},
+    ),
+    "reptile_carry": (lambda m, **o: _reptile(m, carry_opt_state=True, **o), {}),
+    "protonet": (
+        lambda m, **o: ml.protonet(m(None), num_ways=WAYS, **o),
+        {"relabelling": True},
+    ),
+    "baseline": (_baseline, {"relabelling": True}),
+    "fine_tune": (lambda m, **o: ml.fine_tune(m(), CE, optax.sgd(0.1), num_steps=2, **o), {}),
+    "no_adaptation": (lambda m, **o: ml.no_adaptation(m(), CE, **o), {}),
+}
+CHUNKED = ("maml", "reptile_batches", "protonet")
+
+
+# Every learner once, the three mechanisms with every kind of model.
+ROWS = [(name, model) for name in CHUNKED for model in MODELS] + [
+    (name, ("apply_fn", "linen", "nnx")[i % 3])
+    for i, name in enumerate(n for n in LEARNERS if n not in CHUNKED)
+]
+
+
+@pytest.mark.parametrize(("name", "model"), ROWS)
+def test_learner_keeps_the_contract(name, model, request):
+    if not name.startswith("reptile"):  # these use optax.adam
+        request.getfixturevalue("strict_dtypes")
+    make, properties = LEARNERS[name]
+    network = MODELS[model]
+    if model == "apply_fn" and name in ("protonet", "baseline"):
+        network = _features
+    with_chunk = None
+    if name in CHUNKED and model == "linen":
+        with_chunk = lambda chunk: make(network, task_chunk=chunk)
+    learner = make(network, task_chunk=8)
+    check_learner(learner, blob_batch(), with_chunk=with_chunk, **properties)
+
+
+def test_regression_learner_keeps_the_contract(strict_dtypes):
+    learner = ml.maml(plain(1), MSE, optax.sgd(0.01), num_steps=2, task_chunk=8)
+    check_learner(learner, sine_batch())
+
+
+# -- The suite can fail -----------------------------------------------------------------
+
+
+def _prototypes(centre):
+    """A learner in a few lines, with the mean over support rows as an option."""
+
+    def init(key, task):
+        return ml.Variables(params=jnp.ones((task.support.x.shape[-1],)), state={})
+
+    def adapt(variables, support, *, key=None):
+        x = support.x * variables.params[None]
+        return jnp.stack([centre(x, (support.y == k), support.mask) for k in range(WAYS)])
+
+    def predict(adapted, x, *, key=None):
+        return -jnp.sum((x[:, None] - adapted[None]) ** 2, -1)
+
+    def objective(variables, task, *, key):
+        logits = predict(adapt(variables, task.support), task.query.x)
+        loss = CE(logits, task.query)
+        return loss, (variables.state, {"query/loss": loss})
+
+    return ml.MetaLearner(init, adapt, predict, ml.gradient_estimator(objective))
+
+
+def _mean(x, member, mask):
+    return ml.masked_mean(x, member & mask)
+
+
+def _unmasked(x, member, mask):
+    return ml.masked_mean(x, member)
+
+
+def _first(x, member, mask):
+    return x[jnp.argmax(member & mask)]
+
+
+def _leaking(x, member, mask):
+    """Right values; the gradient of a square root of zero is infinite."""
+    apart = jnp.where((member & mask)[:, None], x, 0)
+    norms = jnp.sqrt(jnp.sum((apart - apart) ** 2, -1, keepdims=True))
+    return ml.masked_mean(x, member & mask) + 0 * norms.sum()
+
+
+def test_custom_learner_keeps_the_contract():
+    check_learner(_prototypes(_mean), blob_batch(), relabelling=True)
+
+
+def _zero_gradient(learner):
+    def estimate(variables, tasks, *, key):
+        found = learner.estimate(variables, tasks, key=key)
+        zeros = jax.tree.map(jnp.zeros_like, found.grads)
+        return ml.Estimate(grads=zeros, state=found.state, metrics=found.metrics)
+
+    return learner._replace(estimate=estimate)
+
+
+def _transductive(learner):
+    def predict(adapted, x, *, key=None):
+        return learner.predict(adapted, x - x.mean(0, keepdims=True), key=key)
+
+    return learner._replace(predict=predict)
+
+
+def _renamed(learner):
+    return learner._replace(adapt=lambda variables, examples, *, key=None: None)
+
+
+def _growing(learner):
+    def estimate(variables, tasks, *, key):
+        found = learner.estimate(variables, tasks, key=key)
+        state = {"seen": jnp.zeros((), jnp.int32)}
+        return ml.Estimate(grads=found.grads, state=state, metrics=found.metrics)
+
+    return learner._replace(estimate=estimate)
+
+
+def _weak(learner):
+    def init(key, task):
+        return ml.Variables(params={"rate": jnp.asarray(0.1)}, state={})
+
+    return learner._replace(init=init)
+
+
+BROKEN = {
+    "mask ignored": (lambda: _prototypes(_unmasked), "support.mask"),
+    "order matters": (lambda: _prototypes(_first), "reversed"),
+    "gradient leaks": (lambda: _prototypes(_leaking), "not finite"),
+    "gradient cut": (lambda: _zero_gradient(_prototypes(_mean)), "zero everywhere"),
+    "transductive": (lambda: _transductive(_prototypes(_mean)), "transductive"),
+    "argument renamed": (lambda: _renamed(_prototypes(_mean)), "support"),
+    "state grows": (lambda: _growing(_prototypes(_mean)), "estimate.state"),
+    "weak type": (lambda: _weak(_prototypes(_mean)), "weakly typed"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_learner_is_caught(name):
+    make, words = BROKEN[name]
+    with pytest.raises(AssertionError, match=words):
+        check_learner(make(), blob_batch())
+
+
+def test_wrong_declarations_are_caught():
+    with pytest.raises(AssertionError, match="renaming"):
+        learner = ml.maml(plain(), CE, optax.sgd(0.1), task_chunk=8)
+        check_learner(learner, blob_batch(), relabelling=True)
+    with pytest.raises(AssertionError, match="declared transductive"):
+        check_learner(_prototypes(_mean), blob_batch(), transductive=True)

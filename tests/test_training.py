@@ -1,0 +1,383 @@
+"""Training, resuming, validating, checkpointing and evaluating, on tiny tasks."""
+
+import functools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+from tiny import WAYS, blobs, one, sine_batch
+
+import metalearn as ml
+
+KEY = jax.random.key(0)
+SINES = ml.tasks.sinusoid(num_support=5, num_query=5)
+
+
+@functools.cache
+def sine_learner():
+    model = ml.from_linen(ml.models.MLP(widths=(16,)), lower=False)
+    return ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=1)
+
+
+@functools.cache
+def sine_trainer():
+    return ml.meta_trainer(sine_learner(), optax.adam(3e-3))
+
+
+def fit(num_steps, trainer=None, tasks=SINES, **options):
+    options = {"tasks_per_step": 4, "key": KEY, "progress": False, **options}
+    return ml.fit(trainer or sine_trainer(), tasks, num_steps=num_steps, **options)
+
+
+def same(first, second):
+    first, second = jax.tree.leaves(first), jax.tree.leaves(second)
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# -- Learning and compiling -----------------------------------------------------------
+
+
+def test_fit_improves_on_sinusoids():
+    result = fit(400, tasks_per_step=16, log_every=100)
+    losses = [row["query/loss"] for row in result.history]
+    assert len(losses) == 4 and losses[-1] < 0.85 * losses[0]
+    start = sine_trainer().init(KEY, SINES(KEY)).variables
+    options = dict(num_tasks=64, key=jax.random.key(5))
+    before = ml.evaluate(sine_learner(), start, SINES, **options)
+    after = ml.evaluate(sine_learner(), result.variables, SINES, **options)
+    mean, half = ml.paired_difference(before, after, "query/loss")
+    assert mean - half > 0
+
+
+def test_second_fit_and_evaluate_compile_nothing(count_compilations):
+    first = fit(20)
+    ml.evaluate(sine_learner(), first.variables, SINES, num_tasks=8, key=KEY)
+    assert count_compilations() > 0 or first.history  # the cache may be warm
+    second = fit(20)
+    ml.evaluate(sine_learner(), second.variables, SINES, num_tasks=8, key=KEY)
+    assert count_compilations() == 0
+    assert same(first.variables, second.variables)
+
+
+def test_other_numbers_of_steps_share_the_compiled_loop(count_compilations):
+    fit(20)
+    count_compilations()
+    fit(27, log_every=9)
+    assert count_compilations() == 0
+
+
+# -- Resuming -----------------------------------------------------------------------
+
+
+def test_resumed_training_is_bit_identical(tmp_path):
+    whole = fit(60)
+    checkpoints = ml.Checkpoints(tmp_path / "run")
+    fit(25, checkpoints=checkpoints)
+    resumed = fit(60, checkpoints=checkpoints, resume=True)
+    assert same(whole.state, resumed.state) and same(whole.variables, resumed.variables)
+    assert int(resumed.state.step) == resumed.best_step == 60
+    again = fit(60, checkpoints=checkpoints, resume=True)
+    assert same(whole.variables, again.variables)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {here!r})
+import conftest, jax
+import metalearn as ml
+from test_training import fit
+with jax.numpy_rank_promotion("raise"):
+    fit({steps}, checkpoints=ml.Checkpoints({folder!r}), checkpoint_every=10, resume=True,
+        sinks=[lambda row: print(row["step"], flush=True)], log_every=5)
+"""
+
+
+def test_killed_training_resumes_bit_identically(tmp_path):
+    """SIGKILL at a random moment, in the middle of a checkpoint perhaps."""
+    steps, folder = 400, str(tmp_path / "run")
+    here = str(Path(__file__).parent)
+    code = KILLED.format(here=here, steps=100_000, folder=folder)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=tmp_path, text=True
+    )
+    for line in process.stdout:
+        if int(line) >= 20:
+            break
+    time.sleep(random.uniform(0, 0.3))
+    os.kill(process.pid, signal.SIGKILL)
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL
+    checkpoints = ml.Checkpoints(folder)
+    reached = checkpoints.latest()
+    assert reached >= 10
+    steps = reached + 15
+    resumed = fit(steps, checkpoints=checkpoints, resume=True)
+    assert same(fit(steps).variables, resumed.variables)
+
+
+def test_corrupted_latest_checkpoint_is_named(tmp_path):
+    checkpoints = ml.Checkpoints(tmp_path / "run")
+    fit(20, checkpoints=checkpoints, checkpoint_every=10)
+    checkpoints.close()
+    files = [p for p in (tmp_path / "run" / "20" / "arrays").rglob("*") if p.is_file()]
+    for file in files:
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoint 20 .*cannot be read(.|\n)*go on from 10"):
+        fit(30, checkpoints=ml.Checkpoints(tmp_path / "run"), resume=True)
+    shutil.rmtree(tmp_path / "run" / "20")
+    resumed = fit(30, checkpoints=ml.Checkpoints(tmp_path / "run"), resume=True)
+    assert same(fit(30).variables, resumed.variables)
+
+
+def test_new_run_refuses_a_folder_with_checkpoints(tmp_path):
+    checkpoints = ml.Checkpoints(tmp_path / "run")
+    fit(10, checkpoints=checkpoints)
+    with pytest.raises(ValueError, match="resume=True"):
+        fit(10, checkpoints=checkpoints)
+
+
+def test_checkpoint_mismatch_lists_every_difference(tmp_path):
+    checkpoints = ml.Checkpoints(tmp_path / "run")
+    tree = {"a": jnp.zeros(2), "b": jnp.zeros(3), "c": jnp.zeros(1)}
+    checkpoints.save(1, tree, {"note": "x"})
+    like = {"a": jnp.zeros(2, jnp.int32), "b": jnp.zeros((3, 1)), "d": jnp.zeros(1)}
+    with pytest.raises(ml.CheckpointMismatch) as error:
+        checkpoints.restore(1, like=like)
+    for words in (
+        "a: the checkpoint holds float32[2], expected int32[2]",
+        "b: the checkpoint holds float32[3], expected float32[3,1]",
+        "c: the checkpoint holds float32[1], not expected",
+        "d: expected float32[1], not in the checkpoint",
+    ):
+        assert words in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 7 .*\[1\]"):
+        checkpoints.restore(7, like=tree)
+
+
+def test_typed_keys_survive_a_checkpoint(tmp_path):
+    checkpoints = ml.Checkpoints(tmp_path / "run")
+    tree = {"key": jax.random.key(3), "keys": jax.random.split(jax.random.key(1), 2)}
+    checkpoints.save(1, tree, {"seed": 4})
+    found, extra = checkpoints.restore(1, like=jax.tree.map(lambda k: k, tree))
+    assert extra == {"seed": 4}
+    assert jax.random.normal(found["key"]) == jax.random.normal(tree["key"])
+    assert found["keys"].dtype == tree["keys"].dtype and found["keys"].shape == (2,)
+
+
+# -- Non-finite gradients -----------------------------------------------------------------
+
+
+@functools.cache
+def explosive():
+    """Sinusoids whose targets are infinite in about one batch of five."""
+
+    def sample(key):
+        task = SINES(key)
+        bad = jax.random.uniform(jax.random.fold_in(key, 9)) < 0.05
+        y = jnp.where(bad, jnp.inf, task.query.y)
+        return ml.Task(
+            support=task.support, query=ml.Examples.of(task.query.x, y), info=task.info
+        )
+
+    return sample
+
+
+def test_nonfinite_gradient_stops_with_its_step():
+    with pytest.raises(ml.NonFiniteGradient, match=r"step \d+ is not finite"):
+        fit(100, tasks=explosive())
+
+
+def test_nonfinite_gradient_is_skipped_and_counted():
+    result = fit(100, tasks=explosive(), nonfinite="skip")
+    assert result.history[-1]["meta/skipped"] > 3
+    assert np.isfinite(result.history[-1]["query/loss"])
+    assert all(np.isfinite(p).all() for p in jax.tree.leaves(result.variables.params))
+    assert int(result.state.step) == 100
+
+
+def test_skipped_step_leaves_everything_as_it_was():
+    trainer, tasks = sine_trainer(), sine_batch()
+    state = trainer.init(KEY, one(tasks))
+    bad = ml.Examples(x=tasks.query.x, y=tasks.query.y * jnp.inf, mask=tasks.query.mask)
+    step = jax.jit(trainer.step)
+    after, report = step(state, ml.Task(support=tasks.support, query=bad), key=KEY)
+    assert same((state.variables, state.opt_state), (after.variables, after.opt_state))
+    assert int(after.step) == 1 and (np.asarray(report["meta/finite"]) == 0).all()
+
+
+# -- Validation -----------------------------------------------------------------------
+
+
+@functools.cache
+def drift_trainer():
+    """Params count outer steps: `estimate` returns the gradient -1."""
+
+    def estimate(variables, tasks, *, key):
+        del key
+        num = tasks.support.mask.shape[0]
+        return ml.Estimate(
+            grads=jax.tree.map(lambda p: -jnp.ones_like(p), variables.params),
+            state={},
+            metrics={"query/loss": jnp.zeros((num,))},
+        )
+
+    learner = ml.MetaLearner(
+        init=lambda key, task: ml.Variables(params={"n": jnp.zeros(1)}, state={}),
+        adapt=lambda variables, support, *, key=None: variables.params["n"],
+        predict=lambda adapted, x, *, key=None: jnp.zeros_like(x) + adapted[None],
+        estimate=estimate,
+    )
+    return ml.meta_trainer(learner, optax.sgd(1.0))
+
+
+def bowl(outputs, examples):
+    """Lowest after 20 steps."""
+    del examples
+    return jnp.mean((outputs - 20.0) ** 2)
+
+
+def test_best_variables_are_kept_and_patience_stops():
+    trainer = drift_trainer()
+    validation = ml.Validation(
+        tasks=SINES, loss_fn=bowl, num_tasks=2, every=5, metric="query/loss", patience=3
+    )
+    result = fit(100, trainer, validation=validation)
+    assert result.best_step == 20 and float(result.variables.params["n"][0]) == 20
+    assert int(result.state.step) == 35  # three validations without improvement
+    rows = [row for row in result.history if "validation/loss" in row]
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30, 35]
+    assert rows[3]["validation/loss"] == 0 and rows[-1]["best_step"] == 20
+
+
+def test_patience_survives_a_resume(tmp_path):
+    validation = ml.Validation(
+        tasks=SINES, loss_fn=bowl, num_tasks=2, every=5, metric="query/loss", patience=3
+    )
+    trainer, checkpoints = drift_trainer(), ml.Checkpoints(tmp_path / "run")
+    fit(27, trainer, validation=validation, checkpoints=checkpoints)
+    options = dict(validation=validation, checkpoints=checkpoints, resume=True)
+    result = fit(100, trainer, **options)
+    assert result.best_step == 20 and float(result.variables.params["n"][0]) == 20
+
+
+def test_unknown_validation_metric_is_named():
+    validation = ml.Validation(tasks=SINES, num_tasks=2, every=5)
+    with pytest.raises(ValueError, match=r"query/accuracy.*not reported.*query/loss"):
+        fit(5, validation=validation)
+
+
+# -- Evaluation -----------------------------------------------------------------------
+
+
+def predictor(function):
+    """A learner that predicts `function(x)` whatever the support set."""
+    return ml.MetaLearner(
+        init=lambda key, task: ml.Variables(params={}, state={}),
+        adapt=lambda variables, support, *, key=None: support,
+        predict=lambda adapted, x, *, key=None: function(adapted, x),
+        estimate=lambda variables, tasks, *, key: None,
+    )
+
+
+def nearest(support, x):
+    apart = jnp.sum((x[:, None] - support.x[None]) ** 2, -1)
+    return jax.nn.one_hot(support.y[jnp.argmin(apart, -1)], WAYS)
+
+
+def separated(key):
+    """Blobs far apart."""
+    task = blobs(key)
+    shift = lambda part: ml.Examples.of(
+        part.x + 100 * jax.nn.one_hot(part.y, part.x.shape[-1]), part.y
+    )
+    return ml.Task(support=shift(task.support), query=shift(task.query))
+
+
+def evaluate(function, tasks=separated, num_tasks=20, **options):
+    variables = ml.Variables(params={}, state={})
+    options = {"num_tasks": num_tasks, "key": KEY, **options}
+    return ml.evaluate(predictor(function), variables, tasks, **options)
+
+
+def test_constant_predictor_is_exactly_at_chance_and_an_oracle_perfect():
+    constant = lambda support, x: jnp.zeros((x.shape[0], WAYS))
+    mean, half = evaluate(constant).mean_ci95("query/accuracy")
+    assert mean == np.float32(1 / WAYS) and half == 0
+    result = evaluate(nearest)
+    assert result.mean_ci95("query/accuracy") == (1.0, 0.0)
+    assert result.summary()["query/accuracy"] == {"mean": 1.0, "ci95": 0.0}
+    assert "query/accuracy 100.00 ± 0.00 %" in str(result) and not result.transductive
+
+
+def test_transduction_is_measured():
+    mean = lambda support, x: nearest(support, x) * jnp.mean(x) * 1e-2
+    assert evaluate(mean).transductive
+
+
+def test_transduction_is_measured_beside_masked_classes():
+    def masked(support, x):
+        del support
+        logits = x[:, :WAYS] * jnp.mean(x)
+        return jnp.where(jnp.arange(WAYS)[None] == 0, -1e9, logits)
+
+    assert evaluate(masked).transductive
+
+
+def test_more_tasks_extend_fewer():
+    few = evaluate(lambda s, x: x[:, :WAYS], blobs, num_tasks=5)
+    many = evaluate(lambda s, x: x[:, :WAYS], blobs, num_tasks=11, tasks_per_call=4)
+    for name, values in few.values.items():
+        np.testing.assert_allclose(values, many.values[name][:5], rtol=1e-6)
+    assert len(set(many.values["query/loss"].tolist())) == 11
+
+
+def test_paired_difference_needs_the_same_tasks():
+    first, second = evaluate(nearest), evaluate(lambda s, x: -nearest(s, x))
+    mean, half = ml.paired_difference(first, second)
+    values = first.values["query/accuracy"] - second.values["query/accuracy"]
+    assert (mean, half) == ml.metrics.mean_ci95(values) and mean == 1
+    for other in (evaluate(nearest, num_tasks=21), evaluate(nearest, key=jax.random.key(1))):
+        with pytest.raises(ValueError, match="different tasks"):
+            ml.paired_difference(first, other)
+
+
+def test_interval_equals_scipy():
+    values = np.random.default_rng(0).normal(size=50)
+    mean, half = ml.metrics.mean_ci95(values)
+    assert mean == pytest.approx(values.mean(), rel=1e-12)
+    assert half == pytest.approx(1.96 * stats.sem(values), rel=1e-12)
+    with pytest.raises(ValueError, match=r"shape \(1,\)"):
+        ml.metrics.mean_ci95([1.0])
+
+
+def test_accuracy_shares_ties_and_ignores_masked_rows():
+    logits = jnp.array([[1.0, 1.0, 0.0], [0.0, 2.0, 0.0], [9.0, 0.0, 0.0]])
+    examples = ml.Examples.of(
+        logits, jnp.array([0, 1, 2], jnp.int32), jnp.array([True, True, False])
+    )
+    assert float(ml.metrics.accuracy(logits, examples)) == 0.75
+
+
+@functools.cache
+def trained_protonet():
+    encoder = ml.from_linen(ml.models.MLP(num_outputs=4, widths=(8,)), lower=False)
+    learner = ml.protonet(encoder, num_ways=WAYS)
+    return learner, ml.meta_trainer(learner, optax.adam(1e-2))
+
+
+def test_protonet_learns_blobs():
+    learner, trainer = trained_protonet()
+    result = fit(60, trainer, separated)
+    accuracy = ml.evaluate(learner, result.variables, separated, num_tasks=20, key=KEY)
+    assert accuracy.mean_ci95("query/accuracy")[0] > 0.95

@@ -1,0 +1,102 @@
+"""Tiny tasks and networks that the tests share."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import metalearn as ml
+
+WAYS, INPUTS, HIDDEN = 3, 4, 5
+
+
+def blobs(key, shots=2, queries=2):
+    """Classes are Gaussian blobs around random centres; labels are `0..WAYS-1`."""
+    k_centre, k_noise = jax.random.split(key)
+    centres = jax.random.normal(k_centre, (WAYS, 1, INPUTS))
+    noise = jax.random.normal(k_noise, (WAYS, shots + queries, INPUTS))
+    x = centres + 0.3 * noise
+    y = jnp.broadcast_to(
+        jnp.arange(WAYS, dtype=jnp.int32)[:, None], (WAYS, shots + queries)
+    )
+
+    def part(rows):
+        return ml.Examples.of(x[:, rows].reshape(-1, INPUTS), y[:, rows].reshape(-1))
+
+    return ml.Task(
+        support=part(slice(0, shots)),
+        query=part(slice(shots, None)),
+        info={"class_ids": jnp.arange(WAYS, dtype=jnp.int32) + 1},
+    )
+
+
+@functools.cache
+def blob_batch(num=3):
+    return jax.vmap(blobs)(jax.random.split(jax.random.key(7), num))
+
+
+@functools.cache
+def sine_batch(num=3):
+    sampler = ml.tasks.sinusoid(num_support=5, num_query=4)
+    return jax.vmap(sampler)(jax.random.split(jax.random.key(7), num))
+
+
+def one(tasks, i=0):
+    return jax.tree.map(lambda leaf: leaf[i], tasks)
+
+
+def plain_init(key, x, outputs, hidden=HIDDEN):
+    k1, k2 = jax.random.split(key)
+    return {
+        "body": {"w": jax.random.normal(k1, (x.shape[-1], hidden)), "b": jnp.zeros(hidden)},
+        "head": {"w": jax.random.normal(k2, (hidden, outputs)), "b": jnp.zeros(outputs)},
+    }
+
+
+def tanh_net(params, x):
+    """Two-layer tanh network."""
+    body, head = params["body"], params["head"]
+    hidden = jnp.tanh(x @ body["w"] + body["b"][None])
+    return hidden @ head["w"] + head["b"][None]
+
+
+def plain(outputs=WAYS):
+    """`from_apply_fn`."""
+    return ml.from_apply_fn(lambda key, x: plain_init(key, x, outputs), tanh_net)
+
+
+class BatchNormNet(nn.Module):
+    """Dense, masked batch norm, ReLU, linear head."""
+
+    outputs: int | None = WAYS
+
+    @nn.compact
+    def __call__(self, x, train=False, mask=None):
+        x = nn.Dense(HIDDEN)(x)
+        rows = None if mask is None else jnp.broadcast_to(mask[:, None], x.shape)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x, mask=rows)
+        x = nn.relu(x)
+        return x if self.outputs is None else nn.Dense(self.outputs, name="head")(x)
+
+
+def linen(outputs=WAYS):
+    return ml.from_linen(BatchNormNet(outputs))
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, outputs, rngs):
+        self.body = nnx.Linear(INPUTS, HIDDEN, rngs=rngs)
+        self.norm = nnx.BatchNorm(HIDDEN, momentum=0.9, rngs=rngs)
+        self.head = nnx.Linear(HIDDEN, outputs, rngs=rngs) if outputs else None
+
+    def __call__(self, x, mask=None):
+        x = self.body(x)
+        rows = None if mask is None else jnp.broadcast_to(mask[:, None], x.shape)
+        x = jax.nn.relu(self.norm(x, mask=rows))
+        return x if self.head is None else self.head(x)
+
+
+def nnx_net(outputs=WAYS):
+    return ml.from_nnx(lambda rngs: NnxNet(outputs, rngs))
