@@ -14,7 +14,7 @@ def main() -> None:
     command = tyro.extras.subcommand_cli_from_dict(
         {"peers": Peers, "recipe": RunRecipe, "paired": Paired, "table": Table}
     )
-    command.run()
+    command.run_benchmark()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Peers:
     plain: bool = False
     json: str | None = None
 
-    def run(self) -> None:
+    def run_benchmark(self) -> None:
         if self.workload not in workloads.WORKLOADS:
             raise SystemExit(
                 f"workload is {self.workload!r}; expected one of "
@@ -53,7 +53,9 @@ class Peers:
         fastest = min(times, key=lambda name: times[name]["median"])
         for name, row in rows.items():
             ratio = times.get(name, {}).get("median", 1.0)
-            print(f"{name:18} {row['tasks_per_s']:9.1f} tasks/s   metalearn is {ratio:.2f}x")
+            print(
+                f"{name:18} {row['tasks_per_s']:9.1f} tasks/s   metalearn is {ratio:.2f}x"
+            )
         _harness.store(
             f"peers-{self.workload}",
             {

@@ -27,7 +27,9 @@ def loop(work: Workload) -> Contender:
                 for _ in range(work.inner_steps):
                     loss = _loss(work, fast, batch["support_x"][i], batch["support_y"][i])
                     grads = torch.autograd.grad(loss, fast, create_graph=True)
-                    fast = [p - work.inner_rate * g for p, g in zip(fast, grads, strict=True)]
+                    fast = [
+                        p - work.inner_rate * g for p, g in zip(fast, grads, strict=True)
+                    ]
                 query = _loss(work, fast, batch["query_x"][i], batch["query_y"][i])
                 (query / work.tasks).backward()
             outer.step()
@@ -49,7 +51,7 @@ def vmap(work: Workload) -> Contender:
             fast = params
             for _ in range(work.inner_steps):
                 grads = torch.func.grad(lambda p: _loss(work, p, sx, sy))(fast)
-                fast = [p - work.inner_rate * g for p, g in zip(fast, grads, strict=True)]
+                fast = _sgd(fast, grads, work.inner_rate)
             return _loss(work, fast, qx, qy)
 
         mapped = torch.func.vmap(task_loss, in_dims=(None, 0, 0, 0, 0))
@@ -70,6 +72,10 @@ def vmap(work: Workload) -> Contender:
         return step
 
     return Contender(setup)
+
+
+def _sgd(params, grads, rate):
+    return [p - rate * g for p, g in zip(params, grads, strict=True)]
 
 
 def _batch(work: Workload) -> dict[str, torch.Tensor]:

@@ -113,8 +113,7 @@ def _list(argv: list[str]) -> int:
 def _train(argv: list[str]) -> int:
     name, options, recipe = options_of.parse_train(argv)
     recipe.check()
-    if options.seed < 0:
-        raise ValueError(f"seed is {options.seed}; expected 0 or more.")
+    _check_seed(options.seed)
     folder = Path(options.out or f"runs/{name}-seed{options.seed}")
     runs.check_folder(
         folder, name=name, recipe=recipe, seed=options.seed, resume=options.resume
@@ -127,7 +126,8 @@ def _train(argv: list[str]) -> int:
         f"{recipe.tasks_per_step} tasks, seed {options.seed}\n"
         f"Device {device['kind']} x {device['devices']}, {device['cores']} CPU cores"
     )
-    data = recipe.load_data(options.data_dir, ("train", "validation", "test"))
+    data_dir = options.data_dir or runs.stored_data_dir(folder)
+    data = recipe.load_data(data_dir, ("train", "validation", "test"))
     record = recipe.describe_data(data)
     _say_data(record)
     run = runs.start(
@@ -136,7 +136,7 @@ def _train(argv: list[str]) -> int:
         recipe=recipe,
         seed=options.seed,
         record=record,
-        data_dir=options.data_dir,
+        data_dir=data_dir,
     )
     try:
         if step := runs.checkpoint_step(run):
@@ -177,6 +177,7 @@ def _finish(run: runs.Run, data: Any, trained: ml.FitResult, began: float) -> No
 
 def _evaluate(argv: list[str]) -> int:
     options = options_of.parse(options_of.EvaluateOptions, argv, "evaluate")
+    _check_seed(options.seed)
     run = runs.load(options.run)
     recipe = options_of.for_evaluation(run.recipe, options)
     environment.enable_compilation_cache()
@@ -188,8 +189,8 @@ def _evaluate(argv: list[str]) -> int:
         )
     data_dir = options.data_dir
     same = options.dataset is None and options.split is None
-    if data_dir is None and same and run.data_dir and Path(run.data_dir).is_dir():
-        data_dir = run.data_dir
+    if data_dir is None and same:
+        data_dir = runs.stored_data_dir(run.folder)
     data = recipe.load_data(data_dir, ("test",))
     record = recipe.describe_data(data)
     runs.check_images(run, record)
@@ -296,6 +297,11 @@ def _console(recipe: Recipe) -> Callable[[Any], None]:
             tqdm.write("  ".join(words), file=sys.stderr)
 
     return write
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; expected 0 or more, below 2**32.")
 
 
 def _say(text: str) -> None:

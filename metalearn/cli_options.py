@@ -10,6 +10,8 @@ from typing import Any
 from metalearn import recipes, runs
 from metalearn.recipes import Recipe
 
+SWITCHES = ("--resume", "--carry-opt-state")
+
 
 @dataclasses.dataclass(frozen=True)
 class ListOptions:
@@ -146,7 +148,8 @@ def _split_name(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """The recipe's name, wherever it stands, and the other words."""
     for i, word in enumerate(argv):
         # A word after an option is its value, unless the option is a switch.
-        free = i == 0 or not argv[i - 1].startswith("-") or argv[i - 1] in ("--resume",)
+        before = argv[i - 1] if i else ""
+        free = before.startswith("--no-") or before in SWITCHES or before[:1] != "-"
         if free and not word.startswith("-") and (i == 0 or word in recipes.RECIPES):
             return word, [*argv[:i], *argv[i + 1 :]]
     return None, list(argv)

@@ -99,7 +99,7 @@ def image_episode(
     cell, label = 1.0, 0.42
     # Inches from the top: title, class names, support, gap, queries, footer.
     top, gap = 1.0, 0.35
-    height = top + shots * cell + gap + queries * (cell + label) + 0.55
+    height = top + shots * cell + gap + queries * (cell + label) + 0.45
     left = 0.95
     width = max(left + columns * (cell + 0.12) + 0.25, 6.2)
     figure = _figure(width, height, constrained=False)

@@ -41,26 +41,22 @@ def check_learner(
     with_chunk: Callable[[int], MetaLearner] | None = None,
     tolerance: float = 1e-4,
 ) -> None:
-    """Holds a learner against the contract of `MetaLearner`.
+    """Holds a learner against the contract of `MetaLearner` and what it declares.
 
-    Checked are argument names, shapes, structures and dtypes; that everything works
-    under `jit`, `vmap` and `scan` and compiles once; that gradients are finite and
-    results repeat for equal keys; and the declared properties below.
+    Argument names, shapes, structures, dtypes; works under `jit`, `vmap` and `scan`,
+    compiles once; finite gradients; equal results for equal keys; the properties below.
 
     Args:
       learner: What to check; keep its network tiny, five programs are compiled.
       tasks: A batch of at least two tasks, all rows valid, `[T, N, ...]`.
       key: Of initialisation and adaptation; a fixed one when `None`.
-      order_invariant: The order of the support examples does not matter. False for
-        learners that draw mini-batches or read examples as a sequence.
+      order_invariant: The order of the support examples does not matter.
       relabelling: Renaming the classes of the support set renames the outputs. True for
         metric learners, False where each output has weights of its own.
-      transductive: The prediction of a query may depend on the other queries; then it
-        must, and otherwise it must not.
+      transductive: The prediction of a query depends on the other queries.
       padding_invariant: Masked rows change neither outputs nor the meta-gradient. False
         only for learners whose random draws depend on the number of rows.
-      with_chunk: `task_chunk -> learner`, the same learner with tasks handled in
-        chunks; their estimates have to agree.
+      with_chunk: `task_chunk -> learner`; the estimates have to agree.
       tolerance: Relative to the largest number compared.
 
     Raises:
@@ -209,48 +205,33 @@ def check_queries(plain: dict[str, PyTree], transductive: bool, tolerance: float
 
 def check_padded_outputs(plain: PyTree, padded: PyTree, tolerance: float) -> None:
     """Masked support rows change no prediction, also under `vmap`."""
-    gap = _gap(plain, padded)
-    assert gap <= tolerance, (
-        f"predictions change by {gap:.2g} when masked rows are added to the support set "
-        "(under vmap). Use support.mask in every mean, sum and count over examples."
-    )
+    message = "with masked rows in the support set: use support.mask in means and counts"
+    _agree(plain, padded, tolerance, f"predictions change by {{}} {message}.")
 
 
 def check_padded_estimate(plain: PyTree, padded: PyTree, tolerance: float) -> None:
     """Masked rows change no meta-gradient, also under `scan`."""
-    gap = _gap(plain, padded)
-    assert gap <= tolerance, (
-        f"the meta-gradient changes by {gap:.2g} when masked rows are added (under scan)."
-        " A mask that stops values need not stop gradients: use jnp.where on the inputs "
-        "of sqrt, log and divisions as well."
-    )
+    message = "with masked rows: use jnp.where on the inputs of sqrt, log and / as well"
+    _agree(plain, padded, tolerance, f"the meta-gradient changes by {{}} {message}.")
 
 
 def check_order(plain: PyTree, other: PyTree, tolerance: float) -> None:
     """The order of the support examples changes no prediction."""
-    gap = _gap(plain, other)
-    assert gap <= tolerance, (
-        f"predictions change by {gap:.2g} when the support set is reversed. Declare "
-        "order_invariant=False if that is intended."
-    )
+    message = "when the support set is reversed; if intended, order_invariant=False"
+    _agree(plain, other, tolerance, f"predictions change by {{}} {message}.")
 
 
 def check_relabelling(plain: Array, other: Array, tolerance: float) -> None:
     """Renaming support classes `k -> k + 1` moves the outputs alike."""
-    gap = _gap(jnp.roll(plain, 1, axis=-1), other)
-    assert gap <= tolerance, (
-        f"outputs change by {gap:.2g} beyond renaming when classes are renamed."
-    )
+    moved = jnp.roll(plain, 1, axis=-1)
+    _agree(moved, other, tolerance, "outputs change by {} beyond a renaming of classes.")
 
 
 def check_chunks(found: Estimate, others: dict[int, Estimate], tolerance: float) -> None:
     """Tasks handled a few at once give the estimate of all at once."""
     for chunk, other in others.items():
-        gap = _gap(found, other)
-        assert gap <= tolerance, (
-            f"the estimate changes by {gap:.2g} with task_chunk={chunk}. Split the key "
-            "over all tasks before making chunks."
-        )
+        message = f"with task_chunk={chunk}: split the key over tasks before chunks"
+        _agree(found, other, tolerance, f"the estimate changes by {{}} {message}.")
 
 
 class _Counted:
@@ -332,6 +313,11 @@ def _plain(leaf: Array) -> np.ndarray:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)
+
+
+def _agree(first: PyTree, second: PyTree, tolerance: float, message: str) -> None:
+    gap = _gap(first, second)
+    assert gap <= tolerance, message.format(f"{gap:.2g}")
 
 
 def _gap(first: PyTree, second: PyTree) -> float:

@@ -154,9 +154,7 @@ def test_bad_arguments_of_evaluate_and_trainer():
             ["num_classes=3", "num_ways=None"],
         ),
         (
-            lambda: ml.fine_tune(
-                linen(), CE, optax.sgd(1), num_steps=1, norm="per_step"
-            ),
+            lambda: ml.fine_tune(linen(), CE, optax.sgd(1), num_steps=1, norm="per_step"),
             ValueError,
             ["per_step"],
         ),
@@ -205,9 +203,7 @@ def test_inner_batches_hold_valid_rows_only():
         lambda key, x: jnp.zeros(INPUTS),
         lambda params, x: jnp.broadcast_to(params[None], x.shape),
     )
-    mse = lambda outputs, e: ml.masked_mean(
-        0.5 * jnp.sum((outputs - e.x) ** 2, -1), e.mask
-    )
+    mse = lambda outputs, e: ml.masked_mean(0.5 * jnp.sum((outputs - e.x) ** 2, -1), e.mask)
     maker = ml.reptile(model, mse, optax.sgd(0.5), num_steps=3, batch_size=2)
     support = blobs(KEY).support
     mask = jnp.zeros(6, bool).at[4].set(True)

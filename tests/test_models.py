@@ -119,9 +119,7 @@ def test_batch_statistics_are_those_of_the_support_set():
 @pytest.mark.parametrize("policy", NORM_POLICIES)
 def test_norm_policies_are_transductive_as_declared(policy):
     """Only "batch" lets queries influence one another; two steps move the averages."""
-    learner = ml.maml(
-        linen(), CE, optax.sgd(0.1), num_steps=2, norm=policy, task_chunk=8
-    )
+    learner = ml.maml(linen(), CE, optax.sgd(0.1), num_steps=2, norm=policy, task_chunk=8)
     tasks = blob_batch()
     variables = jax.jit(learner.init)(KEY, one(tasks))
     found = jax.jit(lambda v, t: learner.estimate(v, t, key=KEY))(variables, tasks)
@@ -141,7 +139,9 @@ def test_running_averages_move_only_where_they_are_read():
         learner = ml.fomaml(linen(), CE, optax.sgd(0.1), norm=policy, task_chunk=8)
         variables = jax.jit(learner.init)(KEY, one(tasks))
         run = jax.jit(lambda v, t, f=learner: f.estimate(v, t, key=KEY).state)
-        pairs = zip(jax.tree.leaves(variables.state), jax.tree.leaves(run(variables, tasks)))
+        pairs = zip(
+            jax.tree.leaves(variables.state), jax.tree.leaves(run(variables, tasks))
+        )
         assert any(np.abs(a - b).max() > 1e-4 for a, b in pairs) == moves
 
 

@@ -156,7 +156,11 @@ def test_fixed_points_of_maml_fomaml_and_reptile_differ():
         "maml": quadratic_maml(steps),
         "fomaml": quadratic_maml(steps, first_order=True),
         "reptile": ml.reptile(
-            quadratic_model(), quadratic_loss, optax.sgd(RATE), num_steps=steps, task_chunk=9
+            quadratic_model(),
+            quadratic_loss,
+            optax.sgd(RATE),
+            num_steps=steps,
+            task_chunk=9,
         ),
     }
     points = {
@@ -248,9 +252,7 @@ def test_duplicating_the_support_set_changes_nothing():
     twice = jax.tree.map(lambda x: jnp.concatenate([x, x], 1), tasks.support)
     learner = quadratic_maml(2)
     doubled = ml.Task(support=twice, query=tasks.query)
-    close(
-        grads_of(learner, THETA, doubled).grads, grads_of(learner, THETA, tasks).grads
-    )
+    close(grads_of(learner, THETA, doubled).grads, grads_of(learner, THETA, tasks).grads)
 
 
 @pytest.mark.parametrize("name", ["adam", "momentum"])
@@ -386,7 +388,9 @@ def test_meta_gradient_equals_finite_differences(name):
     leaves, treedef = jax.tree.flatten(params)
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        direction = treedef.unflatten([jnp.asarray(rng.normal(size=p.shape)) for p in leaves])
+        direction = treedef.unflatten(
+            [jnp.asarray(rng.normal(size=p.shape)) for p in leaves]
+        )
         moved = [
             at(jax.tree.map(lambda p, d, s=s: p + s * d, params, direction))[0]
             for s in (1e-5, -1e-5)
@@ -460,7 +464,9 @@ def test_fomaml_is_maml_for_a_linear_loss():
     params = np.ones((4, 1))
     both = [
         grads_of(
-            ml.maml(model, linear, optax.sgd(INNER), num_steps=2, first_order=f, task_chunk=9),
+            ml.maml(
+                model, linear, optax.sgd(INNER), num_steps=2, first_order=f, task_chunk=9
+            ),
             params,
             wide_blobs(),
         ).grads

@@ -103,7 +103,8 @@ def test_public_names_exist_and_are_documented(module):
     for name in module.__all__:
         thing = getattr(module, name)
         if callable(thing) or inspect.ismodule(thing):
-            text = thing.__dict__.get("__doc__") if inspect.isclass(thing) else thing.__doc__
+            is_class = inspect.isclass(thing)
+            text = thing.__dict__.get("__doc__") if is_class else thing.__doc__
             assert text and not text.startswith(f"{name}("), f"{name} has no docstring"
 
 

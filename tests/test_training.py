@@ -133,7 +133,8 @@ def test_corrupted_latest_checkpoint_is_named(tmp_path):
     files = [p for p in (tmp_path / "run" / "20" / "arrays").rglob("*") if p.is_file()]
     for file in files:
         file.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"checkpoint 20 .*cannot be read(.|\n)*go on from 10"):
+    words = r"checkpoint 20 .*cannot be read(.|\n)*go on from 10"
+    with pytest.raises(ValueError, match=words):
         fit(30, checkpoints=ml.Checkpoints(tmp_path / "run"), resume=True)
     shutil.rmtree(tmp_path / "run" / "20")
     resumed = fit(30, checkpoints=ml.Checkpoints(tmp_path / "run"), resume=True)
@@ -347,7 +348,8 @@ def test_paired_difference_needs_the_same_tasks():
     mean, half = ml.paired_difference(first, second)
     values = first.values["query/accuracy"] - second.values["query/accuracy"]
     assert (mean, half) == ml.metrics.mean_ci95(values) and mean == 1
-    for other in (evaluate(nearest, num_tasks=21), evaluate(nearest, key=jax.random.key(1))):
+    for options in (dict(num_tasks=21), dict(key=jax.random.key(1))):
+        other = evaluate(nearest, **options)
         with pytest.raises(ValueError, match="different tasks"):
             ml.paired_difference(first, other)
 

@@ -44,7 +44,6 @@ class Recipe:
       inner_batch: reptile: examples of an inner step in training; all if None.
       eval_inner_batch: reptile: the same at validation and test.
       carry_opt_state: reptile: hands Adam's second moments on from step to step.
-      norm_policy: Which statistics batch norm uses; the learner's own default if None.
       task_chunk: Tasks handled at once, or "auto".
       outer_optimizer: "adam", or "sgd" as Reptile uses it.
       outer_rate: Its learning rate at the start.
@@ -73,7 +72,6 @@ class Recipe:
     inner_batch: int | None = None
     eval_inner_batch: int | None = None
     carry_opt_state: bool = False
-    norm_policy: Literal["support", "batch", "running", "per_step"] | None = None
     task_chunk: int | Literal["auto"] = "auto"
     outer_optimizer: Literal["adam", "sgd"] = "adam"
     outer_rate: float = 1e-3
@@ -217,12 +215,6 @@ class Recipe:
                     f"{self.algorithm!r} and the other settings: it is read by {reader}. "
                     f"Leave it at {field.default!r}, or start from a recipe that reads it."
                 )
-        steps = self.eval_inner_steps
-        if self.norm_policy == "per_step" and steps not in (None, self.inner_steps):
-            raise ValueError(
-                f"eval_inner_steps={steps} with norm_policy='per_step', which keeps "
-                f"statistics for inner_steps={self.inner_steps}. Leave it out."
-            )
 
     def settings(self) -> Record:
         """All fields as JSON values."""

@@ -41,6 +41,7 @@ class ImageRecipe(Recipe):
       model: The network.
       width: Channels of its first block; those of resnet12 double from block to block.
       norm: Normalisation layers.
+      norm_policy: Which statistics batch norm uses; the learner's own default if None.
       downsample: conv4: halves the sides by strided convolution or max-pooling.
       scale: protonet: multiplies the squared distances.
     """
@@ -71,6 +72,7 @@ class ImageRecipe(Recipe):
     model: Literal["conv4", "resnet12"] = "conv4"
     width: int = 64
     norm: Literal["batch", "group", "layer", "none"] = "batch"
+    norm_policy: Literal["support", "batch", "running", "per_step"] | None = None
     downsample: Literal["stride", "pool"] = "stride"
     scale: float = 1.0
 
@@ -91,6 +93,8 @@ class ImageRecipe(Recipe):
         idle = super().unread()
         if self.algorithm != "protonet":
             idle["scale"] = "algorithm protonet"
+        if self.norm != "batch":
+            idle["norm_policy"] = "norm batch"
         if self.model != "conv4":
             idle["downsample"] = "model conv4"
         return idle
@@ -106,6 +110,12 @@ class ImageRecipe(Recipe):
                 f"of {self.algorithm} is trained with {self.ways}. Train with "
                 f"--ways {self.test_ways}, or use protonet or fine_tune, which fit any "
                 "number of ways."
+            )
+        steps = self.eval_inner_steps
+        if self.norm_policy == "per_step" and steps not in (None, self.inner_steps):
+            raise ValueError(
+                f"eval_inner_steps={steps} with norm_policy='per_step', which keeps "
+                f"statistics for inner_steps={self.inner_steps}. Leave it out."
             )
         if self.algorithm == "protonet" and self.norm_policy not in (
             *(None, "running", "batch"),
@@ -165,18 +175,12 @@ class ImageRecipe(Recipe):
         return Task(support=examples(self.shots), query=examples(self.queries), info=info)
 
     def learner(self, record: Record) -> MetaLearner:
-        return self._build(record, self.inner_steps, self.inner_batch)
+        return self._build(record, evaluating=False)
 
     def evaluation_learner(
         self, record: Record, *, steps: int | None = None
     ) -> MetaLearner:
-        own = self.inner_steps if self.eval_inner_steps is None else self.eval_inner_steps
-        return self._build(
-            record,
-            own if steps is None else steps,
-            self.eval_inner_batch,
-            fewer_ways=self.test_ways < self.ways,
-        )
+        return self._build(record, evaluating=True, steps=steps)
 
     def draw_episode(
         self, path: Path, record: Record, data: Any, variables: Variables
@@ -199,16 +203,16 @@ class ImageRecipe(Recipe):
         )
 
     def _build(
-        self, record: Record, steps: int, batch: int | None, fewer_ways: bool = False
+        self, record: Record, *, evaluating: bool, steps: int | None = None
     ) -> MetaLearner:
+        norm = self.norm_policy if self.norm == "batch" else None
         if self.algorithm == "protonet":
-            policy = {} if self.norm_policy is None else {"norm": self.norm_policy}
             return protonet(
                 self._network(None),
                 num_ways=max(self.ways, self.test_ways),
                 scale=self.scale,
                 task_chunk=self.task_chunk,
-                **policy,
+                **({} if norm is None else {"norm": norm}),
             )
         head = {}
         if self.algorithm == "fine_tune":
@@ -217,9 +221,10 @@ class ImageRecipe(Recipe):
             self,
             self._network(self.ways if self.has_fixed_head else None),
             losses.cross_entropy,
+            evaluating=evaluating,
             steps=steps,
-            batch=batch,
-            fewer_ways=fewer_ways,
+            norm=norm,
+            fewer_ways=evaluating and self.test_ways < self.ways,
             **head,
         )
 

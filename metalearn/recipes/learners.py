@@ -16,8 +16,9 @@ def gradient_learner(
     model: Model,
     loss_fn: LossFn,
     *,
-    steps: int,
-    batch: int | None = None,
+    evaluating: bool,
+    steps: int | None = None,
+    norm: str | None = None,
     fewer_ways: bool = False,
     **head: int,
 ) -> MetaLearner:
@@ -27,46 +28,43 @@ def gradient_learner(
       recipe: Says which algorithm and its settings.
       model: The network; features for fine_tune with a head.
       loss_fn: Loss of one task.
-      steps: Inner steps.
-      batch: reptile: examples of an inner step.
+      evaluating: Whether with the settings of validation and test.
+      steps: Inner steps in place of those of the recipe.
+      norm: Policy of batch norm; the learner's default if None.
       fewer_ways: Tasks have fewer ways than the model has logits.
       **head: fine_tune: `num_classes` and `num_ways`.
     """
     name = recipe.algorithm
     shared = {"task_chunk": recipe.task_chunk}
-    if recipe.norm_policy is not None:
-        shared["norm"] = recipe.norm_policy
+    if norm is not None:
+        shared["norm"] = norm
     if name == "no_adaptation":
         return algorithms.no_adaptation(model, loss_fn, **shared)
+    if steps is None:
+        longer = recipe.eval_inner_steps if evaluating else None
+        steps = recipe.inner_steps if longer is None else longer
+    shared["num_steps"] = steps
     if name == "meta_sgd":
         low, high = recipe.inner_rate_low, recipe.inner_rate
+        rate = high if low is None else (low, high)
         return algorithms.meta_sgd(
-            model,
-            loss_fn,
-            num_steps=steps,
-            initial_rate=high if low is None else (low, high),
-            mask_absent_classes=fewer_ways,
-            **shared,
+            model, loss_fn, initial_rate=rate, mask_absent_classes=fewer_ways, **shared
         )
     opt = inner_opt(recipe)
-    if name in MAML_FAMILY:
-        build = getattr(algorithms, name)
-        return build(
-            model, loss_fn, opt, num_steps=steps, mask_absent_classes=fewer_ways, **shared
-        )
     if name == "reptile":
-        carry = recipe.carry_opt_state
         return algorithms.reptile(
             model,
             loss_fn,
             opt,
-            num_steps=steps,
-            batch_size=batch,
-            carry_opt_state=carry,
+            batch_size=recipe.eval_inner_batch if evaluating else recipe.inner_batch,
+            carry_opt_state=recipe.carry_opt_state,
             **shared,
         )
     if name == "fine_tune":
-        return algorithms.fine_tune(model, loss_fn, opt, num_steps=steps, **head, **shared)
+        return algorithms.fine_tune(model, loss_fn, opt, **head, **shared)
+    if name in MAML_FAMILY:
+        build = getattr(algorithms, name)
+        return build(model, loss_fn, opt, mask_absent_classes=fewer_ways, **shared)
     raise ValueError(f"algorithm is {name!r}, which does not adapt by gradient descent.")
 
 

@@ -81,14 +81,13 @@ class SinusoidRecipe(Recipe):
 
     def learner(self, record: Record) -> MetaLearner:
         del record
-        return self._build(self.inner_steps, self.inner_batch)
+        return self._build(evaluating=False)
 
     def evaluation_learner(
         self, record: Record, *, steps: int | None = None
     ) -> MetaLearner:
         del record
-        own = self.inner_steps if self.eval_inner_steps is None else self.eval_inner_steps
-        return self._build(own if steps is None else steps, self.eval_inner_batch)
+        return self._build(evaluating=True, steps=steps)
 
     def draw_episode(
         self, path: Path, record: Record, data: Any, variables: Variables
@@ -105,9 +104,11 @@ class SinusoidRecipe(Recipe):
             title=f"One test task ({self.algorithm}, {self.test_shots} points)",
         )
 
-    def _build(self, steps: int, batch: int | None) -> MetaLearner:
+    def _build(self, *, evaluating: bool, steps: int | None = None) -> MetaLearner:
         network = from_linen(models.MLP(1, widths=self.widths))
-        return gradient_learner(self, network, losses.mse, steps=steps, batch=batch)
+        return gradient_learner(
+            self, network, losses.mse, evaluating=evaluating, steps=steps
+        )
 
 
 def curve(task: Task, x: jax.Array) -> jax.Array:

@@ -1,0 +1,59 @@
+"""Trains a recipe, or takes a finished run, and stores its result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from benchmarks import _harness
+from metalearn import cli, run_folder
+from metalearn.checkpoint import read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecipe:
+    """Runs `metalearn train RECIPE` and keeps the numbers.
+
+    Attributes:
+      recipe: Its name; see `metalearn list`.
+      data_dir: Folder of the original archives, where the data set needs them.
+      seed: Of training.
+      run: Run folder; a finished run there is taken as it is, an unfinished one resumed.
+      json: Where to write; `benchmarks/results/RECIPE-seedN.json` by default.
+    """
+
+    recipe: str
+    data_dir: str | None = None
+    seed: int = 0
+    run: str | None = None
+    json: str | None = None
+
+    def run_benchmark(self) -> None:
+        folder = Path(self.run or f"runs/{self.recipe}-seed{self.seed}")
+        if not (folder / "results.json").is_file():
+            argv = ["train", self.recipe, "--out", str(folder), "--seed", str(self.seed)]
+            argv += ["--data-dir", self.data_dir] if self.data_dir else []
+            argv += ["--resume"] if (folder / "config.json").is_file() else []
+            if code := cli.main(argv):
+                raise SystemExit(code)
+        name = f"{self.recipe}-seed{self.seed}"
+        _harness.store(name, {"kind": "recipe", **summary(folder)}, self.json)
+
+
+def summary(folder: Path) -> dict:
+    """What a stored result says of a run: result, settings and course of training."""
+    run = run_folder.load(folder)
+    rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    trained = [row for row in rows if "seconds" in row]
+    rates = sorted(row["tasks_per_s"] for row in trained)
+    result = read_json(folder / "results.json")
+    return {
+        "recipe": run.name,
+        "settings": dataclasses.asdict(run.recipe),
+        "training_seed": run.seed,
+        "training_seconds": trained[-1]["seconds"],
+        "tasks_per_s_median": rates[len(rates) // 2],
+        "validation": [row for row in rows if "seconds" not in row],
+        "result": result,
+    }
