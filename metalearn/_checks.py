@@ -104,7 +104,11 @@ def inner_optimiser(inner_opt: Any, hparams: Any, *, second_order: bool) -> None
             "transformation such as optax.sgd(0.01), or a function "
             "`hparams -> transformation` together with inner_hparams."
         )
-    if transformation and second_order and not is_differentiable(inner_opt):
+    opt = inner_opt
+    if not transformation and not callable(hparams):
+        opt = inner_opt(jax.tree.map(jnp.asarray, hparams))
+    known = isinstance(opt, optax.GradientTransformation)
+    if known and second_order and not is_differentiable(opt):
         raise ValueError(
             "the inner optimiser has no finite derivative where a gradient is zero (the "
             "square root of Adam's second moment, with eps_root=0), so second-order "

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-# Traffic of one pass over the tasks handled at once, below which batching wins on a CPU
-# (measured: benchmarks/NOTES.md, "Tasks at once").
-CPU_BYTES_AT_ONCE = 16 * 2**20
+# Traffic of the tasks handled at once, counted before the compiler fuses anything, up to
+# which batching wins on a CPU (measured: benchmarks/NOTES.md, "Tasks at once").
+CPU_BYTES_AT_ONCE = 600 * 2**20
 EVERYTHING = 1 << 30
 
 

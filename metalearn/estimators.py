@@ -139,7 +139,10 @@ def resolve_chunk(
     """
     if task_chunk == "auto":
         one = jax.tree.map(lambda x: x[:1], pairs)
-        return min(num, _cost.tasks_at_once(fn, *one))
+        limit = min(num, _cost.tasks_at_once(fn, *one))
+        # A divisor leaves no remainder, which would be compiled a second time.
+        divisor = max(d for d in range(1, limit + 1) if num % d == 0)
+        return divisor if 2 * divisor > limit else limit
     if not isinstance(task_chunk, int) or task_chunk < 1:
         raise ValueError(
             f"task_chunk is {task_chunk!r}; expected 'auto' or a positive integer."

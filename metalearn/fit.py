@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from metalearn import _checks
 from metalearn._task import Task, TaskSampler, as_sampler, sample_batch
 from metalearn._typing import Array, Key, LossFn, Metrics, PyTree
+from metalearn.checkpoint import CheckpointMismatch
 from metalearn.evaluation import evaluate
 from metalearn.learner import MetaLearner
 from metalearn.model import Variables
@@ -81,6 +82,7 @@ class _Progress:
     stale: int = 0
     seconds: float = 0.0
     stopped: bool = False
+    identity: list = dataclasses.field(default_factory=list)
     history: list = dataclasses.field(default_factory=list)
 
 
@@ -158,12 +160,19 @@ def fit(
     state = jax.jit(trainer.init)(k_init, first)
     _check_data(trainer.learner, state.variables, first)
     best = state.variables
-    notes = _Progress()
+    identity = [tasks_per_step, *jax.random.key_data(key).tolist()]
+    notes = _Progress(identity=identity)
     if resume and checkpoints.latest() is not None:
         like = {"state": state, "best": best}
         restored, extra = checkpoints.restore(checkpoints.latest(), like=like)
         state, best = restored["state"], restored["best"]
         notes = _Progress(**extra)
+        if notes.identity != identity:
+            raise CheckpointMismatch(
+                f"checkpoint {checkpoints.latest()} in {checkpoints.folder} is of a run "
+                f"with [tasks_per_step, *key] = {notes.identity}, this one has {identity}. "
+                "Give the same to go on with it exactly."
+            )
     step = int(state.step)
 
     loop = _loop(trainer, sampler.sample, tasks_per_step)

@@ -24,8 +24,8 @@ from jax.extend.core import primitives
 
 __all__ = ["lower", "matmul_convolutions"]
 
-# Every kernel tap is one slice in the program: beyond this number compile time and
-# the memory of the patches cost more than a native convolution does.
+# Every kernel tap is one slice in the program and one copy of the images in memory;
+# the limit is chosen to bound both, not tuned.
 _MAX_TAPS = 128
 
 
@@ -56,7 +56,7 @@ def lower(fun):
       >>> logits = jax.vmap(apply)(variables_per_task, images)  # [T, N, W]
 
     Reference: K. Chellapilla, S. Puri, P. Simard (2006), High Performance
-    Convolutional Neural Networks for Document Processing, section 3.
+    Convolutional Neural Networks for Document Processing.
     """
     return _transform(fun, _RULES)
 

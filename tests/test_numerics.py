@@ -486,6 +486,24 @@ def test_anil_and_boil_move_complementary_parameters():
         assert differs(params[moving], variables.params[moving])
 
 
+def test_first_order_anil_drops_the_body_terms_of_inner_gradients():
+    """The body gets the query gradient at the adapted head and nothing else."""
+    options = dict(num_steps=2, first_order=True, task_chunk=9)
+    learner = ml.anil(plain(), CE, optax.sgd(INNER), **options)
+    params, tasks = network(), wide_blobs()
+
+    def at_adapted(params, task):
+        start = ml.Variables(params=network(), state={})
+        head = learner.adapt(start, task.support).params["head"]
+        return CE(
+            tanh_net({"body": params["body"], "head": head}, task.query.x), task.query
+        )
+
+    per_task = jax.vmap(jax.grad(at_adapted), in_axes=(None, 0))
+    expected = jax.tree.map(lambda g: g.mean(0), jax.jit(per_task)(params, tasks))
+    close(grads_of(learner, params, tasks).grads["body"], expected["body"])
+
+
 def test_unroll_returns_its_trajectory():
     def loss(params, step):
         del step

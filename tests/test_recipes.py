@@ -162,7 +162,7 @@ def test_settings_of_another_version_are_named():
 
 
 def test_find_suggests():
-    with pytest.raises(ValueError, match="Did you mean .*glyphs-maml"):
+    with pytest.raises(ValueError, match=r"Did you mean .*glyphs-maml"):
         recipes.find("glyph-maml")
 
 

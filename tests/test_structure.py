@@ -27,6 +27,7 @@ LAYERS = (
     ("fit",),
     ("plots",),
     ("recipes",),
+    ("run_folder",),
     ("runs",),
     ("cli_options",),
     ("cli",),

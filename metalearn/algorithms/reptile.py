@@ -66,6 +66,11 @@ def reptile(
     """
     eval_steps = num_steps if eval_steps is None else eval_steps
     eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+    if num_steps < 1 or eval_steps < 0:
+        raise ValueError(
+            f"num_steps={num_steps}, eval_steps={eval_steps}; reptile learns from where "
+            "its inner steps lead, so it needs 1 or more in training and 0 or more at test."
+        )
     _checks.inner_optimiser(inner_opt, None, second_order=False)
     shared = dict(first_order=True, norm=norm)
     training = descent(

@@ -1,6 +1,7 @@
-"""Image sets for few-shot learning, as NumPy arrays on the host."""
+"""Image sets on the host, and few-shot tasks drawn from them on the device."""
 
 from metalearn.data.catalogue import CatalogueRow, available, load, prepare
+from metalearn.data.few_shot import few_shot
 from metalearn.data.image_sets import ImageClasses, ImageDataset, from_arrays
 
 __all__ = [
@@ -8,6 +9,7 @@ __all__ = [
     "ImageClasses",
     "ImageDataset",
     "available",
+    "few_shot",
     "from_arrays",
     "load",
     "prepare",

@@ -60,7 +60,7 @@ class _BuiltIn:
 
 _BUILT_IN = {
     "glyphs": _BuiltIn(
-        "characters of eight scripts and symbols, drawn by some 50 typefaces, 28x28",
+        "characters of five scripts and symbols, drawn by some 50 typefaces, 28x28",
         "nothing: built from the installed fonts in about a minute",
         glyphs_source,
         glyphs_config,
@@ -201,9 +201,7 @@ def _downloaded_omniglot(wanted):
         download_omniglot(folder)
     except Exception as error:  # whatever TFDS or the network may raise
         shutil.rmtree(folder, ignore_errors=True)
-        raise FileNotFoundError(
-            f"{message} (TFDS could not download it: {error})"
-        ) from error
+        raise FileNotFoundError(f"{message} (TFDS could not download it: {error})") from error
     return folder
 
 
@@ -249,8 +247,7 @@ def _prepare(name, data_dir, options, *, force=False):
         return builders.prepare_records(entry.source(), force=force)
     if data_dir is None:
         raise FileNotFoundError(
-            f"Data set {name!r} needs its original archives; no data_dir was given. "
-            f"{how_to_get()}"
+            f"Data set {name!r} needs its original archives; no data_dir was given. {how_to_get()}"
         )
     with contextlib.ExitStack() as stack:
         source = entry.source(data_dir, stack=stack, **options)
@@ -270,9 +267,7 @@ def _image_path(name):
 def _only(dataset, parts):
     for part in parts:
         dataset.part(part)
-    return dataclasses.replace(
-        dataset, **{part: None for part in PARTS if part not in parts}
-    )
+    return dataclasses.replace(dataset, **{part: None for part in PARTS if part not in parts})
 
 
 def _unknown(name):

@@ -63,12 +63,12 @@ def few_shot(
         rotations = images.rotations if rotations is None else rotations
         images, labels = images.images, images.labels
     rotations = bool(rotations)
-    images, starts, counts = _by_class(images, labels)
+    images, names, starts, counts = _by_class(images, labels)
     ways, shots = _range(num_ways, "num_ways", 2), _range(num_support, "num_support", 1)
     if not isinstance(num_query, (int, np.integer)) or num_query < 1:
         raise ValueError(f"num_query is {num_query}; expected an integer of 1 or more.")
     turns = 4 if rotations else 1
-    _check_enough(counts, turns, ways[1], shots[1] + num_query)
+    _check_enough(names, counts, turns, ways[1], shots[1] + num_query)
     if rotations and (images.ndim != 4 or images.shape[1] != images.shape[2]):
         raise ValueError(
             f"rotations needs square images [I, S, S, C]; got {images.shape}. Pass "
@@ -121,8 +121,8 @@ def few_shot(
     return TaskSampler(sample, data, label)
 
 
-def _by_class(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images sorted by class, and where each class starts and how many it has."""
+def _by_class(images: Any, labels: Any) -> tuple[np.ndarray, ...]:
+    """Images sorted by class; label, first row and number of images of each class."""
     images, labels = np.asarray(images), np.asarray(labels)
     if not (images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)):
         raise TypeError(
@@ -145,11 +145,13 @@ def _by_class(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, np.ndar
                 f"first is number {int(bad.argmax())}; expected finite pixels."
             )
     order = np.argsort(labels, kind="stable")
-    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    return images[order], starts, counts
+    found = np.unique(labels[order], return_index=True, return_counts=True)
+    return images[order], *found
 
 
-def _check_enough(counts: np.ndarray, turns: int, ways: int, per_class: int) -> None:
+def _check_enough(
+    names: np.ndarray, counts: np.ndarray, turns: int, ways: int, per_class: int
+) -> None:
     if len(counts) * turns < ways:
         raise ValueError(
             f"{ways}-way tasks need {ways} classes, the set has {len(counts) * turns}. "
@@ -157,7 +159,7 @@ def _check_enough(counts: np.ndarray, turns: int, ways: int, per_class: int) -> 
         )
     if counts.min() < per_class:
         raise ValueError(
-            f"class {int(counts.argmin())} has {int(counts.min())} images, but support "
+            f"class {names[counts.argmin()]} has {int(counts.min())} images, but support "
             f"and query take {per_class} different ones of a class. Ask for fewer shots "
             "or queries, or leave that class out."
         )

@@ -74,11 +74,26 @@ class Face:
           that a face shows in place of a character it does not have.
         """
         pixels = self._render(chr(code_point))
-        if pixels is None or (
-            self._missing is not None and np.array_equal(pixels, self._missing)
-        ):
+        if pixels is None or (self._missing is not None and np.array_equal(pixels, self._missing)):
             return None
         return pixels
+
+    def render_on_baseline(self, code_point: int, *, side: int, factor: int) -> np.ndarray:
+        """Draws one character where it stands on its line.
+
+        Args:
+          code_point: The character.
+          side: Side of the square that is drawn; what does not fit is cut off.
+          factor: The result is smaller by this factor.
+
+        Returns:
+          uint8 `[side / factor, side / factor]`, ink 255.
+        """
+        mask, (left, top) = self._font.getmask2(chr(code_point), mode="L", anchor="ls")
+        image = Image.frombytes("L", mask.size, bytes(mask))
+        canvas = Image.new("L", (side, side))
+        canvas.paste(image, (side * 3 // 20 + left, side * 7 // 10 + top))
+        return np.asarray(canvas.reduce(factor))
 
     def _render(self, character):
         mask = self._font.getmask(character, mode="L")

@@ -41,7 +41,7 @@ SHIFT_PIXELS = 0.8
 _OVERSAMPLING = 4
 _FONT_SIZE = 80
 # Part of the cache key: raise it when the same fonts would give other records.
-_FORMAT = 3
+_FORMAT = 4
 
 
 def glyphs_config() -> str:
@@ -53,14 +53,13 @@ def glyphs_config() -> str:
 def drawing_versions() -> dict[str, str]:
     """Versions of everything that decides what the pixels are."""
     packages = {
-        name: importlib.metadata.version(name)
-        for name in ("pillow", "matplotlib", "pymupdf-fonts")
+        name: importlib.metadata.version(name) for name in ("pillow", "matplotlib", "pymupdf-fonts")
     }
     return {**packages, "freetype": str(features.version("freetype2"))}
 
 
 def glyphs_source() -> RecordSource:
-    """Opens the faces, finds the classes (some ten seconds) and describes the set."""
+    """Opens the faces, finds the classes (some twenty seconds) and describes the set."""
     faces = [Face(name, size=_FONT_SIZE) for name in FACES]
     classes = find_classes(faces)
     parts = {}
@@ -100,9 +99,7 @@ def draw(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Returns:
       uint8 `[28, 28]`, anti-aliased.
     """
-    angle, slant, stretch_x, stretch_y, shift_x, shift_y = np.clip(
-        rng.standard_normal(6), -2, 2
-    )
+    angle, slant, stretch_x, stretch_y, shift_x, shift_y = np.clip(rng.standard_normal(6), -2, 2)
     weight = rng.integers(-1, 2)
     angle = np.deg2rad(ROTATION_DEGREES * angle)
     glyph = _change_weight(Image.fromarray(ink), weight)
@@ -157,9 +154,7 @@ def _info(classes):
         "characters_per_script": {p: dict(c) for p, c in scripts.items()},
         "faces_per_class": {found.name: len(found.faces) for found in classes},
         "merged": {
-            found.name: [f"U+{c:04X}" for c in found.merged]
-            for found in classes
-            if found.merged
+            found.name: [f"U+{c:04X}" for c in found.merged] for found in classes if found.merged
         },
         "versions": drawing_versions(),
         "preprocessing": "28x28, ink 255 on 0, centred, 20 pixel box, jittered",

@@ -1,0 +1,33 @@
+"""The notebooks run from top to bottom, and what is saved is what the sources say."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+SOURCES = sorted(NOTEBOOKS.glob("[0-9]*.py"))
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_saved_notebook_has_the_cells_of_its_source_and_pictures(source):
+    jupytext = pytest.importorskip("jupytext")
+    saved = jupytext.read(source.with_suffix(".ipynb"))
+    wanted = jupytext.read(source)
+    assert [c.source for c in saved.cells] == [c.source for c in wanted.cells]
+    outputs = [o for c in saved.cells for o in c.get("outputs", [])]
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+    assert not any(o.get("output_type") == "error" for o in outputs)
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_notebook_runs(source, monkeypatch):
+    pytest.importorskip("nbclient")
+    monkeypatch.setenv("METALEARN_FAST", "1")
+    spec = importlib.util.spec_from_file_location("build", NOTEBOOKS / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    build.execute(source)
