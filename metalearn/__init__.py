@@ -8,7 +8,13 @@
 Read `ARCHITECTURE.md` for how the parts fit together.
 """
 
-from metalearn import data, inner, losses, metrics, models, sinks, tasks
+from pathlib import Path as _Path
+
+from metalearn._clash import refuse_mixed_installation as _refuse_mixed_installation
+
+_refuse_mixed_installation(_Path(__file__).parent)
+
+from metalearn import data, inner, losses, metrics, models, sinks, tasks, testing
 from metalearn._task import (
     Examples,
     Task,
@@ -87,4 +93,5 @@ __all__ = [
     "sinks",
     "stack_tasks",
     "tasks",
+    "testing",
 ]

@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A file may import from earlier lines only, and not from its own line. A folder stands
 # for all of its files, which order themselves.
 LAYERS = (
-    ("_typing", "_cost", "lowering", "sinks", "environment"),
+    ("_clash", "_typing", "_cost", "lowering", "sinks", "environment"),
     ("_tree", "_task"),
     ("losses", "_checks"),
     ("metrics", "model", "checkpoint"),

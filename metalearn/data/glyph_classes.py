@@ -299,10 +299,14 @@ def _different_faces(descriptors):
     """Faces whose drawing differs from those of all faces before them."""
     chosen: list[int] = []
     rows = np.zeros((len(descriptors), _SIDE * _SIDE), np.float32)
+    # Rounded to integers, descriptors are only nearly of length _UNIT.
+    energies = np.zeros(len(descriptors))
     for index in sorted(descriptors):
         x = descriptors[index].astype(np.float32)
-        if not chosen or (rows[: len(chosen)] @ x).max() < SAME_FACE * _UNIT**2:
-            rows[len(chosen)] = x
+        energy, number = float(x @ x), len(chosen)
+        alike = rows[:number] @ x >= SAME_FACE * np.sqrt(energies[:number] * energy)
+        if not alike.any():
+            rows[number], energies[number] = x, energy
             chosen.append(index)
     return tuple(chosen)
 
