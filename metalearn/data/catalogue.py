@@ -201,7 +201,9 @@ def _downloaded_omniglot(wanted):
         download_omniglot(folder)
     except Exception as error:  # whatever TFDS or the network may raise
         shutil.rmtree(folder, ignore_errors=True)
-        raise FileNotFoundError(f"{message} (TFDS could not download it: {error})") from error
+        raise FileNotFoundError(
+            f"{message} (TFDS could not download it: {error})"
+        ) from error
     return folder
 
 
@@ -267,7 +269,9 @@ def _image_path(name):
 def _only(dataset, parts):
     for part in parts:
         dataset.part(part)
-    return dataclasses.replace(dataset, **{part: None for part in PARTS if part not in parts})
+    return dataclasses.replace(
+        dataset, **{part: None for part in PARTS if part not in parts}
+    )
 
 
 def _unknown(name):

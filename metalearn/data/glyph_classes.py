@@ -139,7 +139,9 @@ def is_candidate(code_point: int) -> bool:
         return False
     # One part alone: another code point of the same character.
     parts = unicodedata.decomposition(character).split()
-    return len(parts) != 1 and (not parts or not parts[0].startswith("<") or parts[0] in _OWN_SHAPE)
+    return len(parts) != 1 and (
+        not parts or not parts[0].startswith("<") or parts[0] in _OWN_SHAPE
+    )
 
 
 def find_classes(faces: Sequence[Face]) -> list[GlyphClass]:
@@ -256,7 +258,9 @@ class _Marks:
 def _describe(faces):
     """Candidates, and for each one {face index: descriptor} of faces that draw it."""
     counts = Counter(code_point for face in faces for code_point in face.code_points)
-    code_points = sorted(c for c, count in counts.items() if count >= MIN_FACES and is_candidate(c))
+    code_points = sorted(
+        c for c, count in counts.items() if count >= MIN_FACES and is_candidate(c)
+    )
     descriptors: list[dict[int, np.ndarray]] = [{} for _ in code_points]
     for index, face in enumerate(faces):
         drawn, boxed = [], []

@@ -74,7 +74,9 @@ class Face:
           that a face shows in place of a character it does not have.
         """
         pixels = self._render(chr(code_point))
-        if pixels is None or (self._missing is not None and np.array_equal(pixels, self._missing)):
+        if pixels is None or (
+            self._missing is not None and np.array_equal(pixels, self._missing)
+        ):
             return None
         return pixels
 

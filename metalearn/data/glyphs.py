@@ -53,7 +53,8 @@ def glyphs_config() -> str:
 def drawing_versions() -> dict[str, str]:
     """Versions of everything that decides what the pixels are."""
     packages = {
-        name: importlib.metadata.version(name) for name in ("pillow", "matplotlib", "pymupdf-fonts")
+        name: importlib.metadata.version(name)
+        for name in ("pillow", "matplotlib", "pymupdf-fonts")
     }
     return {**packages, "freetype": str(features.version("freetype2"))}
 
@@ -99,7 +100,9 @@ def draw(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Returns:
       uint8 `[28, 28]`, anti-aliased.
     """
-    angle, slant, stretch_x, stretch_y, shift_x, shift_y = np.clip(rng.standard_normal(6), -2, 2)
+    angle, slant, stretch_x, stretch_y, shift_x, shift_y = np.clip(
+        rng.standard_normal(6), -2, 2
+    )
     weight = rng.integers(-1, 2)
     angle = np.deg2rad(ROTATION_DEGREES * angle)
     glyph = _change_weight(Image.fromarray(ink), weight)
@@ -154,7 +157,9 @@ def _info(classes):
         "characters_per_script": {p: dict(c) for p, c in scripts.items()},
         "faces_per_class": {found.name: len(found.faces) for found in classes},
         "merged": {
-            found.name: [f"U+{c:04X}" for c in found.merged] for found in classes if found.merged
+            found.name: [f"U+{c:04X}" for c in found.merged]
+            for found in classes
+            if found.merged
         },
         "versions": drawing_versions(),
         "preprocessing": "28x28, ink 255 on 0, centred, 20 pixel box, jittered",
