@@ -146,46 +146,35 @@ def image_episode(
     figure.savefig(path)
 
 
-def curve_episode(
+def curve_episodes(
     path: str | Path,
-    task: Task,
     x: np.ndarray,
-    truth: np.ndarray,
-    before: np.ndarray,
-    after: np.ndarray,
+    panels: Sequence[tuple[Task, np.ndarray, np.ndarray, np.ndarray]],
     *,
     title: str,
 ) -> None:
-    """A regression task: the curve, its support points, predictions before and after.
+    """Regression tasks: the curve, its support points, predictions before and after.
 
     Args:
       path: A .png file.
-      task: Its support has `x` and `y` `[N, 1]`.
       x: Where the curves are drawn, `[P, 1]`.
-      truth: `[P, 1]`.
-      before: Prediction without adaptation, `[P, 1]`.
-      after: Prediction of the adapted learner, `[P, 1]`.
+      panels: For each task: the task, whose support has `x` and `y` `[N, 1]`; the truth
+        and the predictions before and after adaptation, `[P, 1]`.
       title: Above the figure.
     """
-    figure = _figure(6.4, 3.8)
-    ax = figure.subplots()
-    ax.plot(x, truth, color=INK, lw=1.2, label="truth")
-    ax.plot(x, before, color=GREY, lw=1.6, ls="--", label="before adaptation")
-    ax.plot(x, after, color=RIGHT, lw=2.2, label="after adaptation")
-    ax.plot(
-        *(task.support.x, task.support.y),
-        *("o",),
-        color=VALIDATION,
-        ms=6,
-        mec="white",
-        label="support",
-    )
-    _tidy(ax)
-    ax.set_xlabel("x")
-    ax.set_ylabel("y")
-    ax.legend(
-        frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16)
-    )
+    figure = _figure(3.6 * len(panels) + 0.4, 3.4)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for ax, (task, truth, before, after) in zip(axes, panels):
+        support = task.support.x, task.support.y
+        ax.plot(x, truth, color=INK, lw=1.2, label="truth")
+        ax.plot(x, before, color=GREY, lw=1.6, ls="--", label="before adaptation")
+        ax.plot(x, after, color=RIGHT, lw=2.2, label="after adaptation")
+        ax.plot(*support, "o", color=VALIDATION, ms=6, mec="white", label="support")
+        _tidy(ax)
+        ax.set_xlabel("x")
+    axes[0].set_ylabel("y")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.savefig(path)
 
@@ -262,5 +251,5 @@ def _letter(index: int) -> str:
 def _short(name: str) -> str:
     """A name in two short lines, without what the built-in font may lack or misread."""
     name = "".join(c for c in name if c.isascii() and c != "$").replace("_", " ")
-    lines = textwrap.wrap(name.replace("/", " ").capitalize(), 19)
-    return "\n".join(lines[:1] + lines[1:][-1:])
+    name = name.replace("/", " ").capitalize().replace(" letter ", " ")
+    return "\n".join(textwrap.wrap(name, 19, max_lines=2, placeholder="..."))

@@ -128,10 +128,11 @@ class Recipe:
 
     # What is built from the shared fields.
 
-    def first_test_task(self, data: Any) -> Task:
-        """The first task that `evaluate` sees with seed 0."""
-        key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 3)[0]
-        return self.tasks(data, "test")(key)
+    def test_task(self, data: Any, number: int = 0) -> Task:
+        """A task of those that `evaluate` sees with seed 0."""
+        sampler = self.tasks(data, "test")
+        key = jax.random.split(jax.random.fold_in(jax.random.key(0), number), 3)[0]
+        return jax.jit(sampler.sample)(sampler.data, key)
 
     def predict(
         self, record: Record, variables: Variables, task: Task, x: Any, **options: Any

@@ -185,7 +185,7 @@ class ImageRecipe(Recipe):
     def draw_episode(
         self, path: Path, record: Record, data: Any, variables: Variables
     ) -> None:
-        task, before = self.first_test_task(data), None
+        task, before = self.test_task(data), None
         if self.algorithm != "protonet":
             before = self.predict(record, variables, task, task.query.x, steps=0)
         after = self.predict(record, variables, task, task.query.x)

@@ -92,17 +92,15 @@ class SinusoidRecipe(Recipe):
     def draw_episode(
         self, path: Path, record: Record, data: Any, variables: Variables
     ) -> None:
-        task = self.first_test_task(data)
         x = jnp.linspace(-5, 5, 200)[:, None]
-        plots.curve_episode(
-            path,
-            task,
-            x,
-            curve(task, x),
-            self.predict(record, variables, task, x, steps=0),
-            self.predict(record, variables, task, x),
-            title=f"One test task ({self.algorithm}, {self.test_shots} points)",
-        )
+        panels = []
+        for number in range(3):
+            task = self.test_task(data, number)
+            before = self.predict(record, variables, task, x, steps=0)
+            after = self.predict(record, variables, task, x)
+            panels.append((task, curve(task, x), before, after))
+        title = f"Three test tasks ({self.algorithm}, {self.test_shots} points)"
+        plots.curve_episodes(path, x, panels, title=title)
 
     def _build(self, *, evaluating: bool, steps: int | None = None) -> MetaLearner:
         network = from_linen(models.MLP(1, widths=self.widths))
