@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import metalearn as ml
-from metalearn import cli_options as options_of
-from metalearn import environment, recipes, runs
+from metalearn import cli_options, environment, recipes, runs
 from metalearn.recipes import Recipe
 
 HELP = """usage: metalearn COMMAND [OPTIONS]
@@ -80,7 +79,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _list(argv: list[str]) -> int:
-    options = options_of.parse(options_of.ListOptions, argv, "list")
+    options = cli_options.parse(cli_options.ListOptions, argv, "list")
     rows = [
         {
             "name": name,
@@ -111,7 +110,7 @@ def _list(argv: list[str]) -> int:
 
 
 def _train(argv: list[str]) -> int:
-    name, options, recipe = options_of.parse_train(argv)
+    name, options, recipe = cli_options.parse_train(argv)
     recipe.check()
     _check_seed(options.seed)
     folder = Path(options.out or f"runs/{name}-seed{options.seed}")
@@ -176,10 +175,10 @@ def _finish(run: runs.Run, data: Any, trained: ml.FitResult, began: float) -> No
 
 
 def _evaluate(argv: list[str]) -> int:
-    options = options_of.parse(options_of.EvaluateOptions, argv, "evaluate")
+    options = cli_options.parse(cli_options.EvaluateOptions, argv, "evaluate")
     _check_seed(options.seed)
     run = runs.load(options.run)
-    recipe = options_of.for_evaluation(run.recipe, options)
+    recipe = cli_options.for_evaluation(run.recipe, options)
     environment.enable_compilation_cache()
     variables, progress = runs.best(run)
     if not progress["finished"]:
@@ -231,7 +230,7 @@ def _data(argv: list[str]) -> int:
 
 
 def _data_list(argv: list[str]) -> int:
-    options = options_of.parse(options_of.DataListOptions, argv, "data list")
+    options = cli_options.parse(cli_options.DataListOptions, argv, "data list")
     rows = ml.data.available()
     if options.json:
         print(json.dumps([vars(row) for row in rows], indent=1))
@@ -247,7 +246,7 @@ def _data_list(argv: list[str]) -> int:
 
 
 def _data_prepare(argv: list[str]) -> int:
-    options = options_of.parse(options_of.PrepareOptions, argv, "data prepare")
+    options = cli_options.parse(cli_options.PrepareOptions, argv, "data prepare")
     chosen = {
         name: getattr(options, name)
         for name in ("split", "image_size", "channels")

@@ -110,7 +110,8 @@ def evaluate(
     if num_tasks < 2:
         raise ValueError(f"num_tasks is {num_tasks}; an interval needs 2 or more.")
     sampler = as_sampler(tasks)
-    first = sampler(jax.random.split(jax.random.fold_in(key, 0), 3)[0])
+    k_first = jax.random.split(jax.random.fold_in(key, 0), 3)[0]
+    first = jax.jit(sampler.sample)(sampler.data, k_first)
     outputs = jax.eval_shape(
         lambda v, t: learner.predict(
             learner.adapt(v, t.support, key=jax.random.key(0)), t.query.x

@@ -156,7 +156,7 @@ def fit(
 
     sampler = as_sampler(tasks)
     k_init, k_first, k_steps = jax.random.split(key, 3)
-    first = sampler(k_first)
+    first = jax.jit(sampler.sample)(sampler.data, k_first)
     state = jax.jit(trainer.init)(k_init, first)
     _check_data(trainer.learner, state.variables, first)
     best = state.variables
@@ -208,7 +208,7 @@ def fit(
             last = step == num_steps
             if step % log_every == 0 or last:
                 row = _row(step, totals, tasks_per_step, window, notes.seconds)
-                shown = {k: row[k] for k in _shown(row)}
+                shown = _shown(row)
                 totals, window = _copy(fresh), 0.0
                 _emit(row, notes, sinks)
             bar.update(done, shown)
@@ -294,8 +294,15 @@ def _row(
     return row
 
 
-def _shown(row: dict[str, Any]) -> list[str]:
-    return [k for k in row if k.endswith(("loss", "accuracy", "tasks_per_s", "skipped"))]
+def _shown(row: dict[str, Any]) -> dict[str, float]:
+    """What the progress bar shows: the loss after adaptation rather than before."""
+    found = {}
+    for name in ("loss", "accuracy"):
+        parts = [k for k in row if k.endswith(f"/{name}")]
+        parts.sort(key=lambda k: k.startswith("support/"))
+        if parts:
+            found[name] = row[parts[0]]
+    return found | {"tasks/s": round(row["tasks_per_s"])}
 
 
 def _emit(row: dict[str, Any], notes: _Progress, sinks: Sequence[Sink]) -> None:

@@ -80,7 +80,7 @@ class Progress:
         if self._bar is None:
             return
         if shown:
-            text = {k.split("/")[-1]: f"{v:.3g}" for k, v in shown.items()}
+            text = {k: v if isinstance(v, int) else f"{v:.3g}" for k, v in shown.items()}
             self._bar.set_postfix(text, refresh=False)
         self._bar.update(steps)
 

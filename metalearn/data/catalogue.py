@@ -249,7 +249,8 @@ def _prepare(name, data_dir, options, *, force=False):
         return builders.prepare_records(entry.source(), force=force)
     if data_dir is None:
         raise FileNotFoundError(
-            f"Data set {name!r} needs its original archives; no data_dir was given. {how_to_get()}"
+            f"Data set {name!r} needs its original archives; no data_dir was given. "
+            f"{how_to_get()}"
         )
     with contextlib.ExitStack() as stack:
         source = entry.source(data_dir, stack=stack, **options)

@@ -74,12 +74,12 @@ class Recipe:
     carry_opt_state: bool = False
     task_chunk: int | Literal["auto"] = "auto"
     outer_optimizer: Literal["adam", "sgd"] = "adam"
-    outer_rate: float = 1e-3
+    outer_rate: float = 2e-3
     schedule: Literal["cosine", "constant", "linear", "halving"] = "cosine"
     halve_every: int = 2000
     clip: float | None = None
-    steps: int = 2000
-    tasks_per_step: int = 32
+    steps: int = 1500
+    tasks_per_step: int = 16
     validate_every: int = 500
     validation_tasks: int = 200
     patience: int | None = None

@@ -73,7 +73,7 @@ class ImageRecipe(Recipe):
     width: int = 64
     norm: Literal["batch", "group", "layer", "none"] = "batch"
     norm_policy: Literal["support", "batch", "running", "per_step"] | None = None
-    downsample: Literal["stride", "pool"] = "stride"
+    downsample: Literal["stride", "pool"] = "pool"
     scale: float = 1.0
 
     @property
