@@ -129,6 +129,8 @@ def _train(argv: list[str]) -> int:
     data = recipe.load_data(data_dir, ("train", "validation", "test"))
     record = recipe.describe_data(data)
     _say_data(record)
+    for part in ("train", "validation", "test"):
+        recipe.tasks(data, part)  # refuses too few classes before a folder is made
     run = runs.start(
         folder,
         name=name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalearn import _checks, _cost, metrics
-from metalearn._task import TaskSampler, as_sampler
+from metalearn._task import Examples, Task, as_sampler
 from metalearn._typing import Array, Key, LossFn, PyTree
 from metalearn.learner import MetaLearner, describe, is_transductive
 from metalearn.model import Variables
@@ -27,14 +28,14 @@ class Evaluation:
       transductive: Whether the prediction of one query depended on the others; measured.
       learner: Name of the algorithm.
       tasks: Name of the sampler.
-      fingerprint: Identifies the tasks; equal for equal sampler and key.
+      fingerprint: Digest of all support and query sets; equal for equal tasks.
     """
 
     values: dict[str, np.ndarray]
     transductive: bool
     learner: str
     tasks: str
-    fingerprint: tuple
+    fingerprint: str
 
     @property
     def num_tasks(self) -> int:
@@ -109,17 +110,12 @@ def evaluate(
     """
     if num_tasks < 2:
         raise ValueError(f"num_tasks is {num_tasks}; an interval needs 2 or more.")
+    if tasks_per_call < 1:
+        raise ValueError(f"tasks_per_call is {tasks_per_call}; expected 1 or more.")
     sampler = as_sampler(tasks)
     k_first = jax.random.split(jax.random.fold_in(key, 0), 3)[0]
     first = jax.jit(sampler.sample)(sampler.data, k_first)
-    outputs = jax.eval_shape(
-        lambda v, t: learner.predict(
-            learner.adapt(v, t.support, key=jax.random.key(0)), t.query.x
-        ),
-        variables,
-        first,
-    )
-    _checks.values_of_task(first, outputs)
+    check_task(learner, variables, first, loss_fn)
     run = _evaluator(learner, sampler.sample, loss_fn)
     batch = min(tasks_per_call, num_tasks)
     bar = Progress(num_tasks, show=progress, label="evaluate", unit="task")
@@ -133,13 +129,43 @@ def evaluate(
         parts.append({k: np.asarray(v)[:used] for k, v in values.items()})
         bar.update(used)
     bar.close()
+    values = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    digests = values.pop("digest")
+    if not values.pop("labels_fit").all():
+        raise ValueError(
+            "some tasks hold labels outside the logits of the model. Give the model at "
+            "least as many outputs as the tasks have ways, and labels from 0."
+        )
     return Evaluation(
-        values={k: np.concatenate([p[k] for p in parts]) for k in parts[0]},
+        values=values,
         transductive=transductive,
         learner=str(describe(learner).get("name", "custom")),
         tasks=sampler.name,
-        fingerprint=(sampler.name, *np.asarray(jax.random.key_data(key)).tolist()),
+        fingerprint=hashlib.sha256(digests.tobytes()).hexdigest()[:16],
     )
+
+
+def check_task(
+    learner: MetaLearner, variables: Variables, task: Task, loss_fn: LossFn | None = None
+) -> list[str]:
+    """Checks the values of one concrete task, by shapes alone on the learner's side.
+
+    Returns:
+      The names that `evaluate` would report.
+
+    Raises:
+      ValueError: non-finite data, or labels outside the logits.
+    """
+
+    def report(variables: Variables, task: Task):
+        adapted = learner.adapt(variables, task.support, key=jax.random.key(0))
+        outputs = learner.predict(adapted, task.query.x, key=jax.random.key(0))
+        loss = loss_fn or metrics.default_loss(task.query)
+        return outputs, metrics.of_task(loss, outputs, task.query)
+
+    outputs, reported = jax.eval_shape(report, variables, task)
+    _checks.values_of_task(task, outputs)
+    return [f"query/{name}" for name in reported]
 
 
 @functools.lru_cache(maxsize=64)
@@ -159,7 +185,9 @@ def _evaluator(learner: MetaLearner, sample: Any, loss_fn: LossFn | None):
             outputs = learner.predict(adapted, task.query.x, key=k_predict)
             loss = loss_fn or metrics.default_loss(task.query)
             report = metrics.of_task(loss, outputs, task.query)
-            return {f"query/{k}": v for k, v in report.items()}
+            report = {f"query/{k}": v for k, v in report.items()}
+            fits = _labels_fit(outputs, task.query)
+            return report | {"digest": _digest(task), "labels_fit": fits}
 
         num = numbers.shape[0]
         chunk = min(num, _cost.tasks_at_once(jax.vmap(one), numbers[:1]))
@@ -168,6 +196,26 @@ def _evaluator(learner: MetaLearner, sample: Any, loss_fn: LossFn | None):
         return values, is_transductive(learner, adapted, task.query.x, key=k_predict)
 
     return jax.jit(run)
+
+
+def _labels_fit(outputs: Any, query: Examples) -> Array:
+    """Whether every valid class index has a logit; true for other targets."""
+    y = query.y
+    classes = hasattr(y, "dtype") and jnp.issubdtype(y.dtype, jnp.integer)
+    if not classes or y.ndim != 1 or getattr(outputs, "ndim", 0) != 2:
+        return jnp.array(True)
+    return jnp.all((y >= 0) & (y < outputs.shape[-1]) | ~query.mask)
+
+
+def _digest(task: Task) -> Array:
+    """A checksum of the examples of a task, uint32."""
+    total = jnp.zeros((), jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves((task.support, task.query))):
+        bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+        places = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(2654435761)
+        places = places + jnp.uint32(2 * number + 1)
+        total = total + jnp.sum(bits.reshape(-1) * places, dtype=jnp.uint32)
+    return total
 
 
 def paired_difference(
@@ -183,10 +231,8 @@ def paired_difference(
     if first.fingerprint != second.fingerprint or first.num_tasks != second.num_tasks:
         raise ValueError(
             f"the evaluations are over different tasks: {first.num_tasks} of "
-            f"{first.fingerprint} and {second.num_tasks} of {second.fingerprint}. "
+            f"{first.tasks!r} and {second.num_tasks} of {second.tasks!r}, digests "
+            f"{first.fingerprint} and {second.fingerprint}. "
             "Evaluate both with the same sampler, key and num_tasks."
         )
     return metrics.mean_ci95(first.values[name] - second.values[name])
-
-
-__all__ = ["Evaluation", "TaskSampler", "evaluate", "paired_difference"]

@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metalearn import _checks
 from metalearn._task import Task, TaskSampler, as_sampler, sample_batch
 from metalearn._typing import Array, Key, LossFn, Metrics, PyTree
 from metalearn.checkpoint import CheckpointMismatch
-from metalearn.evaluation import evaluate
-from metalearn.learner import MetaLearner
+from metalearn.evaluation import check_task, evaluate
+from metalearn.learner import MetaLearner, describe
 from metalearn.model import Variables
 from metalearn.sinks import Progress, Sink
 from metalearn.trainer import MetaTrainer, TrainState
@@ -82,7 +81,7 @@ class _Progress:
     stale: int = 0
     seconds: float = 0.0
     stopped: bool = False
-    identity: list = dataclasses.field(default_factory=list)
+    identity: dict = dataclasses.field(default_factory=dict)
     history: list = dataclasses.field(default_factory=list)
 
 
@@ -158,9 +157,15 @@ def fit(
     k_init, k_first, k_steps = jax.random.split(key, 3)
     first = jax.jit(sampler.sample)(sampler.data, k_first)
     state = jax.jit(trainer.init)(k_init, first)
-    _check_data(trainer.learner, state.variables, first)
+    check_task(trainer.learner, state.variables, first)
     best = state.variables
-    identity = [tasks_per_step, *jax.random.key_data(key).tolist()]
+    _check_validation(validation, trainer.learner, state.variables)
+    identity = {
+        "learner": describe(trainer.learner),
+        "tasks": sampler.name,
+        "tasks_per_step": tasks_per_step,
+        "key": jax.random.key_data(key).tolist(),
+    }
     notes = _Progress(identity=identity)
     if resume and checkpoints.latest() is not None:
         like = {"state": state, "best": best}
@@ -169,9 +174,14 @@ def fit(
         notes = _Progress(**extra)
         if notes.identity != identity:
             raise CheckpointMismatch(
-                f"checkpoint {checkpoints.latest()} in {checkpoints.folder} is of a run "
-                f"with [tasks_per_step, *key] = {notes.identity}, this one has {identity}. "
-                "Give the same to go on with it exactly."
+                f"checkpoint {checkpoints.latest()} in {checkpoints.folder} is of another "
+                "run:\n  "
+                + "\n  ".join(
+                    f"{k}: {notes.identity.get(k)} there, {v} here"
+                    for k, v in identity.items()
+                    if notes.identity.get(k) != v
+                )
+                + "\nGive the same to go on with it exactly."
             )
     step = int(state.step)
 
@@ -200,9 +210,10 @@ def fit(
             steps_per_call = max(1, min(2 * steps_per_call, _aim(done, seconds)))
             if first_bad >= 0 and nonfinite == "stop":
                 raise NonFiniteGradient(
-                    f"the meta-gradient of step {first_bad} is not finite; variables "
-                    "are as after the step before. Lower the inner or outer rate, clip "
-                    "gradients (optax.clip_by_global_norm), or train on with "
+                    f"the meta-gradient, loss or update of step {first_bad} is not finite; "
+                    "it was not applied, and the last checkpoint is as it was. Lower the "
+                    "inner or outer rate, clip gradients (optax.clip_by_global_norm), give "
+                    "adaptive inner optimisers an eps_root, or train on with "
                     "nonfinite='skip'."
                 )
             last = step == num_steps
@@ -224,7 +235,7 @@ def fit(
                 )
     finally:
         bar.close()
-    if not validation:
+    if not validation or notes.best is None:  # none, or none that was a number
         best, notes.best_step = state.variables, step
     return FitResult(
         variables=best, state=state, history=notes.history, best_step=notes.best_step
@@ -329,11 +340,6 @@ def _validate(
         num_tasks=validation.num_tasks,
         key=jax.random.key(validation.seed),
     )
-    if validation.metric not in result.values:
-        raise ValueError(
-            f"validation metric {validation.metric!r} is not reported; there are "
-            f"{sorted(result.values)}."
-        )
     notes.seconds += time.perf_counter() - began
     means = {
         f"validation/{name.removeprefix('query/')}": float(values.mean())
@@ -355,15 +361,21 @@ def _validate(
     return best
 
 
-def _check_data(learner: MetaLearner, variables: Variables, task: Task) -> None:
-    outputs = jax.eval_shape(
-        lambda v, t: learner.predict(
-            learner.adapt(v, t.support, key=jax.random.key(0)), t.query.x
-        ),
-        variables,
-        task,
-    )
-    _checks.values_of_task(task, outputs)
+def _check_validation(
+    validation: Validation | None, learner: MetaLearner, variables: Variables
+) -> None:
+    """Looks at one validation task now, so that training does not end in its error."""
+    if validation is None:
+        return
+    sampler = as_sampler(validation.tasks)
+    task = jax.jit(sampler.sample)(sampler.data, jax.random.key(validation.seed))
+    learner = validation.learner or learner
+    reported = check_task(learner, variables, task, validation.loss_fn)
+    if validation.metric not in reported:
+        raise ValueError(
+            f"validation metric {validation.metric!r} is not reported; there are "
+            f"{sorted(reported)}."
+        )
 
 
 def _aim(steps: int, seconds: float, aim: float = 0.5) -> int:

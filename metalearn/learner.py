@@ -63,16 +63,33 @@ class MetaLearner(NamedTuple):
 
 
 def config_of(name: str, **hparams: Any) -> tuple[tuple[str, Any], ...]:
-    """The `config` of a learner: hashable pairs, functions shown by their name."""
+    """The `config` of a learner: hashable pairs, the same in every process."""
+    return (("name", name), *((k, _plain(v)) for k, v in hparams.items()))
 
-    def plain(value: Any) -> Any:
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        if isinstance(value, Callable):
-            return getattr(value, "__qualname__", repr(value))
-        return repr(value)
 
-    return (("name", name), *((k, plain(v)) for k, v in hparams.items()))
+def _plain(value: Any, depth: int = 0) -> Any:
+    """A number or string as it is, a function by its name and the numbers it holds."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, tuple) and depth < 6:  # also an optax transformation
+        parts = [_plain(v, depth + 1) for v in value[-1:] if value]
+        return parts[0] if hasattr(value, "_fields") else f"({', '.join(map(str, parts))})"
+    if isinstance(value, Callable) and depth < 6:
+        name = getattr(value, "__qualname__", type(value).__name__).split(".<locals>")[0]
+        code, cells = getattr(value, "__code__", None), getattr(value, "__closure__", None)
+        held = []
+        for variable, cell in zip(
+            getattr(code, "co_freevars", ()), cells or (), strict=False
+        ):
+            content = cell.cell_contents
+            if isinstance(content, (bool, int, float, str)):
+                held.append(f"{variable}={content}")
+            elif isinstance(content, tuple) and all(callable(c) for c in content):
+                held += [str(_plain(c, depth + 1)) for c in content]
+            elif callable(content) and not isinstance(content, type):
+                held.append(str(_plain(content, depth + 1)))
+        return f"{name}({', '.join(held)})" if held else name
+    return type(value).__name__
 
 
 def describe(learner: MetaLearner) -> dict[str, Any]:

@@ -23,6 +23,8 @@ def accuracy(logits: Array, examples: Examples) -> Array:
     """
     best = logits == jnp.max(logits, axis=-1, keepdims=True)
     hit = jnp.take_along_axis(best, examples.y[:, None], axis=-1)[:, 0]
+    # An index outside would be filled with True and count as a hit.
+    hit = hit & (examples.y >= 0) & (examples.y < logits.shape[-1])
     tied = jnp.maximum(jnp.sum(best, axis=-1), 1)
     share = hit.astype(logits.dtype) / tied.astype(logits.dtype)
     return masked_mean(share, examples.mask)

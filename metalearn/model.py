@@ -117,21 +117,27 @@ def from_apply_fn(
     return Model(model_init, model_apply)
 
 
-def from_linen(module: Any, *, train_kw: str | None = "train", lower: bool = True):
+TRAIN_FLAGS = ("train", "training", "is_training")
+
+
+def from_linen(module: Any, *, train_kw: str | None = "auto", lower: bool = True):
     """A model from a `flax.linen` module, unchanged.
 
     Args:
-      module: The module. If its `__call__` has an argument named `train_kw`, it gets
-        the training flag; if it has one named `mask`, it gets the mask of valid rows.
-      train_kw: Name of that flag, `None` for never. Other collections than `params`
-        (such as `batch_stats`) become the model's state.
+      module: The module. If its `__call__` has an argument named `mask`, it gets the
+        mask of valid rows.
+      train_kw: Name of the argument that gets the training flag; "auto" looks for
+        `train`, `training` and `is_training`; `None` for none. Other collections than
+        `params` (such as `batch_stats`) become the model's state.
       lower: Whether convolutions become matrix products (see `metalearn.lowering`).
 
     Returns:
-      A `Model`. A key given to `apply` is the `dropout` stream.
+      A `Model`. A key given to `apply` is the `dropout` stream; without one it repeats
+      the same values.
 
     Raises:
-      TypeError: `module` is not a linen module.
+      TypeError: `module` is not a linen module, or has no argument `train_kw`.
+      ValueError: in `init`: it keeps statistics that no training pass would move.
 
     Example:
       >>> model = ml.from_linen(MyConvNet(num_ways=5))
@@ -144,21 +150,48 @@ def from_linen(module: Any, *, train_kw: str | None = "train", lower: bool = Tru
             "flax.linen.Module (call the class first: from_linen(Net())). For an nnx "
             "module use from_nnx."
         )
-    has_train = train_kw is not None and _accepts(type(module).__call__, train_kw)
-    has_mask = _accepts(type(module).__call__, "mask")
+    call = type(module).__call__
+    if train_kw == "auto":
+        train_kw = next((name for name in TRAIN_FLAGS if _accepts(call, name)), None)
+    elif train_kw is not None and not _accepts(call, train_kw):
+        raise TypeError(
+            f"train_kw is {train_kw!r}, but {type(module).__name__}.__call__ takes "
+            f"{', '.join(list(inspect.signature(call).parameters)[1:])}. Name one of "
+            "them, or give train_kw=None for a module without a training flag."
+        )
+    has_train = train_kw is not None
+    has_mask = _accepts(call, "mask")
 
     def model_init(key: Key, x: PyTree) -> Variables:
         kwargs = {train_kw: False} if has_train else {}
         collections = dict(module.init(key, x, **kwargs))
         params = collections.pop("params", {})
+        if "batch_stats" in collections and not has_train:
+            check_moves(params, collections, x)
         return Variables(params=params, state=collections)
+
+    def check_moves(params: PyTree, state: PyTree, x: PyTree) -> None:
+        def after(stats: PyTree) -> PyTree:
+            variables = {"params": params, **state, "batch_stats": stats}
+            return module.apply(variables, x, mutable=["batch_stats"])[1]
+
+        jaxpr = jax.make_jaxpr(after)(state["batch_stats"]).jaxpr
+        if all(out in jaxpr.invars for out in jaxpr.outvars):
+            raise ValueError(
+                f"{type(module).__name__} keeps batch statistics, but no training flag "
+                f"was found among its arguments (looked for {', '.join(TRAIN_FLAGS)}), "
+                "so they would never move. Name the flag: from_linen(module, "
+                "train_kw='...')."
+            )
 
     def model_apply(variables, x, *, key=None, train=False, mask=None):
         def run(variables, x, key, mask):
             kwargs = {train_kw: train} if has_train else {}
             if has_mask:
                 kwargs["mask"] = mask
-            rngs = {} if key is None else {"dropout": key}
+            rngs = {}
+            if train or key is not None:
+                rngs = {"dropout": jax.random.key(0) if key is None else key}
             collections = {"params": variables.params, **variables.state}
             mutable = list(variables.state)
             if not mutable:

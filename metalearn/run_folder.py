@@ -179,13 +179,19 @@ def load(folder: str | Path) -> Run:
             f"{folder} holds no run (no config.json). Train one with: metalearn train "
             f"RECIPE --out {folder}"
         )
-    return Run(
-        folder=folder,
-        name=config["recipe"],
-        recipe=KINDS[config["kind"]].from_settings(config["settings"]),
-        seed=config["seed"],
-        record=config["data"],
-    )
+    try:
+        return Run(
+            folder=folder,
+            name=config["recipe"],
+            recipe=KINDS[config["kind"]].from_settings(config["settings"]),
+            seed=config["seed"],
+            record=config["data"],
+        )
+    except KeyError as error:
+        raise ValueError(
+            f"{folder / 'config.json'} is damaged: {error} is missing or unknown. Train "
+            "the run again in another folder."
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -58,6 +58,7 @@ def train(
             progress=progress,
             checkpoints=checkpoints,
             checkpoint_every=recipe.checkpoint_every,
+            nonfinite=recipe.nonfinite,
             resume=True,
         )
     finally:

@@ -88,7 +88,8 @@ def meta_trainer(
             Variables(params=optax.apply_updates(params, updates), state=estimate.state),
             opt_state,
         )
-        finite = _tree.all_finite((estimate.grads, estimate.state))
+        losses = [v for k, v in estimate.metrics.items() if k.endswith("loss")]
+        finite = _tree.all_finite((estimate.grads, proposed, losses))
         variables, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             proposed,

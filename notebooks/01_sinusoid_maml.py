@@ -17,7 +17,7 @@ import optax
 import metalearn as ml
 
 FAST = bool(os.environ.get("METALEARN_FAST"))  # fewer steps, for continuous integration
-STEPS = 300 if FAST else 15_000
+STEPS = 300 if FAST else 6_000
 TASKS = 50 if FAST else 600
 
 # %% [markdown]

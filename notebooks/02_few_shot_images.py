@@ -18,7 +18,7 @@ import optax
 import metalearn as ml
 
 FAST = bool(os.environ.get("METALEARN_FAST"))  # fewer steps, for continuous integration
-STEPS = 4 if FAST else 500
+STEPS = 4 if FAST else 300
 WIDTH = 4 if FAST else 32
 TASKS = 10 if FAST else 300
 

@@ -124,7 +124,7 @@ def test_fields_are_read_or_said_to_be_idle(kind, variant, tmp_path, monkeypatch
         ({"inner_b1": 0.5}, "read by inner_optimizer adam"),
         ({"halve_every": 5}, "read by schedule halving"),
         ({"scale": 2.0}, "read by algorithm protonet"),
-        ({"model": "resnet12", "downsample": "pool"}, "read by model conv4"),
+        ({"model": "resnet12", "downsample": "stride"}, "read by model conv4"),
         ({"norm": "group", "norm_policy": "batch"}, "read by norm batch"),
         ({"algorithm": "mamal"}, "expected one of maml"),
         ({"norm": "bach"}, "expected one of batch"),

@@ -24,7 +24,7 @@ def no_adaptation(
     norm: str = "running",
     task_chunk: int | str = "auto",
 ) -> MetaLearner:
-    """One model for all tasks, trained on their query sets, that never adapts.
+    """One model for all tasks, trained on their support and query sets, without adapting.
 
     What a meta-learner is worth is its distance from this. On tasks whose labels are
     permuted at random it stays at chance.

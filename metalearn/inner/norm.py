@@ -9,6 +9,9 @@ A model without state (group norm, layer norm, none) is the same under every pol
 | `"running"` | batch in training, running averages after it | the same | no |
 | `"per_step"` | as `"running"` with its own averages for every inner step | the same | no |
 
+Under `"support"` and `"batch"` the training pass of the model also runs at test, with
+whatever else its training flag switches on: leave dropout out of such models.
+
 `"support"` is what Meta-Dataset (Triantafillou et al., 2020) uses for batch norm,
 `"batch"` what the code of MAML (Finn et al., 2017) does, `"per_step"` the running
 statistics of MAML++ (Antoniou et al., 2019).
@@ -116,25 +119,33 @@ def batch_statistics(
 
     Works for any model whose training pass moves each average by `s' = m s + (1 - m) b`
     towards the statistic `b` of the batch, as every batch norm does: two passes from
-    `s = 0` and `s = 1` give `m` and hence `b`. Their convolutions are the same
-    computation, which the compiler merges. Differentiable in `params`.
+    `s = 0` and from a large `s` give `m` and hence `b` (large, so that `m` keeps its
+    digits whatever the size of `b`). Their convolutions are the same computation, which
+    the compiler merges. Differentiable in `params`.
     """
 
     def moved(fill: float) -> PyTree:
-        probe = jax.tree.map(lambda s: jnp.full_like(s, fill) if _is_float(s) else s, state)
+        probe = jax.tree.map(
+            lambda s: jnp.full_like(s, fill * _large(s)) if _is_float(s) else s, state
+        )
         variables = Variables(params=params, state=probe)
         return model.apply(variables, examples.x, key=key, train=True, mask=examples.mask)[
             1
         ]
 
-    def solve(old: Array, from_zero: Array, from_one: Array) -> Array:
+    def solve(old: Array, from_zero: Array, from_large: Array) -> Array:
         if not _is_float(old):
             return old
-        weight = 1 - (from_one - from_zero)
+        decay = (from_large - from_zero) / _large(old)
+        weight = 1 - jax.lax.stop_gradient(decay)
         moves = weight > 1e-6
         return jnp.where(moves, from_zero / jnp.where(moves, weight, 1), old)
 
     return jax.tree.map(solve, state, moved(0.0), moved(1.0))
+
+
+def _large(leaf: Array) -> float:
+    return 2.0 ** (jnp.finfo(leaf.dtype).maxexp // 3)
 
 
 def _is_float(leaf: Array) -> bool:

@@ -15,11 +15,11 @@ from metalearn.models.norm import Norm
 class ResNet12(nn.Module):
     """Four residual blocks of three 3x3 convolutions, LeakyReLU(0.1), max-pooling.
 
-    The defaults are the backbone of Lee et al., Meta-Learning with Differentiable Convex
-    Optimization, CVPR 2019; `widths=(64, 128, 256, 512), global_pool=True, drop_rate=0`
-    is that of Chen et al., Meta-Baseline, ICCV 2021. The two are not interchangeable in
-    tables. The keep rate of DropBlock is constant here; the released code of the former
-    lowers it slowly.
+    The defaults with `drop_rate=0.1` are the backbone of Lee et al., Meta-Learning with
+    Differentiable Convex Optimization, CVPR 2019; `widths=(64, 128, 256, 512)` with
+    `global_pool=True` is that of Chen et al., Meta-Baseline, ICCV 2021. The two are not
+    interchangeable in tables. The keep rate of DropBlock is constant here; the released
+    code of the former lowers it slowly.
 
     Attributes:
       num_outputs: W logits from a linear head named `head`; `None` returns features.
@@ -34,7 +34,7 @@ class ResNet12(nn.Module):
     num_outputs: int | None = None
     widths: Sequence[int] = (64, 160, 320, 640)
     global_pool: bool = False
-    drop_rate: float = 0.1
+    drop_rate: float = 0.0
     drop_block: int = 5
     norm: str = "batch"
 

@@ -58,6 +58,7 @@ class Recipe:
       test_tasks: Tasks of the final evaluation.
       checkpoint_every: Steps between checkpoints.
       log_every: Steps between rows of metrics.jsonl.
+      nonfinite: "stop" at the first non-finite update, or "skip" and count it.
     """
 
     kind: ClassVar[str]
@@ -86,6 +87,7 @@ class Recipe:
     test_tasks: int = 600
     checkpoint_every: int = 500
     log_every: int = 100
+    nonfinite: Literal["stop", "skip"] = "stop"
 
     # What a kind of recipe adds.
 
