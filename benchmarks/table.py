@@ -60,9 +60,9 @@ def _number(result: dict[str, Any]) -> str:
 
 def _recipe_row(row: dict[str, Any]) -> str:
     result, environment = row["result"], row["environment"]
-    way = f"{result['test_ways']}-way {result['test_shots']}-shot, " * (
-        "test_ways" in result
-    )
+    way = ""
+    if "test_ways" in result:
+        way = f"{result['test_ways']}-way {result['test_shots']}-shot, "
     return (
         f"| {row['recipe']} | {row['training_seed']} | {way}{_number(result)} "
         f"| {'no' if result['transductive'] else 'yes'} | {result['num_tasks']} "
