@@ -68,7 +68,8 @@ reptile_train = ml.data.few_shot(dataset.train, num_ways=5, num_support=5, num_q
 adam = optax.adam(optax.cosine_decay_schedule(2e-3, STEPS))
 learners = {
     "MAML": (ml.maml(network, loss, optax.sgd(0.4)), train, adam),
-    "ANIL": (ml.anil(network, loss, optax.sgd(0.4)), train, adam),
+    # One small step of a linear head hardly moves its logits: more and larger ones.
+    "ANIL": (ml.anil(network, loss, optax.sgd(2.0), num_steps=5), train, adam),
     "Reptile": (
         ml.reptile(
             network,
