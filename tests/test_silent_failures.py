@@ -43,7 +43,7 @@ def test_evaluate_refuses_labels_outside_the_logits_of_any_task():
 
     def sometimes(key):
         task = good(key)
-        odd = jax.random.bernoulli(jax.random.fold_in(key, 2), 0.3)
+        odd = jax.random.bernoulli(jax.random.fold_in(key, 4), 0.3)
         y = jnp.where(odd, task.query.y + 7, task.query.y)
         query = ml.Examples(x=task.query.x, y=y, mask=task.query.mask)
         return ml.Task(support=task.support, query=query)
