@@ -67,6 +67,8 @@ _PROTONET = {
     "queries": 5,
     "tasks_per_step": 4,
 }
+# A linear head needs more and larger steps than a whole network.
+_ANIL = {"algorithm": "anil", "inner_rate": 2.0, "inner_steps": 5}
 _FINE_TUNE = {
     "algorithm": "fine_tune",
     "inner_rate": 0.1,
@@ -78,6 +80,7 @@ RECIPES: dict[str, Entry] = {
     "glyphs-maml": Entry(
         "MAML on printed characters, 5-way 1-shot; the default",
         ImageRecipe(),
+        "91.4 ± 0.7 % inductive; 5 minutes of training on two cores",
     ),
     "glyphs-maml-long": Entry(
         "the same for longer",
@@ -89,7 +92,7 @@ RECIPES: dict[str, Entry] = {
     ),
     "glyphs-anil": Entry(
         "ANIL (only the head adapts) on printed characters, 5-way 1-shot",
-        ImageRecipe(algorithm="anil"),
+        ImageRecipe(**_ANIL),
     ),
     "glyphs-meta-sgd": Entry(
         "Meta-SGD (learned inner rates) on printed characters, 5-way 1-shot",
@@ -110,7 +113,7 @@ RECIPES: dict[str, Entry] = {
     ),
     "omniglot-anil": Entry(
         "ANIL (only the head adapts) on Omniglot, 5-way 1-shot",
-        ImageRecipe(**_OMNIGLOT, algorithm="anil"),
+        ImageRecipe(**_OMNIGLOT | _ANIL),
     ),
     "omniglot-boil": Entry(
         "BOIL (all but the head adapts) on Omniglot, 5-way 1-shot",
@@ -123,10 +126,12 @@ RECIPES: dict[str, Entry] = {
     "omniglot-reptile": Entry(
         "Reptile on Omniglot, 5-way 1-shot",
         ImageRecipe(**_OMNIGLOT | _REPTILE | {"steps": 12_000, "validate_every": 2000}),
+        "86.0 ± 0.7 % inductive on two cores",
     ),
     "omniglot-protonet": Entry(
         "prototypical networks on Omniglot, 5-way 1-shot",
         ImageRecipe(**_OMNIGLOT | _PROTONET | {"steps": 5000}),
+        "96.6 ± 0.4 % inductive, 20-way 89.7 ± 0.4 %; two cores",
     ),
     "omniglot-protonet-20way": Entry(
         "prototypical networks on Omniglot, 20-way 1-shot",
@@ -206,6 +211,7 @@ RECIPES: dict[str, Entry] = {
             validate_every=2000,
             checkpoint_every=2000,
         ),
+        "MSE 0.237 ± 0.030 after 5 steps; under a minute on two cores",
     ),
 }
 
