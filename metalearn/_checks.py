@@ -12,6 +12,17 @@ import optax
 from metalearn._task import Examples, Task
 
 
+def whole_number(name: str, value: Any, *, least: int) -> None:
+    """Checks a count.
+
+    Raises:
+      ValueError: not an integer, or below `least`.
+    """
+    integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not integer or value < least:
+        raise ValueError(f"{name} is {value!r}; expected an integer of {least} or more.")
+
+
 def one_set(examples: Examples, name: str) -> None:
     """Checks that `examples` are of one task and agree on their leading axis.
 
@@ -95,7 +106,8 @@ def inner_optimiser(inner_opt: Any, hparams: Any, *, second_order: bool) -> None
     Raises:
       TypeError: not an optax transformation, nor a function together with hparams.
       ValueError: its update has no finite derivative at a zero gradient, as
-        `optax.adam` with `eps_root=0`.
+        `optax.adam` with `eps_root=0`; `inner_optimiser_on` finds what shows only on
+        the parameters.
     """
     transformation = isinstance(inner_opt, optax.GradientTransformation)
     if not transformation and not (callable(inner_opt) and hparams is not None):
@@ -104,23 +116,51 @@ def inner_optimiser(inner_opt: Any, hparams: Any, *, second_order: bool) -> None
             "transformation such as optax.sgd(0.01), or a function "
             "`hparams -> transformation` together with inner_hparams."
         )
+    if second_order and transformation and is_differentiable(inner_opt) is False:
+        raise ValueError(_NOT_DIFFERENTIABLE)
+
+
+_NOT_DIFFERENTIABLE = (
+    "the inner optimiser has no finite derivative where a gradient is zero (the square "
+    "root of Adam's second moment, with eps_root=0), so second-order meta-gradients "
+    "become NaN. Use e.g. optax.adam(rate, eps_root=1e-8), plain optax.sgd, or "
+    "first_order=True."
+)
+_SAMPLE = [np.array([[0.0, 1.0], [0.5, 0.0]]), np.array([0.0, -1.0])]
+
+
+def inner_optimiser_on(params: Any, inner_opt: Any, hparams: Any) -> None:
+    """Checks an inner optimiser on the parameters it will move, shapes only.
+
+    For what `inner_optimiser` cannot know: an optimiser made from hyper-parameters, or
+    one that looks at the structure of the parameters.
+
+    Raises:
+      ValueError: its update has no finite derivative at a zero gradient.
+    """
+
+    def filled(leaf: Any, value: float) -> np.ndarray:
+        return np.full(jnp.shape(leaf), value, jnp.result_type(leaf))
+
     opt = inner_opt
-    if not transformation and not callable(hparams):
-        opt = inner_opt(jax.tree.map(jnp.asarray, hparams))
-    known = isinstance(opt, optax.GradientTransformation)
-    if known and second_order and not is_differentiable(opt):
-        raise ValueError(
-            "the inner optimiser has no finite derivative where a gradient is zero (the "
-            "square root of Adam's second moment, with eps_root=0), so second-order "
-            "meta-gradients become NaN. Use e.g. optax.adam(rate, eps_root=1e-8), plain "
-            "optax.sgd, or first_order=True."
-        )
+    if not isinstance(opt, optax.GradientTransformation):
+        opt = opt(jax.tree.map(lambda h: filled(h, 0.1), hparams))
+    elif is_differentiable(opt) is not None:
+        return  # decided when the learner was made
+    grads = jax.tree.map(lambda p: filled(p, 0.0), params)
+    if is_differentiable(opt, grads) is False:
+        raise ValueError(_NOT_DIFFERENTIABLE)
 
 
-def is_differentiable(opt: optax.GradientTransformation) -> bool:
-    """Whether the update has a finite derivative at zero and ordinary gradients."""
+def is_differentiable(opt: optax.GradientTransformation, grads: Any = None) -> bool | None:
+    """Whether two updates have finite derivatives with respect to these gradients.
 
-    def moved(grads: dict) -> jax.Array:
+    `None` if that cannot be told: the optimiser refuses the structure of the gradients,
+    which are a small sample unless given.
+    """
+    grads = _SAMPLE if grads is None else grads
+
+    def moved(grads: Any) -> jax.Array:
         params = jax.tree.map(jnp.ones_like, grads)
         state = opt.init(params)
         for _ in range(2):
@@ -129,9 +169,9 @@ def is_differentiable(opt: optax.GradientTransformation) -> bool:
         return sum(jnp.sum(p) for p in jax.tree.leaves(params))
 
     with jax.ensure_compile_time_eval():
-        grads = {"w": jnp.array([[0.0, 1.0], [0.5, 0.0]]), "b": jnp.array([0.0, -1.0])}
+        grads = jax.tree.map(jnp.asarray, grads)
         try:
-            slopes = jax.grad(moved)(grads)
+            slopes = jax.jit(jax.grad(moved))(grads)
         except (TypeError, ValueError, KeyError):
-            return True  # needs the real params (a masked or partitioned optimiser)
+            return None
         return all(bool(jnp.all(jnp.isfinite(s))) for s in jax.tree.leaves(slopes))

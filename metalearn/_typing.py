@@ -32,8 +32,19 @@ class AdaptFn(Protocol):
 
 
 class PredictFn(Protocol):
-    def __call__(self, adapted: Any, x: PyTree, *, key: Key | None = None) -> PyTree:
-        """Outputs `[Q, ...]` for the inputs `x` `[Q, ...]` of one task."""
+    def __call__(
+        self,
+        adapted: Any,
+        x: PyTree,
+        *,
+        key: Key | None = None,
+        mask: Array | None = None,
+    ) -> PyTree:
+        """Outputs `[Q, ...]` for the inputs `x` `[Q, ...]` of one task.
+
+        `mask` bool `[Q]` marks the valid rows; all are valid when it is `None`. Only
+        learners that look across queries (transductive ones) read it.
+        """
 
 
 class EstimateFn(Protocol):

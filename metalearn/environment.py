@@ -38,7 +38,10 @@ def device() -> dict[str, Any]:
 
 
 def cache_root() -> Path:
-    """`METALEARN_CACHE` if set, else `metalearn` in `XDG_CACHE_HOME` or `~/.cache`."""
+    """Where prepared data and compiled programs are kept.
+
+    `METALEARN_CACHE` if set, else `metalearn` in `XDG_CACHE_HOME` or `~/.cache`.
+    """
     if chosen := os.environ.get("METALEARN_CACHE"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -43,6 +43,7 @@ def gradient_estimator(
     Example:
       >>> learner = ml.MetaLearner(init, adapt, predict, ml.gradient_estimator(objective))
     """
+    check_chunk(task_chunk)
 
     def summed(params: PyTree, state: PyTree, tasks: Task, keys: Key):
         def one(task: Task, key: Key):
@@ -143,11 +144,17 @@ def resolve_chunk(
         # A divisor leaves no remainder, which would be compiled a second time.
         divisor = max(d for d in range(1, limit + 1) if num % d == 0)
         return divisor if 2 * divisor > limit else limit
-    if not isinstance(task_chunk, int) or task_chunk < 1:
+    check_chunk(task_chunk)
+    return min(num, task_chunk)
+
+
+def check_chunk(task_chunk: Any) -> None:
+    """Raises a `ValueError` unless `"auto"` or a positive integer."""
+    integer = isinstance(task_chunk, int) and not isinstance(task_chunk, bool)
+    if task_chunk != "auto" and not (integer and task_chunk > 0):
         raise ValueError(
             f"task_chunk is {task_chunk!r}; expected 'auto' or a positive integer."
         )
-    return min(num, task_chunk)
 
 
 def reduce_states(

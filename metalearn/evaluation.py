@@ -159,7 +159,8 @@ def check_task(
 
     def report(variables: Variables, task: Task):
         adapted = learner.adapt(variables, task.support, key=jax.random.key(0))
-        outputs = learner.predict(adapted, task.query.x, key=jax.random.key(0))
+        query = task.query
+        outputs = learner.predict(adapted, query.x, key=jax.random.key(0), mask=query.mask)
         loss = loss_fn or metrics.default_loss(task.query)
         return outputs, metrics.of_task(loss, outputs, task.query)
 
@@ -182,7 +183,8 @@ def _evaluator(learner: MetaLearner, sample: Any, loss_fn: LossFn | None):
 
         def one(number: Array) -> dict[str, Array]:
             task, adapted, k_predict = adapted_to(number)
-            outputs = learner.predict(adapted, task.query.x, key=k_predict)
+            query = task.query
+            outputs = learner.predict(adapted, query.x, key=k_predict, mask=query.mask)
             loss = loss_fn or metrics.default_loss(task.query)
             report = metrics.of_task(loss, outputs, task.query)
             report = {f"query/{k}": v for k, v in report.items()}

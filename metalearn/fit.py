@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Sequence
@@ -12,8 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metalearn._task import Task, TaskSampler, as_sampler, sample_batch
-from metalearn._typing import Array, Key, LossFn, Metrics, PyTree
+from metalearn import _checks
+from metalearn._loop import as_numbers, compiled_loop, no_totals, row_of
+from metalearn._task import as_sampler
+from metalearn._typing import Key, LossFn, PyTree
 from metalearn.checkpoint import CheckpointMismatch
 from metalearn.evaluation import check_task, evaluate
 from metalearn.learner import MetaLearner, describe
@@ -80,7 +81,9 @@ class _Progress:
     best_step: int = 0
     stale: int = 0
     seconds: float = 0.0
+    window: float = 0.0
     stopped: bool = False
+    totals: dict = dataclasses.field(default_factory=dict)
     identity: dict = dataclasses.field(default_factory=dict)
     history: list = dataclasses.field(default_factory=list)
 
@@ -134,6 +137,11 @@ def fit(
       >>> result = ml.fit(trainer, ml.tasks.sinusoid(), num_steps=3_000,
       ...                 tasks_per_step=25, key=jax.random.key(0))
     """
+    if not isinstance(trainer, MetaTrainer):
+        raise TypeError(
+            f"trainer is a {type(trainer).__name__}; expected "
+            "ml.meta_trainer(learner, outer_opt)."
+        )
     for name, value in (
         ("num_steps", num_steps),
         ("tasks_per_step", tasks_per_step),
@@ -141,8 +149,7 @@ def fit(
         ("checkpoint_every", 1 if checkpoint_every is None else checkpoint_every),
         ("validation.every", validation.every if validation else 1),
     ):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; expected 1 or more.")
+        _checks.whole_number(name, value, least=1)
     if nonfinite not in ("stop", "skip"):
         raise ValueError(f"nonfinite is {nonfinite!r}; expected 'stop' or 'skip'.")
     if resume and checkpoints is None:
@@ -159,6 +166,7 @@ def fit(
     state = jax.jit(trainer.init)(k_init, first)
     check_task(trainer.learner, state.variables, first)
     best = state.variables
+    fresh = no_totals(trainer, state, first, tasks_per_step)
     _check_validation(validation, trainer.learner, state.variables)
     identity = {
         "learner": describe(trainer.learner),
@@ -166,7 +174,7 @@ def fit(
         "tasks_per_step": tasks_per_step,
         "key": jax.random.key_data(key).tolist(),
     }
-    notes = _Progress(identity=identity)
+    notes = _Progress(identity=identity, totals=as_numbers(fresh))
     if resume and checkpoints.latest() is not None:
         like = {"state": state, "best": best}
         restored, extra = checkpoints.restore(checkpoints.latest(), like=like)
@@ -184,15 +192,20 @@ def fit(
                 + "\nGive the same to go on with it exactly."
             )
     step = int(state.step)
+    if step > num_steps:
+        raise ValueError(
+            f"the checkpoint in {checkpoints.folder} is of step {step}, beyond "
+            f"num_steps={num_steps}. Ask for {step} steps or more, or restore that "
+            "checkpoint yourself."
+        )
 
-    loop = _loop(trainer, sampler.sample, tasks_per_step)
-    totals = _no_totals(trainer, state, first, tasks_per_step)
-    fresh = totals
-    state, totals = _copy(state), _copy(fresh)
+    loop = compiled_loop(trainer, sampler.sample, tasks_per_step, nonfinite == "stop")
+    state = _copy(state)
+    totals = jax.tree.map(lambda old, x: jnp.asarray(old, x.dtype), notes.totals, fresh)
     bar = Progress(num_steps, start=step, show=progress, label="meta-train")
     every = {log_every, validation.every if validation else num_steps}
     every |= {checkpoint_every or num_steps}
-    steps_per_call, shown, window = 1, {}, 0.0
+    steps_per_call, shown = 1, {}
     try:
         while step < num_steps and not notes.stopped:
             stop = min(num_steps, *(step - step % n + n for n in every))
@@ -203,7 +216,8 @@ def fit(
             )
             first_bad = int(totals["first_bad"])  # waits for the device
             seconds = time.perf_counter() - began
-            notes.seconds, window = notes.seconds + seconds, window + seconds
+            notes.seconds += seconds
+            notes.window += seconds
             done, step = stop - step, stop
             # The trip count is an argument of the compiled loop, so calls can grow to
             # half a second each without another compilation.
@@ -218,9 +232,9 @@ def fit(
                 )
             last = step == num_steps
             if step % log_every == 0 or last:
-                row = _row(step, totals, tasks_per_step, window, notes.seconds)
+                row = row_of(step, totals, tasks_per_step, notes.window, notes.seconds)
                 shown = _shown(row)
-                totals, window = _copy(fresh), 0.0
+                totals, notes.window = _copy(fresh), 0.0
                 _emit(row, notes, sinks)
             bar.update(done, shown)
             if validation and (step % validation.every == 0 or last):
@@ -229,7 +243,7 @@ def fit(
             if checkpoints is not None and (due or last or notes.stopped):
                 if not validation:
                     best, notes.best_step = state.variables, step
-                # Logging windows restart at a checkpoint's resume, hence the order.
+                notes.totals = as_numbers(totals)
                 checkpoints.save(
                     step, {"state": state, "best": best}, dataclasses.asdict(notes)
                 )
@@ -240,69 +254,6 @@ def fit(
     return FitResult(
         variables=best, state=state, history=notes.history, best_step=notes.best_step
     )
-
-
-@functools.lru_cache(maxsize=64)
-def _loop(trainer: MetaTrainer, sample: Any, tasks_per_step: int):
-    """The compiled loop; cached so that a second call of `fit` compiles nothing."""
-
-    def run(state: TrainState, totals: PyTree, data: PyTree, key: Key, stop: Array):
-        def body(carry: tuple) -> tuple:
-            state, totals = carry
-            k_tasks, k_step = jax.random.split(jax.random.fold_in(key, state.step))
-            sampler = TaskSampler(sample, data)
-            tasks = sample_batch(sampler, data, jax.random.split(k_tasks, tasks_per_step))
-            number = state.step
-            state, report = trainer.step(state, tasks, key=k_step)
-            return state, _accumulate(totals, report, number)
-
-        return jax.lax.while_loop(lambda carry: carry[0].step < stop, body, (state, totals))
-
-    return jax.jit(run, donate_argnums=(0, 1))
-
-
-def _no_totals(
-    trainer: MetaTrainer, state: TrainState, task: Task, num: int
-) -> dict[str, Any]:
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num, *x.shape), x.dtype), task)
-    _, report = jax.eval_shape(
-        lambda s, t: trainer.step(s, t, key=jax.random.key(0)), state, batch
-    )
-    names = [name for name in report if name != "meta/finite"]
-    return {
-        "sums": {name: jnp.zeros((), jnp.float32) for name in names},
-        "good": jnp.zeros((), jnp.float32),
-        "bad": jnp.zeros((), jnp.int32),
-        "first_bad": jnp.full((), -1, jnp.int32),
-    }
-
-
-def _accumulate(totals: dict, report: Metrics, number: Array) -> dict:
-    finite = report["meta/finite"][0] > 0
-    first_bad = jnp.where((totals["first_bad"] < 0) & ~finite, number, totals["first_bad"])
-    return {
-        "sums": {
-            name: total + jnp.where(finite, report[name].mean().astype(jnp.float32), 0)
-            for name, total in totals["sums"].items()
-        },
-        "good": totals["good"] + finite,
-        "bad": totals["bad"] + ~finite,
-        "first_bad": first_bad,
-    }
-
-
-def _row(
-    step: int, totals: dict, tasks_per_step: int, window: float, seconds: float
-) -> dict[str, Any]:
-    good, bad = float(totals["good"]), int(totals["bad"])
-    row: dict[str, Any] = {"step": step}
-    if good:
-        row |= {name: float(total) / good for name, total in totals["sums"].items()}
-    if bad:
-        row["meta/skipped"] = bad
-    row["tasks_per_s"] = round((good + bad) * tasks_per_step / max(window, 1e-9), 2)
-    row["seconds"] = round(seconds, 3)
-    return row
 
 
 def _shown(row: dict[str, Any]) -> dict[str, float]:

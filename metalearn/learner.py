@@ -45,7 +45,8 @@ class MetaLearner(NamedTuple):
       init: `(key, task) -> Variables`.
       adapt: `(variables, support, *, key=None) -> adapted`; what `adapted` holds is the
         algorithm's own business (weights, prototypes, a memory, ...).
-      predict: `(adapted, x, *, key=None) -> outputs`.
+      predict: `(adapted, x, *, key=None, mask=None) -> outputs`; the mask `[Q]` of
+        padded queries matters to transductive learners only.
       estimate: `(variables, tasks, *, key) -> Estimate`.
       config: Name and hyper-parameters as pairs; read them with `describe`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ def json_lines(path: str | Path) -> Sink:
 
     def write(row: Row) -> None:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(_line(row))
 
     return write
 
@@ -29,8 +30,17 @@ def rewrite(path: str | Path, rows: list[Row]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(path.suffix + ".part")
-    part.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    part.write_text("".join(map(_line, rows)), encoding="utf-8")
     part.replace(path)
+
+
+def _line(row: Row) -> str:
+    """JSON knows neither NaN nor infinity: they become null."""
+    finite = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v
+        for k, v in row.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def printer(file: Any = None) -> Sink:

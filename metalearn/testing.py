@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +83,7 @@ def check_learner(
     check_compiled_once({"adapt or predict": episode, "estimate": estimate})
 
     variants = _variants(learner, variables, first, key)
-    if padding_invariant and not transductive:
+    if padding_invariant:
         check_padded_outputs(plain["outputs"], variants["plain"], tolerance)
     if order_invariant:
         check_order(variants["plain"], variants["reversed"], tolerance)
@@ -103,7 +104,7 @@ def assert_differentiable(inner_opt: optax.GradientTransformation) -> None:
     Raises:
       AssertionError: its update has no finite derivative where a gradient is zero.
     """
-    assert _checks.is_differentiable(inner_opt), (
+    assert _checks.is_differentiable(inner_opt) is not False, (
         "the update has no finite derivative where a gradient is zero, so meta-gradients "
         "through it become NaN. Square roots need a positive number under them: "
         "optax.adam(rate, eps_root=1e-8), for example."
@@ -147,7 +148,9 @@ def check_predictions(outputs: PyTree, query: Examples) -> None:
         assert leaf.shape[:1] == (num,), (
             f"predict gave shape {leaf.shape} for {num} queries; expected [{num}, ...]."
         )
-        assert np.isfinite(leaf).all(), "predict gave numbers that are not finite."
+    chex.assert_tree_all_finite(
+        outputs, custom_message="predict gave numbers that are not finite."
+    )
 
 
 def check_estimate(found: Any, variables: Variables, tasks: Task) -> None:
@@ -157,16 +160,19 @@ def check_estimate(found: Any, variables: Variables, tasks: Task) -> None:
     )
     pairs = {"grads": variables.params, "state": variables.state}
     for name, like in pairs.items():
-        got, like = _shapes(getattr(found, name)), _shapes(like)
-        assert got == like, f"estimate.{name} is {got}; expected {like} as from init."
+        message = f"estimate.{name} differs from what init gave."
+        got = getattr(found, name)
+        chex.assert_trees_all_equal_structs(got, like, custom_message=message)
+        chex.assert_trees_all_equal_shapes_and_dtypes(got, like, custom_message=message)
     num = tasks.support.mask.shape[0]
     for name, values in found.metrics.items():
         assert values.shape == (num,), (
             f"metric {name!r} has shape {values.shape}; expected [{num}], one a task."
         )
-    grads = [np.asarray(g) for g in jax.tree.leaves(found.grads)]
-    assert all(np.isfinite(g).all() for g in grads), "the meta-gradient is not finite."
-    assert any(g.any() for g in grads), (
+    chex.assert_tree_all_finite(
+        found.grads, custom_message="the meta-gradient is not finite."
+    )
+    assert any(np.any(g) for g in jax.tree.leaves(found.grads)), (
         "the meta-gradient is zero everywhere. A stop_gradient on parameters instead of "
         "on inner gradients does this."
     )
@@ -174,11 +180,11 @@ def check_estimate(found: Any, variables: Variables, tasks: Task) -> None:
 
 def check_repeats(first: PyTree, second: PyTree, name: str) -> None:
     """Equal keys give bit-identical results."""
-    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        assert np.array_equal(_plain(a), _plain(b), equal_nan=True), (
-            f"{name} gave different results for the same key; draw randomness from the "
-            "given key only."
-        )
+    message = (
+        f"{name} gave different results for the same key; draw randomness from the given "
+        "key only."
+    )
+    chex.assert_trees_all_equal(first, second, custom_message=message)
 
 
 def check_compiled_once(functions: dict[str, _Counted]) -> None:
@@ -204,8 +210,8 @@ def check_queries(plain: dict[str, PyTree], transductive: bool, tolerance: float
 
 
 def check_padded_outputs(plain: PyTree, padded: PyTree, tolerance: float) -> None:
-    """Masked support rows change no prediction, also under `vmap`."""
-    message = "with masked rows in the support set: use support.mask in means and counts"
+    """Masked rows of support and query change no prediction, also under `vmap`."""
+    message = "with masked rows: use support.mask and predict's mask in means and counts"
     _agree(plain, padded, tolerance, f"predictions change by {{}} {message}.")
 
 
@@ -261,8 +267,10 @@ def _episode(learner, variables, support, x, key) -> dict[str, PyTree]:
 
 
 def _variants(learner, variables, task, key) -> dict[str, PyTree]:
-    """Predictions after the padded support set in other orders and names, by `vmap`."""
-    support = _padded(task.support)
+    """Predictions of the padded query set after the padded support set in other orders
+    and names, by `vmap`."""
+    support, query = _padded(task.support), _padded(task.query)
+    num = task.query.mask.shape[0]
     renamed = support.y
     if jnp.issubdtype(jnp.result_type(renamed), jnp.integer):
         renamed = (renamed + 1) % (jnp.max(renamed) + 1)
@@ -275,7 +283,8 @@ def _variants(learner, variables, task, key) -> dict[str, PyTree]:
 
     def outputs(support: Examples) -> PyTree:
         adapted = learner.adapt(variables, support, key=key)
-        return learner.predict(adapted, task.query.x, key=key)
+        found = learner.predict(adapted, query.x, key=key, mask=query.mask)
+        return jax.tree.map(lambda leaf: leaf[:num], found)
 
     found = jax.jit(jax.vmap(outputs))(stacked)
     return {k: jax.tree.map(lambda x, i=i: x[i], found) for i, k in enumerate(sets)}
@@ -302,11 +311,6 @@ def _padded(examples: Examples) -> Examples:
         return jnp.full((PADDING, *leaf.shape[1:]), value, leaf.dtype)
 
     return concatenate(examples, jax.tree.map(rows, examples))
-
-
-def _shapes(tree: PyTree) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p): f"{x.dtype}{list(x.shape)}" for p, x in leaves}
 
 
 def _plain(leaf: Array) -> np.ndarray:

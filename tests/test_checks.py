@@ -184,10 +184,8 @@ def test_boil_without_a_head_is_refused():
 
 @pytest.mark.parametrize("chunk", [0, -1, 1.5, "all"])
 def test_bad_task_chunk(chunk):
-    maker = ml.maml(plain(), CE, optax.sgd(0.1), task_chunk=chunk)
-    variables = maker.init(KEY, blobs(KEY))
-    estimate = functools.partial(maker.estimate, variables, blob_batch(), key=KEY)
-    refused(ValueError, [repr(chunk), "positive integer"], estimate)
+    make = functools.partial(ml.maml, plain(), CE, optax.sgd(0.1), task_chunk=chunk)
+    refused(ValueError, [repr(chunk), "positive integer"], make)
 
 
 def test_inner_batches_without_a_key():

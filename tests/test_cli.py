@@ -51,7 +51,7 @@ def base(tmp_path_factory):
     """A folder for all runs; records go to a cache inside it."""
     root = tmp_path_factory.mktemp("cli")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("METALEARN_DATA", str(root / "records"))
+        patch.setenv("METALEARN_CACHE", str(root / "records"))
         yield root
 
 

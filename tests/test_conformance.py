@@ -72,30 +72,35 @@ LEARNERS = {
         lambda m, **o: ml.fine_tune(m(), CE, optax.sgd(0.1), num_steps=2, **o),
         {},
     ),
+    "maml_transductive": (
+        lambda m, **o: _maml(m, norm="batch", **o),
+        {"transductive": True},
+    ),
+    "protonet_transductive": (
+        lambda m, **o: ml.protonet(m(None), num_ways=WAYS, norm="batch", **o),
+        {"transductive": True, "relabelling": True},
+    ),
     "no_adaptation": (lambda m, **o: ml.no_adaptation(m(), CE, **o), {}),
 }
-CHUNKED = ("maml", "reptile_batches", "protonet")
+CHUNKED = ("maml", "reptile_batches", "protonet")  # the three mechanisms
+PROTOTYPES = ("protonet", "protonet_transductive")
 
 
-# Every learner once, the three mechanisms with every kind of model.
-ROWS = [(name, model) for name in CHUNKED for model in MODELS] + [
-    (name, ("apply_fn", "linen", "nnx")[i % 3])
-    for i, name in enumerate(n for n in LEARNERS if n not in CHUNKED)
-]
-
-
-@pytest.mark.parametrize(("name", "model"), ROWS)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", LEARNERS)
 def test_learner_keeps_the_contract(name, model, request):
     if name not in ("reptile", "reptile_carry"):  # these use optax.adam
         request.getfixturevalue("strict_dtypes")
     make, properties = LEARNERS[name]
     network = MODELS[model]
-    if model == "apply_fn" and name in ("protonet", "baseline"):
+    if model == "apply_fn" and name in (*PROTOTYPES, "baseline"):
         network = _features
     with_chunk = None
     if name in CHUNKED and model == "linen":
         with_chunk = lambda chunk: make(network, task_chunk=chunk)
     learner = make(network, task_chunk=8)
+    if model == "apply_fn":  # no batch norm: nothing looks across queries
+        properties = {k: v for k, v in properties.items() if k != "transductive"}
     check_learner(learner, blob_batch(), with_chunk=with_chunk, **properties)
 
 
@@ -117,7 +122,7 @@ def _prototypes(centre):
         x = support.x * variables.params[None]
         return jnp.stack([centre(x, (support.y == k), support.mask) for k in range(WAYS)])
 
-    def predict(adapted, x, *, key=None):
+    def predict(adapted, x, *, key=None, mask=None):
         return -jnp.sum((x[:, None] - adapted[None]) ** 2, -1)
 
     def objective(variables, task, *, key):
@@ -161,7 +166,7 @@ def _zero_gradient(learner):
 
 
 def _transductive(learner):
-    def predict(adapted, x, *, key=None):
+    def predict(adapted, x, *, key=None, mask=None):
         return learner.predict(adapted, x - x.mean(0, keepdims=True), key=key)
 
     return learner._replace(predict=predict)

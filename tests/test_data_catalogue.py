@@ -13,7 +13,7 @@ from metalearn.data import builders, records, splits
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     root = tmp_path / "cache"
-    monkeypatch.setenv("METALEARN_DATA", str(root))
+    monkeypatch.setenv("METALEARN_CACHE", str(root))
     return root
 
 
@@ -43,7 +43,7 @@ def test_listing_of_an_empty_cache(cache):
 
 
 def test_cache_root(monkeypatch, tmp_path):
-    monkeypatch.delenv("METALEARN_DATA")
+    monkeypatch.delenv("METALEARN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert records.cache_root() == tmp_path / "xdg" / "metalearn"
     monkeypatch.delenv("XDG_CACHE_HOME")

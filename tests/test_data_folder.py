@@ -19,7 +19,7 @@ SPLITS = {"train": ["ant", "bee", "cat"], "val": ["dog"], "test": ["eel"]}
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     root = tmp_path / "cache"
-    monkeypatch.setenv("METALEARN_DATA", str(root))
+    monkeypatch.setenv("METALEARN_CACHE", str(root))
     return root
 
 

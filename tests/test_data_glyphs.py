@@ -30,8 +30,8 @@ NUM_CLASSES = {"train": 653, "validation": 107, "test": 253}
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        if not os.environ.get("METALEARN_DATA"):
-            patch.setenv("METALEARN_DATA", str(tmp_path_factory.mktemp("cache")))
+        if not os.environ.get("METALEARN_CACHE"):
+            patch.setenv("METALEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield data.load("glyphs")
 
 

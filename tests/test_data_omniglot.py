@@ -19,7 +19,7 @@ BACKGROUND = ("Armenian", "Greek", "Hebrew", "Korean", "Latin", "Tifinagh")
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     root = tmp_path / "cache"
-    monkeypatch.setenv("METALEARN_DATA", str(root))
+    monkeypatch.setenv("METALEARN_CACHE", str(root))
     return root
 
 
@@ -248,7 +248,7 @@ def test_interrupted_build_leaves_nothing_behind(archives, cache, monkeypatch):
         data.load("omniglot", data_dir=archives)
     assert _files(cache) == []
     monkeypatch.undo()
-    monkeypatch.setenv("METALEARN_DATA", str(cache))
+    monkeypatch.setenv("METALEARN_CACHE", str(cache))
     assert data.load("omniglot", data_dir=archives).train.num_classes == 8
 
 

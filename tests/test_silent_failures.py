@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import json
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -149,3 +152,102 @@ def test_resume_refuses_another_learner(tmp_path):
     run(0.01, 2, resume=False)
     with pytest.raises(ml.CheckpointMismatch, match=r"-0\.01.*there.*-0\.02.*here"):
         run(0.02, 4, resume=True)
+
+
+def test_a_checkpoint_beyond_the_asked_steps_is_refused(tmp_path):
+    run = functools.partial(
+        ml.fit,
+        ml.meta_trainer(
+            ml.maml(_linear(1), ml.losses.mse, optax.sgd(0.01)), optax.adam(1e-2)
+        ),
+        ml.tasks.sinusoid(),
+        tasks_per_step=2,
+        key=jax.random.key(0),
+        checkpoints=ml.Checkpoints(tmp_path / "checkpoints"),
+        progress=False,
+    )
+    run(num_steps=4)
+    with pytest.raises(ValueError, match="step 4, beyond num_steps=2"):
+        run(num_steps=2, resume=True)
+
+
+def test_adam_in_disguise_is_refused_when_the_parameters_are_known():
+    adam = optax.multi_transform({"a": optax.adam(0.1)}, lambda params: "a")
+    by_name = optax.partition({"a": optax.adam(0.1)}, {"kernel": "a", "bias": "a"})
+    task = ml.tasks.sinusoid()(jax.random.key(0))
+    learned = ml.maml(
+        _linear(1),
+        ml.losses.mse,
+        lambda rate: optax.adam(rate),
+        inner_hparams=lambda key, params: 0.1,
+    )
+    hidden = [ml.maml(_linear(1), ml.losses.mse, by_name), learned]
+    for learner in hidden:
+        with pytest.raises(ValueError, match="eps_root"):
+            jax.jit(learner.init)(jax.random.key(0), task)
+    with pytest.raises(ValueError, match="eps_root"):
+        ml.maml(_linear(1), ml.losses.mse, adam)
+    good = optax.partition(
+        {"a": optax.adam(0.1, eps_root=1e-8)}, {"kernel": "a", "bias": "a"}
+    )
+    ml.maml(_linear(1), ml.losses.mse, good).init(jax.random.key(0), task)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda m: ml.maml(m, ml.losses.mse, optax.sgd(0.1), num_steps=2.5), "num_steps"),
+        (lambda m: ml.maml(m, ml.losses.mse, optax.sgd(0.1), num_steps=-1), "num_steps"),
+        (lambda m: ml.maml(m, ml.losses.mse, optax.sgd(0.1), task_chunk=0), "task_chunk"),
+        (
+            lambda m: ml.reptile(
+                m, ml.losses.mse, optax.sgd(0.1), num_steps=1, batch_size=0
+            ),
+            "batch_size",
+        ),
+    ],
+)
+def test_counts_are_refused_when_the_learner_is_made(make, words):
+    with pytest.raises(ValueError, match=words):
+        make(_linear(1))
+
+
+def test_masked_queries_do_not_move_transductive_predictions():
+    model = ml.from_linen(ml.models.Conv4(2, width=4, norm="batch"))
+    learner = ml.maml(model, ml.losses.cross_entropy, optax.sgd(0.1), norm="batch")
+    x = jax.random.uniform(jax.random.key(0), (4, 16, 16, 1))
+    y = jnp.arange(4, dtype=jnp.int32) % 2
+    examples = ml.Examples.of(x, y)
+    task = ml.Task(support=examples, query=examples)
+    variables = learner.init(jax.random.key(1), task)
+    adapted = learner.adapt(variables, examples)
+    plain = learner.predict(adapted, x)
+    padded = jnp.concatenate([x, 9 * jnp.ones((3, 16, 16, 1))])
+    mask = jnp.arange(7) < 4
+    masked = learner.predict(adapted, padded, mask=mask)[:4]
+    np.testing.assert_allclose(masked, plain, atol=1e-5)
+    assert np.abs(learner.predict(adapted, padded)[:4] - plain).max() > 1e-3
+
+
+def test_rows_that_are_not_numbers_stay_json(tmp_path):
+    ml.sinks.json_lines(tmp_path / "rows.jsonl")({"loss": float("nan"), "step": 1})
+    row = json.loads((tmp_path / "rows.jsonl").read_text(), parse_constant=pytest.fail)
+    assert row == {"loss": None, "step": 1}
+
+
+def test_equal_samplers_share_their_compilations(count_compilations):
+    images = np.random.default_rng(0).integers(0, 255, (12, 4, 4, 1), np.uint8)
+    labels = np.arange(12) % 3
+    make = functools.partial(ml.data.few_shot, num_ways=3, num_support=1, num_query=1)
+    first, second = make(images, labels), make(255 - images, labels)
+    assert first.sample == second.sample
+    jax.block_until_ready(jax.jit(first.sample)(first.data, jax.random.key(0)))
+    count_compilations()
+    jax.block_until_ready(jax.jit(second.sample)(second.data, jax.random.key(0)))
+    assert count_compilations() == 0
+
+
+def test_images_too_small_for_four_poolings_are_refused():
+    model = ml.from_linen(ml.models.Conv4(5))
+    with pytest.raises(ValueError, match="sides of 16 or more"):
+        model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))

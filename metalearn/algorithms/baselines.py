@@ -130,8 +130,8 @@ def fine_tune(
             variables = Variables(params=params, state=variables.state)
         return inner.adapt(variables, None, support, key=key)[0]
 
-    def predict(adapted: Adapted, x: PyTree, *, key: Key | None = None) -> PyTree:
-        return inner.predict(adapted, x, key=key)[0]
+    def predict(adapted, x, *, key=None, mask=None) -> PyTree:
+        return inner.predict(adapted, x, key=key, mask=mask)[0]
 
     def objective(variables: Variables, task: Task, *, key: Key):
         examples = concatenate(task.support, task.query)

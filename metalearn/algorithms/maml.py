@@ -79,9 +79,8 @@ def maml(
       >>> learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
     """
     learned = inner_hparams is not None
-    _checks.inner_optimiser(
-        inner_opt, inner_hparams, second_order=not first_order and num_steps > 0
-    )
+    second_order = not first_order and num_steps > 0
+    _checks.inner_optimiser(inner_opt, inner_hparams, second_order=second_order)
     inner = descent(
         model,
         loss_fn,
@@ -104,11 +103,13 @@ def maml(
         _checks.one_task(task)
         k_model, k_inner = jax.random.split(key)
         variables = inner.init(k_model, task)
+        moving, hparams = _tree.split(variables.params, adapt_filter)[0], inner_hparams
+        if callable(hparams):
+            hparams = hparams(k_inner, moving)
+        if second_order:
+            _checks.inner_optimiser_on(moving, inner_opt, hparams)
         if not learned:
             return variables
-        hparams = inner_hparams
-        if callable(hparams):
-            hparams = hparams(k_inner, _tree.split(variables.params, adapt_filter)[0])
         # With a dtype, for a weakly typed number would compile the second step again.
         hparams = jax.tree.map(lambda h: jnp.asarray(h, jnp.result_type(h)), hparams)
         params = {"model": variables.params, "inner": hparams}
@@ -120,8 +121,8 @@ def maml(
         _checks.one_set(support, "support")
         return inner.adapt(*unpack(variables), support, key=key)[0]
 
-    def predict(adapted: Adapted, x: PyTree, *, key: Key | None = None) -> PyTree:
-        return inner.predict(adapted, x, key=key)[0]
+    def predict(adapted, x, *, key=None, mask=None) -> PyTree:
+        return inner.predict(adapted, x, key=key, mask=mask)[0]
 
     def objective(variables: Variables, task: Task, *, key: Key):
         k_adapt, k_query = jax.random.split(key)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from metalearn import _checks, metrics
 from metalearn._task import Examples, Task, concatenate
-from metalearn._typing import Array, Key, PyTree
+from metalearn._typing import Array, Key
 from metalearn.estimators import gradient_estimator
 from metalearn.learner import MetaLearner, config_of
 from metalearn.losses import cross_entropy, mask_absent
@@ -109,8 +109,9 @@ def protonet(
         embedded, _ = embed(variables, support.x, key=key, train=False, mask=support.mask)
         return prototypes(embedded, support, variables)
 
-    def predict(adapted: Prototypes, x: PyTree, *, key: Key | None = None) -> Array:
-        return logits(adapted, embed(adapted.encoder, x, key=key, train=False)[0])
+    def predict(adapted, x, *, key=None, mask=None) -> Array:
+        embedded, _ = embed(adapted.encoder, x, key=key, train=False, mask=mask)
+        return logits(adapted, embedded)
 
     def objective(variables: Variables, task: Task, *, key: Key):
         both = concatenate(task.support, task.query)

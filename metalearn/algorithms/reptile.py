@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from metalearn import _checks
 from metalearn._task import Examples, Task, concatenate
 from metalearn._typing import Key, LossFn, PyTree
-from metalearn.estimators import map_tasks, reduce_states
+from metalearn.estimators import check_chunk, map_tasks, reduce_states
 from metalearn.inner import Adapted, descent
 from metalearn.learner import Estimate, MetaLearner, config_of
 from metalearn.model import Model, Variables
@@ -66,12 +66,11 @@ def reptile(
     """
     eval_steps = num_steps if eval_steps is None else eval_steps
     eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-    if num_steps < 1 or eval_steps < 0:
-        raise ValueError(
-            f"num_steps={num_steps}, eval_steps={eval_steps}; reptile learns from where "
-            "its inner steps lead, so it needs 1 or more in training and 0 or more at test."
-        )
+    # It learns from where its inner steps lead, so there must be one.
+    _checks.whole_number("num_steps", num_steps, least=1)
+    _checks.whole_number("eval_steps", eval_steps, least=0)
     _checks.inner_optimiser(inner_opt, None, second_order=False)
+    check_chunk(task_chunk)
     shared = dict(first_order=True, norm=norm)
     training = descent(
         model, loss_fn, inner_opt, num_steps=num_steps, batch_size=batch_size, **shared
@@ -112,8 +111,8 @@ def reptile(
         inner, opt_state = model_part(variables)
         return testing.adapt(inner, None, support, key=key, opt_state=opt_state)[0]
 
-    def predict(adapted: Adapted, x: PyTree, *, key: Key | None = None) -> PyTree:
-        return testing.predict(adapted, x, key=key)[0]
+    def predict(adapted, x, *, key=None, mask=None) -> PyTree:
+        return testing.predict(adapted, x, key=key, mask=mask)[0]
 
     def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
         inner, opt_state = model_part(variables)

@@ -108,6 +108,8 @@ def decode_image(data: bytes, *, mode: str, where: str) -> np.ndarray:
     """Decodes image bytes to uint8 `[H, W, C]`; errors say `where` they came from."""
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith("I"):  # 16 bits; converting would clip them
+                image = image.convert("I").point(lambda v: v / 257).convert("L")
             pixels = np.asarray(image.convert(mode))
     except (
         OSError,

@@ -27,7 +27,8 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from metalearn.data.records import VERSION, cache_root, record_dir
+from metalearn.data.records import VERSION, record_dir
+from metalearn.environment import cache_root
 
 _SCRATCH = ".building-"
 _SCRATCH_LIFETIME_S = 24 * 3600

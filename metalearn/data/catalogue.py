@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from metalearn.data.glyphs import glyphs_config, glyphs_source
 from metalearn.data.image_sets import PARTS, ImageDataset
 from metalearn.data.omniglot import how_to_get, omniglot_source
 from metalearn.data.tfds_sets import download_omniglot, load_tfds
+from metalearn.environment import cache_root
 
 _CHOSEN = "chosen.json"
 
@@ -101,6 +103,7 @@ def load(
     """
     name = os.fspath(name)
     if name.startswith("tfds:"):
+        _check_options(name, load_tfds, options)
         dataset = load_tfds(name.removeprefix("tfds:"), data_dir=data_dir, **options)
     else:
         directory = _find_or_prepare(name, data_dir, options)
@@ -188,7 +191,7 @@ def _find_or_prepare(name, data_dir, options):
 
 def _downloaded_omniglot(wanted):
     """Folder with downloaded archives; only tried where TensorFlow is installed."""
-    root = records.cache_root()
+    root = cache_root()
     message = (
         f"Data set 'omniglot' is not prepared with {wanted} in {root} and no data_dir "
         f"was given. {how_to_get()}, or give data_dir=DIR when loading."
@@ -210,7 +213,7 @@ def _downloaded_omniglot(wanted):
 def _pick(found, name, *, strict=False):
     """The prepared folder that `prepare` chose last, or the only one."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        text = (records.cache_root() / name / _CHOSEN).read_text()
+        text = (cache_root() / name / _CHOSEN).read_text()
         config = json.loads(text)["config"]
         for directory in found:
             if directory.parent.name == config:
@@ -233,6 +236,7 @@ def _prepare(name, data_dir, options, *, force=False):
                 f"data_dir={str(data_dir)!r} was given with the path {str(path)!r}; "
                 "expected the path alone. Leave data_dir out."
             )
+        _check_options(name, folder_source, options)
         with contextlib.ExitStack() as stack:
             source = folder_source(path, stack=stack, **options)
             return builders.prepare_records(source, force=force)
@@ -252,9 +256,24 @@ def _prepare(name, data_dir, options, *, force=False):
             f"Data set {name!r} needs its original archives; no data_dir was given. "
             f"{how_to_get()}"
         )
+    _check_options(name, entry.source, options)
     with contextlib.ExitStack() as stack:
         source = entry.source(data_dir, stack=stack, **options)
         return builders.prepare_records(source, force=force)
+
+
+def _check_options(name, source, options):
+    known = [
+        parameter.name
+        for parameter in inspect.signature(source).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+        and parameter.name not in ("stack", "data_dir")
+    ]
+    for option in options:
+        if option not in known:
+            raise TypeError(
+                f"{name!r} has no option {option!r}; expected {', '.join(known)}."
+            )
 
 
 def _image_path(name):

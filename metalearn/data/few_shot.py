@@ -6,6 +6,7 @@ key gives the same task whatever the number of devices.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -59,12 +60,18 @@ def few_shot(
       >>> tasks = ml.data.few_shot(dataset.train, num_ways=5, num_support=1)
       >>> task = tasks(jax.random.key(0))
     """
+    if images is None:
+        raise TypeError(
+            "images is None: that part was not loaded, or the data set has none of it. "
+            "Load it with ml.data.load(..., parts=('train', 'validation', 'test'))."
+        )
     if hasattr(images, "images"):
         rotations = images.rotations if rotations is None else rotations
         images, labels = images.images, images.labels
     rotations = bool(rotations)
     images, names, starts, counts = _by_class(images, labels)
-    ways, shots = _range(num_ways, "num_ways", 2), _range(num_support, "num_support", 1)
+    ways = _range(num_ways, "num_ways", 2)
+    shots = _range(num_support, "num_support", 1)
     if not isinstance(num_query, (int, np.integer)) or num_query < 1:
         raise ValueError(f"num_query is {num_query}; expected an integer of 1 or more.")
     turns = 4 if rotations else 1
@@ -74,33 +81,52 @@ def few_shot(
             f"rotations needs square images [I, S, S, C]; got {images.shape}. Pass "
             "rotations=False."
         )
-    num_classes, per_class = len(counts), shots[1] + num_query
-    scale = images.dtype == np.uint8
     data = {
         "images": jnp.asarray(images),
         "starts": jnp.asarray(starts, jnp.int32),
         "counts": jnp.asarray(counts, jnp.int32),
     }
-    largest = int(counts.max())
+    sample = _Episode(ways, shots, int(num_query), turns, int(counts.max()))
+    label = name or f"{_label(ways)}way-{_label(shots)}shot"
+    return TaskSampler(sample, data, label)
 
-    def sample(data: PyTree, key: Key) -> Task:
+
+@dataclasses.dataclass(frozen=True)
+class _Episode:
+    """`(data, key) -> Task`; equal for equal settings, so compilations are shared.
+
+    Attributes:
+      ways: Range of N.
+      shots: Range of K.
+      num_query: Q.
+      turns: 4 with rotations as further classes, else 1.
+      largest: Images of the largest class.
+    """
+
+    ways: tuple[int, int]
+    shots: tuple[int, int]
+    num_query: int
+    turns: int
+    largest: int
+
+    def __call__(self, data: PyTree, key: Key) -> Task:
+        num_classes, most = data["counts"].shape[0], self.ways[1]
+        per_class, cut = self.shots[1] + self.num_query, self.shots[1]
         k_class, k_image, k_size, k_support, k_query = jax.random.split(key, 5)
-        ids = _distinct(k_class, num_classes * turns, ways[1])
+        ids = _distinct(k_class, num_classes * self.turns, most)
         classes, turn = ids % num_classes, ids // num_classes
-        rows = jax.vmap(lambda k, n: _distinct(k, largest, per_class, n))(
-            jax.random.split(k_image, ways[1]), data["counts"][classes]
+        rows = jax.vmap(lambda k, n: _distinct(k, self.largest, per_class, n))(
+            jax.random.split(k_image, most), data["counts"][classes]
         )
         x = data["images"][data["starts"][classes][:, None] + rows]
-        if turns > 1:
+        if self.turns > 1:
             x = jax.vmap(_rotate)(x, turn)
-        x = x.astype(jnp.float32) / 255 if scale else x
+        x = x.astype(jnp.float32) / (255 if x.dtype == jnp.uint8 else 1)
         k_ways, k_shots = jax.random.split(k_size)
-        num_way = _draw(k_ways, ways)
-        num_shot = _draw(k_shots, shots)
-        way = jnp.arange(ways[1])
-        y = jnp.broadcast_to(way[:, None], (ways[1], per_class))
+        num_way, num_shot = _draw(k_ways, self.ways), _draw(k_shots, self.shots)
+        way, shot = jnp.arange(most), jnp.arange(cut)
+        y = jnp.broadcast_to(way[:, None], (most, per_class))
         used = jnp.broadcast_to((way < num_way)[:, None], y.shape)
-        shot = jnp.arange(shots[1])
 
         def part(order_key: Key, x: Array, y: Array, mask: Array) -> Examples:
             order = jax.random.permutation(order_key, y.size)
@@ -109,16 +135,12 @@ def few_shot(
                 x=x[order], y=y.reshape(-1)[order], mask=mask.reshape(-1)[order]
             )
 
-        cut = shots[1]
         support_mask = used[:, :cut] & (shot < num_shot)[None]
         return Task(
             support=part(k_support, x[:, :cut], y[:, :cut], support_mask),
             query=part(k_query, x[:, cut:], y[:, cut:], used[:, cut:]),
             info={"class_ids": ids, "num_ways": num_way},
         )
-
-    label = name or f"{_label(ways)}way-{_label(shots)}shot"
-    return TaskSampler(sample, data, label)
 
 
 def _by_class(images: Any, labels: Any) -> tuple[np.ndarray, ...]:
@@ -166,7 +188,8 @@ def _check_enough(
 
 
 def _range(value: Range, name: str, least: int) -> tuple[int, int]:
-    low, high = value if isinstance(value, (tuple, list)) else (value, value)
+    limits = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    low, high = limits if len(limits) == 2 else (None, None)
     integers = all(isinstance(v, (int, np.integer)) for v in (low, high))
     if not integers or not least <= low <= high:
         raise ValueError(

@@ -20,19 +20,9 @@ import numpy as np
 
 from metalearn.data.archives import decode_image
 from metalearn.data.image_sets import PARTS, ImageClasses, ImageDataset
+from metalearn.environment import cache_root
 
 VERSION = "1.0.0"
-
-
-def cache_root() -> Path:
-    """Folder of the prepared records.
-
-    `METALEARN_DATA` if set, else `metalearn` in `XDG_CACHE_HOME` or `~/.cache`.
-    """
-    if chosen := os.environ.get("METALEARN_DATA"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "metalearn"
 
 
 def record_dir(name: str, config: str) -> Path:

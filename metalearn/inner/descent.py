@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metalearn import _tree
+from metalearn import _checks, _tree
 from metalearn._task import Examples
 from metalearn._typing import Array, Key, LossFn, PathFilter, PyTree
 from metalearn.inner.norm import normaliser
@@ -86,6 +86,9 @@ def descent(
       mask_absent_classes: Gives classes without a support example a logit that never
         wins; for tasks with a variable number of ways.
     """
+    _checks.whole_number("num_steps", num_steps, least=0)
+    if batch_size is not None:
+        _checks.whole_number("batch_size", batch_size, least=1)
     policy = normaliser(model, norm, num_steps)
 
     def init(key: Key, task: Any) -> Variables:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metalearn import _checks
 from metalearn._typing import Array, PyTree
 from metalearn.inner.hoist import hoist
 
@@ -67,8 +68,7 @@ def unroll(
     Raises:
       ValueError: `num_steps` is negative.
     """
-    if num_steps < 0:
-        raise ValueError(f"num_steps is {num_steps}; expected 0 or more.")
+    _checks.whole_number("num_steps", num_steps, least=0)
     if num_steps > 1:
         loss_fn = hoist(loss_fn, params, jnp.zeros((), jnp.int32))
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)

@@ -36,6 +36,11 @@ class Conv4(nn.Module):
                 f"downsample is {self.downsample!r}; expected 'pool' or 'stride'."
             )
         pool = self.downsample == "pool"
+        if x.ndim != 4 or (pool and min(x.shape[1:3]) < 16):
+            raise ValueError(
+                f"Conv4 got inputs {x.shape}; expected images [N, H, W, C], with sides of "
+                "16 or more when four poolings halve them."
+            )
         for _ in range(4):
             x = nn.Conv(self.width, (3, 3), strides=1 if pool else 2)(x)
             x = nn.relu(Norm(self.norm)(x, train, mask))
