@@ -22,8 +22,6 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 
-__all__ = ["lower", "matmul_convolutions"]
-
 # Every kernel tap is one slice in the program and one copy of the images in memory;
 # the limit is chosen to bound both, not tuned.
 _MAX_TAPS = 128
@@ -58,21 +56,7 @@ def lower(fun):
     Reference: K. Chellapilla, S. Puri, P. Simard (2006), High Performance
     Convolutional Neural Networks for Document Processing.
     """
-    return _transform(fun, _RULES)
 
-
-def matmul_convolutions(fun):
-    """Exchanges the convolutions only; see ``lower``.
-
-    Args:
-      fun: Function of pytrees.
-    Returns:
-      Function with the signature of ``fun``.
-    """
-    return _transform(fun, {primitives.conv_general_dilated_p: _convolution_rule})
-
-
-def _transform(fun, rules):
     @functools.wraps(fun)
     def wrapped(*args, **kwargs):
         leaves, structure = jax.tree.flatten((args, kwargs))
@@ -91,7 +75,7 @@ def _transform(fun, rules):
             return fun(*merged_args, **merged_kwargs)
 
         closed, out_shape = jax.make_jaxpr(flat_fun, return_shape=True)(*arrays)
-        lowered = _rewrite(closed.jaxpr, rules)
+        lowered = _rewrite(closed.jaxpr, _RULES)
         if lowered is closed.jaxpr:
             return fun(*args, **kwargs)
         outputs = core.jaxpr_as_fun(closed.replace(jaxpr=lowered))(*arrays)

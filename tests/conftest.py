@@ -23,6 +23,7 @@ CACHE = os.environ.get("METALEARN_TEST_CACHE") or str(
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from commands import base, sine, tiny, trained, trained_sine  # noqa: E402, F401
 
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

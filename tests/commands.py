@@ -1,0 +1,147 @@
+"""Runs of the command line that its tests share."""
+
+import contextlib
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from metalearn import cli, runs
+
+SIZE, PER_CLASS = 28, 4
+PARTS = {"train": 5, "val": 4, "test": 4}
+
+
+def _png(rng, channels=1, size=SIZE):
+    pixels = rng.integers(0, 2, (size, size, channels)) * 255
+    stream = io.BytesIO()
+    array = pixels[..., 0] if channels == 1 else pixels
+    Image.fromarray(array.astype(np.uint8)).save(stream, "png")
+    return stream.getvalue()
+
+
+def _images(root, seed=0):
+    """A folder of classes with a splits.json."""
+    rng = np.random.default_rng(seed)
+    splits = {part: [f"{part}_{i}" for i in range(n)] for part, n in PARTS.items()}
+    for name in (name for names in splits.values() for name in names):
+        (root / name).mkdir(parents=True)
+        for i in range(PER_CLASS):
+            (root / name / f"{i}.png").write_bytes(_png(rng))
+    (root / "splits.json").write_text(json.dumps(splits))
+    return root
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """A folder for all runs; records go to a cache inside it."""
+    root = tmp_path_factory.mktemp("cli")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METALEARN_CACHE", str(root / "records"))
+        yield root
+
+
+@pytest.fixture(scope="session")
+def tiny(base):
+    """A recipe on images and options that make it a run of seconds.
+
+    Compiling is most of it, and most of that is batch norm: left out.
+    """
+    folder = _images(base / "images")
+    options = {
+        "dataset": f"folder:{folder}",
+        "channels": 1,
+        "ways": 3,
+        "queries": 2,
+        "eval-queries": 2,
+        "width": 4,
+        "norm": "none",
+        "steps": 20,
+        "tasks-per-step": 2,
+        "validate-every": 10,
+        "validation-tasks": 4,
+        "test-tasks": 5,
+        "checkpoint-every": 5,
+        "log-every": 5,
+    }
+    return ["glyphs-maml", *(f"--{name}={value}" for name, value in options.items())]
+
+
+@pytest.fixture(scope="session")
+def sine():
+    """The same without images."""
+    options = {
+        "steps": 20,
+        "tasks-per-step": 2,
+        "eval-queries": 5,
+        "validate-every": 10,
+        "validation-tasks": 4,
+        "test-tasks": 5,
+        "checkpoint-every": 5,
+        "log-every": 5,
+    }
+    return ["sinusoid-maml", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def run(*words):
+    """Exit code, standard output and standard error of one command."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main([str(word) for word in words])
+    return code, out.getvalue(), err.getvalue()
+
+
+def ok(*words):
+    code, out, err = run(*words)
+    assert code == 0, err
+    return out
+
+
+def refused(*words):
+    code, _, err = run(*words)
+    assert code == 2
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.fixture(scope="session")
+def trained(base, tiny):
+    """A finished run; not to be changed."""
+    folder = base / "trained"
+    out = ok("train", *tiny, "--out", folder)
+    (base / "trained.out").write_text(out)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_sine(base, sine):
+    """A finished run on sine waves; not to be changed."""
+    folder = base / "trained_sine"
+    ok("train", *sine, "--out", folder)
+    return folder
+
+
+def final_arrays(folder):
+    """All arrays of the latest checkpoint."""
+    opened = runs.load(folder)
+    state = opened.recipe.state_like(opened.record)
+    checkpoints = opened.checkpoints()
+    step = checkpoints.latest()
+    tree, _ = checkpoints.restore(step, like={"state": state, "best": state.variables})
+    checkpoints.close()
+    return step, [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def assert_same_run(one, other):
+    (step, arrays), (other_step, other_arrays) = final_arrays(one), final_arrays(other)
+    assert step == other_step
+    for mine, theirs in zip(arrays, other_arrays, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def rows(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
