@@ -124,7 +124,7 @@ _NOT_DIFFERENTIABLE = (
     "the inner optimiser has no finite derivative where a gradient is zero (the square "
     "root of Adam's second moment, with eps_root=0), so second-order meta-gradients "
     "become NaN. Use e.g. optax.adam(rate, eps_root=1e-8), plain optax.sgd, or "
-    "first_order=True."
+    "differentiation='first_order'."
 )
 _SAMPLE = [np.array([[0.0, 1.0], [0.5, 0.0]]), np.array([0.0, -1.0])]
 

@@ -21,13 +21,20 @@ from tiny import WAYS, plain
 
 import metalearn as ml
 
+MODES = {False: "reverse", True: "first_order"}
+
 pytestmark = pytest.mark.usefixtures("x64")
 
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_maml_step_equals_numpy(first_order):
     learner = ml.maml(
-        plain(), CE, optax.sgd(INNER), num_steps=3, first_order=first_order, task_chunk=9
+        plain(),
+        CE,
+        optax.sgd(INNER),
+        num_steps=3,
+        differentiation=MODES[first_order],
+        task_chunk=9,
     )
     params = network()
     found = as_list(grads_of(learner, params, wide_blobs()).grads)

@@ -22,6 +22,8 @@ from tiny import blob_batch, one, plain
 
 import metalearn as ml
 
+MODES = {False: "reverse", True: "first_order"}
+
 pytestmark = pytest.mark.usefixtures("x64")
 
 
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 def test_maml_on_quadratics(steps, first_order):
     """`mean_i (I - alpha A)^K B (phi_K - e)`; FOMAML drops the power."""
     (a, c, b, e), tasks = bench()
-    learner = quadratic_maml(steps, first_order=first_order)
+    learner = quadratic_maml(steps, differentiation=MODES[first_order])
     expected = np.zeros(DIM)
     for i in range(TASKS):
         gradient = b[i] @ (descend(a[i], c[i], THETA, steps) - e[i])
@@ -87,7 +89,7 @@ def test_fixed_points_of_maml_fomaml_and_reptile_differ():
     }
     learners = {
         "maml": quadratic_maml(steps),
-        "fomaml": quadratic_maml(steps, first_order=True),
+        "fomaml": quadratic_maml(steps, differentiation="first_order"),
         "reptile": ml.reptile(
             quadratic_model(),
             quadratic_loss,
@@ -162,7 +164,12 @@ def test_zero_rate_is_joint_training_on_the_query_sets():
     model, opt = quadratic_model(), optax.sgd(0.0)
     for first_order in (False, True):
         learner = ml.maml(
-            model, quadratic_loss, opt, num_steps=3, first_order=first_order, task_chunk=9
+            model,
+            quadratic_loss,
+            opt,
+            num_steps=3,
+            differentiation=MODES[first_order],
+            task_chunk=9,
         )
         close(grads_of(learner, THETA, tasks).grads, expected)
 

@@ -14,6 +14,8 @@ import metalearn as ml
 from metalearn.inner import unroll
 from metalearn.testing import assert_differentiable
 
+MODES = {False: "reverse", True: "first_order"}
+
 pytestmark = pytest.mark.usefixtures("x64")
 
 
@@ -29,7 +31,7 @@ REDUCTIONS = {
         plain(), CE, optax.sgd(INNER), num_steps=2, head=".*", task_chunk=9
     ),
     "rematerialised": lambda: ml.maml(
-        plain(), CE, optax.sgd(INNER), num_steps=2, remat=True, task_chunk=9
+        plain(), CE, optax.sgd(INNER), num_steps=2, differentiation="remat", task_chunk=9
     ),
     "one task at a time": lambda: ml.maml(
         plain(), CE, optax.sgd(INNER), num_steps=2, task_chunk=1
@@ -79,7 +81,12 @@ def test_fomaml_is_maml_for_a_linear_loss():
     both = [
         grads_of(
             ml.maml(
-                model, linear, optax.sgd(INNER), num_steps=2, first_order=f, task_chunk=9
+                model,
+                linear,
+                optax.sgd(INNER),
+                num_steps=2,
+                differentiation=MODES[f],
+                task_chunk=9,
             ),
             params,
             wide_blobs(),
@@ -102,7 +109,7 @@ def test_anil_and_boil_move_complementary_parameters():
 
 def test_first_order_anil_drops_the_body_terms_of_inner_gradients():
     """The body gets the query gradient at the adapted head and nothing else."""
-    options = dict(num_steps=2, first_order=True, task_chunk=9)
+    options = dict(num_steps=2, differentiation="first_order", task_chunk=9)
     learner = ml.anil(plain(), CE, optax.sgd(INNER), **options)
     params, tasks = network(), wide_blobs()
 

@@ -97,7 +97,7 @@ def fine_tune(
         loss_fn,
         opt,
         num_steps=num_steps,
-        first_order=True,
+        differentiation="first_order",
         adapt_filter=adapt_filter,
         norm=norm,
     )

@@ -18,7 +18,8 @@ from metalearn import _checks, _tree, metrics
 from metalearn._task import Examples, Task
 from metalearn._typing import Key, LossFn, PathFilter, PyTree
 from metalearn.estimators import gradient_estimator
-from metalearn.inner import Adapted, descent
+from metalearn.inner import Adapted, Implicit, descent
+from metalearn.inner.differentiate import is_second_order
 from metalearn.learner import MetaLearner, config_of
 from metalearn.model import Model, Variables
 
@@ -29,11 +30,10 @@ def maml(
     inner_opt: Any,
     *,
     num_steps: int = 1,
-    first_order: bool = False,
+    differentiation: str | Implicit = "reverse",
     adapt_filter: PathFilter | None = None,
     inner_hparams: PyTree | Callable[[Key, PyTree], PyTree] | None = None,
     norm: str = "support",
-    remat: bool = False,
     mask_absent_classes: bool = False,
     task_chunk: int | str = "auto",
     name: str = "maml",
@@ -55,14 +55,15 @@ def maml(
         `hparams` are learned with the initialisation.
       num_steps: K, inner steps; 0 learns a model without adaptation. For more steps at
         test time build a second learner and use the same variables.
-      first_order: Drops the second derivatives (FOMAML).
+      differentiation: "reverse"; "remat", "nested" or "mixed" for less memory; or
+        "first_order", which drops the second derivatives (FOMAML). See
+        `metalearn.inner.differentiate`.
       adapt_filter: `(path, leaf) -> bool`: parameters that adapt; all when `None`. The
         others are learned in the outer loop only.
       inner_hparams: Initial hyper-parameters of `inner_opt`, or
         `(key, adapted params) -> hparams`.
       norm: Batch-norm policy: "support", "batch" (transductive, as the paper's code),
         "running" or "per_step"; see `metalearn.inner.norm`.
-      remat: Recomputes inner steps in the backward pass to save memory.
       mask_absent_classes: For tasks with a variable number of ways.
       task_chunk: Tasks handled at once, or "auto".
       name: What `describe` calls it.
@@ -79,17 +80,16 @@ def maml(
       >>> learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
     """
     learned = inner_hparams is not None
-    second_order = not first_order and num_steps > 0
+    second_order = is_second_order(differentiation) and num_steps > 0
     _checks.inner_optimiser(inner_opt, inner_hparams, second_order=second_order)
     inner = descent(
         model,
         loss_fn,
         inner_opt,
         num_steps=num_steps,
-        first_order=first_order,
+        differentiation=differentiation,
         adapt_filter=adapt_filter,
         norm=norm,
-        remat=remat,
         mask_absent_classes=mask_absent_classes,
     )
 
@@ -143,7 +143,7 @@ def maml(
         name,
         inner_opt=inner_opt,
         num_steps=num_steps,
-        first_order=first_order,
+        differentiation=str(differentiation),
         norm=norm,
         learned_inner=learned,
     )
@@ -152,14 +152,15 @@ def maml(
 
 
 def fomaml(model: Model, loss_fn: LossFn, inner_opt: Any, **options: Any):
-    """First-order MAML: `maml(..., first_order=True)` (Finn et al. 2017, section 5.2).
+    """First-order MAML (Finn et al. 2017, section 5.2).
+
+    `maml(..., differentiation="first_order")`.
 
     The outer gradient is the query gradient at the adapted parameters; the query set is
     disjoint from the support set (the "separate tail" variant of Nichol et al. 2018).
     """
-    return maml(
-        model, loss_fn, inner_opt, first_order=True, **{"name": "fomaml", **options}
-    )
+    options = {"name": "fomaml", "differentiation": "first_order", **options}
+    return maml(model, loss_fn, inner_opt, **options)
 
 
 def anil(

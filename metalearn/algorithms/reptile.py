@@ -71,7 +71,7 @@ def reptile(
     _checks.whole_number("eval_steps", eval_steps, least=0)
     _checks.inner_optimiser(inner_opt, None, second_order=False)
     check_chunk(task_chunk)
-    shared = dict(first_order=True, norm=norm)
+    shared = dict(differentiation="first_order", norm=norm)
     training = descent(
         model, loss_fn, inner_opt, num_steps=num_steps, batch_size=batch_size, **shared
     )

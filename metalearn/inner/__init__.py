@@ -1,13 +1,16 @@
 """The inner loop: from a support set to an adapted model."""
 
 from metalearn.inner.descent import Adapted, Descent, descent
+from metalearn.inner.differentiate import DIFFERENTIATION, Implicit
 from metalearn.inner.norm import NORM_POLICIES, Normaliser, normaliser
 from metalearn.inner.unroll import Unrolled, unroll
 
 __all__ = [
+    "DIFFERENTIATION",
     "NORM_POLICIES",
     "Adapted",
     "Descent",
+    "Implicit",
     "Normaliser",
     "Unrolled",
     "descent",

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from metalearn import _checks, _tree
 from metalearn._task import Examples
 from metalearn._typing import Array, Key, LossFn, PathFilter, PyTree
+from metalearn.inner import differentiate
 from metalearn.inner.norm import normaliser
 from metalearn.inner.unroll import Unrolled, resolve, unroll
 from metalearn.losses import mask_absent, present_classes
@@ -61,10 +62,9 @@ def descent(
     inner_opt: Any,
     *,
     num_steps: int,
-    first_order: bool = False,
+    differentiation: Any = "reverse",
     adapt_filter: PathFilter | None = None,
     norm: str = "support",
-    remat: bool = False,
     trajectory: bool = False,
     batch_size: int | None = None,
     mask_absent_classes: bool = False,
@@ -76,10 +76,9 @@ def descent(
       loss_fn: Loss of one task, e.g. `metalearn.losses.mse`.
       inner_opt: An optax transformation, or `hparams -> transformation`.
       num_steps: S, static.
-      first_order: Treats inner gradients as constants.
+      differentiation: How derivatives pass through the steps, see `unroll`.
       adapt_filter: `(path, leaf) -> bool`, which parameters move; all when `None`.
       norm: Batch-norm policy, see `metalearn.inner.norm`.
-      remat: Recomputes each step in the backward pass.
       trajectory: Keeps the adapted subset around every step.
       batch_size: Examples an inner step sees, drawn without replacement by cycling a
         shuffled support set; all of them when `None`.
@@ -89,6 +88,7 @@ def descent(
     _checks.whole_number("num_steps", num_steps, least=0)
     if batch_size is not None:
         _checks.whole_number("batch_size", batch_size, least=1)
+    differentiate.check(differentiation)
     policy = normaliser(model, norm, num_steps)
 
     def init(key: Key, task: Any) -> Variables:
@@ -125,8 +125,7 @@ def descent(
             resolve(inner_opt, hparams),
             num_steps=num_steps,
             opt_state=opt_state,
-            first_order=first_order,
-            remat=remat,
+            differentiation=differentiation,
             trajectory=trajectory,
         )
         params = _tree.merge(result.params, fixed)

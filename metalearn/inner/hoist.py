@@ -60,5 +60,31 @@ def hoist(fn: Callable[..., PyTree], *varying: PyTree) -> Callable[..., PyTree]:
     return rest
 
 
+def explicit(fn: Callable[..., PyTree], *like: PyTree) -> tuple[Callable, list]:
+    """Makes an argument of what a function closes over.
+
+    Args:
+      fn: Any traceable function.
+      *like: Arguments of the shapes it will be called with.
+
+    Returns:
+      `call(captured, *args)` with the values of `fn(*args)`, and the list `captured` of
+      arrays: rules of `jax.custom_vjp` may not close over traced values.
+    """
+    closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(*like)
+    jaxpr = closed.jaxpr
+    info = jaxpr.debug_info.with_unknown_names()
+    opened = jaxpr.replace(
+        constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars], debug_info=info
+    )
+    run = core.jaxpr_as_fun(core.ClosedJaxpr(opened, ()))
+
+    def call(captured: list, *args: PyTree) -> PyTree:
+        outputs = run(*captured, *jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(out_shape), outputs)
+
+    return call, list(closed.consts)
+
+
 def _is_var(atom: Any) -> bool:
     return not isinstance(atom, core.Literal)

@@ -11,6 +11,8 @@ import optax
 
 from metalearn import _checks
 from metalearn._typing import Array, PyTree
+from metalearn.inner import differentiate
+from metalearn.inner.differentiate import Implicit
 from metalearn.inner.hoist import hoist
 
 
@@ -40,8 +42,7 @@ def unroll(
     *,
     num_steps: int,
     opt_state: PyTree | None = None,
-    first_order: bool = False,
-    remat: bool = False,
+    differentiation: str | Implicit = "reverse",
     trajectory: bool = False,
 ) -> Unrolled:
     """Runs `num_steps` of an optimiser, so that the result can be differentiated.
@@ -56,47 +57,44 @@ def unroll(
         order, see `metalearn.testing.assert_differentiable`.
       num_steps: S, at least 0; static.
       opt_state: Where the optimiser starts; fresh when `None`.
-      first_order: Treats the inner gradients as constants (FOMAML, Finn et al. 2017,
-        section 5.2): the derivative of the result with respect to `params` is then the
-        identity through plain SGD.
-      remat: Recomputes each step in the backward pass instead of storing it.
+      differentiation: "reverse", "remat", "nested", "mixed", "first_order" or an
+        `Implicit`: what is stored and how second derivatives are taken, see
+        `metalearn.inner.differentiate`. "first_order" treats the inner gradients as
+        constants (FOMAML, Finn et al. 2017, section 5.2): the derivative of the result
+        with respect to `params` is then the identity through plain SGD.
       trajectory: Also returns the params around every step.
 
     Returns:
       An `Unrolled`.
 
     Raises:
-      ValueError: `num_steps` is negative.
+      ValueError: `num_steps` is negative, or an unknown `differentiation`.
     """
     _checks.whole_number("num_steps", num_steps, least=0)
+    differentiate.check(differentiation)
     if num_steps > 1:
         loss_fn = hoist(loss_fn, params, jnp.zeros((), jnp.int32))
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    value_and_grad = differentiate.value_and_grad(loss_fn, differentiation)
 
     def update(carry: tuple, step: Array) -> tuple[tuple, tuple]:
         params, opt_state = carry
-        start = jax.lax.stop_gradient(params) if first_order else params
-        (loss, aux), grads = value_and_grad(start, step)
-        if first_order:
-            # Only the gradients: stopping the params themselves would cut the path
-            # from the result back to the initialisation and zero the meta-gradient.
-            grads = jax.lax.stop_gradient(grads)
+        (loss, aux), grads = value_and_grad(params, step)
         updates, opt_state = inner_opt.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         return (params, opt_state), (loss, aux, params if trajectory else None)
 
-    if remat:
-        # Inside a scan the compiler cannot merge the two computations anyway.
-        update = jax.checkpoint(update, prevent_cse=num_steps == 1)
-
-    opt_state = inner_opt.init(params) if opt_state is None else opt_state
-    if num_steps == 1:  # a loop of one step would only hide it from the compiler
-        carry, outs = update((params, opt_state), jnp.zeros((), jnp.int32))
-        outs = jax.tree.map(lambda leaf: leaf[None], outs)
-    else:
-        carry, outs = jax.lax.scan(
-            update, (params, opt_state), jnp.arange(num_steps, dtype=jnp.int32)
+    start = (params, inner_opt.init(params) if opt_state is None else opt_state)
+    implicit = isinstance(differentiation, Implicit)
+    if implicit:
+        start = jax.lax.stop_gradient(start)
+    carry, outs = differentiate.scan(update, start, num_steps, differentiation)
+    if implicit and num_steps:
+        last = jnp.asarray(num_steps - 1, jnp.int32)
+        carry, outs = jax.lax.stop_gradient((carry, outs))
+        end = differentiate.at_minimum(
+            lambda p: loss_fn(p, last), carry[0], differentiation
         )
+        carry = (end, carry[1])
     losses, aux, path = outs
     if trajectory:
         path = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), params, path)
