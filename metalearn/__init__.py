@@ -15,6 +15,7 @@ from metalearn._clash import refuse_mixed_installation as _refuse_mixed_installa
 _refuse_mixed_installation(_Path(__file__).parent)
 
 from metalearn import data, inner, losses, metrics, models, sinks, tasks, testing
+from metalearn._mesh import task_mesh
 from metalearn._task import (
     Examples,
     Task,
@@ -92,6 +93,7 @@ __all__ = [
     "sample_batch",
     "sinks",
     "stack_tasks",
+    "task_mesh",
     "tasks",
     "testing",
 ]

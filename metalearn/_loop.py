@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metalearn import _mesh
 from metalearn._task import Task, TaskSampler, sample_batch
 from metalearn._typing import Array, Key, Metrics, PyTree
 from metalearn.trainer import MetaTrainer, TrainState
@@ -40,7 +41,7 @@ def compiled_loop(trainer: MetaTrainer, sample: Any, tasks_per_step: int, stops:
             state, totals = carry
             return (state.step < stop) & ((totals["first_bad"] < 0) | (not stops))
 
-        return jax.lax.while_loop(goes_on, body, (state, totals))
+        return _mesh.replicated(jax.lax.while_loop(goes_on, body, (state, totals)))
 
     return jax.jit(run, donate_argnums=(0, 1))
 

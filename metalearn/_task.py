@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metalearn import _mesh
 from metalearn._typing import Array, Key, PyTree
 
 
@@ -119,7 +120,11 @@ class _Plain:
 
 def sample_batch(sampler: TaskSampler, data: PyTree, keys: Key) -> Task:
     """A batch of tasks, one for each key of `keys` `[T]`."""
-    return jax.vmap(sampler.sample, in_axes=(None, 0))(data, keys)
+
+    def drawn(data: PyTree, keys: Key) -> tuple[tuple, Task]:
+        return (), jax.vmap(sampler.sample, in_axes=(None, 0))(data, keys)
+
+    return _mesh.share(drawn, data, keys)[1]
 
 
 def stack_tasks(tasks: Sequence[Task]) -> Task:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from metalearn import _tree
+from metalearn import _mesh, _tree
 from metalearn._typing import PyTree
 
 
@@ -163,5 +163,5 @@ def _from_list(leaves: list, like: PyTree) -> PyTree:
 def _abstract(leaf: Any) -> Any:
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        sharding = _mesh.sharding()
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)

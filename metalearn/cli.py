@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 import metalearn as ml
-from metalearn import cli_options, environment, recipes, runs
+from metalearn import _mesh, cli_options, environment, recipes, runs
 from metalearn.recipes import Recipe
 
 HELP = """usage: metalearn COMMAND [OPTIONS]
@@ -117,45 +119,80 @@ def _train(argv: list[str]) -> int:
     runs.check_folder(
         folder, name=name, recipe=recipe, seed=options.seed, resume=options.resume
     )
+    environment.connect(
+        devices=options.devices,
+        processes=options.processes,
+        process=options.process,
+        coordinator=options.coordinator,
+    )
     environment.enable_compilation_cache()
+    if options.devices is None and options.processes == 1:
+        return _train_here(argv, name, options, recipe, folder)
+    with jax.set_mesh(ml.task_mesh(options.devices)):
+        _mesh.check_divides(recipe.tasks_per_step, _mesh.shares())
+        return _train_here(argv, name, options, recipe, folder)
+
+
+def _train_here(
+    argv: list[str],
+    name: str,
+    options: cli_options.TrainOptions,
+    recipe: Recipe,
+    folder: Path,
+) -> int:
     began = time.perf_counter()
     device = environment.device()
+    used = _mesh.shares()
+    processes = f" in {options.processes} processes" if options.processes > 1 else ""
     _say(
         f"Recipe {name}: {recipe.algorithm}, {recipe.steps:,} steps of "
         f"{recipe.tasks_per_step} tasks, seed {options.seed}\n"
-        f"Device {device['kind']} x {device['devices']}, {device['cores']} CPU cores"
+        f"Device {device['kind']} x {used}{processes}, {device['cores']} CPU cores"
     )
     data_dir = options.data_dir or runs.stored_data_dir(folder)
-    data = recipe.load_data(data_dir, ("train", "validation", "test"))
+    with _mesh.leader_first("data"):  # the others find the records prepared
+        data = recipe.load_data(data_dir, ("train", "validation", "test"))
     record = recipe.describe_data(data)
     _say_data(record)
     for part in ("train", "validation", "test"):
         recipe.tasks(data, part)  # refuses too few classes before a folder is made
-    run = runs.start(
-        folder,
-        name=name,
-        recipe=recipe,
-        seed=options.seed,
-        record=record,
-        data_dir=data_dir,
-    )
+    with _mesh.leader_first("run folder"):
+        run = runs.start(
+            folder,
+            name=name,
+            recipe=recipe,
+            seed=options.seed,
+            record=record,
+            data_dir=data_dir,
+        )
     try:
         if step := runs.checkpoint_step(run):
             _say(f"Going on from step {step:,} of {recipe.steps:,}")
-        result = runs.train(run, data, sinks=[_console(recipe)])
+        sinks = [_console(recipe)] if _mesh.leads() else []
+        result = runs.train(run, data, sinks=sinks)
         _say(f"Best by validation: step {result.best_step:,}")
         _finish(run, data, result, began)
     except KeyboardInterrupt:
-        step = runs.checkpoint_step(run)
-        saved = f"saved up to step {step:,}" if step else "nothing saved yet"
-        again = [*argv, *([] if options.resume else ["--resume"])]
-        print(
-            f"\nInterrupted, {saved}. Go on with:\n"
-            f"  {shlex.join(['metalearn', 'train', *again])}",
-            file=sys.stderr,
-        )
+        _say_how_to_go_on("Interrupted", argv, run)
         return INTERRUPTED
+    except jax.errors.JaxRuntimeError as error:
+        if options.processes == 1:
+            raise
+        reason = str(error).splitlines()[0][:200]
+        _say_how_to_go_on(f"Another process of this run has stopped ({reason})", argv, run)
+        sys.stderr.flush()
+        os._exit(1)  # an orderly end would wait for the process that is gone
     return 0
+
+
+def _say_how_to_go_on(what: str, argv: list[str], run: runs.Run) -> None:
+    steps = [int(p.name) for p in (run.folder / "checkpoints").glob("[0-9]*")]
+    saved = f"saved up to step {max(steps):,}" if steps else "nothing saved yet"
+    again = [*argv, *([] if "--resume" in argv else ["--resume"])]
+    print(
+        f"\n{what}, {saved}. Go on with:\n  {shlex.join(['metalearn', 'train', *again])}",
+        file=sys.stderr,
+    )
 
 
 def _finish(run: runs.Run, data: Any, trained: ml.FitResult, began: float) -> None:
@@ -164,6 +201,8 @@ def _finish(run: runs.Run, data: Any, trained: ml.FitResult, began: float) -> No
     result = runs.judge(run, trained.variables, data)
     seconds = time.perf_counter() - start
     results = runs.results(run, result, seconds=seconds)
+    if not _mesh.leads():
+        return
     runs.write_json(run.results_path, results)
     pictures = runs.draw(run, data, trained)
     _say(f"\nMeta-test, {result.tasks}: {result}")
@@ -306,7 +345,8 @@ def _check_seed(seed: int) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    if _mesh.leads():
+        print(text, flush=True)
 
 
 def _say_data(record: dict[str, Any]) -> None:

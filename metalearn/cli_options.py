@@ -32,13 +32,23 @@ class TrainOptions:
       out: Run folder; runs/RECIPE-seedN if not given.
       data_dir: Folder of original archives, for data sets that need one.
       seed: Of initialisation and training tasks.
-      resume: Goes on with the run in the folder, exactly.
+      resume: Goes on with the run in the folder, exactly; the number of devices may
+        differ.
+      devices: Devices that share the tasks of a step, over all processes; one if not
+        given, or with several processes all there are.
+      processes: Processes that train together; start the command once for each.
+      process: Which of them this is, from 0; the first writes the run folder.
+      coordinator: HOST:PORT at which the first process is reached by the others.
     """
 
     out: str | None = None
     data_dir: str | None = None
     seed: int = 0
     resume: bool = False
+    devices: int | None = None
+    processes: int = 1
+    process: int = 0
+    coordinator: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,3 +55,46 @@ def enable_compilation_cache() -> None:
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+
+
+def connect(
+    *, devices: int | None, processes: int, process: int, coordinator: str | None
+) -> None:
+    """Splits the CPU into devices and joins the other processes, before anything computes.
+
+    Args:
+      devices: Devices in all, over all processes; as many as there are if `None`.
+      processes: How many processes train together.
+      process: Number of this one, from 0.
+      coordinator: "HOST:PORT" of the first.
+
+    Raises:
+      ValueError: the numbers do not fit together.
+    """
+    if processes < 1 or not 0 <= process < processes:
+        raise ValueError(
+            f"process {process} of {processes}; expected processes of 1 or more, numbered "
+            "from 0."
+        )
+    if (processes > 1) != (coordinator is not None):
+        raise ValueError(
+            f"processes is {processes} and coordinator is {coordinator}; several processes "
+            "need the address of the first, such as --coordinator localhost:9876, and one "
+            "process needs none."
+        )
+    if devices is not None and (devices < 1 or devices % processes):
+        raise ValueError(
+            f"devices is {devices}; expected a positive multiple of {processes}, "
+            "the number of processes."
+        )
+    split = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if devices is not None and devices // processes > 1 and not split:
+        jax.config.update("jax_num_cpu_devices", devices // processes)
+    if processes > 1:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes=processes,
+            process_id=process,
+            initialization_timeout=60,
+            heartbeat_timeout_seconds=20,  # a dead process stops the others by then
+        )

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metalearn import _cost
+from metalearn import _cost, _mesh
 from metalearn._task import Task
 from metalearn._typing import EstimateFn, Key, Objective, PyTree
 from metalearn.learner import Estimate
@@ -53,15 +53,14 @@ def gradient_estimator(
         losses, aux = jax.vmap(one)(tasks, keys)
         return jnp.sum(losses), aux
 
-    def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
-        def chunk_grads(chunk):
-            grads, aux = jax.grad(summed, has_aux=True)(
-                variables.params, variables.state, *chunk
-            )
-            return grads, aux
+    def chunk_grads(variables: Variables, tasks: Task, keys: Key):
+        return jax.grad(summed, has_aux=True)(
+            variables.params, variables.state, tasks, keys
+        )
 
+    def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
         grads, (states, metrics), num = map_tasks(
-            chunk_grads, tasks, key, task_chunk=task_chunk
+            chunk_grads, variables, tasks, key, task_chunk=task_chunk
         )
         grads = jax.tree.map(lambda g: g / num, grads)
         state = reduce_states(reduce_state, variables.state, states)
@@ -71,7 +70,8 @@ def gradient_estimator(
 
 
 def map_tasks(
-    fn: Callable[[tuple[Task, Key]], tuple[PyTree, PyTree]],
+    fn: Callable[[PyTree, Task, Key], tuple[PyTree, PyTree]],
+    common: PyTree,
     tasks: Task,
     key: Key,
     *,
@@ -80,20 +80,36 @@ def map_tasks(
     """Applies `fn` to chunks of tasks: sums its first result, stacks its second.
 
     Args:
-      fn: `((tasks [C, ...], keys [C])) -> (to_sum, per_task [C, ...])`.
+      fn: `(common, tasks [C, ...], keys [C]) -> (to_sum, per_task [C, ...])`. With a mesh
+        of `task_mesh` each device does its share of the tasks.
+      common: Arrays that all tasks read, such as the variables of the learner.
       tasks: Batch with leading axis `[T]`.
-      key: Split over the tasks, so results do not depend on the chunk size.
+      key: Split over the tasks, so results do not depend on chunks and devices.
       task_chunk: C, or `"auto"`.
 
     Returns:
       The sum, the stacked per-task results `[T, ...]`, and T.
     """
     num = num_tasks(tasks)
-    pairs = (tasks, jax.random.split(key, num))
-    chunk = resolve_chunk(lambda *pair: fn(pair), pairs, num, task_chunk)
+
+    def share(common: PyTree, *pairs: PyTree) -> tuple[PyTree, PyTree]:
+        return _in_chunks(fn, common, pairs, task_chunk)
+
+    total, stacked = _mesh.share(share, common, tasks, jax.random.split(key, num))
+    return total, stacked, num
+
+
+def _in_chunks(
+    fn: Callable[[PyTree, Task, Key], tuple[PyTree, PyTree]],
+    common: PyTree,
+    pairs: tuple[Task, Key],
+    task_chunk: int | str,
+) -> tuple[PyTree, PyTree]:
+    """`map_tasks` on one device."""
+    num = num_tasks(pairs[0])
+    chunk = resolve_chunk(lambda *pair: fn(common, *pair), pairs, num, task_chunk)
     if chunk >= num:
-        total, stacked = fn(pairs)
-        return total, stacked, num
+        return fn(common, *pairs)
 
     full = num // chunk * chunk
     chunks = jax.tree.map(
@@ -101,18 +117,19 @@ def map_tasks(
     )
 
     def step(total: PyTree, pair: tuple[Task, Key]):
-        part, stacked = fn(pair)
+        part, stacked = fn(common, *pair)
         return jax.tree.map(jnp.add, total, part), stacked
 
-    like = jax.eval_shape(lambda p: fn(p)[0], jax.tree.map(lambda x: x[0], chunks))
+    first = jax.tree.map(lambda x: x[0], chunks)
+    like = jax.eval_shape(lambda *pair: fn(common, *pair)[0], *first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     total, stacked = jax.lax.scan(step, zeros, chunks)
     stacked = jax.tree.map(lambda x: x.reshape((full, *x.shape[2:])), stacked)
     if full < num:
-        part, rest = fn(jax.tree.map(lambda x: x[full:], pairs))
+        part, rest = fn(common, *jax.tree.map(lambda x: x[full:], pairs))
         total = jax.tree.map(jnp.add, total, part)
         stacked = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), stacked, rest)
-    return total, stacked, num
+    return total, stacked
 
 
 def num_tasks(tasks: Task) -> int:

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn import _checks, _cost, metrics
+from metalearn import _checks, _cost, _mesh, metrics
 from metalearn._task import Examples, Task, as_sampler
-from metalearn._typing import Array, Key, LossFn, PyTree
+from metalearn._typing import Array, Key, LossFn
 from metalearn.learner import MetaLearner, describe, is_transductive
 from metalearn.model import Variables
 from metalearn.sinks import Progress
@@ -117,13 +117,15 @@ def evaluate(
     first = jax.jit(sampler.sample)(sampler.data, k_first)
     check_task(learner, variables, first, loss_fn)
     run = _evaluator(learner, sampler.sample, loss_fn)
-    batch = min(tasks_per_call, num_tasks)
+    data, key, variables = _mesh.everywhere((sampler.data, key, variables))
+    batch, shares = min(tasks_per_call, num_tasks), _mesh.shares()
+    batch = -(-batch // shares) * shares
     bar = Progress(num_tasks, show=progress, label="evaluate", unit="task")
     parts, transductive = [], False
     for start in range(0, num_tasks, batch):
         # The last batch runs over the end and is cut, so that all share one program.
         numbers = jnp.arange(start, start + batch, dtype=jnp.int32)
-        values, flag = run(variables, sampler.data, key, numbers)
+        values, flag = run((variables, data, key), numbers)
         transductive |= bool(flag)
         used = min(batch, num_tasks - start)
         parts.append({k: np.asarray(v)[:used] for k, v in values.items()})
@@ -173,29 +175,31 @@ def check_task(
 def _evaluator(learner: MetaLearner, sample: Any, loss_fn: LossFn | None):
     """The compiled evaluation; cached so that a second call compiles nothing."""
 
-    def run(variables: Variables, data: PyTree, key: Key, numbers: Array):
-        def adapted_to(number: Array):
-            k_task, k_adapt, k_predict = jax.random.split(
-                jax.random.fold_in(key, number), 3
-            )
-            task = sample(data, k_task)
-            return task, learner.adapt(variables, task.support, key=k_adapt), k_predict
+    def adapted_to(common: tuple, number: Array) -> tuple[Task, Any, Key]:
+        variables, data, key = common
+        k_task, k_adapt, k_predict = jax.random.split(jax.random.fold_in(key, number), 3)
+        task = sample(data, k_task)
+        return task, learner.adapt(variables, task.support, key=k_adapt), k_predict
 
-        def one(number: Array) -> dict[str, Array]:
-            task, adapted, k_predict = adapted_to(number)
-            query = task.query
-            outputs = learner.predict(adapted, query.x, key=k_predict, mask=query.mask)
-            loss = loss_fn or metrics.default_loss(task.query)
-            report = metrics.of_task(loss, outputs, task.query)
-            report = {f"query/{k}": v for k, v in report.items()}
-            fits = _labels_fit(outputs, task.query)
-            return report | {"digest": _digest(task), "labels_fit": fits}
+    def report_of(common: tuple, number: Array) -> dict[str, Array]:
+        task, adapted, key = adapted_to(common, number)
+        query = task.query
+        outputs = learner.predict(adapted, query.x, key=key, mask=query.mask)
+        report = metrics.of_task(loss_fn or metrics.default_loss(query), outputs, query)
+        report = {f"query/{k}": v for k, v in report.items()}
+        fits = _labels_fit(outputs, query)
+        return report | {"digest": _digest(task), "labels_fit": fits}
 
-        num = numbers.shape[0]
-        chunk = min(num, _cost.tasks_at_once(jax.vmap(one), numbers[:1]))
-        values = jax.lax.map(one, numbers, batch_size=chunk)
-        task, adapted, k_predict = adapted_to(numbers[0])
-        return values, is_transductive(learner, adapted, task.query.x, key=k_predict)
+    def several(common: tuple, numbers: Array) -> tuple[tuple, dict[str, Array]]:
+        one = functools.partial(report_of, common)
+        chunk = min(numbers.shape[0], _cost.tasks_at_once(jax.vmap(one), numbers[:1]))
+        return (), jax.lax.map(one, numbers, batch_size=chunk)
+
+    def run(common: tuple, numbers: Array) -> tuple[dict[str, Array], Array]:
+        values = _mesh.share(several, common, numbers)[1]
+        task, adapted, key = adapted_to(common, numbers[0])
+        flag = is_transductive(learner, adapted, task.query.x, key=key)
+        return _mesh.replicated((values, flag))
 
     return jax.jit(run)
 

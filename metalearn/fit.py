@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metalearn import _checks
+from metalearn import _checks, _mesh
 from metalearn._loop import as_numbers, compiled_loop, no_totals, row_of
 from metalearn._task import as_sampler
 from metalearn._typing import Key, LossFn, PyTree
@@ -163,7 +163,8 @@ def fit(
     sampler = as_sampler(tasks)
     k_init, k_first, k_steps = jax.random.split(key, 3)
     first = jax.jit(sampler.sample)(sampler.data, k_first)
-    state = jax.jit(trainer.init)(k_init, first)
+    _mesh.check_divides(tasks_per_step, _mesh.shares())
+    state = _mesh.everywhere(jax.jit(trainer.init)(k_init, first))
     check_task(trainer.learner, state.variables, first)
     best = state.variables
     fresh = no_totals(trainer, state, first, tasks_per_step)
@@ -200,7 +201,7 @@ def fit(
         )
 
     loop = compiled_loop(trainer, sampler.sample, tasks_per_step, nonfinite == "stop")
-    state = _copy(state)
+    state, data, k_steps = _copy(state), *_mesh.everywhere((sampler.data, k_steps))
     totals = jax.tree.map(lambda old, x: jnp.asarray(old, x.dtype), notes.totals, fresh)
     bar = Progress(num_steps, start=step, show=progress, label="meta-train")
     every = {log_every, validation.every if validation else num_steps}
@@ -211,9 +212,7 @@ def fit(
             stop = min(num_steps, *(step - step % n + n for n in every))
             stop = min(stop, step + steps_per_call)
             began = time.perf_counter()
-            state, totals = loop(
-                state, totals, sampler.data, k_steps, jnp.asarray(stop, jnp.int32)
-            )
+            state, totals = loop(state, totals, data, k_steps, jnp.asarray(stop, jnp.int32))
             first_bad = int(totals["first_bad"])  # waits for the device
             seconds = time.perf_counter() - began
             notes.seconds += seconds

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from metalearn import environment, plots
+from metalearn import _mesh, environment, plots
 from metalearn.checkpoint import Checkpoints
 from metalearn.evaluation import Evaluation, evaluate
 from metalearn.fit import FitResult, Validation, fit
@@ -36,7 +36,10 @@ def train(
     """Trains, or goes on from the latest checkpoint, exactly as if never interrupted."""
     recipe, checkpoints = run.recipe, run.checkpoints()
     # Rows after the latest checkpoint will be written again.
-    rewrite(run.metrics_path, _restore(run, checkpoints)[1].get("history", []))
+    history = _restore(run, checkpoints)[1].get("history", [])
+    if _mesh.leads():
+        rewrite(run.metrics_path, history)
+        sinks = (json_lines(run.metrics_path), *sinks)
     validation = Validation(
         tasks=recipe.tasks(data, "validation"),
         learner=recipe.evaluation_learner(run.record),
@@ -54,7 +57,7 @@ def train(
             key=jax.random.key(run.seed),
             validation=validation,
             log_every=recipe.log_every,
-            sinks=(json_lines(run.metrics_path), *sinks),
+            sinks=sinks,
             progress=progress,
             checkpoints=checkpoints,
             checkpoint_every=recipe.checkpoint_every,

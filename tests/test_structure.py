@@ -17,6 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # for all of its files, which order themselves.
 LAYERS = (
     ("_clash", "_typing", "_cost", "lowering", "sinks", "environment"),
+    ("_mesh",),
     ("_tree", "_task"),
     ("losses", "_checks"),
     ("metrics", "model", "checkpoint"),

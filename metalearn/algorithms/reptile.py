@@ -114,7 +114,7 @@ def reptile(
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:
         return testing.predict(adapted, x, key=key, mask=mask)[0]
 
-    def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
+    def chunk_steps(variables: Variables, tasks: Task, keys: Key):
         inner, opt_state = model_part(variables)
 
         def one(task: Task, key: Key):
@@ -131,11 +131,13 @@ def reptile(
             step = jax.tree.map(jnp.subtract, inner.params, adapted.params)
             return step, (state, report)
 
-        def chunk(pair: tuple[Task, Key]):
-            steps, aux = jax.vmap(one)(*pair)
-            return jax.tree.map(lambda s: s.sum(0), steps), aux
+        steps, aux = jax.vmap(one)(tasks, keys)
+        return jax.tree.map(lambda s: s.sum(0), steps), aux
 
-        total, (states, report), num = map_tasks(chunk, tasks, key, task_chunk=task_chunk)
+    def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
+        total, (states, report), num = map_tasks(
+            chunk_steps, variables, tasks, key, task_chunk=task_chunk
+        )
         return Estimate(
             grads=jax.tree.map(lambda s: s / num, total),
             state=reduce_states("mean", variables.state, states),

@@ -1,0 +1,173 @@
+"""Tasks shared among devices and processes, on JAX's own meshes.
+
+A mesh with the axis `tasks`, made current by `jax.set_mesh`, is all there is to ask for:
+sampling, meta-gradients and evaluation then run on each device's share of the tasks, and
+what is learned is the same on all of them. Without one, everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from metalearn._typing import PyTree
+
+TASKS = "tasks"
+
+
+def task_mesh(devices: int | None = None) -> Mesh:
+    """A mesh that shares tasks among devices, those of all processes together.
+
+    Args:
+      devices: How many, at least 1; all there are if `None`. With several processes the
+        number has to be a multiple of theirs.
+
+    Raises:
+      ValueError: there are fewer devices, or they do not divide over the processes.
+
+    Example:
+      >>> with jax.set_mesh(ml.task_mesh(8)):
+      ...     result = ml.fit(trainer, tasks, ...)
+    """
+    found = jax.devices()
+    num = len(found) if devices is None else devices
+    if not isinstance(num, int) or not 1 <= num <= len(found):
+        hint = ""
+        if found[0].platform == "cpu":
+            hint = (
+                " A CPU counts as one device; split it before anything is computed by "
+                f"jax.config.update('jax_num_cpu_devices', {num})."
+            )
+        raise ValueError(
+            f"devices is {devices}; expected 1 to {len(found)}, the number of "
+            f"{found[0].platform} devices here.{hint}"
+        )
+    processes = jax.process_count()
+    if num % processes:
+        raise ValueError(
+            f"{num} devices do not divide over {processes} processes; ask for a multiple."
+        )
+    each = num // processes
+    chosen = [
+        device
+        for process in range(processes)
+        for device in [d for d in found if d.process_index == process][:each]
+    ]
+    return jax.make_mesh((num,), (TASKS,), axis_types=(AxisType.Auto,), devices=chosen)
+
+
+def shares() -> int:
+    """Devices that share tasks in the current mesh; 1 without such a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or TASKS not in mesh.axis_names or TASKS in mesh.manual_axes:
+        return 1
+    return mesh.shape[TASKS]
+
+
+def share(
+    fn: Callable[..., tuple[PyTree, PyTree]], common: PyTree, *batched: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Runs `fn` on every device's share of the tasks.
+
+    Args:
+      fn: `(common, *batched) -> (to_sum, per_task [T', ...])` of any number of tasks T'.
+        It must not close over traced arrays.
+      common: Arrays that every device reads.
+      *batched: Arrays `[T, ...]`.
+
+    Returns:
+      The sum over the shares, and the per-task results `[T, ...]`.
+
+    Raises:
+      ValueError: T does not divide over the devices.
+    """
+    num = shares()
+    if num == 1:
+        return fn(common, *batched)
+    check_divides(jax.tree.leaves(batched)[0].shape[0], num)
+
+    def local(common: PyTree, batched: tuple):
+        to_sum, per_task = fn(common, *batched)
+        return jax.lax.psum(to_sum, TASKS), per_task
+
+    # Without tracking of varying values: the derivatives inside are of this share alone.
+    return jax.shard_map(
+        local, in_specs=(P(), P(TASKS)), out_specs=(P(), P(TASKS)), check_vma=False
+    )(common, batched)
+
+
+def check_divides(num_tasks: int, num: int) -> None:
+    """Raises a `ValueError` unless the tasks divide over `num` devices."""
+    if num_tasks % num:
+        below = num_tasks // num * num
+        near = f"{below} or {below + num}" if below else str(num)
+        raise ValueError(
+            f"{num_tasks} tasks do not divide over {num} devices. Take {near} tasks, or a "
+            "number of devices that divides them."
+        )
+
+
+def everywhere(tree: PyTree) -> PyTree:
+    """The same arrays on all devices of the current mesh; concrete arrays only."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return tree
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def replicated(tree: PyTree) -> PyTree:
+    """Inside a compiled function: results that every device and process holds."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, P())
+
+
+def sharding() -> Any:
+    """Where arrays of a checkpoint are restored to."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return NamedSharding(mesh, P())
+
+
+def leads() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Holds every process until all have come to the point called `name`."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def leader_first(name: str) -> Iterator[None]:
+    """The first process goes through this block before the others enter it."""
+    if not leads():
+        wait_for_all(name)
+    yield
+    if leads():
+        wait_for_all(name)
+
+
+__all__ = [
+    "TASKS",
+    "check_divides",
+    "everywhere",
+    "leader_first",
+    "leads",
+    "replicated",
+    "share",
+    "sharding",
+    "shares",
+    "task_mesh",
+    "wait_for_all",
+]
