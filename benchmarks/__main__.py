@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import tyro
 
+from benchmarks.adapt import Adapt
+from benchmarks.ceiling import Ceiling
+from benchmarks.chunks import Chunks
+from benchmarks.compiling import Compiling
+from benchmarks.memory import Memory
 from benchmarks.paired import Paired
 from benchmarks.peers import Peers
 from benchmarks.recipe import RunRecipe
+from benchmarks.scaling import Scaling
 from benchmarks.table import Table
+from benchmarks.throughput import Throughput
+
+BENCHMARKS = {
+    "throughput": Throughput,
+    "peers": Peers,
+    "ceiling": Ceiling,
+    "chunks": Chunks,
+    "adapt": Adapt,
+    "memory": Memory,
+    "compiling": Compiling,
+    "scaling": Scaling,
+    "recipe": RunRecipe,
+    "paired": Paired,
+    "table": Table,
+}
 
 
 def main() -> None:
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"peers": Peers, "recipe": RunRecipe, "paired": Paired, "table": Table}
-    )
-    command.run_benchmark()
+    tyro.extras.subcommand_cli_from_dict(BENCHMARKS).run_benchmark()
 
 
 if __name__ == "__main__":

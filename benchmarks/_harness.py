@@ -7,10 +7,10 @@ tens of per cent while ratios hold.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
-import platform
 import statistics
 import subprocess
 import time
@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from metalearn import environment
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,6 +34,20 @@ class Contender:
     """
 
     setup: Callable[[], Callable[[], None]]
+
+
+def jax_call(fn: Callable[..., Any], *args: Any) -> Contender:
+    """A compiled jax function of fixed arguments."""
+
+    def setup():
+        import jax
+
+        run = jax.jit(fn)
+        call = lambda: jax.block_until_ready(run(*args))
+        call()
+        return call
+
+    return Contender(setup)
 
 
 def interleaved(
@@ -50,7 +66,11 @@ def interleaved(
     rows, steps = {}, {}
     for name, contender in contenders.items():
         began = time.perf_counter()
-        steps[name] = contender.setup()
+        try:
+            steps[name] = contender.setup()
+        except ImportError as error:
+            print(f"{name}: left out, {error}", flush=True)
+            continue
         rows[name] = {"setup_s": round(time.perf_counter() - began, 2), "step_s": []}
         print(f"{name}: ready after {rows[name]['setup_s']} s", flush=True)
     for number in range(rounds):
@@ -83,17 +103,8 @@ def ratios(rows: Mapping[str, Mapping[str, Any]], ours: str) -> dict[str, Any]:
     return found
 
 
-def environment() -> dict[str, Any]:
+def where() -> dict[str, Any]:
     """Versions, device and commit, for every stored result."""
-    import jax
-
-    names = ["jax", "jaxlib", "flax", "optax", "metalearn-jax", "torch", "numpy"]
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         capture_output=True,
@@ -101,14 +112,13 @@ def environment() -> dict[str, Any]:
         cwd=Path(__file__).parent,
         check=False,
     ).stdout.strip()
-    import os
-
+    versions = environment.versions()
+    for name in ("torch", "torchopt", "higher"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {
-        "python": platform.python_version(),
         "versions": versions,
-        "device": jax.devices()[0].device_kind,
-        "platform": jax.default_backend(),
-        "cpu_cores": len(os.sched_getaffinity(0)),
+        "device": environment.device(),
         "commit": commit,
         "date": datetime.date.today().isoformat(),
     }
@@ -118,7 +128,7 @@ def store(name: str, result: Mapping[str, Any], path: str | Path | None = None) 
     """Writes a result with its environment as JSON."""
     path = Path(path) if path else RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"benchmark": name, **result, "environment": environment()}
+    content = {"benchmark": name, **result, "environment": where()}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {path}")
     return path

@@ -12,7 +12,7 @@ class Peers:
     """Times one outer step of metalearn and of PyTorch in turn.
 
     Attributes:
-      workload: "omniglot", "omniglot5" or "sine".
+      workload: "omniglot", "omniglot5", "sine" or "protonet".
       rounds: Turns of each contender.
       seconds: Length of one turn.
       plain: Also time plain JAX (no lowering, all tasks in one vmap); slow.
@@ -32,16 +32,25 @@ class Peers:
                 f"{', '.join(workloads.WORKLOADS)}."
             )
         try:
-            from benchmarks import torch_peers
+            from benchmarks import torch_modules, torch_peers
         except ImportError as error:
             raise SystemExit("peers needs torch: pip install '.[peers]'") from error
 
         work = workloads.WORKLOADS[self.workload]
-        contenders = {
-            "metalearn": workloads.metalearn_step(work),
-            "torch loop": torch_peers.loop(work),
-            "torch.func vmap": torch_peers.vmap(work),
-        }
+        contenders = {"metalearn": workloads.metalearn_step(work)}
+        if work.kind == "prototypes":
+            contenders |= {
+                "torch loop": torch_peers.prototypes(work, batched=False),
+                "torch all tasks at once": torch_peers.prototypes(work, batched=True),
+            }
+        else:
+            contenders |= {
+                "torch loop": torch_peers.loop(work),
+                "torch.func vmap": torch_peers.vmap(work),
+                "clone/adapt": torch_modules.clone_adapt(work),
+                "TorchOpt": torch_modules.torchopt(work),
+                "higher": torch_modules.higher(work),
+            }
         if self.plain:
             contenders["plain jax vmap"] = workloads.metalearn_step(
                 work, task_chunk=work.tasks, lower=False

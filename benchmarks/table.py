@@ -58,6 +58,11 @@ def _number(result: dict[str, Any]) -> str:
     return f"MSE {value['mean']:.3f} ± {value['ci95']:.3f}"
 
 
+def _cores(row: dict[str, Any]) -> int:
+    found = row["environment"]
+    return found["device"]["cores"] if "cpu_cores" not in found else found["cpu_cores"]
+
+
 def _recipe_row(row: dict[str, Any]) -> str:
     result, environment = row["result"], row["environment"]
     way = ""
@@ -67,7 +72,7 @@ def _recipe_row(row: dict[str, Any]) -> str:
         f"| {row['recipe']} | {row['training_seed']} | {way}{_number(result)} "
         f"| {'no' if result['transductive'] else 'yes'} | {result['num_tasks']} "
         f"| {row['training_seconds'] / 60:.1f} min | {row['tasks_per_s_median']:.0f} "
-        f"| {environment['versions']['jax']}, {environment['cpu_cores']} cores |"
+        f"| {environment['versions']['jax']}, {_cores(row)} cores |"
     )
 
 
@@ -83,7 +88,7 @@ def _paired_row(row: dict[str, Any]) -> str:
 def _peer_rows(row: dict[str, Any]) -> list[str]:
     lines = [
         f"`{row['benchmark'].removeprefix('peers-')}`, interleaved in one run on "
-        f"{row['environment']['cpu_cores']} cores:",
+        f"{_cores(row)} cores:",
         "",
         "| | tasks/s | metalearn is faster by (median, min, max) |",
         "|---|---|---|",

@@ -17,7 +17,7 @@ def loop(work: Workload) -> Contender:
     """A Python loop over tasks with `autograd.grad(create_graph=True)`."""
 
     def setup():
-        params, batch = _params(work), _batch(work)
+        params, batch = _params(work), as_tensors(work)
         outer = torch.optim.Adam(params, lr=1e-3)
 
         def step() -> None:
@@ -44,7 +44,7 @@ def vmap(work: Workload) -> Contender:
     """`torch.func.vmap` over tasks of `torch.func.grad`."""
 
     def setup():
-        params, batch = _params(work), _batch(work)
+        params, batch = _params(work), as_tensors(work)
         outer = torch.optim.Adam(params, lr=1e-3)
 
         def task_loss(params, sx, sy, qx, qy):
@@ -74,15 +74,86 @@ def vmap(work: Workload) -> Contender:
     return Contender(setup)
 
 
+def adapt_and_predict(work: Workload):
+    """A call that adapts to the first task and predicts its queries, no graph kept."""
+    params, batch = _params(work), as_tensors(work)
+    sx, sy, qx = (batch[name][0] for name in ("support_x", "support_y", "query_x"))
+
+    def call() -> torch.Tensor:
+        fast = params
+        for _ in range(work.inner_steps):
+            grads = torch.autograd.grad(_loss(work, fast, sx, sy), fast)
+            fast = [
+                (p - work.inner_rate * g).detach().requires_grad_()
+                for p, g in zip(fast, grads, strict=True)
+            ]
+        with torch.no_grad():
+            return F.linear(_features(fast, qx), fast[16], fast[17])
+
+    return call
+
+
+def prototypes(work: Workload, *, batched: bool) -> Contender:
+    """Prototypical networks: a loop over tasks, or all images in one convolution.
+
+    The second keeps the statistics of each task apart, as the others do.
+    """
+
+    def setup():
+        params, batch = _params(work)[:16], as_tensors(work)
+        outer = torch.optim.Adam(params, lr=1e-3)
+        x = torch.cat([batch["support_x"], batch["query_x"]], 1)
+        features = _features_by_task if batched else _features
+
+        def loss(embedded, support_y, query_y):
+            num = support_y.shape[-1]
+            members = F.one_hot(support_y, work.ways).to(embedded.dtype)
+            means = members.mT @ embedded[..., :num, :]
+            means = means / members.sum(-2).unsqueeze(-1)
+            apart = torch.cdist(embedded[..., num:, :], means).square()
+            return F.cross_entropy(-apart.flatten(0, -2), query_y.flatten())
+
+        def step() -> None:
+            outer.zero_grad()
+            if batched:
+                loss(features(params, x), batch["support_y"], batch["query_y"]).backward()
+            else:
+                for i in range(work.tasks):
+                    found = loss(
+                        features(params, x[i]), batch["support_y"][i], batch["query_y"][i]
+                    )
+                    (found / work.tasks).backward()
+            outer.step()
+
+        step()
+        return step
+
+    return Contender(setup)
+
+
+def _features_by_task(params, x):
+    num = x.shape[:2]
+    x = x.flatten(0, 1)
+    for i in range(4):
+        kernel, bias, scale, shift = params[4 * i : 4 * i + 4]
+        x = F.conv2d(x, kernel, bias, padding=1).unflatten(0, num)
+        centred = x - x.mean((1, 3, 4), keepdim=True)
+        variance = centred.square().mean((1, 3, 4), keepdim=True)
+        x = centred * torch.rsqrt(variance + 1e-5) * scale[:, None, None]
+        x = F.max_pool2d(F.relu(x + shift[:, None, None]).flatten(0, 1), 2)
+    return x.flatten(1).unflatten(0, num)
+
+
 def _sgd(params, grads, rate):
     return [p - rate * g for p, g in zip(params, grads, strict=True)]
 
 
-def _batch(work: Workload) -> dict[str, torch.Tensor]:
+def as_tensors(work: Workload) -> dict[str, torch.Tensor]:
+    """The arrays of a workload, channels first."""
     batch = {}
     for name, value in arrays(work).items():
         tensor = torch.from_numpy(value)
-        if work.kind == "images":
+        if work.kind != "sine":
             tensor = tensor.long() if name.endswith("_y") else tensor.movedim(-1, 2)
         batch[name] = tensor.contiguous()
     return batch
@@ -105,17 +176,13 @@ def _params(work: Workload) -> list[torch.Tensor]:
         else:
             value = torch.randn(shape) / max(1, torch.Size(shape[1:]).numel()) ** 0.5
         params.append(value.requires_grad_())
-    if work.kind == "images":  # scales of the norms
+    if work.kind != "sine":  # scales of the norms
         for i in range(4):
             params[4 * i + 2] = torch.ones(64).requires_grad_()
     return params
 
 
-def _loss(work: Workload, params, x, y):
-    if work.kind == "sine":
-        for i in range(0, 4, 2):
-            x = F.relu(F.linear(x, params[i], params[i + 1]))
-        return F.mse_loss(F.linear(x, params[4], params[5]), y)
+def _features(params, x):
     for i in range(4):
         kernel, bias, scale, shift = params[4 * i : 4 * i + 4]
         x = F.conv2d(x, kernel, bias, padding=1)
@@ -124,5 +191,13 @@ def _loss(work: Workload, params, x, y):
         variance = centred.square().mean((0, 2, 3), keepdim=True)
         x = centred * torch.rsqrt(variance + 1e-5) * scale[:, None, None]
         x = F.max_pool2d(F.relu(x + shift[:, None, None]), 2)
-    logits = F.linear(x.flatten(1), params[16], params[17])
+    return x.flatten(1)
+
+
+def _loss(work: Workload, params, x, y):
+    if work.kind == "sine":
+        for i in range(0, 4, 2):
+            x = F.relu(F.linear(x, params[i], params[i + 1]))
+        return F.mse_loss(F.linear(x, params[4], params[5]), y)
+    logits = F.linear(_features(params, x), params[16], params[17])
     return F.cross_entropy(logits, y)

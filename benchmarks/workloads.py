@@ -5,9 +5,10 @@
 | `omniglot` | Conv4-64, batch norm, pooling | 5-way 1-shot, 1 query a class | 1 SGD | 32 |
 | `omniglot5` | the same | 5-way 1-shot, 15 queries a class | 5 SGD | 8 |
 | `sine` | MLP 1-40-40-1 | 10 support, 10 query points | 5 SGD | 25 |
+| `protonet` | Conv4-64 without head | 5-way 1-shot, 5 queries a class | none | 32 |
 
-All are second order, float32, with Adam outside. The network is a plain `flax.linen`
-module without anything of this library in it.
+All are float32 with Adam outside; those with an inner loop are second-order MAML. The
+network is a plain `flax.linen` module without anything of this library in it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from benchmarks._harness import Contender
 class Workload:
     """Sizes of a workload."""
 
-    kind: str  # "images" or "sine"
+    kind: str  # "images", "sine" or "prototypes" (images without an inner loop)
     ways: int
     support: int  # examples of the support set
     query: int
@@ -42,13 +43,14 @@ WORKLOADS = {
     "omniglot": Workload("images", 5, 5, 5, 1, 0.4, 32),
     "omniglot5": Workload("images", 5, 5, 75, 5, 0.1, 8),
     "sine": Workload("sine", 1, 10, 10, 5, 0.01, 25),
+    "protonet": Workload("prototypes", 5, 5, 25, 0, 0.0, 32),
 }
 
 
 class UserConv4(nn.Module):
     """What a user of flax writes for the network of the literature."""
 
-    num_ways: int
+    num_ways: int | None
 
     @nn.compact
     def __call__(self, x, train: bool = True):
@@ -57,7 +59,8 @@ class UserConv4(nn.Module):
             x = nn.BatchNorm(use_running_average=not train)(x)
             x = nn.relu(x)
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
-        return nn.Dense(self.num_ways)(x.reshape((x.shape[0], -1)))
+        x = x.reshape((x.shape[0], -1))
+        return x if self.num_ways is None else nn.Dense(self.num_ways)(x)
 
 
 class UserMLP(nn.Module):
@@ -97,29 +100,35 @@ def as_tasks(batch: dict[str, np.ndarray]) -> ml.Task:
     return ml.Task(support=part("support"), query=part("query"))
 
 
-def metalearn_step(
-    work: Workload, *, task_chunk: int | str = "auto", lower: bool = True
-) -> Contender:
-    """One outer step of this library; `lower=False` is plain JAX."""
+def learner_of(
+    work: Workload, *, task_chunk: int | str = "auto", lower: bool = True, **options: Any
+) -> ml.MetaLearner:
+    """The learner of a workload; `options` are those of `ml.maml`."""
+    if work.kind == "prototypes":
+        encoder = ml.from_linen(UserConv4(None), lower=lower)
+        return ml.protonet(encoder, num_ways=work.ways, norm="batch", task_chunk=task_chunk)
+    images = work.kind == "images"
+    module: Any = UserConv4(work.ways) if images else UserMLP()
+    return ml.maml(
+        ml.from_linen(module, lower=lower),
+        ml.losses.cross_entropy if images else ml.losses.mse,
+        optax.sgd(work.inner_rate),
+        num_steps=work.inner_steps,
+        norm="batch",
+        task_chunk=task_chunk,
+        **options,
+    )
+
+
+def metalearn_step(work: Workload, **options: Any) -> Contender:
+    """One outer step of this library; options of `learner_of`."""
 
     def setup():
-        images = work.kind == "images"
-        module: Any = UserConv4(work.ways) if images else UserMLP()
-        loss = ml.losses.cross_entropy if images else ml.losses.mse
-        learner = ml.maml(
-            ml.from_linen(module, lower=lower),
-            loss,
-            optax.sgd(work.inner_rate),
-            num_steps=work.inner_steps,
-            norm="batch",
-            task_chunk=task_chunk,
-        )
-        trainer = ml.meta_trainer(learner, optax.adam(1e-3))
+        trainer = ml.meta_trainer(learner_of(work, **options), optax.adam(1e-3))
         tasks = as_tasks(arrays(work))
         one = jax.tree.map(lambda x: x[0], tasks)
-        state = trainer.init(jax.random.key(0), one)
+        holder = [trainer.init(jax.random.key(0), one)]
         run = jax.jit(trainer.step, donate_argnums=0)
-        holder = [state]
 
         def step() -> None:
             holder[0], metrics = run(holder[0], tasks, key=jax.random.key(0))

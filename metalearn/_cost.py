@@ -36,18 +36,22 @@ def traced_bytes(jaxpr: Any) -> int:
     """Bytes written by all equations, loop bodies counted as often as they run."""
     total = 0
     for eqn in jaxpr.eqns:
-        inner = [
-            getattr(sub, "jaxpr", sub)
-            for value in eqn.params.values()
-            for sub in (value if isinstance(value, (tuple, list)) else (value,))
-            if hasattr(getattr(sub, "jaxpr", sub), "eqns")
-        ]
-        if inner:
+        if inner := subjaxprs(eqn):
             times = eqn.params.get("length", 1)
             total += times * sum(traced_bytes(sub) for sub in inner)
         else:
             total += sum(_bytes(var.aval) for var in eqn.outvars)
     return total
+
+
+def subjaxprs(eqn: Any) -> list[Any]:
+    """The jaxprs inside an equation: of a loop, a branch, a call."""
+    return [
+        getattr(sub, "jaxpr", sub)
+        for value in eqn.params.values()
+        for sub in (value if isinstance(value, (tuple, list)) else (value,))
+        if hasattr(getattr(sub, "jaxpr", sub), "eqns")
+    ]
 
 
 def _bytes(aval: Any) -> int:
