@@ -11,7 +11,7 @@ from metalearn.inner import unroll
 
 
 class Decoder(nn.Module):
-    """Pre-norm blocks of causal attention and a two-layer network; logits of the next token.
+    """Pre-norm blocks of causal attention and an MLP; logits of the next token.
 
     Attributes:
       vocabulary: Number of tokens.
