@@ -3,47 +3,128 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from metalearn import _mesh
-from metalearn._task import Task, TaskSampler, sample_batch
+from metalearn._task import Task, TaskSampler, TaskStream, sample_batch
 from metalearn._typing import Array, Key, Metrics, PyTree
 from metalearn.trainer import MetaTrainer, TrainState
 
+Advance = Callable[[TrainState, PyTree, int], tuple[TrainState, PyTree]]
 
-@functools.lru_cache(maxsize=64)
-def compiled_loop(trainer: MetaTrainer, sample: Any, tasks_per_step: int, stops: bool):
-    """`(state, totals, data, key, stop) -> (state, totals)`: outer steps up to `stop`.
 
-    Cached, so that a second call of `fit` compiles nothing.
+def advance_of(
+    trainer: MetaTrainer,
+    tasks: TaskSampler | TaskStream,
+    tasks_per_step: int,
+    key: Key,
+    stops: bool,
+) -> Advance:
+    """`(state, totals, stop) -> (state, totals)`: outer steps up to number `stop`.
 
     Args:
       trainer: From `meta_trainer`.
-      sample: `(data, key) -> Task`.
+      tasks: Drawn on the device inside the compiled loop, or streamed to it.
       tasks_per_step: T.
-      stops: Whether to leave the loop after a step that was not finite.
+      key: Of all steps.
+      stops: Whether to go no further after a step that was not finite.
     """
+    if isinstance(tasks, TaskStream):
+        return _streamed(trainer, tasks, tasks_per_step, key, stops)
+    loop = _compiled_loop(trainer, tasks.sample, tasks_per_step, stops)
+    data, key = _mesh.everywhere((tasks.data, key))
+
+    def advance(state: TrainState, totals: PyTree, stop: int):
+        return loop(state, totals, data, key, jnp.asarray(stop, jnp.int32))
+
+    return advance
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled_loop(trainer: MetaTrainer, sample: Any, tasks_per_step: int, stops: bool):
+    """Cached, so that a second call of `fit` compiles nothing.
+
+    The number to stop at is an argument: one program serves calls of any length.
+    """
+    step = _one_step(trainer)
 
     def run(state: TrainState, totals: PyTree, data: PyTree, key: Key, stop: Array):
         def body(carry: tuple) -> tuple:
-            state, totals = carry
-            k_tasks, k_step = jax.random.split(jax.random.fold_in(key, state.step))
+            k_tasks, k_step = _step_keys(key, carry[0].step)
             sampler = TaskSampler(sample, data)
             tasks = sample_batch(sampler, data, jax.random.split(k_tasks, tasks_per_step))
-            number = state.step
-            state, report = trainer.step(state, tasks, key=k_step)
-            return state, _accumulate(totals, report, number)
+            return step(*carry, tasks, k_step)
 
         def goes_on(carry: tuple) -> Array:
             state, totals = carry
-            return (state.step < stop) & ((totals["first_bad"] < 0) | (not stops))
+            return (state.step < stop) & ~(_halted(totals) & stops)
 
         return _mesh.replicated(jax.lax.while_loop(goes_on, body, (state, totals)))
 
     return jax.jit(run, donate_argnums=(0, 1))
+
+
+def _streamed(
+    trainer: MetaTrainer, stream: TaskStream, num: int, key: Key, stops: bool
+) -> Advance:
+    step, key = _compiled_step(trainer, stops), _mesh.everywhere(key)
+    batches, ahead, ahead_of = None, None, None
+
+    def fetch(number: int) -> Task:
+        nonlocal batches, ahead_of
+        if batches is None or ahead_of != number:
+            batches = stream.batches(num, number, _mesh.local_share(num))
+        ahead_of = number + 1
+        return _mesh.place_tasks(next(batches))
+
+    def advance(state: TrainState, totals: PyTree, stop: int):
+        nonlocal ahead
+        for number in range(int(state.step), stop):
+            tasks = fetch(number) if ahead is None else ahead
+            state, totals = step(state, totals, tasks, key)
+            ahead = fetch(number + 1)  # while the device computes
+        return state, totals
+
+    return advance
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled_step(trainer: MetaTrainer, stops: bool):
+    step = _one_step(trainer)
+
+    def run(state: TrainState, totals: PyTree, tasks: Task, key: Key):
+        k_step = _step_keys(key, state.step)[1]
+        return _mesh.replicated(
+            jax.lax.cond(
+                _halted(totals) & stops,
+                lambda: (state, totals),
+                lambda: step(state, totals, tasks, k_step),
+            )
+        )
+
+    return jax.jit(run, donate_argnums=(0, 1))
+
+
+def _step_keys(key: Key, number: Array) -> Key:
+    """Keys of the tasks and of the step; they depend on its number alone."""
+    return jax.random.split(jax.random.fold_in(key, number))
+
+
+def _one_step(trainer: MetaTrainer) -> Callable[..., tuple[TrainState, PyTree]]:
+    def step(state: TrainState, totals: PyTree, tasks: Task, key: Key):
+        number = state.step
+        state, report = trainer.step(state, tasks, key=key)
+        return state, _accumulate(totals, report, number)
+
+    return step
+
+
+def _halted(totals: PyTree) -> Array:
+    return totals["first_bad"] >= 0
 
 
 def no_totals(

@@ -120,6 +120,27 @@ def everywhere(tree: PyTree) -> PyTree:
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
+def local_share(num_tasks: int) -> slice | None:
+    """Which tasks of a batch this process has to provide; `None` for all."""
+    processes, here = jax.process_count(), jax.process_index()
+    if processes == 1:
+        return None
+    each = num_tasks // processes
+    return slice(here * each, (here + 1) * each)
+
+
+def place_tasks(tasks: PyTree) -> PyTree:
+    """Tasks of the host `[T, ...]` on the devices that share them."""
+    if shares() == 1:
+        return jax.device_put(tasks)
+    sharding = NamedSharding(jax.sharding.get_mesh(), P(TASKS))
+    if jax.process_count() == 1:
+        return jax.device_put(tasks, sharding)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tasks
+    )
+
+
 def replicated(tree: PyTree) -> PyTree:
     """Inside a compiled function: results that every device and process holds."""
     if jax.sharding.get_abstract_mesh().empty:
@@ -164,6 +185,8 @@ __all__ = [
     "everywhere",
     "leader_first",
     "leads",
+    "local_share",
+    "place_tasks",
     "replicated",
     "share",
     "sharding",

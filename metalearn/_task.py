@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,14 +90,39 @@ class TaskSampler(NamedTuple):
     def __call__(self, key: Key) -> Task:
         return self.sample(self.data, key)
 
+    def first(self, key: Key) -> Task:
+        """A task to take shapes from."""
+        return jax.jit(self.sample)(self.data, key)
 
-def as_sampler(tasks: TaskSampler | Callable[[Key], Task]) -> TaskSampler:
-    """A `TaskSampler` from itself or from a plain function `key -> Task`.
+
+@dataclasses.dataclass(frozen=True)
+class TaskStream:
+    """Tasks that are made on the host and brought to the device batch by batch.
+
+    Attributes:
+      batches: `(num_tasks, start, share=None) -> iterator`: batches of `num_tasks` tasks,
+        NumPy arrays `[T, ...]`, from batch number `start` on; of each the rows of the
+        slice `share` only, if one is given. Equal arguments give equal batches.
+      name: Shown in logs and results; names the seed.
+    """
+
+    batches: Callable[..., Iterator[Task]]
+    name: str = "stream"
+
+    def first(self, key: Key | None = None) -> Task:
+        """A task to take shapes from; the first, whatever the key."""
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), next(self.batches(1, 0)))
+
+
+def as_tasks(
+    tasks: TaskSampler | TaskStream | Callable[[Key], Task],
+) -> TaskSampler | TaskStream:
+    """A sampler or a stream as it is, a plain function `key -> Task` as a sampler.
 
     Raises:
-      TypeError: `tasks` is neither.
+      TypeError: `tasks` is none of these.
     """
-    if isinstance(tasks, TaskSampler):
+    if isinstance(tasks, (TaskSampler, TaskStream)):
         return tasks
     if callable(tasks):
         return TaskSampler(_Plain(tasks), (), getattr(tasks, "__name__", "tasks"))

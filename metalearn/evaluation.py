@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalearn import _checks, _cost, _mesh, metrics
-from metalearn._task import Examples, Task, as_sampler
-from metalearn._typing import Array, Key, LossFn
+from metalearn._task import Examples, Task, TaskStream, as_tasks
+from metalearn._typing import Array, Key, LossFn, PyTree
 from metalearn.learner import MetaLearner, describe, is_transductive
 from metalearn.model import Variables
 from metalearn.sinks import Progress
@@ -91,7 +91,8 @@ def evaluate(
     Args:
       learner: Its `adapt` and `predict` are used.
       variables: What was learned.
-      tasks: A `TaskSampler` or a function `key -> Task`.
+      tasks: A `TaskSampler`, a function `key -> Task`, or a `TaskStream`, of which the
+        first tasks are taken whatever the key.
       loss_fn: Loss of one task; default: cross-entropy for integer targets, mean squared
         error for real ones.
       num_tasks: T, at least 2.
@@ -112,19 +113,24 @@ def evaluate(
         raise ValueError(f"num_tasks is {num_tasks}; an interval needs 2 or more.")
     if tasks_per_call < 1:
         raise ValueError(f"tasks_per_call is {tasks_per_call}; expected 1 or more.")
-    sampler = as_sampler(tasks)
-    k_first = jax.random.split(jax.random.fold_in(key, 0), 3)[0]
-    first = jax.jit(sampler.sample)(sampler.data, k_first)
+    tasks = as_tasks(tasks)
+    first = tasks.first(jax.random.split(jax.random.fold_in(key, 0), 3)[0])
     check_task(learner, variables, first, loss_fn)
-    run = _evaluator(learner, sampler.sample, loss_fn)
-    data, key, variables = _mesh.everywhere((sampler.data, key, variables))
     batch, shares = min(tasks_per_call, num_tasks), _mesh.shares()
     batch = -(-batch // shares) * shares
+    if isinstance(tasks, TaskStream):
+        run, chunks = _evaluator(learner, _row, loss_fn), tasks.batches(batch, 0)
+    else:
+        run, chunks = _evaluator(learner, _Drawn(tasks.sample), loss_fn), None
+        data = _mesh.everywhere(tasks.data)
+    key, variables = _mesh.everywhere((key, variables))
     bar = Progress(num_tasks, show=progress, label="evaluate", unit="task")
     parts, transductive = [], False
     for start in range(0, num_tasks, batch):
         # The last batch runs over the end and is cut, so that all share one program.
         numbers = jnp.arange(start, start + batch, dtype=jnp.int32)
+        if chunks is not None:
+            data = _mesh.everywhere(next(chunks))
         values, flag = run((variables, data, key), numbers)
         transductive |= bool(flag)
         used = min(batch, num_tasks - start)
@@ -142,7 +148,7 @@ def evaluate(
         values=values,
         transductive=transductive,
         learner=str(describe(learner).get("name", "custom")),
-        tasks=sampler.name,
+        tasks=tasks.name,
         fingerprint=hashlib.sha256(digests.tobytes()).hexdigest()[:16],
     )
 
@@ -171,14 +177,32 @@ def check_task(
     return [f"query/{name}" for name in reported]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+    """Task `number` of a sampler."""
+
+    sample: Any
+
+    def __call__(self, data: PyTree, key: Key, number: Array) -> Task:
+        del number
+        return self.sample(data, key)
+
+
+def _row(tasks: Task, key: Key, number: Array) -> Task:
+    """Task `number` of a stream, whose batch `[T, ...]` is at hand."""
+    del key
+    place = number % tasks.support.mask.shape[0]
+    return jax.tree.map(lambda leaf: leaf[place], tasks)
+
+
 @functools.lru_cache(maxsize=64)
-def _evaluator(learner: MetaLearner, sample: Any, loss_fn: LossFn | None):
+def _evaluator(learner: MetaLearner, draw: Any, loss_fn: LossFn | None):
     """The compiled evaluation; cached so that a second call compiles nothing."""
 
     def adapted_to(common: tuple, number: Array) -> tuple[Task, Any, Key]:
         variables, data, key = common
         k_task, k_adapt, k_predict = jax.random.split(jax.random.fold_in(key, number), 3)
-        task = sample(data, k_task)
+        task = draw(data, k_task, number)
         return task, learner.adapt(variables, task.support, key=k_adapt), k_predict
 
     def report_of(common: tuple, number: Array) -> dict[str, Array]:

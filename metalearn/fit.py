@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from metalearn import _checks, _mesh
-from metalearn._loop import as_numbers, compiled_loop, no_totals, row_of
-from metalearn._task import as_sampler
+from metalearn._loop import advance_of, as_numbers, no_totals, row_of
+from metalearn._task import as_tasks
 from metalearn._typing import Key, LossFn, PyTree
 from metalearn.checkpoint import CheckpointMismatch
 from metalearn.evaluation import check_task, evaluate
@@ -111,7 +111,7 @@ def fit(
 
     Args:
       trainer: From `meta_trainer`.
-      tasks: A `TaskSampler` or a function `key -> Task`.
+      tasks: A `TaskSampler`, a function `key -> Task`, or a `TaskStream`.
       num_steps: Outer steps in all, those before a resume included.
       tasks_per_step: T, tasks of one outer step.
       key: Consumed; the same key resumes the same run.
@@ -160,9 +160,9 @@ def fit(
             "another run. Go on from it with resume=True, or give an empty folder."
         )
 
-    sampler = as_sampler(tasks)
+    tasks = as_tasks(tasks)
     k_init, k_first, k_steps = jax.random.split(key, 3)
-    first = jax.jit(sampler.sample)(sampler.data, k_first)
+    first = tasks.first(k_first)
     _mesh.check_divides(tasks_per_step, _mesh.shares())
     state = _mesh.everywhere(jax.jit(trainer.init)(k_init, first))
     check_task(trainer.learner, state.variables, first)
@@ -171,7 +171,7 @@ def fit(
     _check_validation(validation, trainer.learner, state.variables)
     identity = {
         "learner": describe(trainer.learner),
-        "tasks": sampler.name,
+        "tasks": tasks.name,
         "tasks_per_step": tasks_per_step,
         "key": jax.random.key_data(key).tolist(),
     }
@@ -200,8 +200,8 @@ def fit(
             "checkpoint yourself."
         )
 
-    loop = compiled_loop(trainer, sampler.sample, tasks_per_step, nonfinite == "stop")
-    state, data, k_steps = _copy(state), *_mesh.everywhere((sampler.data, k_steps))
+    advance = advance_of(trainer, tasks, tasks_per_step, k_steps, nonfinite == "stop")
+    state = _copy(state)
     totals = jax.tree.map(lambda old, x: jnp.asarray(old, x.dtype), notes.totals, fresh)
     bar = Progress(num_steps, start=step, show=progress, label="meta-train")
     every = {log_every, validation.every if validation else num_steps}
@@ -212,14 +212,13 @@ def fit(
             stop = min(num_steps, *(step - step % n + n for n in every))
             stop = min(stop, step + steps_per_call)
             began = time.perf_counter()
-            state, totals = loop(state, totals, data, k_steps, jnp.asarray(stop, jnp.int32))
+            state, totals = advance(state, totals, stop)
             first_bad = int(totals["first_bad"])  # waits for the device
             seconds = time.perf_counter() - began
             notes.seconds += seconds
             notes.window += seconds
             done, step = stop - step, stop
-            # The trip count is an argument of the compiled loop, so calls can grow to
-            # half a second each without another compilation.
+            # Calls grow to half a second each, so that the bar moves and nothing waits.
             steps_per_call = max(1, min(2 * steps_per_call, _aim(done, seconds)))
             if first_bad >= 0 and nonfinite == "stop":
                 raise NonFiniteGradient(
@@ -317,8 +316,7 @@ def _check_validation(
     """Looks at one validation task now, so that training does not end in its error."""
     if validation is None:
         return
-    sampler = as_sampler(validation.tasks)
-    task = jax.jit(sampler.sample)(sampler.data, jax.random.key(validation.seed))
+    task = as_tasks(validation.tasks).first(jax.random.key(validation.seed))
     learner = validation.learner or learner
     reported = check_task(learner, variables, task, validation.loss_fn)
     if validation.metric not in reported:

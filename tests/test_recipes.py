@@ -40,17 +40,18 @@ def test_recipe_is_valid_and_builds(name):
     assert entry.description
     record = RECORDS[recipe.kind]
     state = recipe.state_like(record)
-    learner = recipe.evaluation_learner(record)
     task = jax.eval_shape(lambda: recipe.example(record))
-    outputs = jax.eval_shape(
-        lambda v, t: learner.predict(
-            learner.adapt(v, t.support, key=jax.random.key(0)), t.query.x
-        ),
-        state.variables,
-        task,
-    )
-    num = task.query.mask.shape[0]
-    assert outputs.shape[0] == num
+    after = recipe.evaluation_learner(record)
+    before = recipe.evaluation_learner(record, steps=0)  # for the picture of an episode
+    for learner in (after, before):
+        outputs = jax.eval_shape(
+            lambda v, t, learner=learner: learner.predict(
+                learner.adapt(v, t.support, key=jax.random.key(0)), t.query.x
+            ),
+            state.variables,
+            task,
+        )
+        assert outputs.shape[0] == task.query.mask.shape[0]
     settings = json.loads(json.dumps(recipe.settings()))
     assert type(recipe).from_settings(settings) == recipe
 

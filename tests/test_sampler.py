@@ -180,7 +180,7 @@ BAD = {
     "half a query": (dict(num_query=1.5), ValueError, "num_query is 1.5"),
     "real labels": (dict(labels=LABELS * 1.0), TypeError, "labels have dtype float64"),
     "int images": (dict(images=IMAGES.astype(int)), TypeError, "dtype int64"),
-    "lengths": (dict(labels=LABELS[:-1]), ValueError, r"\(42, 2, 2, 1\) and labels"),
+    "lengths": (dict(labels=LABELS[:-1]), ValueError, "42 images and labels"),
     "oblong": (
         dict(images=np.zeros((42, 2, 3, 1), np.uint8), rotations=True),
         ValueError,

@@ -83,7 +83,7 @@ def reptile(
         batch_size=eval_batch_size,
         **shared,
     )
-    if norm == "per_step" and eval_steps != num_steps:
+    if norm == "per_step" and eval_steps not in (0, num_steps):
         raise ValueError(
             f"norm='per_step' keeps statistics for num_steps={num_steps} steps, but "
             f"eval_steps={eval_steps}. Make them equal or choose another policy."

@@ -3,6 +3,7 @@
 from metalearn.data.catalogue import CatalogueRow, available, load, prepare
 from metalearn.data.few_shot import few_shot
 from metalearn.data.image_sets import ImageClasses, ImageDataset, from_arrays
+from metalearn.data.stream import stream
 
 __all__ = [
     "CatalogueRow",
@@ -13,4 +14,5 @@ __all__ = [
     "from_arrays",
     "load",
     "prepare",
+    "stream",
 ]

@@ -70,12 +70,12 @@ def few_shot(
         images, labels = images.images, images.labels
     rotations = bool(rotations)
     images, names, starts, counts = _by_class(images, labels)
-    ways = _range(num_ways, "num_ways", 2)
-    shots = _range(num_support, "num_support", 1)
+    ways = range_of(num_ways, "num_ways", 2)
+    shots = range_of(num_support, "num_support", 1)
     if not isinstance(num_query, (int, np.integer)) or num_query < 1:
         raise ValueError(f"num_query is {num_query}; expected an integer of 1 or more.")
     turns = 4 if rotations else 1
-    _check_enough(names, counts, turns, ways[1], shots[1] + num_query)
+    check_enough(names, counts, turns, ways[1], shots[1] + num_query)
     if rotations and (images.ndim != 4 or images.shape[1] != images.shape[2]):
         raise ValueError(
             f"rotations needs square images [I, S, S, C]; got {images.shape}. Pass "
@@ -145,20 +145,14 @@ class _Episode:
 
 def _by_class(images: Any, labels: Any) -> tuple[np.ndarray, ...]:
     """Images sorted by class; label, first row and number of images of each class."""
-    images, labels = np.asarray(images), np.asarray(labels)
+    images = np.asarray(images)
     if not (images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)):
         raise TypeError(
             f"images have dtype {images.dtype}; expected uint8 (0..255) or float."
         )
     if images.dtype == np.float64:
         images = images.astype(np.float32)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"labels have dtype {labels.dtype}; expected integers [I].")
-    if labels.ndim != 1 or images.shape[:1] != labels.shape or not labels.size:
-        raise ValueError(
-            f"images have shape {images.shape} and labels {labels.shape}; expected "
-            "[I, ...] and [I] with the same I >= 1."
-        )
+    order, *found = count_classes(len(images) if images.ndim else 0, labels)
     if np.issubdtype(images.dtype, np.floating):
         bad = ~np.isfinite(images.reshape(len(images), -1)).all(1)
         if bad.any():
@@ -166,14 +160,33 @@ def _by_class(images: Any, labels: Any) -> tuple[np.ndarray, ...]:
                 f"{int(bad.sum())} of {len(images)} images hold non-finite values, the "
                 f"first is number {int(bad.argmax())}; expected finite pixels."
             )
-    order = np.argsort(labels, kind="stable")
-    found = np.unique(labels[order], return_index=True, return_counts=True)
     return images[order], *found
 
 
-def _check_enough(
+def count_classes(num_images: int, labels: Any) -> tuple[np.ndarray, ...]:
+    """The order that sorts by class; label, first row and number of images of each class.
+
+    Raises:
+      TypeError: labels are not integers.
+      ValueError: not one label an image.
+    """
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels have dtype {labels.dtype}; expected integers [I].")
+    if labels.shape != (num_images,) or not num_images:
+        raise ValueError(
+            f"there are {num_images} images and labels of shape {labels.shape}; expected "
+            "[I, ...] and [I] with the same I >= 1."
+        )
+    order = np.argsort(labels, kind="stable")
+    found = np.unique(labels[order], return_index=True, return_counts=True)
+    return order, *found
+
+
+def check_enough(
     names: np.ndarray, counts: np.ndarray, turns: int, ways: int, per_class: int
 ) -> None:
+    """Raises a `ValueError` if there are too few classes, or images of one."""
     if len(counts) * turns < ways:
         raise ValueError(
             f"{ways}-way tasks need {ways} classes, the set has {len(counts) * turns}. "
@@ -187,7 +200,8 @@ def _check_enough(
         )
 
 
-def _range(value: Range, name: str, least: int) -> tuple[int, int]:
+def range_of(value: Range, name: str, least: int) -> tuple[int, int]:
+    """The smallest and the largest value of an option that may be a range."""
     limits = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     low, high = limits if len(limits) == 2 else (None, None)
     integers = all(isinstance(v, (int, np.integer)) for v in (low, high))

@@ -56,9 +56,11 @@ def gradient_learner(
             model,
             loss_fn,
             opt,
-            batch_size=recipe.eval_inner_batch if evaluating else recipe.inner_batch,
+            batch_size=recipe.inner_batch,
+            eval_steps=steps,
+            eval_batch_size=recipe.eval_inner_batch,
             carry_opt_state=recipe.carry_opt_state,
-            **shared,
+            **shared | {"num_steps": recipe.inner_steps},
         )
     if name == "fine_tune":
         return algorithms.fine_tune(model, loss_fn, opt, **head, **shared)

@@ -1,0 +1,157 @@
+"""Episodes from sets too large for the device: read, decoded and prefetched by Grain.
+
+Episode i depends on the seed and i alone. Reading can therefore begin at any episode, which
+is all that resuming needs, and any number of threads or processes yields the same episodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from metalearn._task import Examples, Task, TaskStream
+from metalearn.data.few_shot import check_enough, count_classes, range_of
+
+MANY = 2**40  # episodes; more than anyone draws
+
+
+def stream(
+    images: Sequence[np.ndarray],
+    labels: Any,
+    *,
+    num_ways: int = 5,
+    num_support: int = 1,
+    num_query: int = 15,
+    seed: int = 0,
+    threads: int = 16,
+    workers: int = 0,
+    name: str | None = None,
+) -> TaskStream:
+    """A stream of N-way K-shot tasks whose images are read when they are needed.
+
+    The same tasks as those of `few_shot`, drawn on the host: N classes without
+    replacement in random order, K + Q different examples of each, both sets shuffled.
+
+    Args:
+      images: `images[i]` -> uint8 or float `[H, W, C]`, anything with random access, such
+        as an array mapped from disk or an object that decodes record i.
+      labels: Int `[I]`, class of each image; any integers.
+      num_ways: N.
+      num_support: K of each class.
+      num_query: Q of each class.
+      seed: Of the episodes.
+      threads: Threads that read and decode, in this process or in each worker.
+      workers: Processes that read and decode; 0 does it in this one.
+      name: Shown in logs and results.
+
+    Returns:
+      A `TaskStream` for `fit` and `evaluate`.
+
+    Raises:
+      ImportError: grain is not installed.
+      ValueError: too few classes or images for the asked way and shot.
+
+    Example:
+      >>> tasks = ml.data.stream(images, labels, num_ways=5, num_support=1)
+      >>> ml.fit(trainer, tasks, num_steps=1_000, tasks_per_step=16, key=key)
+    """
+    order, names, starts, counts = count_classes(len(images), labels)
+    ways, shots = range_of(num_ways, "num_ways", 2), range_of(num_support, "num_support", 1)
+    queries = range_of(num_query, "num_query", 1)
+    for limits, option in ((ways, "num_ways"), (shots, "num_support")):
+        if limits[0] != limits[1]:
+            raise ValueError(f"{option} is {limits}; a stream takes one number.")
+    check_enough(names, counts, 1, ways[0], shots[0] + queries[0])
+    episodes = _Episodes(images, order, starts, counts, ways[0], shots[0], queries[0], seed)
+
+    def batches(num_tasks: int, start: int, share: slice | None = None) -> Iterator[Task]:
+        return _read(episodes, num_tasks, start, threads, workers, share)
+
+    label = name or f"{num_ways}way-{num_support}shot"
+    return TaskStream(batches=batches, name=f"{label} seed {seed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Episodes:
+    """`number -> arrays of a task`, readable in any order and from any thread."""
+
+    images: Sequence[np.ndarray]
+    order: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+    ways: int
+    shots: int
+    queries: int
+    seed: int
+
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng((self.seed, int(number)))
+        per_class = self.shots + self.queries
+        classes = rng.permutation(len(self.counts))[: self.ways]
+        rows = np.stack(
+            [
+                self.starts[c] + rng.choice(self.counts[c], per_class, replace=False)
+                for c in classes
+            ]
+        )
+        arrays = {"class_ids": classes.astype(np.int32)}
+        for part, chosen in (
+            ("support", slice(0, self.shots)),
+            ("query", slice(self.shots, None)),
+        ):
+            places = rows[:, chosen].reshape(-1)
+            y = np.repeat(np.arange(self.ways, dtype=np.int32), places.size // self.ways)
+            shuffled = rng.permutation(places.size)
+            x = np.stack([self.images[int(self.order[p])] for p in places[shuffled]])
+            arrays[f"{part}_x"], arrays[f"{part}_y"] = _scaled(x), y[shuffled]
+        return arrays
+
+
+def _scaled(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1)
+
+
+def _read(
+    episodes: _Episodes,
+    num_tasks: int,
+    start: int,
+    threads: int,
+    workers: int,
+    share: slice | None,
+) -> Iterator[Task]:
+    """Batches of tasks from batch `start` on; of each batch the rows of `share`."""
+    try:
+        import grain
+    except ImportError as error:
+        raise ImportError(
+            "ml.data.stream reads through Grain, which is not installed: pip install grain"
+        ) from error
+    kept = range(num_tasks)[share or slice(None)]
+
+    def number(place: int) -> int:
+        batch, row = divmod(place, len(kept))
+        return (start + batch) * num_tasks + kept[row]
+
+    dataset = grain.MapDataset.range(MANY).map(lambda place: episodes(number(place)))
+    rows = dataset.batch(len(kept)).to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
+    )
+    if workers:
+        rows = rows.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    for arrays in rows:
+        yield _as_task(arrays)
+
+
+def _as_task(arrays: dict[str, np.ndarray]) -> Task:
+    def part(name: str) -> Examples:
+        y = arrays[f"{name}_y"]
+        return Examples(x=arrays[f"{name}_x"], y=y, mask=np.ones(y.shape, bool))
+
+    return Task(
+        support=part("support"),
+        query=part("query"),
+        info={"class_ids": arrays["class_ids"]},
+    )
