@@ -7,7 +7,10 @@ Accelerators want all tasks at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,17 +22,55 @@ CPU_BYTES_AT_ONCE = 600 * 2**20
 EVERYTHING = 1 << 30
 
 
+@dataclasses.dataclass
+class Choice:
+    """What was chosen while a program was traced.
+
+    Attributes:
+      limit: Tasks at once that are not to be exceeded.
+      chosen: The number taken, once something was traced.
+    """
+
+    limit: int = EVERYTHING
+    chosen: int | None = None
+
+
+_CHOICE_DEFAULT = Choice()
+_CHOICE: contextvars.ContextVar[Choice] = contextvars.ContextVar(
+    "tasks at once", default=_CHOICE_DEFAULT
+)
+
+
+@contextlib.contextmanager
+def choosing(limit: int = EVERYTHING) -> Iterator[Choice]:
+    """Keeps `"auto"` at or below a limit inside the block, and tells what it took."""
+    choice = Choice(limit)
+    token = _CHOICE.set(choice)
+    try:
+        yield choice
+    finally:
+        _CHOICE.reset(token)
+
+
 def tasks_at_once(fn: Callable[..., Any], *one_task: Any) -> int:
-    """Tasks to handle at once on the default backend.
+    """Tasks to handle at once on the default backend, within the limit of `choosing`.
 
     Args:
       fn: The computation on a batch of tasks.
       *one_task: Its arguments for a batch of one task.
     """
+    limit = _CHOICE.get().limit
     if jax.default_backend() != "cpu":
-        return EVERYTHING
+        return limit
     traffic = traced_bytes(jax.make_jaxpr(fn)(*one_task).jaxpr)
-    return max(1, int(CPU_BYTES_AT_ONCE // max(traffic, 1)))
+    return min(limit, max(1, int(CPU_BYTES_AT_ONCE // max(traffic, 1))))
+
+
+def note(chosen: int) -> None:
+    """Remembers the number taken for the block of `choosing` around, if any."""
+    choice = _CHOICE.get()
+    if choice is not _CHOICE_DEFAULT:
+        choice.chosen = chosen
 
 
 def traced_bytes(jaxpr: Any) -> int:

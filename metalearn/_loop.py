@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metalearn import _mesh
+from metalearn import _cost, _mesh
 from metalearn._task import Task, TaskSampler, TaskStream, sample_batch
 from metalearn._typing import Array, Key, Metrics, PyTree
 from metalearn.trainer import MetaTrainer, TrainState
@@ -23,6 +23,7 @@ def advance_of(
     tasks_per_step: int,
     key: Key,
     stops: bool,
+    limit: int,
 ) -> Advance:
     """`(state, totals, stop) -> (state, totals)`: outer steps up to number `stop`.
 
@@ -32,10 +33,12 @@ def advance_of(
       tasks_per_step: T.
       key: Of all steps.
       stops: Whether to go no further after a step that was not finite.
+      limit: Tasks at once that `task_chunk="auto"` must not exceed; another limit is
+        another program.
     """
     if isinstance(tasks, TaskStream):
-        return _streamed(trainer, tasks, tasks_per_step, key, stops)
-    loop = _compiled_loop(trainer, tasks.sample, tasks_per_step, stops)
+        return _streamed(trainer, tasks, tasks_per_step, key, stops, limit)
+    loop = _compiled_loop(trainer, tasks.sample, tasks_per_step, stops, limit)
     data, key = _mesh.everywhere((tasks.data, key))
 
     def advance(state: TrainState, totals: PyTree, stop: int):
@@ -45,7 +48,9 @@ def advance_of(
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled_loop(trainer: MetaTrainer, sample: Any, tasks_per_step: int, stops: bool):
+def _compiled_loop(
+    trainer: MetaTrainer, sample: Any, tasks_per_step: int, stops: bool, limit: int
+):
     """Cached, so that a second call of `fit` compiles nothing.
 
     The number to stop at is an argument: one program serves calls of any length.
@@ -69,9 +74,14 @@ def _compiled_loop(trainer: MetaTrainer, sample: Any, tasks_per_step: int, stops
 
 
 def _streamed(
-    trainer: MetaTrainer, stream: TaskStream, num: int, key: Key, stops: bool
+    trainer: MetaTrainer,
+    stream: TaskStream,
+    num: int,
+    key: Key,
+    stops: bool,
+    limit: int,
 ) -> Advance:
-    step, key = _compiled_step(trainer, stops), _mesh.everywhere(key)
+    step, key = _compiled_step(trainer, stops, limit), _mesh.everywhere(key)
     batches, ahead, ahead_of = None, None, None
 
     def fetch(number: int) -> Task:
@@ -93,7 +103,7 @@ def _streamed(
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled_step(trainer: MetaTrainer, stops: bool):
+def _compiled_step(trainer: MetaTrainer, stops: bool, limit: int):
     step = _one_step(trainer)
 
     def run(state: TrainState, totals: PyTree, tasks: Task, key: Key):
@@ -107,6 +117,52 @@ def _compiled_step(trainer: MetaTrainer, stops: bool):
         )
 
     return jax.jit(run, donate_argnums=(0, 1))
+
+
+class OutOfMemory(MemoryError):
+    """An outer step does not fit the memory of the device."""
+
+
+def first_call(
+    make: Callable[[int], Advance], state: TrainState, totals: PyTree, stop: int
+) -> tuple[Advance, TrainState, PyTree, int | None]:
+    """The first steps, with fewer tasks at once each time that memory ends.
+
+    Args:
+      make: `limit -> advance`.
+      state: Before the first step; kept for another try.
+      totals: Of the window.
+      stop: Number of the step to stop at.
+
+    Returns:
+      What to advance with from now on, the state and totals, and the number of tasks at
+      once, `None` if the program was compiled before.
+
+    Raises:
+      OutOfMemory: not even one task at a time fits; says what else to try.
+    """
+    limit = _cost.EVERYTHING
+    while True:
+        advance = make(limit)
+        with _cost.choosing(limit) as choice:
+            try:
+                found = advance(*jax.tree.map(jnp.copy, (state, totals)), stop)
+                return advance, *jax.block_until_ready(found), choice.chosen
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                # More than the limit: a fixed task_chunk, which is the user's word.
+                if choice.chosen in (None, 1) or choice.chosen > limit:
+                    raise OutOfMemory(_NO_ROOM.format(error=error)) from error
+                limit = choice.chosen // 2
+
+
+_NO_ROOM = (
+    "an outer step does not fit the memory of the device ({error}). task_chunk='auto' has "
+    "come down to one task at a time, a fixed task_chunk stays as it is: lower it. Then "
+    "store less of the inner loop: differentiation='mixed', 'remat' or 'nested' in place "
+    "of 'reverse', or fewer inner steps; or take a smaller network or fewer queries."
+)
 
 
 def _step_keys(key: Key, number: Array) -> Key:

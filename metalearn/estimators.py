@@ -108,6 +108,7 @@ def _in_chunks(
     """`map_tasks` on one device."""
     num = num_tasks(pairs[0])
     chunk = resolve_chunk(lambda *pair: fn(common, *pair), pairs, num, task_chunk)
+    _cost.note(chunk)
     if chunk >= num:
         return fn(common, *pairs)
 

@@ -11,7 +11,7 @@ import jax
 from metalearn import _mesh, environment, plots
 from metalearn.checkpoint import Checkpoints
 from metalearn.evaluation import Evaluation, evaluate
-from metalearn.fit import FitResult, Validation, fit
+from metalearn.training import FitResult, Validation, fit
 from metalearn.model import Variables
 from metalearn.recipes import Recipe
 from metalearn.recipes.base import Record

@@ -26,7 +26,7 @@ LAYERS = (
     ("algorithms",),
     ("evaluation",),
     ("_loop",),
-    ("fit",),
+    ("training",),
     ("plots",),
     ("recipes",),
     ("run_folder",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from metalearn import _checks, _mesh
-from metalearn._loop import advance_of, as_numbers, no_totals, row_of
+from metalearn._loop import advance_of, as_numbers, first_call, no_totals, row_of
 from metalearn._task import as_tasks
 from metalearn._typing import Key, LossFn, PyTree
 from metalearn.checkpoint import CheckpointMismatch
@@ -131,6 +132,7 @@ def fit(
     Raises:
       NonFiniteGradient: with the step; the last checkpoint is untouched.
       CheckpointMismatch: the checkpoint to resume is of another model or optimiser.
+      MemoryError: an outer step does not fit the device, not even a task at a time.
       ValueError: bad arguments or data, found before anything is computed.
 
     Example:
@@ -200,8 +202,10 @@ def fit(
             "checkpoint yourself."
         )
 
-    advance = advance_of(trainer, tasks, tasks_per_step, k_steps, nonfinite == "stop")
-    state = _copy(state)
+    make = functools.partial(
+        advance_of, trainer, tasks, tasks_per_step, k_steps, nonfinite == "stop"
+    )
+    advance, at_once, state = None, None, _copy(state)
     totals = jax.tree.map(lambda old, x: jnp.asarray(old, x.dtype), notes.totals, fresh)
     bar = Progress(num_steps, start=step, show=progress, label="meta-train")
     every = {log_every, validation.every if validation else num_steps}
@@ -212,7 +216,10 @@ def fit(
             stop = min(num_steps, *(step - step % n + n for n in every))
             stop = min(stop, step + steps_per_call)
             began = time.perf_counter()
-            state, totals = advance(state, totals, stop)
+            if advance is None:
+                advance, state, totals, at_once = first_call(make, state, totals, stop)
+            else:
+                state, totals = advance(state, totals, stop)
             first_bad = int(totals["first_bad"])  # waits for the device
             seconds = time.perf_counter() - began
             notes.seconds += seconds
@@ -231,6 +238,8 @@ def fit(
             last = step == num_steps
             if step % log_every == 0 or last:
                 row = row_of(step, totals, tasks_per_step, notes.window, notes.seconds)
+                if at_once is not None:
+                    row["tasks_at_once"], at_once = at_once, None
                 shown = _shown(row)
                 totals, notes.window = _copy(fresh), 0.0
                 _emit(row, notes, sinks)
