@@ -40,11 +40,11 @@ from metalearn.algorithms import (
 from metalearn.checkpoint import CheckpointMismatch, Checkpoints
 from metalearn.estimators import gradient_estimator
 from metalearn.evaluation import Evaluation, evaluate, paired_difference
-from metalearn.training import FitResult, NonFiniteGradient, Validation, fit
 from metalearn.learner import Estimate, MetaLearner, describe, is_transductive
 from metalearn.lowering import lower
 from metalearn.model import Model, Variables, from_apply_fn, from_linen, from_nnx
 from metalearn.trainer import MetaTrainer, TrainState, meta_trainer
+from metalearn.training import FitResult, NonFiniteGradient, Validation, fit
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,6 @@ import jax
 from metalearn import _mesh, environment, plots
 from metalearn.checkpoint import Checkpoints
 from metalearn.evaluation import Evaluation, evaluate
-from metalearn.training import FitResult, Validation, fit
 from metalearn.model import Variables
 from metalearn.recipes import Recipe
 from metalearn.recipes.base import Record
@@ -24,6 +23,7 @@ from metalearn.run_folder import (
     write_json,
 )
 from metalearn.sinks import Sink, json_lines, rewrite
+from metalearn.training import FitResult, Validation, fit
 
 
 def train(

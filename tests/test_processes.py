@@ -1,0 +1,92 @@
+"""Two processes on one machine train what one trains; when one dies the other stops."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from commands import final_arrays
+
+OPTIONS = [
+    "sinusoid-maml",
+    *("--steps=20", "--tasks-per-step=8", "--validate-every=10", "--checkpoint-every=10"),
+    *("--log-every=10", "--validation-tasks=8", "--test-tasks=8", "--eval-queries=5"),
+]
+
+
+def port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def start(*words):
+    environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "metalearn", "train", *map(str, words)],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_two(folder, *words):
+    shared = ("--devices=4", "--processes=2", f"--coordinator=localhost:{port()}")
+    return [
+        start(*OPTIONS, *words, "--out", folder, *shared, f"--process={p}") for p in (0, 1)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "alone"
+    done = start(*OPTIONS, "--out", folder)
+    _, err = done.communicate(timeout=120)
+    assert done.returncode == 0, err
+    return folder
+
+
+def test_two_processes_train_what_one_trains(alone, tmp_path):
+    folder = tmp_path / "two"
+    both = start_two(folder)
+    outputs = [process.communicate(timeout=180) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert "Meta-test" in outputs[0][0]
+    assert "Meta-test" not in outputs[1][0]  # one voice
+    (step, arrays), (other, others) = final_arrays(folder), final_arrays(alone)
+    assert step == other
+    for mine, theirs in zip(arrays, others, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
+    found, expected = (
+        json.loads((f / "results.json").read_text())["query/loss"]["mean"]
+        for f in (folder, alone)
+    )
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_when_one_process_dies_the_other_stops_and_the_run_goes_on(tmp_path):
+    folder = tmp_path / "killed"
+    both = start_two(folder, "--steps=1000000")
+    saved = folder / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not (saved.is_dir() and any(p.name.isdigit() for p in saved.iterdir())):
+        assert time.monotonic() < deadline and all(p.poll() is None for p in both)
+        time.sleep(0.2)
+    both[1].kill()
+    _, err = both[0].communicate(timeout=60)
+    assert both[0].returncode != 0
+    assert "process" in err and ("stopped" in err or "another task died" in err)
+    both[1].communicate()
+    steps = sorted(int(p.name) for p in saved.iterdir() if p.name.isdigit())
+    assert steps  # the finished checkpoints are there
