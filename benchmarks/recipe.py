@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -20,6 +22,8 @@ class RunRecipe:
       data_dir: Folder of the original archives, where the data set needs them.
       seed: Of training.
       run: Run folder; a finished run there is taken as it is, an unfinished one resumed.
+      evaluation: Options of `metalearn evaluate` for a second judgement of the run, such
+        as `--evaluation ways=20 queries=5`; kept in a file of its own.
       json: Where to write; `benchmarks/results/RECIPE-seedN.json` by default.
     """
 
@@ -27,6 +31,7 @@ class RunRecipe:
     data_dir: str | None = None
     seed: int = 0
     run: str | None = None
+    evaluation: tuple[str, ...] = ()
     json: str | None = None
 
     def run_benchmark(self) -> None:
@@ -37,8 +42,18 @@ class RunRecipe:
             argv += ["--resume"] if (folder / "config.json").is_file() else []
             if code := cli.main(argv):
                 raise SystemExit(code)
-        name = f"{self.recipe}-seed{self.seed}"
-        _harness.store(name, {"kind": "recipe", **summary(folder)}, self.json)
+        found = summary(folder)
+        name = "-".join([self.recipe, *self.evaluation, f"seed{self.seed}"])
+        if self.evaluation:
+            argv = ["evaluate", str(folder), "--json"]
+            argv += [f"--{option}" for option in self.evaluation]
+            argv += ["--data-dir", self.data_dir] if self.data_dir else []
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                if code := cli.main(argv):
+                    raise SystemExit(code)
+            found["result"] = json.loads(out.getvalue())
+            found["evaluation"] = self.evaluation
+        _harness.store(name, {"kind": "recipe", **found}, self.json)
 
 
 def summary(folder: Path) -> dict:

@@ -66,6 +66,8 @@ class EvaluateOptions:
       ways: Classes of a task.
       shots: Support examples of a class.
       queries: Query examples of a class.
+      norm_policy: Which statistics batch norm uses: "batch" is transductive, "support"
+        is not; as in training if None.
       seed: Of the test tasks; not related to the seed of training.
       json: Prints JSON alone to stdout.
     """
@@ -80,6 +82,7 @@ class EvaluateOptions:
     ways: int | None = None
     shots: int | None = None
     queries: int | None = None
+    norm_policy: str | None = None
     seed: int = 0
     json: bool = False
 
@@ -194,6 +197,7 @@ def for_evaluation(recipe: Recipe, options: EvaluateOptions) -> Recipe:
         "eval_ways": options.ways,
         "eval_shots": options.shots,
         "eval_queries": options.queries,
+        "norm_policy": options.norm_policy,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
     if options.dataset is not None:
@@ -208,4 +212,12 @@ def for_evaluation(recipe: Recipe, options: EvaluateOptions) -> Recipe:
     asked = {name: value for name, value in asked.items() if name in known}
     changed = dataclasses.replace(recipe, **asked)
     changed.check()
+    if options.norm_policy in ("running", "per_step") or (
+        options.norm_policy and recipe.norm_policy == "per_step"
+    ):
+        raise ValueError(
+            f"norm_policy {options.norm_policy!r} was given to a run trained with "
+            f"{recipe.norm_policy or 'the default'!r}: its averages are not those that "
+            "would be read. Evaluate with support or batch, or leave the option out."
+        )
     return changed

@@ -25,6 +25,8 @@ from metalearn.run_folder import (
 from metalearn.sinks import Sink, json_lines, rewrite
 from metalearn.training import FitResult, Validation, fit
 
+EPISODE = ("test_ways", "test_shots", "eval_queries")
+
 
 def train(
     run: Run,
@@ -154,7 +156,7 @@ def results(
     recipe = recipe or run.recipe
     settings = {
         name: getattr(recipe, name)
-        for name in ("test_ways", "test_shots", "eval_queries", "eval_inner_steps")
+        for name in (*EPISODE, "eval_inner_steps", "norm_policy")
         if hasattr(recipe, name)
     }
     return {

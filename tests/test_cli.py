@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commands import PER_CLASS, _png, ok, refused, rows, run
 
-from metalearn import cli, environment
+from metalearn import cli, cli_options, environment, recipes
 
 # Orbax leaves its event loop and threads to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -66,9 +66,21 @@ def test_evaluate_other_tasks(trained):
     assert (found["test_ways"], found["test_shots"], found["test_seed"]) == (2, 2, 3)
     assert found["num_tasks"] == 4
     assert found["query/accuracy"]["mean"] > 0
+    assert not found["transductive"]
     assert re.search(
         r"2-way 2-shot: .* ± ", ok("evaluate", trained, "--ways=2", "--shots=2")
     )
+
+
+def test_evaluate_with_other_statistics(trained):
+    assert "expected one of" in refused("evaluate", trained, "--norm-policy=all")
+    assert "has no effect" in refused("evaluate", trained, "--norm-policy=batch")  # no norm
+    options = cli_options.EvaluateOptions(run="", norm_policy="batch")
+    recipe = recipes.find("glyphs-maml").recipe
+    assert cli_options.for_evaluation(recipe, options).norm_policy == "batch"
+    options = cli_options.EvaluateOptions(run="", norm_policy="running")
+    with pytest.raises(ValueError, match="averages are not those"):
+        cli_options.for_evaluation(recipe, options)
 
 
 def test_evaluate_another_alphabet(base, trained):
