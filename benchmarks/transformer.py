@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.inner import unroll
+from metalearn.inner import Implicit, unroll
 
 
 class Decoder(nn.Module):
@@ -42,7 +42,8 @@ class Decoder(nn.Module):
 def meta_gradient(differentiation, num_steps: int, *, rate: float = 1e-3):
     """`(params, batches [S + 1, B, L]) -> gradient` of the last batch's loss after S steps.
 
-    Adam inside, the initialisation as meta-parameters, a fresh batch each step.
+    Adam inside, the initialisation as meta-parameters, a fresh batch each step; for
+    `Implicit` with a proximal term.
     """
     model = Decoder()
     opt = optax.adam(rate, eps_root=1e-8)
@@ -53,8 +54,15 @@ def meta_gradient(differentiation, num_steps: int, *, rate: float = 1e-3):
         return losses.mean()
 
     def objective(params, batches):
+        def loss(adapted, step):
+            value = loss_on(adapted, batches[step])
+            if isinstance(differentiation, Implicit):  # what ties its end to its start
+                apart = jax.tree.map(jnp.subtract, adapted, params)
+                value += 0.5 * optax.tree.norm(apart, squared=True)
+            return value, {}
+
         found = unroll(
-            lambda p, step: (loss_on(p, batches[step]), {}),
+            loss,
             params,
             opt,
             num_steps=num_steps,

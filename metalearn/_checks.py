@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -139,28 +140,46 @@ def inner_optimiser_on(params: Any, inner_opt: Any, hparams: Any) -> None:
       ValueError: its update has no finite derivative at a zero gradient.
     """
 
-    def filled(leaf: Any, value: float) -> np.ndarray:
-        return np.full(jnp.shape(leaf), value, jnp.result_type(leaf))
-
-    opt = inner_opt
-    if not isinstance(opt, optax.GradientTransformation):
-        opt = opt(jax.tree.map(lambda h: filled(h, 0.1), hparams))
-    elif is_differentiable(opt) is not None:
+    transformation = isinstance(inner_opt, optax.GradientTransformation)
+    if transformation and is_differentiable(inner_opt) is not None:
         return  # decided when the learner was made
-    grads = jax.tree.map(lambda p: filled(p, 0.0), params)
-    if is_differentiable(opt, grads) is False:
+
+    def sample(leaf: Any) -> np.ndarray:
+        """Ones and zeros in turn, for all zeros are a case of their own."""
+        size = np.prod(jnp.shape(leaf), dtype=int)
+        values = np.array([next(turns) for _ in range(min(size, 2))] * size)[:size]
+        return values.reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
+
+    turns = itertools.cycle((1, 0))
+
+    def concrete(leaf: Any) -> Any:
+        """The number itself, or inside a trace one that stands for it."""
+        if isinstance(leaf, jax.core.Tracer):
+            return np.full(leaf.shape, 0.1, leaf.dtype)
+        return leaf
+
+    made = jax.tree.map(concrete, hparams)
+    if is_differentiable(inner_opt, jax.tree.map(sample, params), made) is False:
         raise ValueError(_NOT_DIFFERENTIABLE)
 
 
-def is_differentiable(opt: optax.GradientTransformation, grads: Any = None) -> bool | None:
+def is_differentiable(
+    inner_opt: Any, grads: Any = None, hparams: Any = None
+) -> bool | None:
     """Whether two updates have finite derivatives with respect to these gradients.
 
     `None` if that cannot be told: the optimiser refuses the structure of the gradients,
     which are a small sample unless given.
+
+    Args:
+      inner_opt: An optax transformation, or a function of `hparams` that makes one.
+      grads: Concrete arrays.
+      hparams: Concrete arrays.
     """
-    grads = _SAMPLE if grads is None else grads
 
     def moved(grads: Any) -> jax.Array:
+        transformation = isinstance(inner_opt, optax.GradientTransformation)
+        opt = inner_opt if transformation else inner_opt(hparams)
         params = jax.tree.map(jnp.ones_like, grads)
         state = opt.init(params)
         for _ in range(2):
@@ -169,9 +188,9 @@ def is_differentiable(opt: optax.GradientTransformation, grads: Any = None) -> b
         return sum(jnp.sum(p) for p in jax.tree.leaves(params))
 
     with jax.ensure_compile_time_eval():
-        grads = jax.tree.map(jnp.asarray, grads)
+        grads = jax.tree.map(jnp.asarray, _SAMPLE if grads is None else grads)
         try:
             slopes = jax.jit(jax.grad(moved))(grads)
+            return all(bool(jnp.all(jnp.isfinite(s))) for s in jax.tree.leaves(slopes))
         except (TypeError, ValueError, KeyError):
             return None
-        return all(bool(jnp.all(jnp.isfinite(s))) for s in jax.tree.leaves(slopes))

@@ -24,32 +24,80 @@ EVERYTHING = 1 << 30
 
 @dataclasses.dataclass
 class Choice:
-    """What was chosen while a program was traced.
+    """What is chosen while a program is traced.
 
     Attributes:
       limit: Tasks at once that are not to be exceeded.
-      chosen: The number taken, once something was traced.
+      chosen: The number taken, once the program was traced.
     """
 
     limit: int = EVERYTHING
     chosen: int | None = None
 
 
-_CHOICE_DEFAULT = Choice()
-_CHOICE: contextvars.ContextVar[Choice] = contextvars.ContextVar(
-    "tasks at once", default=_CHOICE_DEFAULT
+_CHOICE: contextvars.ContextVar[Choice | None] = contextvars.ContextVar(
+    "tasks at once", default=None
 )
 
 
 @contextlib.contextmanager
-def choosing(limit: int = EVERYTHING) -> Iterator[Choice]:
-    """Keeps `"auto"` at or below a limit inside the block, and tells what it took."""
-    choice = Choice(limit)
+def choosing(choice: Choice) -> Iterator[None]:
+    """Around what is traced: keeps `"auto"` within the limit, notes what was taken."""
     token = _CHOICE.set(choice)
     try:
-        yield choice
+        yield
     finally:
         _CHOICE.reset(token)
+
+
+def note(chosen: int) -> None:
+    """Remembers the number taken for the block of `choosing` around, if any."""
+    if choice := _CHOICE.get():
+        choice.chosen = chosen
+
+
+class OutOfMemory(MemoryError):
+    """A program does not fit the memory of the device."""
+
+
+def with_room(
+    make: Callable[[int], tuple[Callable, Choice]], call: Callable, *args: Any
+) -> tuple[Callable, Any, Choice]:
+    """Runs a program, made again for fewer tasks at once each time that memory ends.
+
+    Args:
+      make: `limit -> (program, its choice)`.
+      call: `(program, *args)`, runs it and waits; has to leave the arguments whole.
+      *args: Of `call`.
+
+    Returns:
+      The program that fits, its first result, and its choice.
+
+    Raises:
+      OutOfMemory: not even one task at a time fits, or several processes would have to
+        agree on less; says what else to try.
+    """
+    limit = EVERYTHING
+    while True:
+        program, choice = make(limit)
+        try:
+            return program, call(program, *args), choice
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            # More than the limit: a fixed task_chunk, which is the user's word.
+            fixed = choice.chosen is None or choice.chosen > limit
+            if fixed or choice.chosen == 1 or jax.process_count() > 1:
+                raise OutOfMemory(_NO_ROOM.format(choice.chosen, error)) from error
+            limit = choice.chosen // 2
+
+
+_NO_ROOM = (
+    "a step with {} tasks at once does not fit the memory of the device ({}). Lower "
+    "task_chunk, if it is not 1 already. Then store less of the inner loop: "
+    "differentiation='mixed', 'remat' or 'nested' in place of 'reverse', or fewer inner "
+    "steps; or take a smaller network or fewer queries."
+)
 
 
 def tasks_at_once(fn: Callable[..., Any], *one_task: Any) -> int:
@@ -59,18 +107,12 @@ def tasks_at_once(fn: Callable[..., Any], *one_task: Any) -> int:
       fn: The computation on a batch of tasks.
       *one_task: Its arguments for a batch of one task.
     """
-    limit = _CHOICE.get().limit
+    choice = _CHOICE.get()
+    limit = EVERYTHING if choice is None else choice.limit
     if jax.default_backend() != "cpu":
         return limit
     traffic = traced_bytes(jax.make_jaxpr(fn)(*one_task).jaxpr)
     return min(limit, max(1, int(CPU_BYTES_AT_ONCE // max(traffic, 1))))
-
-
-def note(chosen: int) -> None:
-    """Remembers the number taken for the block of `choosing` around, if any."""
-    choice = _CHOICE.get()
-    if choice is not _CHOICE_DEFAULT:
-        choice.chosen = chosen
 
 
 def traced_bytes(jaxpr: Any) -> int:

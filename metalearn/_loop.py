@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from metalearn import _cost, _mesh
-from metalearn._task import Task, TaskSampler, TaskStream, sample_batch
+from metalearn._task import Task, TaskSampler, TaskStream, next_batch, sample_batch
 from metalearn._typing import Array, Key, Metrics, PyTree
 from metalearn.trainer import MetaTrainer, TrainState
 
@@ -23,8 +23,9 @@ def advance_of(
     tasks_per_step: int,
     key: Key,
     stops: bool,
+    num_steps: int,
     limit: int,
-) -> Advance:
+) -> tuple[Advance, _cost.Choice]:
     """`(state, totals, stop) -> (state, totals)`: outer steps up to number `stop`.
 
     Args:
@@ -33,18 +34,20 @@ def advance_of(
       tasks_per_step: T.
       key: Of all steps.
       stops: Whether to go no further after a step that was not finite.
+      num_steps: Where training ends; nothing is read beyond it.
       limit: Tasks at once that `task_chunk="auto"` must not exceed; another limit is
         another program.
     """
     if isinstance(tasks, TaskStream):
-        return _streamed(trainer, tasks, tasks_per_step, key, stops, limit)
-    loop = _compiled_loop(trainer, tasks.sample, tasks_per_step, stops, limit)
+        step, choice = _compiled_step(trainer, stops, limit)
+        return _streamed(step, tasks, tasks_per_step, key, num_steps), choice
+    loop, choice = _compiled_loop(trainer, tasks.sample, tasks_per_step, stops, limit)
     data, key = _mesh.everywhere((tasks.data, key))
 
     def advance(state: TrainState, totals: PyTree, stop: int):
         return loop(state, totals, data, key, jnp.asarray(stop, jnp.int32))
 
-    return advance
+    return advance, choice
 
 
 @functools.lru_cache(maxsize=64)
@@ -55,7 +58,7 @@ def _compiled_loop(
 
     The number to stop at is an argument: one program serves calls of any length.
     """
-    step = _one_step(trainer)
+    step, choice = _one_step(trainer), _cost.Choice(limit)
 
     def run(state: TrainState, totals: PyTree, data: PyTree, key: Key, stop: Array):
         def body(carry: tuple) -> tuple:
@@ -68,35 +71,33 @@ def _compiled_loop(
             state, totals = carry
             return (state.step < stop) & ~(_halted(totals) & stops)
 
-        return _mesh.replicated(jax.lax.while_loop(goes_on, body, (state, totals)))
+        with _cost.choosing(choice):
+            return _mesh.replicated(jax.lax.while_loop(goes_on, body, (state, totals)))
 
-    return jax.jit(run, donate_argnums=(0, 1))
+    return jax.jit(run, donate_argnums=(0, 1)), choice
 
 
 def _streamed(
-    trainer: MetaTrainer,
-    stream: TaskStream,
-    num: int,
-    key: Key,
-    stops: bool,
-    limit: int,
+    step: Callable, stream: TaskStream, num: int, key: Key, num_steps: int
 ) -> Advance:
-    step, key = _compiled_step(trainer, stops, limit), _mesh.everywhere(key)
-    batches, ahead, ahead_of = None, None, None
+    key = _mesh.everywhere(key)
+    batches, place = None, None
+    ahead = None
 
     def fetch(number: int) -> Task:
-        nonlocal batches, ahead_of
-        if batches is None or ahead_of != number:
+        nonlocal batches, place
+        if place != number:
             batches = stream.batches(num, number, _mesh.local_share(num))
-        ahead_of = number + 1
-        return _mesh.place_tasks(next(batches))
+        place = number + 1
+        return _mesh.place_tasks(next_batch(batches, number))
 
     def advance(state: TrainState, totals: PyTree, stop: int):
         nonlocal ahead
         for number in range(int(state.step), stop):
             tasks = fetch(number) if ahead is None else ahead
             state, totals = step(state, totals, tasks, key)
-            ahead = fetch(number + 1)  # while the device computes
+            # While the device computes.
+            ahead = fetch(number + 1) if number + 1 < num_steps else None
         return state, totals
 
     return advance
@@ -104,65 +105,20 @@ def _streamed(
 
 @functools.lru_cache(maxsize=64)
 def _compiled_step(trainer: MetaTrainer, stops: bool, limit: int):
-    step = _one_step(trainer)
+    step, choice = _one_step(trainer), _cost.Choice(limit)
 
     def run(state: TrainState, totals: PyTree, tasks: Task, key: Key):
         k_step = _step_keys(key, state.step)[1]
-        return _mesh.replicated(
-            jax.lax.cond(
-                _halted(totals) & stops,
-                lambda: (state, totals),
-                lambda: step(state, totals, tasks, k_step),
+        with _cost.choosing(choice):
+            return _mesh.replicated(
+                jax.lax.cond(
+                    _halted(totals) & stops,
+                    lambda: (state, totals),
+                    lambda: step(state, totals, tasks, k_step),
+                )
             )
-        )
 
-    return jax.jit(run, donate_argnums=(0, 1))
-
-
-class OutOfMemory(MemoryError):
-    """An outer step does not fit the memory of the device."""
-
-
-def first_call(
-    make: Callable[[int], Advance], state: TrainState, totals: PyTree, stop: int
-) -> tuple[Advance, TrainState, PyTree, int | None]:
-    """The first steps, with fewer tasks at once each time that memory ends.
-
-    Args:
-      make: `limit -> advance`.
-      state: Before the first step; kept for another try.
-      totals: Of the window.
-      stop: Number of the step to stop at.
-
-    Returns:
-      What to advance with from now on, the state and totals, and the number of tasks at
-      once, `None` if the program was compiled before.
-
-    Raises:
-      OutOfMemory: not even one task at a time fits; says what else to try.
-    """
-    limit = _cost.EVERYTHING
-    while True:
-        advance = make(limit)
-        with _cost.choosing(limit) as choice:
-            try:
-                found = advance(*jax.tree.map(jnp.copy, (state, totals)), stop)
-                return advance, *jax.block_until_ready(found), choice.chosen
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                # More than the limit: a fixed task_chunk, which is the user's word.
-                if choice.chosen in (None, 1) or choice.chosen > limit:
-                    raise OutOfMemory(_NO_ROOM.format(error=error)) from error
-                limit = choice.chosen // 2
-
-
-_NO_ROOM = (
-    "an outer step does not fit the memory of the device ({error}). task_chunk='auto' has "
-    "come down to one task at a time, a fixed task_chunk stays as it is: lower it. Then "
-    "store less of the inner loop: differentiation='mixed', 'remat' or 'nested' in place "
-    "of 'reverse', or fewer inner steps; or take a smaller network or fewer queries."
-)
+    return jax.jit(run, donate_argnums=(0, 1)), choice
 
 
 def _step_keys(key: Key, number: Array) -> Key:

@@ -1,6 +1,6 @@
 """Tasks shared among devices and processes, on JAX's own meshes.
 
-A mesh with the axis `tasks`, made current by `jax.set_mesh`, is all there is to ask for:
+A mesh from `task_mesh`, made current by `jax.set_mesh`, is all there is to ask for:
 sampling, meta-gradients and evaluation then run on each device's share of the tasks, and
 what is learned is the same on all of them. Without one, everything here does nothing.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -66,6 +67,12 @@ def shares() -> int:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or TASKS not in mesh.axis_names or TASKS in mesh.manual_axes:
         return 1
+    kind = mesh.axis_types[mesh.axis_names.index(TASKS)]
+    if kind != AxisType.Auto:
+        raise ValueError(
+            f"the current mesh has an axis {TASKS!r} of type {kind.name}; expected Auto. "
+            "Make the mesh by ml.task_mesh."
+        )
     return mesh.shape[TASKS]
 
 
@@ -114,16 +121,14 @@ def check_divides(num_tasks: int, num: int) -> None:
 
 def everywhere(tree: PyTree) -> PyTree:
     """The same arrays on all devices of the current mesh; concrete arrays only."""
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
-        return tree
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    mesh = _tasks_mesh()
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P()))
 
 
 def local_share(num_tasks: int) -> slice | None:
     """Which tasks of a batch this process has to provide; `None` for all."""
     processes, here = jax.process_count(), jax.process_index()
-    if processes == 1:
+    if processes == 1 or shares() == 1:
         return None
     each = num_tasks // processes
     return slice(here * each, (here + 1) * each)
@@ -143,17 +148,22 @@ def place_tasks(tasks: PyTree) -> PyTree:
 
 def replicated(tree: PyTree) -> PyTree:
     """Inside a compiled function: results that every device and process holds."""
-    if jax.sharding.get_abstract_mesh().empty:
+    if shares() == 1:
         return tree
     return jax.lax.with_sharding_constraint(tree, P())
 
 
 def sharding() -> Any:
     """Where arrays of a checkpoint are restored to."""
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
+    mesh = _tasks_mesh()
+    if mesh is None:
         return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return NamedSharding(mesh, P())
+
+
+def _tasks_mesh() -> Mesh | None:
+    mesh = jax.sharding.get_mesh()
+    return None if mesh.empty or TASKS not in mesh.axis_names else mesh
 
 
 def leads() -> bool:
@@ -161,28 +171,64 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
-def wait_for_all(name: str) -> None:
-    """Holds every process until all have come to the point called `name`."""
+def agree(number: int) -> int:
+    """The number that the first process gives; all have to ask at the same place.
+
+    What decides how a compiled program is called must not differ between processes.
+    """
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def all_succeed(error: Exception | None) -> None:
+    """Raises on every process if any has an error; all have to come here.
+
+    Raises:
+      Exception: the own error.
+      RuntimeError: another process has one.
+    """
+    failed = np.zeros(1)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(name)
+        failed = multihost_utils.process_allgather(np.int32(error is not None))
+    if error is not None:
+        raise error
+    if np.any(failed):
+        raise RuntimeError(
+            f"process {int(np.argmax(failed))} of this run has failed; its own message "
+            "says why."
+        )
 
 
 @contextlib.contextmanager
-def leader_first(name: str) -> Iterator[None]:
-    """The first process goes through this block before the others enter it."""
+def leader_first() -> Iterator[None]:
+    """The first process goes through this block before the others enter it.
+
+    Raises:
+      RuntimeError: on every process without an error of its own, if another has one.
+    """
     if not leads():
-        wait_for_all(name)
-    yield
+        all_succeed(None)
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
     if leads():
-        wait_for_all(name)
+        all_succeed(error)
+    all_succeed(error)
 
 
 __all__ = [
     "TASKS",
     "check_divides",
     "everywhere",
+    "agree",
+    "all_succeed",
     "leader_first",
     "leads",
     "local_share",
@@ -192,5 +238,4 @@ __all__ = [
     "sharding",
     "shares",
     "task_mesh",
-    "wait_for_all",
 ]

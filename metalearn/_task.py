@@ -100,7 +100,7 @@ class TaskStream:
     """Tasks that are made on the host and brought to the device batch by batch.
 
     Attributes:
-      batches: `(num_tasks, start, share=None) -> iterator`: batches of `num_tasks` tasks,
+      batches: `(num_tasks, start, share=None) -> endless iterator`: of `num_tasks` tasks,
         NumPy arrays `[T, ...]`, from batch number `start` on; of each the rows of the
         slice `share` only, if one is given. Equal arguments give equal batches.
       name: Shown in logs and results; names the seed.
@@ -112,6 +112,20 @@ class TaskStream:
     def first(self, key: Key | None = None) -> Task:
         """A task to take shapes from; the first, whatever the key."""
         return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), next(self.batches(1, 0)))
+
+
+def next_batch(batches: Iterator[Task], number: int) -> Task:
+    """The next batch of a stream.
+
+    Raises:
+      ValueError: there is none.
+    """
+    for batch in batches:
+        return batch
+    raise ValueError(
+        f"the stream of tasks ended before batch {number}; it has to go on for as long as "
+        "training and evaluation ask. Repeat its examples, or ask for fewer steps."
+    )
 
 
 def as_tasks(

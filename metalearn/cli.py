@@ -30,7 +30,7 @@ HELP = """usage: metalearn COMMAND [OPTIONS]
   metalearn --version
   --debug                        with any command: show the traceback of an error
 """
-USER_ERROR, INTERRUPTED = 2, 130
+FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,11 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, MemoryError) as error:
         if debug:
             raise
         print(f"metalearn: error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, ml.NonFiniteGradient) else USER_ERROR
+        failed = isinstance(error, (ml.NonFiniteGradient, MemoryError))
+        return FAILED if failed else USER_ERROR
+    except RuntimeError as error:
+        if debug or jax.process_count() == 1:
+            raise
+        print(f"metalearn: error: {error}", file=sys.stderr)
+        return FAILED
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -150,13 +156,13 @@ def _train_here(
         f"Device {device['kind']} x {used}{processes}, {device['cores']} CPU cores"
     )
     data_dir = options.data_dir or runs.stored_data_dir(folder)
-    with _mesh.leader_first("data"):  # the others find the records prepared
+    with _mesh.leader_first():  # the others find the records prepared
         data = recipe.load_data(data_dir, ("train", "validation", "test"))
     record = recipe.describe_data(data)
     _say_data(record)
     for part in ("train", "validation", "test"):
         recipe.tasks(data, part)  # refuses too few classes before a folder is made
-    with _mesh.leader_first("run folder"):
+    with _mesh.leader_first():
         run = runs.start(
             folder,
             name=name,
@@ -165,6 +171,10 @@ def _train_here(
             record=record,
             data_dir=data_dir,
         )
+        if not _mesh.leads():  # with the same options as the first
+            runs.check_folder(
+                folder, name=name, recipe=recipe, seed=options.seed, resume=True
+            )
     try:
         if step := runs.checkpoint_step(run):
             _say(f"Going on from step {step:,} of {recipe.steps:,}")
@@ -186,7 +196,8 @@ def _train_here(
 
 
 def _say_how_to_go_on(what: str, argv: list[str], run: runs.Run) -> None:
-    steps = [int(p.name) for p in (run.folder / "checkpoints").glob("[0-9]*")]
+    folder = run.folder / "checkpoints"
+    steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
     saved = f"saved up to step {max(steps):,}" if steps else "nothing saved yet"
     again = [*argv, *([] if "--resume" in argv else ["--resume"])]
     print(
@@ -204,7 +215,8 @@ def _finish(run: runs.Run, data: Any, trained: ml.FitResult, began: float) -> No
     if not _mesh.leads():
         return
     runs.write_json(run.results_path, results)
-    pictures = runs.draw(run, data, trained)
+    with jax.set_mesh(None):  # this process alone
+        pictures = runs.draw(run, data, trained)
     _say(f"\nMeta-test, {result.tasks}: {result}")
     _say(
         f"Training took {_time(results['training_seconds'])}, the evaluation "

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalearn import _checks, _cost, _mesh, metrics
-from metalearn._task import Examples, Task, TaskStream, as_tasks
+from metalearn._task import Examples, Task, TaskStream, as_tasks, next_batch
 from metalearn._typing import Array, Key, LossFn, PyTree
 from metalearn.learner import MetaLearner, describe, is_transductive
 from metalearn.model import Variables
@@ -119,19 +119,25 @@ def evaluate(
     batch, shares = min(tasks_per_call, num_tasks), _mesh.shares()
     batch = -(-batch // shares) * shares
     if isinstance(tasks, TaskStream):
-        run, chunks = _evaluator(learner, _row, loss_fn), tasks.batches(batch, 0)
+        draw, batches = _row, tasks.batches(batch, 0)
     else:
-        run, chunks = _evaluator(learner, _Drawn(tasks.sample), loss_fn), None
-        data = _mesh.everywhere(tasks.data)
+        draw, data = _Drawn(tasks.sample), _mesh.everywhere(tasks.data)
     key, variables = _mesh.everywhere((key, variables))
+    run = None
     bar = Progress(num_tasks, show=progress, label="evaluate", unit="task")
     parts, transductive = [], False
     for start in range(0, num_tasks, batch):
         # The last batch runs over the end and is cut, so that all share one program.
         numbers = jnp.arange(start, start + batch, dtype=jnp.int32)
-        if chunks is not None:
-            data = _mesh.everywhere(next(chunks))
-        values, flag = run((variables, data, key), numbers)
+        if draw is _row:
+            data = _mesh.everywhere(next_batch(batches, start // batch))
+        common = (variables, data, key)
+        if run is None:
+            make = functools.partial(_evaluator, learner, draw, loss_fn)
+            call = lambda run, *args: jax.block_until_ready(run(*args))
+            run, (values, flag), _ = _cost.with_room(make, call, common, numbers)
+        else:
+            values, flag = run(common, numbers)
         transductive |= bool(flag)
         used = min(batch, num_tasks - start)
         parts.append({k: np.asarray(v)[:used] for k, v in values.items()})
@@ -196,8 +202,9 @@ def _row(tasks: Task, key: Key, number: Array) -> Task:
 
 
 @functools.lru_cache(maxsize=64)
-def _evaluator(learner: MetaLearner, draw: Any, loss_fn: LossFn | None):
+def _evaluator(learner: MetaLearner, draw: Any, loss_fn: LossFn | None, limit: int):
     """The compiled evaluation; cached so that a second call compiles nothing."""
+    choice = _cost.Choice(limit)
 
     def adapted_to(common: tuple, number: Array) -> tuple[Task, Any, Key]:
         variables, data, key = common
@@ -217,15 +224,17 @@ def _evaluator(learner: MetaLearner, draw: Any, loss_fn: LossFn | None):
     def several(common: tuple, numbers: Array) -> tuple[tuple, dict[str, Array]]:
         one = functools.partial(report_of, common)
         chunk = min(numbers.shape[0], _cost.tasks_at_once(jax.vmap(one), numbers[:1]))
+        _cost.note(chunk)
         return (), jax.lax.map(one, numbers, batch_size=chunk)
 
     def run(common: tuple, numbers: Array) -> tuple[dict[str, Array], Array]:
-        values = _mesh.share(several, common, numbers)[1]
+        with _cost.choosing(choice):
+            values = _mesh.share(several, common, numbers)[1]
         task, adapted, key = adapted_to(common, numbers[0])
         flag = is_transductive(learner, adapted, task.query.x, key=key)
         return _mesh.replicated((values, flag))
 
-    return jax.jit(run)
+    return jax.jit(run), choice
 
 
 def _labels_fit(outputs: Any, query: Examples) -> Array:

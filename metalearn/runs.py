@@ -41,7 +41,6 @@ def train(
     history = _restore(run, checkpoints)[1].get("history", [])
     if _mesh.leads():
         rewrite(run.metrics_path, history)
-        sinks = (json_lines(run.metrics_path), *sinks)
     validation = Validation(
         tasks=recipe.tasks(data, "validation"),
         learner=recipe.evaluation_learner(run.record),
@@ -59,7 +58,7 @@ def train(
             key=jax.random.key(run.seed),
             validation=validation,
             log_every=recipe.log_every,
-            sinks=sinks,
+            sinks=(json_lines(run.metrics_path), *sinks),
             progress=progress,
             checkpoints=checkpoints,
             checkpoint_every=recipe.checkpoint_every,
@@ -178,7 +177,8 @@ def draw(run: Run, data: Any, trained: FitResult) -> list[Path]:
     """Writes the learning curve and one meta-test task; returns their paths."""
     curve, episode = run.folder / "learning_curve.png", run.folder / "episode.png"
     plots.learning_curve(curve, trained.history, f"{run.name}, seed {run.seed}")
-    run.recipe.draw_episode(episode, run.record, data, trained.variables)
+    variables = jax.device_get(trained.variables)
+    run.recipe.draw_episode(episode, run.record, data, variables)
     return [curve, episode]
 
 

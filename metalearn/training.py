@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metalearn import _checks, _mesh
-from metalearn._loop import advance_of, as_numbers, first_call, no_totals, row_of
-from metalearn._task import as_tasks
+from metalearn import _checks, _cost, _mesh
+from metalearn._loop import advance_of, as_numbers, no_totals, row_of
+from metalearn._task import TaskSampler, as_tasks
 from metalearn._typing import Key, LossFn, PyTree
 from metalearn.checkpoint import CheckpointMismatch
 from metalearn.evaluation import check_task, evaluate
@@ -66,12 +66,15 @@ class FitResult:
       state: After the last step, to go on from.
       history: Rows as they were logged.
       best_step: Step of `variables`.
+      tasks_at_once: What `task_chunk="auto"` took, on each device; `None` if no step was
+        left to do.
     """
 
     variables: Variables
     state: TrainState
     history: list[dict[str, Any]]
     best_step: int
+    tasks_at_once: int | None = None
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -105,10 +108,11 @@ def fit(
     resume: bool = False,
     nonfinite: str = "stop",
 ) -> FitResult:
-    """Trains for `num_steps` outer steps with tasks drawn on the device.
+    """Trains for `num_steps` outer steps, with tasks drawn on the device or streamed.
 
-    Step i depends on the state, `key` and i only, so a resumed run repeats an
-    uninterrupted one bit for bit.
+    Step i depends on the state, `key`, i and, with a stream, its batch i only, so a
+    resumed run repeats an uninterrupted one bit for bit on the same number of devices,
+    and up to the order of summation on another.
 
     Args:
       trainer: From `meta_trainer`.
@@ -170,6 +174,10 @@ def fit(
     check_task(trainer.learner, state.variables, first)
     best = state.variables
     fresh = no_totals(trainer, state, first, tasks_per_step)
+    if validation:
+        validation = dataclasses.replace(validation, tasks=_placed(validation.tasks))
+    if not _mesh.leads():
+        sinks, progress = (), False
     _check_validation(validation, trainer.learner, state.variables)
     identity = {
         "learner": describe(trainer.learner),
@@ -203,7 +211,9 @@ def fit(
         )
 
     make = functools.partial(
-        advance_of, trainer, tasks, tasks_per_step, k_steps, nonfinite == "stop"
+        advance_of,
+        *(trainer, tasks, tasks_per_step, k_steps),
+        *(nonfinite == "stop", num_steps),
     )
     advance, at_once, state = None, None, _copy(state)
     totals = jax.tree.map(lambda old, x: jnp.asarray(old, x.dtype), notes.totals, fresh)
@@ -217,7 +227,10 @@ def fit(
             stop = min(stop, step + steps_per_call)
             began = time.perf_counter()
             if advance is None:
-                advance, state, totals, at_once = first_call(make, state, totals, stop)
+                advance, (state, totals), choice = _cost.with_room(
+                    make, _first_call, state, totals, stop
+                )
+                at_once = choice.chosen
             else:
                 state, totals = advance(state, totals, stop)
             first_bad = int(totals["first_bad"])  # waits for the device
@@ -227,6 +240,7 @@ def fit(
             done, step = stop - step, stop
             # Calls grow to half a second each, so that the bar moves and nothing waits.
             steps_per_call = max(1, min(2 * steps_per_call, _aim(done, seconds)))
+            steps_per_call = _mesh.agree(steps_per_call)
             if first_bad >= 0 and nonfinite == "stop":
                 raise NonFiniteGradient(
                     f"the meta-gradient, loss or update of step {first_bad} is not finite; "
@@ -238,8 +252,6 @@ def fit(
             last = step == num_steps
             if step % log_every == 0 or last:
                 row = row_of(step, totals, tasks_per_step, notes.window, notes.seconds)
-                if at_once is not None:
-                    row["tasks_at_once"], at_once = at_once, None
                 shown = _shown(row)
                 totals, notes.window = _copy(fresh), 0.0
                 _emit(row, notes, sinks)
@@ -259,8 +271,25 @@ def fit(
     if not validation or notes.best is None:  # none, or none that was a number
         best, notes.best_step = state.variables, step
     return FitResult(
-        variables=best, state=state, history=notes.history, best_step=notes.best_step
+        variables=best,
+        state=state,
+        history=notes.history,
+        best_step=notes.best_step,
+        tasks_at_once=at_once,
     )
+
+
+def _first_call(advance: Any, state: TrainState, totals: PyTree, stop: int) -> tuple:
+    """On copies: what memory ends for is still needed for another try."""
+    return jax.block_until_ready(advance(*_copy((state, totals)), stop))
+
+
+def _placed(tasks: Any) -> Any:
+    """Tasks whose data need not travel at each validation."""
+    tasks = as_tasks(tasks)
+    if isinstance(tasks, TaskSampler):
+        tasks = tasks._replace(data=_mesh.everywhere(tasks.data))
+    return tasks
 
 
 def _shown(row: dict[str, Any]) -> dict[str, float]:

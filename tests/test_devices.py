@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 from tiny import blobs, linen, plain
 
 import metalearn as ml
@@ -84,6 +85,16 @@ def test_a_run_goes_on_with_fewer_devices(tmp_path):
 
 
 def test_mistakes():
+    explicit = jax.make_mesh((2,), ("tasks",), axis_types=(AxisType.Explicit,))
+    message = r"Explicit.*ml\.task_mesh"
+    with jax.set_mesh(explicit), pytest.raises(ValueError, match=message):
+        ml.fit(
+            ml.meta_trainer(LEARNERS["maml"](), optax.sgd(0.1)),
+            blobs,
+            num_steps=1,
+            tasks_per_step=2,
+            key=jax.random.key(0),
+        )
     with pytest.raises(ValueError, match=r"expected 1 to 8.*jax_num_cpu_devices"):
         ml.task_mesh(9)
     with pytest.raises(ValueError, match=r"6 tasks do not divide over 4 devices.*4 or 8"):

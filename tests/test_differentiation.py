@@ -131,9 +131,28 @@ def test_implicit_gradient_on_a_quadratic_has_its_closed_form(x64):
     close(jax.grad(query_loss)(theta, lam, 300), found[0], rtol=1e-8)
 
 
-def test_unknown_choice_is_refused():
-    with pytest.raises(ValueError, match=r"'forward'.*mixed"):
-        ml.maml(linen(), ml.losses.cross_entropy, optax.sgd(0.1), differentiation="forward")
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ("forward", r"'forward'.*mixed"),
+        (Implicit(), "proximal term"),
+    ],
+)
+def test_choices_that_cannot_learn_are_refused(choice, words):
+    with pytest.raises(ValueError, match=words):
+        ml.maml(linen(), ml.losses.cross_entropy, optax.sgd(0.1), differentiation=choice)
+
+
+@pytest.mark.parametrize("how", [Implicit(cg_steps=0), Implicit(damping=-1.0)])
+def test_settings_of_the_implicit_solve_are_checked(how):
+    with pytest.raises(ValueError, match="cg_steps >= 1"):
+        unroll(
+            lambda p, step: (p**2, {}),
+            jnp.ones(()),
+            optax.sgd(0.1),
+            num_steps=1,
+            differentiation=how,
+        )
 
 
 def temporary_bytes(how, num_steps, rows=512, width=64):
@@ -144,7 +163,8 @@ def temporary_bytes(how, num_steps, rows=512, width=64):
             hidden = x * (1 + step)
             for w in params:
                 hidden = jnp.tanh(hidden @ w)
-            return jnp.mean(hidden**2), {}
+            apart = sum(jnp.sum((p - q) ** 2) for p, q in zip(params, start, strict=True))
+            return jnp.mean(hidden**2) + apart, {}
 
         opt = optax.adam(1e-2, eps_root=1e-8)
         found = unroll(loss, start, opt, num_steps=num_steps, differentiation=how)
@@ -153,6 +173,7 @@ def temporary_bytes(how, num_steps, rows=512, width=64):
     start = [jax.ShapeDtypeStruct((width, width), jnp.float32)] * 4
     x = jax.ShapeDtypeStruct((rows, width), jnp.float32)
     compiled = jax.jit(jax.grad(query_loss)).lower(start, x).compile()
+    assert "while" in compiled.as_text()  # there is something to measure
     return compiled.memory_analysis().temp_size_in_bytes, 4 * width * width * 4
 
 

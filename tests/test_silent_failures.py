@@ -194,6 +194,27 @@ def test_adam_in_disguise_is_refused_when_the_parameters_are_known():
 
 
 @pytest.mark.parametrize(
+    ("opt", "start"),
+    [
+        (lambda h: optax.sgd(jnp.exp(h)), jnp.log(0.01)),
+        (lambda h: optax.sgd(jax.nn.softplus(h)), jnp.zeros(())),
+        (lambda h: optax.chain(optax.clip_by_global_norm(10.0), optax.sgd(h)), 0.1),
+    ],
+)
+def test_learned_rates_may_be_made_of_anything(opt, start):
+    learner = ml.maml(_linear(1), ml.losses.mse, opt, inner_hparams=start, num_steps=2)
+    result = ml.fit(
+        ml.meta_trainer(learner, optax.adam(1e-2)),
+        ml.tasks.sinusoid(),
+        num_steps=2,
+        tasks_per_step=2,
+        key=jax.random.key(0),
+        progress=False,
+    )
+    assert result.variables.params["inner"] != start
+
+
+@pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda m: ml.maml(m, ml.losses.mse, optax.sgd(0.1), num_steps=2.5), "num_steps"),

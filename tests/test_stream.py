@@ -1,5 +1,6 @@
 """Streamed tasks: the invariants of episodes, exact resume, equal training."""
 
+import functools
 import itertools
 
 import jax
@@ -51,7 +52,8 @@ def test_episodes_keep_their_invariants():
 
 def test_a_stream_goes_on_where_it_stopped_in_any_number_of_workers():
     whole = take(tasks(), 6)
-    for other in (take(tasks(), 3, start=3), take(tasks(threads=1), 3, start=3)):
+    for options in ({}, {"threads": 1}, {"workers": 2}):
+        other = take(tasks(**options), 3, start=3)
         jax.tree.map(np.testing.assert_array_equal, whole[3:], other)
     shares = [take(tasks(), 2, share=slice(2 * p, 2 * p + 2)) for p in range(2)]
     jax.tree.map(
@@ -117,7 +119,34 @@ def test_devices_share_a_stream():
     )
 
 
+def test_arrays_on_disk_are_opened_again_by_the_workers(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (54, 8, 8, 1), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    make = functools.partial(ml.data.stream, num_ways=3, num_query=2)
+    plain = take(make(images, LABELS), 2)
+    for stream in (make(mapped, LABELS), make(mapped, LABELS, workers=1)):
+        jax.tree.map(np.testing.assert_array_equal, take(stream, 2), plain)
+
+
+def finite(num_batches):
+    """A stream that ends."""
+
+    def batches(num_tasks, start, share=None):
+        return iter(take(tasks(), num_batches - start, start, num_tasks, share))
+
+    return ml.TaskStream(batches)
+
+
+def test_the_last_batch_is_enough_and_an_early_end_is_explained():
+    assert int(trained(3, stream=finite(3)).state.step) == 3
+    with pytest.raises(ValueError, match="ended before batch 3"):
+        trained(5, stream=finite(3))
+
+
 def test_mistakes():
+    with pytest.raises(TypeError, match="dtype int64"):
+        ml.data.stream(np.zeros((54, 2, 2, 1), np.int64), LABELS, num_query=1)
     with pytest.raises(ValueError, match="10-way tasks need 10 classes"):
         tasks(num_ways=10)
     with pytest.raises(ValueError, match="has 6 images"):

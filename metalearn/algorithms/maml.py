@@ -30,7 +30,7 @@ def maml(
     inner_opt: Any,
     *,
     num_steps: int = 1,
-    differentiation: str | Implicit = "reverse",
+    differentiation: str = "reverse",
     adapt_filter: PathFilter | None = None,
     inner_hparams: PyTree | Callable[[Key, PyTree], PyTree] | None = None,
     norm: str = "support",
@@ -80,6 +80,12 @@ def maml(
       >>> learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
     """
     learned = inner_hparams is not None
+    if isinstance(differentiation, Implicit):
+        raise ValueError(
+            "maml cannot learn through the minimum of its support loss, which does not "
+            "depend on the initialisation: the meta-gradient would be zero. Give unroll a "
+            "loss with a proximal term and differentiation=Implicit() there."
+        )
     second_order = is_second_order(differentiation) and num_steps > 0
     _checks.inner_optimiser(inner_opt, inner_hparams, second_order=second_order)
     inner = descent(

@@ -7,6 +7,8 @@ is all that resuming needs, and any number of threads or processes yields the sa
 from __future__ import annotations
 
 import dataclasses
+import functools
+import mmap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,18 +34,22 @@ def stream(
 ) -> TaskStream:
     """A stream of N-way K-shot tasks whose images are read when they are needed.
 
-    The same tasks as those of `few_shot`, drawn on the host: N classes without
-    replacement in random order, K + Q different examples of each, both sets shuffled.
+    The distribution of `few_shot` without rotations and ranges, drawn on the host: N
+    classes without replacement in random order, K + Q different examples of each, both
+    sets shuffled.
 
     Args:
-      images: `images[i]` -> uint8 or float `[H, W, C]`, anything with random access, such
-        as an array mapped from disk or an object that decodes record i.
+      images: `images[i]` -> uint8 or float `[H, W, C]`, anything with random access that
+        several threads may read, such as an array mapped from disk or an object that
+        decodes record i. With `workers` it is pickled to each of them; a whole
+        `np.memmap` is opened there again instead.
       labels: Int `[I]`, class of each image; any integers.
       num_ways: N.
       num_support: K of each class.
       num_query: Q of each class.
       seed: Of the episodes.
-      threads: Threads that read and decode, in this process or in each worker.
+      threads: Threads that read and decode: single episodes in this process, whole
+        batches in each worker, which holds as many at a time.
       workers: Processes that read and decode; 0 does it in this one.
       name: Shown in logs and results.
 
@@ -51,7 +57,8 @@ def stream(
       A `TaskStream` for `fit` and `evaluate`.
 
     Raises:
-      ImportError: grain is not installed.
+      ImportError: when read: grain is not installed.
+      TypeError: images of another dtype.
       ValueError: too few classes or images for the asked way and shot.
 
     Example:
@@ -65,6 +72,11 @@ def stream(
         if limits[0] != limits[1]:
             raise ValueError(f"{option} is {limits}; a stream takes one number.")
     check_enough(names, counts, 1, ways[0], shots[0] + queries[0])
+    first = np.asarray(images[0])
+    if not (first.dtype == np.uint8 or np.issubdtype(first.dtype, np.floating)):
+        raise TypeError(f"images have dtype {first.dtype}; expected uint8 or float.")
+    if isinstance(images, np.memmap) and isinstance(images.base, mmap.mmap):
+        images = _Mapped(images.filename, images.dtype, images.shape, images.offset)
     episodes = _Episodes(images, order, starts, counts, ways[0], shots[0], queries[0], seed)
 
     def batches(num_tasks: int, start: int, share: slice | None = None) -> Iterator[Task]:
@@ -72,6 +84,27 @@ def stream(
 
     label = name or f"{num_ways}way-{num_support}shot"
     return TaskStream(batches=batches, name=f"{label} seed {seed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mapped:
+    """An array on disk that is opened where it is read."""
+
+    filename: Any
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return _opened(self)[i]
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(mapped: _Mapped) -> np.memmap:
+    return np.memmap(mapped.filename, mapped.dtype, "r", mapped.offset, mapped.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +158,7 @@ def _read(
     """Batches of tasks from batch `start` on; of each batch the rows of `share`."""
     try:
         import grain
+        from absl import flags
     except ImportError as error:
         raise ImportError(
             "ml.data.stream reads through Grain, which is not installed: pip install grain"
@@ -136,11 +170,17 @@ def _read(
         return (start + batch) * num_tasks + kept[row]
 
     dataset = grain.MapDataset.range(MANY).map(lambda place: episodes(number(place)))
-    rows = dataset.batch(len(kept)).to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
-    )
     if workers:
+        if not flags.FLAGS.is_parsed():  # the workers read flags of Grain's
+            flags.FLAGS.mark_as_parsed()
+        # Whole batches, or each worker would fill its own with every other episode.
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        rows = dataset.batch(len(kept)).to_iter_dataset(options)
         rows = rows.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    else:
+        buffer = max(threads, 2 * len(kept))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+        rows = dataset.to_iter_dataset(options).batch(len(kept))
     for arrays in rows:
         yield _as_task(arrays)
 

@@ -40,9 +40,11 @@ class Implicit:
 
     By the implicit function theorem at the last parameters `phi`, with the Hessian `H` of
     the loss there: the derivative of `phi` along a hyper-parameter `c` of the loss is
-    `-(H + damping I)^-1 d2L/dphi dc`. The start does not matter, other than through the
-    loss, as in the proximal term of A. Rajeswaran, C. Finn, S. Kakade, S. Levine,
-    Meta-Learning with Implicit Gradients, NeurIPS 2019.
+    `-(H + damping I)^-1 d2L/dphi dc`. The optimiser and the start do not matter, other
+    than through the loss: the initialisation is learned only if the loss has a proximal
+    term such as `lam |phi - theta|^2 / 2`, as in A. Rajeswaran, C. Finn, S. Kakade,
+    S. Levine, Meta-Learning with Implicit Gradients, NeurIPS 2019. That term also makes
+    the Hessian positive, which conjugate gradients need.
 
     Attributes:
       cg_steps: Conjugate-gradient steps of the solve.
@@ -55,7 +57,10 @@ class Implicit:
 
 def check(choice: Any) -> None:
     """Raises a `ValueError` unless one of the choices."""
-    if choice not in DIFFERENTIATION and not isinstance(choice, Implicit):
+    if isinstance(choice, Implicit):
+        if choice.cg_steps < 1 or choice.damping < 0:
+            raise ValueError(f"{choice}; expected cg_steps >= 1 and damping >= 0.")
+    elif choice not in DIFFERENTIATION:
         raise ValueError(
             f"differentiation is {choice!r}; expected one of "
             f"{', '.join(DIFFERENTIATION)}, or inner.Implicit(cg_steps=5)."
