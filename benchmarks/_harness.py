@@ -61,7 +61,8 @@ def interleaved(
       seconds: Length of one turn at least (and two steps at least).
 
     Returns:
-      By name: `setup_s`, `step_s` (one mean step time per round) and its median.
+      By name: `setup_s`, `step_s` (one mean step time per round) and its median. What
+      is not installed is left out and said so.
     """
     rows, steps = {}, {}
     for name, contender in contenders.items():
@@ -106,7 +107,7 @@ def ratios(rows: Mapping[str, Mapping[str, Any]], ours: str) -> dict[str, Any]:
 def where() -> dict[str, Any]:
     """Versions, device and commit, for every stored result."""
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
+        ["git", "describe", "--always", "--dirty"],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent,

@@ -13,7 +13,7 @@ from benchmarks import _harness, workloads
 
 @dataclasses.dataclass(frozen=True)
 class Adapt:
-    """One 5-way 1-shot task, warm and cold, against PyTorch in turn.
+    """One 5-way 1-shot task: the first call, and warm calls with PyTorch in turn.
 
     Attributes:
       workload: Whose network and inner loop.

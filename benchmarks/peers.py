@@ -56,6 +56,7 @@ class Peers:
                 work, task_chunk=work.tasks, lower=False
             )
         rows = _harness.interleaved(contenders, rounds=self.rounds, seconds=self.seconds)
+        left_out = sorted(contenders.keys() - rows.keys())
         for row in rows.values():
             row["tasks_per_s"] = round(work.tasks / row["step_s_median"], 1)
         times = _harness.ratios(rows, "metalearn")
@@ -71,6 +72,7 @@ class Peers:
                 "workload": dataclasses.asdict(work),
                 "rows": rows,
                 "times_faster": times,
+                "not_installed": left_out,
                 "fastest_peer": fastest,
                 "times_faster_than_fastest_peer": times[fastest]["median"],
             },

@@ -37,36 +37,41 @@ class Scaling:
     Attributes:
       workload: Which.
       devices: Numbers of devices.
+      rounds: Measurements of each, in turn.
       seconds: Length of one measurement.
       json: Where to write; `benchmarks/results/scaling.json` by default.
     """
 
     workload: str = "sine"
     devices: tuple[int, ...] = (1, 2, 4, 8)
-    seconds: float = 3.0
+    rounds: int = 3
+    seconds: float = 2.0
     json: str | None = None
 
     def run_benchmark(self) -> None:
         base = 32
-        found: dict[str, dict[int, float]] = {"strong": {}, "weak": {}}
-        for devices in self.devices:
-            for kind, tasks in (("strong", base), ("weak", base * devices // 2)):
-                tasks = max(tasks, devices)
-                arguments = json.dumps([devices, tasks, self.workload, self.seconds])
-                done = subprocess.run(
-                    [sys.executable, "-c", CHILD, arguments],
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                    env=os.environ,
-                )
-                if done.returncode:
-                    raise SystemExit(done.stderr[-2000:])
-                rate = tasks / float(done.stdout)
-                found[kind][devices] = round(rate, 1)
-                print(f"{kind}: {devices} devices, {tasks} tasks: {rate:.1f} tasks/s")
+        times: dict[str, dict[int, list[float]]] = {"strong": {}, "weak": {}}
+        for _ in range(self.rounds):
+            for devices in self.devices:
+                for kind, tasks in (("strong", base), ("weak", base // 8 * devices)):
+                    rate = tasks / self._step_time(devices, tasks)
+                    times[kind].setdefault(devices, []).append(round(rate, 1))
+                    print(f"{kind}: {devices} devices, {tasks} tasks: {rate:.1f} tasks/s")
         _harness.store(
             "scaling",
-            {"kind": "scaling", "workload": self.workload, "tasks_per_s": found},
+            {"kind": "scaling", "workload": self.workload, "tasks_per_s": times},
             self.json,
         )
+
+    def _step_time(self, devices: int, tasks: int) -> float:
+        arguments = json.dumps([devices, tasks, self.workload, self.seconds])
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ,
+        )
+        if done.returncode:
+            raise SystemExit(done.stderr[-2000:])
+        return float(done.stdout)

@@ -25,7 +25,7 @@ class Table:
 
 
 def render() -> str:
-    """Markdown tables of everything in `benchmarks/results`."""
+    """Markdown tables of the recipes, pairs and peers in `benchmarks/results`."""
     stored = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]
     parts = []
     recipes = [row for row in stored if row.get("kind") == "recipe"]

@@ -1,4 +1,4 @@
-"""Tasks a second of the outer step over learners, networks, sizes and precision."""
+"""Tasks a second of the outer step over workloads and ways of differentiation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Throughput:
         for name, rate in rates.items():
             print(f"{name:28} {rate:10.1f} tasks/s")
         _harness.store(
-            "throughput",
+            "-".join(["throughput", *self.only.split()]),
             {"kind": "throughput", "tasks_per_s": rates, "rows": rows},
             self.json,
         )

@@ -24,6 +24,7 @@ import optax
 
 import metalearn as ml
 from benchmarks._harness import Contender
+from metalearn import _mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,8 @@ def metalearn_step(work: Workload, **options: Any) -> Contender:
         trainer = ml.meta_trainer(learner_of(work, **options), optax.adam(1e-3))
         tasks = as_tasks(arrays(work))
         one = jax.tree.map(lambda x: x[0], tasks)
-        holder = [trainer.init(jax.random.key(0), one)]
+        tasks = _mesh.place_tasks(tasks)
+        holder = [_mesh.everywhere(trainer.init(jax.random.key(0), one))]
         run = jax.jit(trainer.step, donate_argnums=0)
 
         def step() -> None:

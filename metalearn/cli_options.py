@@ -32,8 +32,8 @@ class TrainOptions:
       out: Run folder; runs/RECIPE-seedN if not given.
       data_dir: Folder of original archives, for data sets that need one.
       seed: Of initialisation and training tasks.
-      resume: Goes on with the run in the folder, exactly; the number of devices may
-        differ.
+      resume: Goes on with the run in the folder: exactly, or on another number of
+        devices up to rounding.
       devices: Devices that share the tasks of a step, over all processes; one if not
         given, or with several processes all there are.
       processes: Processes that train together; start the command once for each.
