@@ -8,6 +8,7 @@ from benchmarks.adapt import Adapt
 from benchmarks.ceiling import Ceiling
 from benchmarks.chunks import Chunks
 from benchmarks.compiling import Compiling
+from benchmarks.data import Data
 from benchmarks.memory import Memory
 from benchmarks.paired import Paired
 from benchmarks.peers import Peers
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "memory": Memory,
     "compiling": Compiling,
     "scaling": Scaling,
+    "data": Data,
     "recipe": RunRecipe,
     "paired": Paired,
     "table": Table,

@@ -2,11 +2,14 @@
 
 import functools
 import itertools
+import json
+import pickle
 
 import jax
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 from tiny import plain
 
 import metalearn as ml
@@ -153,3 +156,28 @@ def test_mistakes():
         tasks(num_query=5)
     with pytest.raises(ValueError, match="54 images and labels of shape"):
         ml.data.stream(Images(), LABELS[:-1])
+
+
+def test_records_are_decoded_when_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "cache"))
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 4, 8, 8, 3), np.uint8)
+    for c, i in itertools.product(range(3), range(4)):
+        (tmp_path / "set" / f"class{c}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[c, i]).save(tmp_path / "set" / f"class{c}" / f"{i}.png")
+    parts = {"train": ["class0", "class1", "class2"], "val": [], "test": []}
+    (tmp_path / "set" / "splits.json").write_text(json.dumps(parts))
+    name = f"folder:{tmp_path / 'set'}"
+    whole = ml.data.load(name, parts=("train",)).train
+    images = pickle.loads(pickle.dumps(ml.data.open_records(name)))
+    np.testing.assert_array_equal(images.labels, whole.labels)
+    np.testing.assert_array_equal(
+        np.stack(list(map(images.__getitem__, range(12)))), whole.images
+    )
+    stream = ml.data.stream(images, images.labels, num_ways=2, num_query=2)
+    assert take(stream, 1)[0].query.x.shape == (4, 4, 8, 8, 3)
+    with pytest.raises(ValueError, match="no part 'test'"):
+        ml.data.open_records(name, "test")
+    for file in (tmp_path / "cache").rglob("*.array_record-*"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"cannot be read.*Delete"):
+        ml.data.open_records(name)[0]

@@ -1,6 +1,6 @@
 """Image sets on the host, and few-shot tasks drawn from them on the device."""
 
-from metalearn.data.catalogue import CatalogueRow, available, load, prepare
+from metalearn.data.catalogue import CatalogueRow, available, load, open_records, prepare
 from metalearn.data.few_shot import few_shot
 from metalearn.data.image_sets import ImageClasses, ImageDataset, from_arrays
 from metalearn.data.stream import stream
@@ -13,6 +13,7 @@ __all__ = [
     "few_shot",
     "from_arrays",
     "load",
+    "open_records",
     "prepare",
     "stream",
 ]

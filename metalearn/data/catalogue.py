@@ -111,6 +111,35 @@ def load(
     return dataset if parts is None else _only(dataset, parts)
 
 
+def open_records(
+    name: str | Path,
+    part: str = "train",
+    *,
+    data_dir: str | Path | None = None,
+    **options,
+) -> records.RecordImages:
+    """Images of one part that are decoded only when they are read, for `stream`.
+
+    Args:
+      name: A built-in set, "folder:PATH", or a path to a folder or zip.
+      part: "train", "validation" or "test".
+      data_dir: As in `load`.
+      **options: As in `load`.
+
+    Returns:
+      The images, with random access, and their `labels`.
+
+    Raises:
+      As `load`.
+
+    Example:
+      >>> images = ml.data.open_records("folder:cifar_fs", image_size=84)
+      >>> tasks = ml.data.stream(images, images.labels, num_ways=5, num_support=1)
+    """
+    directory = _find_or_prepare(os.fspath(name), data_dir, options)
+    return records.RecordImages(directory, part)
+
+
 def prepare(
     name: str | Path,
     *,

@@ -102,12 +102,8 @@ def _pixels(directory, metadata, part):
 
 
 def _decode_records(directory, part, counts, shape):
-    import tensorflow_datasets as tfds
-
+    records = _open(directory, part)
     try:
-        records = tfds.builder_from_directory(directory).as_data_source(
-            split=part, decoders={"image": tfds.decode.SkipDecoding()}
-        )
         rows = records.__getitems__(list(range(len(records))))
     except Exception as error:  # array_record raises bare RuntimeError, IndexError, ...
         raise _damaged(directory, error) from error
@@ -120,6 +116,57 @@ def _decode_records(directory, part, counts, shape):
     for i, row in enumerate(rows):
         images[i] = decode_image(row["image"], mode=mode, where=f"record {i} of {part}")
     return images
+
+
+class RecordImages:
+    """Images of one part of a prepared set, decoded when they are read.
+
+    `images[i]` is uint8 `[H, W, C]`, in the order of `labels`. May be read from several
+    threads, and sent to other processes, which open the records again.
+
+    Attributes:
+      labels: int32 `[I]`.
+    """
+
+    def __init__(self, directory: Path, part: str):
+        stored = read_metadata(directory)
+        if part not in stored["parts"]:
+            raise ValueError(
+                f"{stored['name']!r} has no part {part!r}; there are "
+                f"{', '.join(stored['parts'])}."
+            )
+        counts = stored["parts"][part]["counts"]
+        self.labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        self._directory, self._part = directory, part
+        self._mode = "RGB" if stored["image_shape"][-1] == 3 else "L"
+        self._source = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_source": None}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if self._source is None:
+            self._source = _open(self._directory, self._part)
+        try:
+            row = self._source[i]
+        except Exception as error:  # array_record raises bare RuntimeError, ...
+            raise _damaged(self._directory, error) from error
+        where = f"record {i} of {self._part}"
+        return decode_image(row["image"], mode=self._mode, where=where)
+
+
+def _open(directory, part):
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(directory).as_data_source(
+            split=part, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+    except Exception as error:  # array_record raises bare RuntimeError, IndexError, ...
+        raise _damaged(directory, error) from error
 
 
 def _save_atomically(path, images):

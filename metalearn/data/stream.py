@@ -62,7 +62,8 @@ def stream(
       ValueError: too few classes or images for the asked way and shot.
 
     Example:
-      >>> tasks = ml.data.stream(images, labels, num_ways=5, num_support=1)
+      >>> images = ml.data.open_records("folder:cifar_fs", image_size=84)
+      >>> tasks = ml.data.stream(images, images.labels, num_ways=5, num_support=1)
       >>> ml.fit(trainer, tasks, num_steps=1_000, tasks_per_step=16, key=key)
     """
     order, names, starts, counts = count_classes(len(images), labels)
