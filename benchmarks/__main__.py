@@ -34,7 +34,8 @@ BENCHMARKS = {
 
 
 def main() -> None:
-    tyro.extras.subcommand_cli_from_dict(BENCHMARKS).run_benchmark()
+    positional = (tyro.conf.PositionalRequiredArgs,)
+    tyro.extras.subcommand_cli_from_dict(BENCHMARKS, config=positional).run_benchmark()
 
 
 if __name__ == "__main__":

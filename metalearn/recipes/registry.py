@@ -45,7 +45,7 @@ _REPTILE = {
     "algorithm": "reptile",
     "inner_optimizer": "adam",
     "inner_b1": 0.0,
-    "inner_rate": 1e-3,
+    "inner_rate": 5e-3,  # 1e-3 in the paper, for eight times as many steps
     "inner_steps": 5,
     "inner_batch": 10,
     "eval_inner_steps": 50,
@@ -126,8 +126,8 @@ RECIPES: dict[str, Entry] = {
     ),
     "omniglot-reptile": Entry(
         "Reptile on Omniglot, 5-way 1-shot",
-        ImageRecipe(**_OMNIGLOT | _REPTILE | {"steps": 12_000, "validate_every": 2000}),
-        "86.0 ± 0.7 % inductive on two cores",
+        ImageRecipe(**_OMNIGLOT | _REPTILE | {"validate_every": 2000}),
+        "93.9 ± 0.5 % inductive, 95.4 ± 0.4 % transductive; two cores",
     ),
     "omniglot-protonet": Entry(
         "prototypical networks on Omniglot, 5-way 1-shot",
@@ -189,8 +189,7 @@ RECIPES: dict[str, Entry] = {
     "omniglot-reptile-paper": Entry(
         "Nichol et al. 2018: Reptile, 100,000 steps, inductive batch norm",
         ImageRecipe(
-            **_OMNIGLOT_RANDOM,
-            **_REPTILE,
+            **_OMNIGLOT_RANDOM | _REPTILE | {"inner_rate": 1e-3},
             downsample="stride",
             steps=100_000,
             validate_every=2000,
