@@ -69,7 +69,8 @@ def _recipe_row(row: dict[str, Any]) -> str:
     if "test_ways" in result:
         way = f"{result['test_ways']}-way {result['test_shots']}-shot, "
     return (
-        f"| {row['recipe']} | {row['training_seed']} | {way}{_number(result)} "
+        f"| {' '.join([row['recipe'], *row.get('evaluation', ())])} "
+        f"| {row['training_seed']} | {way}{_number(result)} "
         f"| {'no' if result['transductive'] else 'yes'} | {result['num_tasks']} "
         f"| {row['training_seconds'] / 60:.1f} min | {row['tasks_per_s_median']:.0f} "
         f"| {environment['versions']['jax']}, {_cores(row)} cores |"

@@ -132,13 +132,14 @@ RECIPES: dict[str, Entry] = {
     "omniglot-protonet": Entry(
         "prototypical networks on Omniglot, 5-way 1-shot",
         ImageRecipe(**_OMNIGLOT | _OMNIGLOT_PROTONET),
-        "96.6 ± 0.4 % inductive, 20-way 89.7 ± 0.4 %; two cores",
+        "96.6 ± 0.4 % inductive on two cores",
     ),
     "omniglot-protonet-20way": Entry(
         "prototypical networks on Omniglot, 20-way 1-shot",
         ImageRecipe(
             **_OMNIGLOT | _OMNIGLOT_PROTONET | {"eval_ways": 20, "eval_queries": 5}
         ),
+        "89.7 ± 0.4 % inductive; 9 minutes of training on two cores",
     ),
     "omniglot-fine-tune": Entry(
         "baseline: joint classifier, then a new head fitted to each task",
