@@ -93,10 +93,12 @@ RECIPES: dict[str, Entry] = {
     "glyphs-anil": Entry(
         "ANIL (only the head adapts) on printed characters, 5-way 1-shot",
         ImageRecipe(**_ANIL),
+        "90.7 ± 0.7 % inductive; paired with glyphs-maml -0.7 ± 0.6 points",
     ),
     "glyphs-meta-sgd": Entry(
         "Meta-SGD (learned inner rates) on printed characters, 5-way 1-shot",
         ImageRecipe(algorithm="meta_sgd"),
+        "92.5 ± 0.6 % inductive; paired with glyphs-maml +1.2 ± 0.4 points",
     ),
     "glyphs-reptile": Entry(
         "Reptile on printed characters, 5-way 1-shot",
