@@ -236,7 +236,9 @@ def drift_trainer():
     learner = ml.MetaLearner(
         init=lambda key, task: ml.Variables(params={"n": jnp.zeros(1)}, state={}),
         adapt=lambda variables, support, *, key=None: variables.params["n"],
-        predict=lambda adapted, x, *, key=None: jnp.zeros_like(x) + adapted[None],
+        predict=lambda adapted, x, *, key=None, mask=None: (
+            jnp.zeros_like(x) + adapted[None]
+        ),
         estimate=estimate,
     )
     return ml.meta_trainer(learner, optax.sgd(1.0))
@@ -286,7 +288,7 @@ def predictor(function):
     return ml.MetaLearner(
         init=lambda key, task: ml.Variables(params={}, state={}),
         adapt=lambda variables, support, *, key=None: support,
-        predict=lambda adapted, x, *, key=None: function(adapted, x),
+        predict=lambda adapted, x, *, key=None, mask=None: function(adapted, x),
         estimate=lambda variables, tasks, *, key: None,
     )
 
