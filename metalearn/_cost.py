@@ -1,4 +1,4 @@
-"""How many tasks to handle at once: a count of the memory traffic of one task.
+"""How many tasks to handle at once: by the memory traffic of one, fewer if memory ends.
 
 On a CPU a task whose arrays fit the cache should be finished before the next begins;
 only tasks so small that the cost of launching operations dominates are worth batching.

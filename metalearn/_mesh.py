@@ -216,26 +216,8 @@ def leader_first() -> Iterator[None]:
     error = None
     try:
         yield
-    except Exception as caught:
+    except Exception as caught:  # of whatever kind: the others wait to hear of it
         error = caught
     if leads():
         all_succeed(error)
     all_succeed(error)
-
-
-__all__ = [
-    "TASKS",
-    "check_divides",
-    "everywhere",
-    "agree",
-    "all_succeed",
-    "leader_first",
-    "leads",
-    "local_share",
-    "place_tasks",
-    "replicated",
-    "share",
-    "sharding",
-    "shares",
-    "task_mesh",
-]

@@ -17,6 +17,7 @@ import metalearn as ml
 CE = ml.losses.cross_entropy
 INNER = 0.5
 DIM, TASKS, RATE = 3, 4, 0.1
+MODES = {False: "reverse", True: "first_order"}  # by whether first order
 
 
 def quadratic_loss(outputs, examples):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from metalearn import data
+from metalearn.data.archives import decode_image
 from metalearn.data.folder import folder_source
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
@@ -55,6 +56,15 @@ def _zip(path, content, splits=None, top=""):
     if splits is not None:
         (path.parent / "splits.json").write_text(json.dumps(splits))
     return path
+
+
+def test_pictures_of_16_bits_are_scaled(tmp_path):
+    values = np.array([0, 256, 32768, 65535], np.uint16)
+    stream = io.BytesIO()
+    Image.fromarray(np.tile(values, (4, 1))).save(stream, "png")
+    found = decode_image(stream.getvalue(), mode="L", where="here")
+    assert found.dtype == np.uint8
+    np.testing.assert_allclose(found[0, :, 0], values / 257, atol=1)
 
 
 def _check(dataset):

@@ -8,6 +8,7 @@ import pytest
 from bench import (
     CE,
     INNER,
+    MODES,
     as_list,
     close,
     differs,
@@ -20,8 +21,6 @@ from reference import steps as reference
 from tiny import WAYS, plain
 
 import metalearn as ml
-
-MODES = {False: "reverse", True: "first_order"}
 
 pytestmark = pytest.mark.usefixtures("x64")
 

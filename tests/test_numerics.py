@@ -7,6 +7,7 @@ import optax
 import pytest
 from bench import (
     DIM,
+    MODES,
     RATE,
     TASKS,
     THETA,
@@ -21,8 +22,6 @@ from bench import (
 from tiny import blob_batch, one, plain
 
 import metalearn as ml
-
-MODES = {False: "reverse", True: "first_order"}
 
 pytestmark = pytest.mark.usefixtures("x64")
 

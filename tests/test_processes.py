@@ -88,5 +88,11 @@ def test_when_one_process_dies_the_other_stops_and_the_run_goes_on(tmp_path):
     assert both[0].returncode != 0
     assert "process" in err and ("stopped" in err or "another task died" in err)
     both[1].communicate()
-    steps = sorted(int(p.name) for p in saved.iterdir() if p.name.isdigit())
-    assert steps  # the finished checkpoints are there
+    with start(*OPTIONS, "--steps=1000000", "--out", folder, "--resume") as again:
+        lines = iter(again.stdout.readline, "")
+        going = next((line for line in lines if line.startswith("Going on")), "")
+        more = next((line for line in lines if line.startswith("step")), "")
+        again.kill()
+        again.communicate()
+    assert int(going.split()[4].replace(",", "")) >= 10
+    assert more  # and trains

@@ -7,14 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bench import CE, INNER, RATE, close, differs, grads_of, network, wide_blobs
+from bench import CE, INNER, MODES, RATE, close, differs, grads_of, network, wide_blobs
 from tiny import one, plain, tanh_net
 
 import metalearn as ml
 from metalearn.inner import unroll
 from metalearn.testing import assert_differentiable
-
-MODES = {False: "reverse", True: "first_order"}
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -91,6 +91,24 @@ def test_resumed_training_is_bit_identical(tmp_path):
     assert same(whole.variables, again.variables)
 
 
+def test_a_logging_window_goes_on_after_a_resume(tmp_path):
+    """Stopped at step 8, after the checkpoint of step 6 in the middle of a window."""
+
+    def losses(result):
+        return {row["step"]: row["query/loss"] for row in result.history}
+
+    def stop(row):
+        if row["step"] == 8:
+            raise KeyboardInterrupt
+
+    options = {"log_every": 4, "checkpoints": ml.Checkpoints(tmp_path / "run")}
+    with pytest.raises(KeyboardInterrupt):
+        fit(12, checkpoint_every=6, sinks=[stop], **options)
+    assert options["checkpoints"].latest() == 6
+    resumed = fit(12, checkpoint_every=6, resume=True, **options)
+    assert losses(resumed) == losses(fit(12, log_every=4))
+
+
 KILLED = """
 import sys
 sys.path.insert(0, {here!r})

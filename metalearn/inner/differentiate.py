@@ -82,8 +82,8 @@ def value_and_grad(loss_fn: LossAndAux, choice: Any) -> Callable:
     if isinstance(choice, Implicit):
 
         def still(params: PyTree, step: Array):
-            closed, captured = explicit(loss_fn, params, step)
-            loss = functools.partial(closed, jax.lax.stop_gradient(captured))
+            closed, real, others = explicit(loss_fn, params, step)
+            loss = functools.partial(closed, jax.lax.stop_gradient(real), others)
             return jax.value_and_grad(loss, has_aux=True)(params, step)
 
         return still
@@ -109,12 +109,10 @@ def _forward_over_reverse(loss_fn: LossAndAux) -> Callable:
     """
 
     def run(params: PyTree, step: Array):
-        closed, captured = explicit(loss_fn, params, step)
-        is_real = [jnp.issubdtype(c.dtype, jnp.inexact) for c in captured]
-        real, others = _part(captured, is_real)
+        closed, real, others = explicit(loss_fn, params, step)
 
         def loss(params: PyTree, real: list, others: list, step: Array):
-            return closed(_join(real, others, is_real), params, step)
+            return closed(real, others, params, step)
 
         @jax.custom_vjp
         def call(*args: PyTree):
@@ -144,16 +142,6 @@ def _forward_over_reverse(loss_fn: LossAndAux) -> Callable:
         return value, checkpoint_name(grads, INNER_GRADS)
 
     return run
-
-
-def _part(items: list, chosen: list[bool]) -> tuple[list, list]:
-    pairs = list(zip(items, chosen, strict=True))
-    return [x for x, c in pairs if c], [x for x, c in pairs if not c]
-
-
-def _join(first: list, second: list, chosen: list[bool]) -> list:
-    first, second = iter(first), iter(second)
-    return [next(first if c else second) for c in chosen]
 
 
 def _cotangents(tree: PyTree) -> list:
@@ -214,9 +202,7 @@ def at_minimum(loss_fn: LossAndAux, params: PyTree, how: Implicit) -> PyTree:
       how: The solve.
     """
     params = jax.lax.stop_gradient(params)
-    grad, captured = explicit(jax.grad(lambda p: loss_fn(p)[0]), params)
-    is_real = [jnp.issubdtype(c.dtype, jnp.inexact) for c in captured]
-    real, others = _part(captured, is_real)
+    grad, real, others = explicit(jax.grad(lambda p: loss_fn(p)[0]), params)
 
     @jax.custom_vjp
     def minimum(params: PyTree, real: list, others: list) -> PyTree:
@@ -226,7 +212,7 @@ def at_minimum(loss_fn: LossAndAux, params: PyTree, how: Implicit) -> PyTree:
         params, real, others = kept
 
         def slope(params: PyTree, real: list) -> PyTree:
-            return grad(_join(real, others, is_real), params)
+            return grad(real, others, params)
 
         def product(v: PyTree) -> PyTree:
             curved = jax.jvp(lambda p: slope(p, real), (params,), (v,))[1]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 from metalearn._typing import PyTree
@@ -60,30 +61,39 @@ def hoist(fn: Callable[..., PyTree], *varying: PyTree) -> Callable[..., PyTree]:
     return rest
 
 
-def explicit(fn: Callable[..., PyTree], *like: PyTree) -> tuple[Callable, list]:
-    """Makes an argument of what a function closes over.
+def explicit(fn: Callable[..., PyTree], *like: PyTree) -> tuple[Callable, list, list]:
+    """Makes arguments of what a function closes over.
 
     Args:
       fn: Any traceable function.
       *like: Arguments of the shapes it will be called with.
 
     Returns:
-      `call(captured, *args)` with the values of `fn(*args)`, and the list `captured` of
-      arrays: rules of `jax.custom_vjp` may not close over traced values.
+      `call(real, others, *args)` with the values of `fn(*args)`, and the captured arrays:
+      those that have derivatives, and integers and keys. Rules of `jax.custom_vjp` may
+      close over neither when they are traced.
     """
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(*like)
     jaxpr = closed.jaxpr
+    is_real = [jnp.issubdtype(c.dtype, jnp.inexact) for c in closed.consts]
+    constvars = _where(jaxpr.constvars, is_real, True)
+    constvars += _where(jaxpr.constvars, is_real, False)
     info = jaxpr.debug_info.with_unknown_names()
     opened = jaxpr.replace(
-        constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars], debug_info=info
+        constvars=[], invars=[*constvars, *jaxpr.invars], debug_info=info
     )
     run = core.jaxpr_as_fun(core.ClosedJaxpr(opened, ()))
 
-    def call(captured: list, *args: PyTree) -> PyTree:
-        outputs = run(*captured, *jax.tree.leaves(args))
+    def call(real: list, others: list, *args: PyTree) -> PyTree:
+        outputs = run(*real, *others, *jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(out_shape), outputs)
 
-    return call, list(closed.consts)
+    consts = closed.consts
+    return call, _where(consts, is_real, True), _where(consts, is_real, False)
+
+
+def _where(items: list, flags: list[bool], wanted: bool) -> list:
+    return [x for x, flag in zip(items, flags, strict=True) if flag == wanted]
 
 
 def _is_var(atom: Any) -> bool:

@@ -1,0 +1,42 @@
+"""The benchmarks run, and count what they say they count."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import _count, ceiling, table, throughput, workloads
+
+
+def test_a_benchmark_stores_its_numbers_with_where_they_were_taken(tmp_path):
+    path = tmp_path / "found.json"
+    throughput.Throughput(
+        only="sine", rounds=1, seconds=0.01, json=str(path)
+    ).run_benchmark()
+    found = json.loads(path.read_text())
+    assert found["tasks_per_s"]["sine"] > 0
+    assert found["environment"]["versions"]["jax"] == jax.__version__
+    assert found["environment"]["device"]["cores"] >= 1
+
+
+def test_products_are_counted_with_loops_as_often_as_they_run():
+    def three_products(a, b):
+        return jax.lax.fori_loop(0, 3, lambda i, x: jnp.tanh(x @ b), a)
+
+    a, b = jnp.ones((2, 5)), jnp.ones((5, 5))
+    assert _count.product_flops(three_products, a, b) == 3 * 2 * 2 * 5 * 5
+
+
+def test_products_of_the_sine_workload_by_hand():
+    """A matrix [in, out] costs 2 N in out; the forward pass of 10 points is `one`."""
+    work = workloads.WORKLOADS["sine"]
+    one = 2 * 10 * (40 + 40 * 40 + 40)
+    flops = ceiling.workload_flops(work) / work.tasks
+    # Five second-order steps and a query: between first order and nine passes a step.
+    assert 5 * 3 * one < flops < (5 * 9 + 3) * one
+
+
+def test_stored_results_are_rendered():
+    text = table.render()
+    assert "| omniglot-maml | 0 |" in text
+    assert "TorchOpt" in text
