@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from metalearn._task import Examples, Task
 
@@ -139,18 +139,9 @@ def inner_optimiser_on(params: Any, inner_opt: Any, hparams: Any) -> None:
     Raises:
       ValueError: its update has no finite derivative at a zero gradient.
     """
-
     transformation = isinstance(inner_opt, optax.GradientTransformation)
     if transformation and is_differentiable(inner_opt) is not None:
         return  # decided when the learner was made
-
-    def sample(leaf: Any) -> np.ndarray:
-        """Ones and zeros in turn, for all zeros are a case of their own."""
-        size = np.prod(jnp.shape(leaf), dtype=int)
-        values = np.array([next(turns) for _ in range(min(size, 2))] * size)[:size]
-        return values.reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
-
-    turns = itertools.cycle((1, 0))
 
     def concrete(leaf: Any) -> Any:
         """The number itself, or inside a trace one that stands for it."""
@@ -158,8 +149,13 @@ def inner_optimiser_on(params: Any, inner_opt: Any, hparams: Any) -> None:
             return np.full(leaf.shape, 0.1, leaf.dtype)
         return leaf
 
-    made = jax.tree.map(concrete, hparams)
-    if is_differentiable(inner_opt, jax.tree.map(sample, params), made) is False:
+    with jax.ensure_compile_time_eval():
+        flat, unflatten = ravel_pytree(
+            jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.result_type(p)), params)
+        )
+        # Ones and zeros in turn, for all zeros are a case of their own.
+        grads = unflatten((jnp.arange(flat.size) % 2).astype(flat.dtype))
+    if is_differentiable(inner_opt, grads, jax.tree.map(concrete, hparams)) is False:
         raise ValueError(_NOT_DIFFERENTIABLE)
 
 

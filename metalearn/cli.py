@@ -178,8 +178,7 @@ def _train_here(
     try:
         if step := runs.checkpoint_step(run):
             _say(f"Going on from step {step:,} of {recipe.steps:,}")
-        sinks = [_console(recipe)] if _mesh.leads() else []
-        result = runs.train(run, data, sinks=sinks)
+        result = runs.train(run, data, sinks=[_console(recipe)])
         _say(f"Best by validation: step {result.best_step:,}")
         _finish(run, data, result, began)
     except KeyboardInterrupt:

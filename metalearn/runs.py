@@ -25,8 +25,6 @@ from metalearn.run_folder import (
 from metalearn.sinks import Sink, json_lines, rewrite
 from metalearn.training import FitResult, Validation, fit
 
-EPISODE = ("test_ways", "test_shots", "eval_queries")
-
 
 def train(
     run: Run,
@@ -153,11 +151,8 @@ def results(
       seconds: How long it took.
     """
     recipe = recipe or run.recipe
-    settings = {
-        name: getattr(recipe, name)
-        for name in (*EPISODE, "eval_inner_steps", "norm_policy")
-        if hasattr(recipe, name)
-    }
+    names = ("test_ways", "test_shots", "eval_queries", "eval_inner_steps", "norm_policy")
+    settings = {name: getattr(recipe, name) for name in names if hasattr(recipe, name)}
     return {
         "recipe": run.name,
         "training_seed": run.seed,
