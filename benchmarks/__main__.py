@@ -16,6 +16,7 @@ from benchmarks.recipe import RunRecipe
 from benchmarks.scaling import Scaling
 from benchmarks.table import Table
 from benchmarks.throughput import Throughput
+from metalearn import environment
 
 BENCHMARKS = {
     "throughput": Throughput,
@@ -34,6 +35,7 @@ BENCHMARKS = {
 
 
 def main() -> None:
+    environment.connect()  # cores become devices, as for `metalearn train`
     positional = (tyro.conf.PositionalRequiredArgs,)
     tyro.extras.subcommand_cli_from_dict(BENCHMARKS, config=positional).run_benchmark()
 

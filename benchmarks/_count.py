@@ -19,10 +19,9 @@ def product_flops(fn: Callable[..., Any], *args: Any) -> int:
 def _of_jaxpr(jaxpr: Any) -> int:
     total = 0
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
+        if eqn.primitive.name in ("dot_general", "matrix_product"):
             shape = eqn.invars[0].aval.shape
-            inner = math.prod(shape[d] for d in contracted)
+            inner = math.prod(shape[d] for d in _contracted(eqn))
             total += 2 * inner * math.prod(eqn.outvars[0].aval.shape)
         elif eqn.primitive.name == "conv_general_dilated":
             kernel = eqn.invars[1].aval.shape
@@ -33,3 +32,10 @@ def _of_jaxpr(jaxpr: Any) -> int:
             times = eqn.params.get("length", 1)
             total += times * sum(map(_of_jaxpr, subjaxprs(eqn)))
     return total
+
+
+def _contracted(eqn: Any) -> tuple[int, ...]:
+    """The summed axes of the left operand."""
+    if eqn.primitive.name == "dot_general":
+        return eqn.params["dimension_numbers"][0][0]
+    return (-2 if eqn.params["form"] == "tn" else -1,)

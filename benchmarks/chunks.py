@@ -27,7 +27,7 @@ class Chunks:
         found = {}
         for name in self.workload:
             work = workloads.WORKLOADS[name]
-            fixed = [c for c in (1, 2, 4, 8, 16, work.tasks) if c <= work.tasks]
+            fixed = [c for c in (1, 2, 8, work.tasks) if c <= work.tasks]
             contenders = {
                 str(c): workloads.metalearn_step(work, task_chunk=c)
                 for c in ("auto", *dict.fromkeys(fixed))

@@ -40,7 +40,12 @@ class Compiling:
         print(f"{self.steps[-1]} against {self.steps[0]} steps: {ratio:.2f} times")
         _harness.store(
             "compiling",
-            {"kind": "compiling", "seconds": times, "longest_to_shortest": ratio},
+            {
+                "kind": "compiling",
+                "workload": self.workload,
+                "seconds": times,
+                "longest_to_shortest": ratio,
+            },
             self.json,
         )
 

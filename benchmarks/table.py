@@ -1,12 +1,14 @@
-"""Renders the stored results as the tables of `benchmarks/README.md`."""
+"""Renders the stored results as the tables and plots of `benchmarks/README.md`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks import _pictures
 from benchmarks._harness import RESULTS
 
 START, END = "<!-- results -->", "<!-- end of results -->"
@@ -14,19 +16,21 @@ START, END = "<!-- results -->", "<!-- end of results -->"
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rewrites the tables between the two markers of `benchmarks/README.md`."""
+    """Rewrites what stands between the two markers of `benchmarks/README.md`."""
 
     def run_benchmark(self) -> None:
         path = Path(__file__).parent / "README.md"
         text = path.read_text(encoding="utf-8")
         head, tail = text[: text.index(START)], text[text.index(END) :]
-        path.write_text(f"{head}{START}\n{render()}\n{tail}", encoding="utf-8")
+        stored = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]
+        lines = [*render(stored), *_pictures.draw(stored, RESULTS)]
+        body = "\n".join(lines)
+        path.write_text(f"{head}{START}\n{body}\n{tail}", encoding="utf-8")
         print(f"wrote {path}")
 
 
-def render() -> str:
-    """Markdown tables of the recipes, pairs and peers in `benchmarks/results`."""
-    stored = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]
+def render(stored: list[dict[str, Any]]) -> list[str]:
+    """Markdown lines with a table of each kind of result."""
     parts = []
     recipes = [row for row in stored if row.get("kind") == "recipe"]
     if recipes:
@@ -47,7 +51,11 @@ def render() -> str:
     for row in stored:
         if row["benchmark"].startswith("peers-"):
             parts += _peer_rows(row)
-    return "\n".join(parts)
+    for kind, rows_of in KINDS.items():
+        for row in stored:
+            if row.get("kind") == kind:
+                parts += [*rows_of(row), ""]
+    return parts
 
 
 def _number(result: dict[str, Any]) -> str:
@@ -99,3 +107,124 @@ def _peer_rows(row: dict[str, Any]) -> list[str]:
         ratio = f"{times['median']} ({times['min']}, {times['max']})" if times else ""
         lines.append(f"| {name} | {values['tasks_per_s']} | {ratio} |")
     return [*lines, ""]
+
+
+def _ceiling_rows(row: dict[str, Any]) -> list[str]:
+    return [
+        f"Matrix products run at {row['product_flop_s'] / 1e9:.0f} GFLOP/s here, copies at "
+        f"{row['copy_bytes_s'] / 1e9:.0f} GB/s. Work is counted as direct convolutions:",
+        "",
+        "| workload | MFLOP a task | tasks/s | share of the product rate |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {found['flop_per_task'] / 1e6:.1f} | {found['tasks_per_s']:.1f} "
+            f"| {found['share_of_product_rate']:.0%} |"
+            for name, found in row["workloads"].items()
+        ),
+    ]
+
+
+def _adapt_rows(row: dict[str, Any]) -> list[str]:
+    return [
+        f"Adapting to one 5-way 1-shot task by {row['workload']['inner_steps']} steps and "
+        f"predicting it; the first call takes {row['cold_s']:.1f} s:",
+        "",
+        "| | p50 (ms) | p95 (ms) |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {found['p50_ms']:.1f} | {found['p95_ms']:.1f} |"
+            for name, found in row["warm"].items()
+        ),
+    ]
+
+
+def _memory_rows(row: dict[str, Any]) -> list[str]:
+    steps = list(next(iter(row["temporary_bytes"].values())))
+    lines = [
+        f"Temporary MiB of a meta-gradient through inner Adam steps on a transformer of "
+        f"{row['parameters'] / 1e6:.1f} M parameters:",
+        "",
+        "| | " + " | ".join(f"{s} steps" for s in steps) + " |",
+        "|---" * (1 + len(steps)) + "|",
+    ]
+    for name, found in row["temporary_bytes"].items():
+        cells = " | ".join(f"{found[s] / 2**20:,.0f}" for s in steps)
+        lines.append(f"| {name} | {cells} |")
+    if "timed_steps" in row:
+        times = row["reverse_over_mixed_time"]["median"]
+        gap = row["relative_gap_of_gradients"]
+        lines += [
+            "",
+            f"At {row['timed_steps']} steps reverse mode takes {times:.2f} times as long "
+            f"as mixed mode; their gradients differ by {gap:.1e} relatively.",
+        ]
+    return lines
+
+
+def _chunk_rows(row: dict[str, Any]) -> list[str]:
+    return [
+        '`task_chunk="auto"` against fixed choices:',
+        "",
+        "| workload | best fixed | tasks/s | auto | auto relative to best |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {found['best_fixed']} "
+            f"| {found['tasks_per_s'][found['best_fixed']]:.1f} "
+            f"| {found['tasks_per_s']['auto']:.1f} "
+            f"| {found['auto_relative_to_best']['median']:.2f} |"
+            for name, found in row["workloads"].items()
+        ),
+    ]
+
+
+def _compiling_rows(row: dict[str, Any]) -> list[str]:
+    cells = ", ".join(
+        f"{steps} inner steps {statistics.median(found):.1f} s"
+        for steps, found in row["seconds"].items()
+    )
+    return [f"Compile time of `{row['workload']}`: {cells}."]
+
+
+def _data_rows(row: dict[str, Any]) -> list[str]:
+    return [
+        f"Tasks a second: device sampler {row['sampler_tasks_per_s']:,.0f}, stream "
+        f"{row['stream_tasks_per_s']:,.0f}, training {row['step_tasks_per_s']:.1f}. A step "
+        f"waits {row['sampler_share_of_step']:.1%} of its time for the sampler, "
+        f"{row['stream_share_of_step']:.1%} for the stream.",
+    ]
+
+
+def _scaling_rows(row: dict[str, Any]) -> list[str]:
+    numbers = sorted({int(n) for found in row["tasks_per_s"].values() for n in found})
+    lines = [
+        f"`{row['workload']}` on {_cores(row)} cores, shared by devices or processes, in "
+        "tasks/s:",
+        "",
+        "| | " + " | ".join(map(str, numbers)) + " |",
+        "|---" * (1 + len(numbers)) + "|",
+    ]
+    for name, found in row["tasks_per_s"].items():
+        middle = {n: sorted(v)[len(v) // 2] for n, v in found.items()}
+        cells = " | ".join(f"{middle.get(str(n), '')}" for n in numbers)
+        lines.append(f"| {name} | {cells} |")
+    return lines
+
+
+def _throughput_rows(row: dict[str, Any]) -> list[str]:
+    return [
+        "| outer step of metalearn alone | tasks/s |",
+        "|---|---|",
+        *(f"| {name} | {rate:,.1f} |" for name, rate in row["tasks_per_s"].items()),
+    ]
+
+
+KINDS = {
+    "ceiling": _ceiling_rows,
+    "throughput": _throughput_rows,
+    "chunks": _chunk_rows,
+    "adapt": _adapt_rows,
+    "memory": _memory_rows,
+    "compiling": _compiling_rows,
+    "scaling": _scaling_rows,
+    "data": _data_rows,
+}

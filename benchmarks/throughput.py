@@ -15,6 +15,10 @@ CASES: dict[str, dict] = {
     "omniglot5, mixed mode": {"workload": "omniglot5", "differentiation": "mixed"},
     "sine": {"workload": "sine"},
     "protonet": {"workload": "protonet"},
+    "omniglot, bfloat16": {"dtype": "bfloat16"},
+    "omniglot, 32 channels": {"width": 32},
+    "omniglot, one device": {"devices": 1},
+    "omniglot, native convolutions": {"lower": False},
 }
 
 

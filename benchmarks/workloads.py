@@ -52,12 +52,14 @@ class UserConv4(nn.Module):
     """What a user of flax writes for the network of the literature."""
 
     num_ways: int | None
+    width: int = 64
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x, train: bool = True):
         for _ in range(4):
-            x = nn.Conv(64, (3, 3))(x)
-            x = nn.BatchNorm(use_running_average=not train)(x)
+            x = nn.Conv(self.width, (3, 3), dtype=self.dtype)(x)
+            x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
             x = nn.relu(x)
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = x.reshape((x.shape[0], -1))
@@ -102,14 +104,20 @@ def as_tasks(batch: dict[str, np.ndarray]) -> ml.Task:
 
 
 def learner_of(
-    work: Workload, *, task_chunk: int | str = "auto", lower: bool = True, **options: Any
+    work: Workload,
+    *,
+    task_chunk: int | str = "auto",
+    lower: bool = True,
+    width: int = 64,
+    dtype: Any = None,
+    **options: Any,
 ) -> ml.MetaLearner:
     """The learner of a workload; `options` are those of `ml.maml`."""
     if work.kind == "prototypes":
-        encoder = ml.from_linen(UserConv4(None), lower=lower)
+        encoder = ml.from_linen(UserConv4(None, width, dtype), lower=lower)
         return ml.protonet(encoder, num_ways=work.ways, norm="batch", task_chunk=task_chunk)
     images = work.kind == "images"
-    module: Any = UserConv4(work.ways) if images else UserMLP()
+    module: Any = UserConv4(work.ways, width, dtype) if images else UserMLP()
     return ml.maml(
         ml.from_linen(module, lower=lower),
         ml.losses.cross_entropy if images else ml.losses.mse,
@@ -121,10 +129,31 @@ def learner_of(
     )
 
 
-def metalearn_step(work: Workload, **options: Any) -> Contender:
-    """One outer step of this library; options of `learner_of`."""
+def metalearn_step(
+    work: Workload, *, devices: int | None = None, **options: Any
+) -> Contender:
+    """One outer step of this library.
+
+    Args:
+      work: The workload.
+      devices: Devices that share the tasks; if `None` the cores of a CPU for images, one
+        for sine waves, as `metalearn train` does.
+      **options: Of `learner_of`.
+    """
 
     def setup():
+        spread = 1 if work.kind == "sine" else _mesh.fitting(work.tasks)
+        mesh = ml.task_mesh(spread if devices is None else devices)
+        with jax.set_mesh(mesh):
+            step = compiled()
+
+        def in_mesh() -> None:
+            with jax.set_mesh(mesh):
+                step()
+
+        return in_mesh
+
+    def compiled():
         trainer = ml.meta_trainer(learner_of(work, **options), optax.adam(1e-3))
         tasks = as_tasks(arrays(work))
         one = jax.tree.map(lambda x: x[0], tasks)

@@ -18,7 +18,7 @@ import numpy as np
 
 # Traffic of the tasks handled at once, counted before the compiler fuses anything, up to
 # which batching wins on a CPU (measured: benchmarks/NOTES.md, "Tasks at once").
-CPU_BYTES_AT_ONCE = 600 * 2**20
+CPU_BYTES_AT_ONCE = 64 * 2**20
 EVERYTHING = 1 << 30
 
 
@@ -53,7 +53,8 @@ def choosing(choice: Choice) -> Iterator[None]:
 def note(chosen: int) -> None:
     """Remembers the number taken for the block of `choosing` around, if any."""
     if choice := _CHOICE.get():
-        choice.chosen = chosen
+        # The remainder that does not divide over devices is traced for itself.
+        choice.chosen = max(chosen, choice.chosen or 0)
 
 
 class OutOfMemory(MemoryError):

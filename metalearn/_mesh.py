@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -62,6 +63,18 @@ def task_mesh(devices: int | None = None) -> Mesh:
     return jax.make_mesh((num,), (TASKS,), axis_types=(AxisType.Auto,), devices=chosen)
 
 
+def fitting(num_tasks: int) -> int:
+    """How many devices to use for steps of `num_tasks` tasks if nobody says.
+
+    Cores of one CPU are there to be used; further accelerators may be meant for others.
+    """
+    if jax.default_backend() != "cpu":
+        return 1
+    # Rounds of one task each; what is left over is done by all. Of equals the fewer.
+    found = range(1, len(jax.devices()) + 1)
+    return min(found, key=lambda n: num_tasks // n + num_tasks % n)
+
+
 def shares() -> int:
     """Devices that share tasks in the current mesh; 1 without such a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -88,15 +101,25 @@ def share(
       *batched: Arrays `[T, ...]`.
 
     Returns:
-      The sum over the shares, and the per-task results `[T, ...]`.
+      The sum over the shares, and the per-task results `[T, ...]`. The tasks left over
+      where T does not divide over the devices are done by each of them.
 
     Raises:
-      ValueError: T does not divide over the devices.
+      ValueError: there are fewer tasks than devices.
     """
-    num = shares()
+    num, num_tasks = shares(), jax.tree.leaves(batched)[0].shape[0]
     if num == 1:
         return fn(common, *batched)
-    check_divides(jax.tree.leaves(batched)[0].shape[0], num)
+    even = num_tasks // num * num
+    if even == 0:
+        check_divides(num_tasks, num)
+    if even < num_tasks:
+        total, stacked = share(fn, common, *jax.tree.map(lambda x: x[:even], batched))
+        rest, others = fn(common, *jax.tree.map(lambda x: x[even:], batched))
+        return (
+            jax.tree.map(jnp.add, total, rest),
+            jax.tree.map(lambda a, b: jnp.concatenate([a, b]), stacked, others),
+        )
 
     def local(common: PyTree, batched: tuple):
         to_sum, per_task = fn(common, *batched)
@@ -138,6 +161,9 @@ def place_tasks(tasks: PyTree) -> PyTree:
     """Tasks of the host `[T, ...]` on the devices that share them."""
     if shares() == 1:
         return jax.device_put(tasks)
+    divide = jax.tree.leaves(tasks)[0].shape[0] % shares() == 0
+    if jax.process_count() == 1 and not divide:
+        return everywhere(tasks)
     sharding = NamedSharding(jax.sharding.get_mesh(), P(TASKS))
     if jax.process_count() == 1:
         return jax.device_put(tasks, sharding)

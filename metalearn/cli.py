@@ -125,17 +125,19 @@ def _train(argv: list[str]) -> int:
     runs.check_folder(
         folder, name=name, recipe=recipe, seed=options.seed, resume=options.resume
     )
+    devices = options.devices
+    if devices is None and recipe.light and options.processes == 1:
+        devices = 1
     environment.connect(
-        devices=options.devices,
+        devices=devices,
         processes=options.processes,
         process=options.process,
         coordinator=options.coordinator,
     )
     environment.enable_compilation_cache()
-    if options.devices is None and options.processes == 1:
-        return _train_here(argv, name, options, recipe, folder)
-    with jax.set_mesh(ml.task_mesh(options.devices)):
-        _mesh.check_divides(recipe.tasks_per_step, _mesh.shares())
+    if devices is None and options.processes == 1:
+        devices = _mesh.fitting(recipe.tasks_per_step)
+    with jax.set_mesh(ml.task_mesh(devices)):
         return _train_here(argv, name, options, recipe, folder)
 
 
@@ -231,6 +233,7 @@ def _evaluate(argv: list[str]) -> int:
     _check_seed(options.seed)
     run = runs.load(options.run)
     recipe = cli_options.for_evaluation(run.recipe, options)
+    environment.connect(devices=1 if recipe.light else None)
     environment.enable_compilation_cache()
     variables, progress = runs.best(run)
     if not progress["finished"]:
@@ -252,7 +255,8 @@ def _evaluate(argv: list[str]) -> int:
             file=sys.stderr,
         )
     start = time.perf_counter()
-    result = runs.judge(run, variables, data, recipe=recipe, seed=options.seed)
+    with jax.set_mesh(ml.task_mesh(_mesh.fitting(recipe.test_tasks))):
+        result = runs.judge(run, variables, data, recipe=recipe, seed=options.seed)
     results = runs.results(
         run,
         result,

@@ -34,8 +34,9 @@ class TrainOptions:
       seed: Of initialisation and training tasks.
       resume: Goes on with the run in the folder: exactly, or on another number of
         devices up to rounding.
-      devices: Devices that share the tasks of a step, over all processes; one if not
-        given, or with several processes all there are.
+      devices: Devices that share the tasks of a step, over all processes. If not given:
+        one accelerator, or the cores of the CPU as far as the tasks need them; with
+        several processes all devices there are.
       processes: Processes that train together; start the command once for each.
       process: Which of them this is, from 0; the first writes the run folder.
       coordinator: HOST:PORT at which the first process is reached by the others.

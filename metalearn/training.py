@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from metalearn import _checks, _cost, _mesh
 from metalearn._loop import advance_of, as_numbers, no_totals, row_of
-from metalearn._task import TaskSampler, as_tasks
+from metalearn._task import TaskSampler, TaskStream, as_tasks
 from metalearn._typing import Key, LossFn, PyTree
 from metalearn.checkpoint import CheckpointMismatch
 from metalearn.evaluation import check_task, evaluate
@@ -169,7 +169,8 @@ def fit(
     tasks = as_tasks(tasks)
     k_init, k_first, k_steps = jax.random.split(key, 3)
     first = tasks.first(k_first)
-    _mesh.check_divides(tasks_per_step, _mesh.shares())
+    if isinstance(tasks, TaskStream) and jax.process_count() > 1:
+        _mesh.check_divides(tasks_per_step, _mesh.shares())
     state = _mesh.everywhere(jax.jit(trainer.init)(k_init, first))
     check_task(trainer.learner, state.variables, first)
     best = state.variables

@@ -25,7 +25,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from commands import base, sine, tiny, trained, trained_sine  # noqa: E402, F401
 
-jax.config.update("jax_compilation_cache_dir", CACHE)
+from metalearn import environment  # noqa: E402
+
+environment.share_compilations(CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

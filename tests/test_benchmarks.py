@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks import _count, ceiling, table, throughput, workloads
 
@@ -36,7 +37,18 @@ def test_products_of_the_sine_workload_by_hand():
     assert 5 * 3 * one < flops < (5 * 9 + 3) * one
 
 
+def test_convolutions_count_as_direct_ones():
+    """5 and 25 images pass forward and backward; kernels [3, 3, D, F] cost 18 D F."""
+    work = workloads.WORKLOADS["protonet"]
+    layers = [28**2 * 1, 14**2 * 64, 7**2 * 64, 3**2 * 64]
+    forward = sum(18 * 64 * inputs for inputs in layers) * 30
+    flops = ceiling.workload_flops(work) / work.tasks
+    first = 18 * 64 * layers[0] * 30  # no gradient for the images
+    np.testing.assert_allclose(flops, 3 * forward - first, rtol=0.01)
+
+
 def test_stored_results_are_rendered():
-    text = table.render()
+    stored = [json.loads(p.read_text()) for p in table.RESULTS.glob("*.json")]
+    text = "\n".join(table.render(stored))
     assert "| omniglot-maml | 0 |" in text
     assert "TorchOpt" in text

@@ -243,6 +243,18 @@ def test_compilation_cache(tmp_path, monkeypatch):
     assert environment.cache_root() == tmp_path / "xdg" / "metalearn"
 
 
+def test_a_shared_cache_loses_what_a_killed_process_left(tmp_path):
+    for name in ("whole-cache", "whole-atime", "torn-cache"):
+        (tmp_path / name).write_bytes(b"program")
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        environment.share_compilations(tmp_path)
+        assert jax.config.jax_compilation_cache_max_size > 0
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert sorted(p.name for p in tmp_path.glob("*-*")) == ["whole-atime", "whole-cache"]
+
+
 def test_picture_of_a_tie_and_of_many_ways(tmp_path):
     """Equal logits are no prediction; more columns than fit are left out."""
     import metalearn as ml

@@ -1,5 +1,9 @@
 """Tasks shared among devices: the same episodes, the same results."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import optax
@@ -8,6 +12,7 @@ from jax.sharding import AxisType
 from tiny import blobs, linen, plain
 
 import metalearn as ml
+from metalearn import _mesh
 
 CE = ml.losses.cross_entropy
 LEARNERS = {
@@ -97,5 +102,76 @@ def test_mistakes():
         )
     with pytest.raises(ValueError, match=r"expected 1 to 8.*jax_num_cpu_devices"):
         ml.task_mesh(9)
-    with pytest.raises(ValueError, match=r"6 tasks do not divide over 4 devices.*4 or 8"):
-        trained(LEARNERS["maml"](), 4, tasks_per_step=6)
+
+
+def test_tasks_that_do_not_divide():
+    (one, history, _), (four, other, _) = (
+        trained(LEARNERS["maml"](), n, tasks_per_step=6) for n in (1, 4)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one, four
+    )
+    for row, also in zip(history, other, strict=True):
+        names = [name for name in row if name.startswith(("support/", "query/"))]
+        assert row.keys() == also.keys()
+        np.testing.assert_allclose(
+            [row[name] for name in names], [also[name] for name in names], rtol=1e-4
+        )
+    with pytest.raises(ValueError, match=r"3 tasks do not divide over 4 devices"):
+        trained(LEARNERS["maml"](), 4, tasks_per_step=3)
+
+
+def test_tasks_at_once_are_not_those_of_the_remainder():
+    with jax.set_mesh(ml.task_mesh(2)):
+        result = ml.fit(
+            ml.meta_trainer(LEARNERS["maml"](), optax.sgd(0.1)),
+            blobs,
+            num_steps=1,
+            tasks_per_step=7,
+            key=jax.random.key(0),
+            progress=False,
+        )
+    assert result.tasks_at_once == 3
+
+
+CONNECT = """
+import sys, jax
+from metalearn import environment
+if sys.argv[1] == "late":
+    jax.numpy.ones(1)
+environment.cores = lambda: 3
+environment.connect()
+print(len(jax.devices()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "given", "found"), [("early", "", 3), ("late", "", 1), ("early", "5", 5)]
+)
+def test_cores_become_devices(when, given, found):
+    variables = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    if given:
+        variables["JAX_NUM_CPU_DEVICES"] = given
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT, when],
+        capture_output=True,
+        text=True,
+        env=variables,
+        check=True,
+    )
+    assert int(done.stdout) == found
+
+
+def test_a_hundred_steps_on_eight_devices():
+    learner = ml.maml(plain(), CE, optax.sgd(0.1), num_steps=2)
+    one, eight = (trained(learner, n, num_steps=100)[0] for n in (1, 8))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a)
+
+
+def test_devices_when_nobody_says():
+    cores = len(jax.devices())
+    assert _mesh.fitting(cores * 4) == cores
+    assert _mesh.fitting(2) == 2
+    assert _mesh.fitting(7) == 7
+    assert _mesh.fitting(25) == 8  # three each and one for all: four in turn

@@ -63,6 +63,8 @@ class Recipe:
 
     kind: ClassVar[str]
     metric: ClassVar[str]
+    # Tasks of microseconds, which are slower when the cores of a CPU share them.
+    light: ClassVar[bool] = False
     algorithm: str = "maml"
     inner_rate: float = 0.4
     inner_rate_low: float | None = None

@@ -33,6 +33,7 @@ class SinusoidRecipe(Recipe):
 
     kind: ClassVar[str] = "sinusoid"
     metric: ClassVar[str] = "query/loss"
+    light: ClassVar[bool] = True
     algorithm: Literal[
         "maml",
         "fomaml",
