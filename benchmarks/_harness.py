@@ -31,9 +31,11 @@ class Contender:
     Attributes:
       setup: Builds everything, compiles and warms up; returns a function that runs one
         outer step and waits for it.
+      steps: Outer steps that one call of that function runs instead.
     """
 
     setup: Callable[[], Callable[[], None]]
+    steps: int = 1
 
 
 def jax_call(fn: Callable[..., Any], *args: Any) -> Contender:
@@ -81,7 +83,8 @@ def interleaved(
             while count < 2 or time.perf_counter() - began < seconds:
                 step()
                 count += 1
-            rows[name]["step_s"].append((time.perf_counter() - began) / count)
+            seconds_each = (time.perf_counter() - began) / count
+            rows[name]["step_s"].append(seconds_each / contenders[name].steps)
         shown = {name: f"{1e3 * row['step_s'][-1]:.1f} ms" for name, row in rows.items()}
         print(f"round {number + 1}/{rounds}: {shown}", flush=True)
     for row in rows.values():

@@ -38,7 +38,11 @@ class Peers:
 
         work = workloads.WORKLOADS[self.workload]
         contenders = {"metalearn": workloads.metalearn_step(work)}
-        if work.kind != "sine":
+        if work.kind == "sine":
+            contenders["metalearn, 20 steps a call"] = workloads.metalearn_step(
+                work, steps_per_call=20
+            )
+        else:
             one = workloads.metalearn_step(work, devices=1)
             contenders["metalearn, one device"] = one
         if work.kind == "prototypes":

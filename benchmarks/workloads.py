@@ -130,14 +130,19 @@ def learner_of(
 
 
 def metalearn_step(
-    work: Workload, *, devices: int | None = None, **options: Any
+    work: Workload,
+    *,
+    devices: int | None = None,
+    steps_per_call: int = 1,
+    **options: Any,
 ) -> Contender:
-    """One outer step of this library.
+    """One outer step of this library, or several in one call, as `fit` runs them.
 
     Args:
       work: The workload.
       devices: Devices that share the tasks; if `None` the cores of a CPU for images, one
         for sine waves, as `metalearn train` does.
+      steps_per_call: Outer steps of one call.
       **options: Of `learner_of`.
     """
 
@@ -159,13 +164,20 @@ def metalearn_step(
         one = jax.tree.map(lambda x: x[0], tasks)
         tasks = _mesh.place_tasks(tasks)
         holder = [_mesh.everywhere(trainer.init(jax.random.key(0), one))]
-        run = jax.jit(trainer.step, donate_argnums=0)
+        keys = jax.random.split(jax.random.key(0), steps_per_call)
+
+        def steps(state: Any, tasks: ml.Task) -> Any:
+            if steps_per_call == 1:
+                return trainer.step(state, tasks, key=keys[0])
+            return jax.lax.scan(lambda s, k: trainer.step(s, tasks, key=k), state, keys)
+
+        run = jax.jit(steps, donate_argnums=0)
 
         def step() -> None:
-            holder[0], metrics = run(holder[0], tasks, key=jax.random.key(0))
+            holder[0], metrics = run(holder[0], tasks)
             jax.block_until_ready((holder[0], metrics))
 
         step()
         return step
 
-    return Contender(setup)
+    return Contender(setup, steps_per_call)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,9 @@ def _decode_records(directory, part, counts, shape):
 class RecordImages:
     """Images of one part of a prepared set, decoded when they are read.
 
-    `images[i]` is uint8 `[H, W, C]`, in the order of `labels`. May be read from several
-    threads, and sent to other processes, which open the records again.
+    `images[i]` is uint8 `[H, W, C]`, in the order of `labels`; `images.__getitems__(rows)`
+    reads several at once, for less. May be read from several threads, and sent to other
+    processes, which open the records again.
 
     Attributes:
       labels: int32 `[I]`.
@@ -148,14 +150,30 @@ class RecordImages:
         return len(self.labels)
 
     def __getitem__(self, i: int) -> np.ndarray:
+        return self.__getitems__([i])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[np.ndarray]:
         if self._source is None:
             self._source = _open(self._directory, self._part)
         try:
-            row = self._source[i]
+            # Not by the features of TFDS: those take as long as decoding the image does.
+            records = self._source.data_source.__getitems__(rows)
+            encoded = [_image_of(record) for record in records]
         except Exception as error:  # array_record raises bare RuntimeError, ...
             raise _damaged(self._directory, error) from error
-        where = f"record {i} of {self._part}"
-        return decode_image(row["image"], mode=self._mode, where=where)
+        return [
+            decode_image(data, mode=self._mode, where=f"record {i} of {self._part}")
+            for i, data in zip(rows, encoded, strict=True)
+        ]
+
+
+def _image_of(record: bytes) -> bytes:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    (data,) = (
+        tf_example_pb2.Example.FromString(record).features.feature["image"].bytes_list.value
+    )
+    return data
 
 
 def _open(directory, part):

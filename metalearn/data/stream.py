@@ -41,8 +41,9 @@ def stream(
     Args:
       images: `images[i]` -> uint8 or float `[H, W, C]`, anything with random access that
         several threads may read, such as an array mapped from disk or an object that
-        decodes record i. With `workers` it is pickled to each of them; a whole
-        `np.memmap` is opened there again instead.
+        decodes record i; those of an episode are read by `images.__getitems__(rows)`
+        where there is such a method. With `workers` it is pickled to each of them; a
+        whole `np.memmap` is opened there again instead.
       labels: Int `[I]`, class of each image; any integers.
       num_ways: N.
       num_support: K of each class.
@@ -131,17 +132,24 @@ class _Episodes:
                 for c in classes
             ]
         )
+        images = _images(self.images, self.order[rows.reshape(-1)].tolist())
+        images = images.reshape(*rows.shape, *images.shape[1:])
         arrays = {"class_ids": classes.astype(np.int32)}
         for part, chosen in (
             ("support", slice(0, self.shots)),
             ("query", slice(self.shots, None)),
         ):
-            places = rows[:, chosen].reshape(-1)
-            y = np.repeat(np.arange(self.ways, dtype=np.int32), places.size // self.ways)
-            shuffled = rng.permutation(places.size)
-            x = np.stack([self.images[int(self.order[p])] for p in places[shuffled]])
-            arrays[f"{part}_x"], arrays[f"{part}_y"] = _scaled(x), y[shuffled]
+            x = images[:, chosen].reshape(-1, *images.shape[2:])
+            y = np.repeat(np.arange(self.ways, dtype=np.int32), len(x) // self.ways)
+            shuffled = rng.permutation(len(x))
+            arrays[f"{part}_x"], arrays[f"{part}_y"] = _scaled(x[shuffled]), y[shuffled]
         return arrays
+
+
+def _images(images: Sequence[np.ndarray], rows: list[int]) -> np.ndarray:
+    """Several images, in one read where the source knows how."""
+    read = getattr(images, "__getitems__", None)
+    return np.stack(read(rows) if read else [images[i] for i in rows])
 
 
 def _scaled(x: np.ndarray) -> np.ndarray:
