@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 
 import jax
@@ -22,6 +23,7 @@ class Data:
       image_size: Side that images are resized to.
       tasks: Tasks of a step.
       seconds: Length of one measurement.
+      rounds: Turns of training on one batch and from the stream.
       threads: Of the stream.
       json: Where to write; `benchmarks/results/data.json` by default.
     """
@@ -30,7 +32,8 @@ class Data:
     split: str | None = None
     image_size: int = 32
     tasks: int = 8
-    seconds: float = 10.0
+    seconds: float = 6.0
+    rounds: int = 5
     threads: int = 2
     json: str | None = None
 
@@ -55,29 +58,36 @@ class Data:
             lambda data, keys: ml.sample_batch(sampler, data, keys),
         )
         keys = jax.random.split(jax.random.key(1), self.tasks)
-        fixed = draw(sampler.data, keys)
 
         drawn = self._rate(lambda: jax.block_until_ready(draw(sampler.data, keys)))
         batches = stream.batches(self.tasks, 0)
         streamed = self._rate(lambda: next(batches))
-        alone = self._rate(lambda: jax.block_until_ready(step(state, fixed, key=keys[0])))
-        fixed = jax.device_put(next(batches))
-        jax.block_until_ready(step(state, fixed, key=keys[0]))  # another info: compiles
-        steps = 0
-        began = time.perf_counter()
-        while time.perf_counter() - began < self.seconds:
-            found = step(state, fixed, key=keys[0])
-            fixed = jax.device_put(next(batches))  # while the device computes
-            jax.block_until_ready(found)
-            steps += 1
-        both = steps * self.tasks / (time.perf_counter() - began)
+        batch = jax.device_put(next(batches))
+        train_on = lambda batch: jax.block_until_ready(step(state, batch, key=keys[0]))
+        train_on(batch)
+        alone, both, waits = [], [], []
+        for _ in range(self.rounds):
+            alone.append(self._rate(lambda: train_on(batch)))
+            waited = []
+
+            def streamed_step(waited=waited):
+                began = time.perf_counter()
+                fresh = jax.device_put(next(batches))
+                waited.append(time.perf_counter() - began)
+                train_on(fresh)
+
+            both.append(self._rate(streamed_step))
+            waits.append(statistics.mean(waited) * both[-1] / self.tasks)
+        alone_rate, both_rate = statistics.median(alone), statistics.median(both)
+        slowdowns = [1 - b / a for a, b in zip(alone, both, strict=True)]
         result = {
             "sampler_tasks_per_s": drawn,
             "stream_tasks_per_s": streamed,
-            "step_tasks_per_s": alone,
-            "sampler_share_of_step": alone / (alone + drawn),
-            "training_from_stream_tasks_per_s": both,
-            "stream_share_of_step": max(0.0, 1 - both / alone),
+            "step_tasks_per_s": alone_rate,
+            "sampler_share_of_step": alone_rate / (alone_rate + drawn),
+            "training_from_stream_tasks_per_s": both_rate,
+            "stream_share_of_step": statistics.median(waits),
+            "slower_by_decoding_beside": statistics.median(slowdowns),
         }
         for label, value in result.items():
             print(f"{label:36} {value:10.3f}")
