@@ -1,4 +1,4 @@
-"""`task_chunk="auto"` against every fixed choice."""
+"""`task_chunk="auto"` against 1, 2, 8 and all tasks at once."""
 
 from __future__ import annotations
 

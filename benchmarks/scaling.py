@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks import _harness
 
@@ -93,7 +94,8 @@ class Scaling:
             )
             for process in range(processes)
         ]
-        outputs = [child.communicate() for child in children]
+        with ThreadPoolExecutor(processes) as pool:  # a full pipe would stop them all
+            outputs = list(pool.map(lambda child: child.communicate(), children))
         for child, (_, errors) in zip(children, outputs, strict=True):
             if child.returncode:
                 raise SystemExit(errors[-2000:])

@@ -149,8 +149,9 @@ def metalearn_step(
     def setup():
         spread = 1 if work.kind == "sine" else _mesh.fitting(work.tasks)
         mesh = ml.task_mesh(spread if devices is None else devices)
+        tasks = jax.tree.map(np.asarray, as_tasks(arrays(work)))
         with jax.set_mesh(mesh):
-            step = compiled()
+            step = compiled(tasks)
 
         def in_mesh() -> None:
             with jax.set_mesh(mesh):
@@ -158,11 +159,11 @@ def metalearn_step(
 
         return in_mesh
 
-    def compiled():
+    def compiled(tasks: ml.Task):
         trainer = ml.meta_trainer(learner_of(work, **options), optax.adam(1e-3))
-        tasks = as_tasks(arrays(work))
         one = jax.tree.map(lambda x: x[0], tasks)
-        tasks = _mesh.place_tasks(tasks)
+        here = _mesh.local_share(work.tasks) or slice(None)
+        tasks = _mesh.place_tasks(jax.tree.map(lambda x: x[here], tasks))
         holder = [_mesh.everywhere(trainer.init(jax.random.key(0), one))]
         keys = jax.random.split(jax.random.key(0), steps_per_call)
 

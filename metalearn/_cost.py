@@ -43,6 +43,7 @@ _CHOICE: contextvars.ContextVar[Choice | None] = contextvars.ContextVar(
 @contextlib.contextmanager
 def choosing(choice: Choice) -> Iterator[None]:
     """Around what is traced: keeps `"auto"` within the limit, notes what was taken."""
+    choice.chosen = None  # a program may be traced again, for another mesh
     token = _CHOICE.set(choice)
     try:
         yield

@@ -63,16 +63,22 @@ def task_mesh(devices: int | None = None) -> Mesh:
     return jax.make_mesh((num,), (TASKS,), axis_types=(AxisType.Auto,), devices=chosen)
 
 
-def fitting(num_tasks: int) -> int:
-    """How many devices to use for steps of `num_tasks` tasks if nobody says.
+def fitting(num_tasks: int, *, padded: bool = False) -> int:
+    """How many devices to use for `num_tasks` tasks at a time if nobody says.
 
     Cores of one CPU are there to be used; further accelerators may be meant for others.
+
+    Args:
+      num_tasks: Of an outer step, or of an evaluation.
+      padded: Whether tasks are added until they divide, as in an evaluation. Otherwise
+        all devices do what is left over, by a program twice as large.
     """
     if jax.default_backend() != "cpu":
         return 1
-    # Rounds of one task each; what is left over is done by all. Of equals the fewer.
+    rest = (lambda n: num_tasks % n > 0) if padded else (lambda n: num_tasks % n)
+    # Rounds of one task each; of equals the fewer.
     found = range(1, len(jax.devices()) + 1)
-    return min(found, key=lambda n: num_tasks // n + num_tasks % n)
+    return min(found, key=lambda n: num_tasks // n + rest(n))
 
 
 def shares() -> int:
@@ -111,8 +117,7 @@ def share(
     if num == 1:
         return fn(common, *batched)
     even = num_tasks // num * num
-    if even == 0:
-        check_divides(num_tasks, num)
+    check_enough(num_tasks, num)
     if even < num_tasks:
         total, stacked = share(fn, common, *jax.tree.map(lambda x: x[:even], batched))
         rest, others = fn(common, *jax.tree.map(lambda x: x[even:], batched))
@@ -129,6 +134,15 @@ def share(
     return jax.shard_map(
         local, in_specs=(P(), P(TASKS)), out_specs=(P(), P(TASKS)), check_vma=False
     )(common, batched)
+
+
+def check_enough(num_tasks: int, num: int) -> None:
+    """Raises a `ValueError` unless each of `num` devices gets a task."""
+    if num_tasks < num:
+        raise ValueError(
+            f"{num_tasks} tasks for {num} devices; expected a task for each at least. Take "
+            f"{num} tasks or more, or {num_tasks} devices or fewer."
+        )
 
 
 def check_divides(num_tasks: int, num: int) -> None:

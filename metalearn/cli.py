@@ -137,7 +137,9 @@ def _train(argv: list[str]) -> int:
     environment.enable_compilation_cache()
     if devices is None and options.processes == 1:
         devices = _mesh.fitting(recipe.tasks_per_step)
-    with jax.set_mesh(ml.task_mesh(devices)):
+    mesh = ml.task_mesh(devices)
+    _mesh.check_enough(recipe.tasks_per_step, mesh.size)
+    with jax.set_mesh(mesh):
         return _train_here(argv, name, options, recipe, folder)
 
 
@@ -255,7 +257,8 @@ def _evaluate(argv: list[str]) -> int:
             file=sys.stderr,
         )
     start = time.perf_counter()
-    with jax.set_mesh(ml.task_mesh(_mesh.fitting(recipe.test_tasks))):
+    devices = 1 if recipe.light else _mesh.fitting(recipe.test_tasks, padded=True)
+    with jax.set_mesh(ml.task_mesh(devices)):
         result = runs.judge(run, variables, data, recipe=recipe, seed=options.seed)
     results = runs.results(
         run,

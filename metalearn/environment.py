@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,20 @@ def cache_root() -> Path:
 def enable_compilation_cache() -> None:
     """Lets jax keep compiled programs for the next process; for the command line.
 
-    Leaves a cache alone that the user has set already.
+    Leaves a cache alone that the user has set already, and goes without one, with a
+    warning, where the folder cannot be written or locked.
     """
-    if jax.config.jax_compilation_cache_dir is None:
-        share_compilations(cache_root() / "compiled")
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    folder = cache_root() / "compiled"
+    try:
+        share_compilations(folder)
+    except (OSError, NotImplementedError) as error:
+        warnings.warn(
+            f"every program is compiled anew, for {folder} cannot keep them ({error}). Set "
+            "METALEARN_CACHE to a folder that can be written.",
+            stacklevel=2,
+        )
 
 
 def share_compilations(folder: Path | str) -> None:
@@ -66,10 +77,14 @@ def share_compilations(folder: Path | str) -> None:
     two processes the second can read what the first has half written, and crash. A locked
     cache fails on a program without its time of use, which a process leaves behind that
     was killed while it wrote, or that used the folder without the limit. Those are removed.
+
+    Raises:
+      OSError: the folder cannot be written, or its lock is held for more than 10 s.
+      NotImplementedError: its file system knows no locks.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / ".lockfile"):
+    with filelock.FileLock(folder / ".lockfile", timeout=10):
         for program in folder.glob("*-cache"):
             if not program.with_name(
                 program.name.removesuffix("-cache") + "-atime"

@@ -169,6 +169,7 @@ def fit(
     tasks = as_tasks(tasks)
     k_init, k_first, k_steps = jax.random.split(key, 3)
     first = tasks.first(k_first)
+    _mesh.check_enough(tasks_per_step, _mesh.shares())
     if isinstance(tasks, TaskStream) and jax.process_count() > 1:
         _mesh.check_divides(tasks_per_step, _mesh.shares())
     state = _mesh.everywhere(jax.jit(trainer.init)(k_init, first))

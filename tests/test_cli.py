@@ -1,5 +1,6 @@
 """The command line, end to end, on a handful of small images."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -243,15 +244,32 @@ def test_compilation_cache(tmp_path, monkeypatch):
     assert environment.cache_root() == tmp_path / "xdg" / "metalearn"
 
 
+@contextlib.contextmanager
+def kept_cache():
+    names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def test_without_a_place_for_the_cache_there_is_none(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "file"))
+    with kept_cache():
+        jax.config.update("jax_compilation_cache_dir", None)
+        with pytest.warns(UserWarning, match="METALEARN_CACHE"):
+            environment.enable_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir is None
+
+
 def test_a_shared_cache_loses_what_a_killed_process_left(tmp_path):
     for name in ("whole-cache", "whole-atime", "torn-cache"):
         (tmp_path / name).write_bytes(b"program")
-    before = jax.config.jax_compilation_cache_dir
-    try:
+    with kept_cache():
         environment.share_compilations(tmp_path)
-        assert jax.config.jax_compilation_cache_max_size > 0
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
     assert sorted(p.name for p in tmp_path.glob("*-*")) == ["whole-atime", "whole-cache"]
 
 

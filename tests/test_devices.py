@@ -117,21 +117,23 @@ def test_tasks_that_do_not_divide():
         np.testing.assert_allclose(
             [row[name] for name in names], [also[name] for name in names], rtol=1e-4
         )
-    with pytest.raises(ValueError, match=r"3 tasks do not divide over 4 devices"):
+    with pytest.raises(ValueError, match=r"3 tasks for 4 devices"):
         trained(LEARNERS["maml"](), 4, tasks_per_step=3)
 
 
 def test_tasks_at_once_are_not_those_of_the_remainder():
-    with jax.set_mesh(ml.task_mesh(2)):
-        result = ml.fit(
-            ml.meta_trainer(LEARNERS["maml"](), optax.sgd(0.1)),
-            blobs,
-            num_steps=1,
-            tasks_per_step=7,
-            key=jax.random.key(0),
-            progress=False,
-        )
-    assert result.tasks_at_once == 3
+    trainer = ml.meta_trainer(LEARNERS["maml"](), optax.sgd(0.1))
+    for devices, at_once in ((1, 7), (2, 3)):  # the second is not the first's either
+        with jax.set_mesh(ml.task_mesh(devices)):
+            result = ml.fit(
+                trainer,
+                blobs,
+                num_steps=1,
+                tasks_per_step=7,
+                key=jax.random.key(0),
+                progress=False,
+            )
+        assert result.tasks_at_once == at_once
 
 
 CONNECT = """
@@ -170,8 +172,10 @@ def test_a_hundred_steps_on_eight_devices():
 
 
 def test_devices_when_nobody_says():
-    cores = len(jax.devices())
-    assert _mesh.fitting(cores * 4) == cores
+    assert len(jax.devices()) == 8  # by conftest.py
+    assert _mesh.fitting(32) == 8
     assert _mesh.fitting(2) == 2
     assert _mesh.fitting(7) == 7
     assert _mesh.fitting(25) == 8  # three each and one for all: four in turn
+    assert _mesh.fitting(15) == 5  # one each and seven for all eight would be more
+    assert _mesh.fitting(15, padded=True) == 8

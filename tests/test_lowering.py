@@ -114,6 +114,15 @@ def test_convolution_equals_lax(x64, name):
     assert_close(derivatives(lowered, lhs, rhs), derivatives(conv, lhs, rhs))
 
 
+def test_without_jit():
+    lhs_shape, rhs_shape, layout, options = CONVOLUTIONS["valid"]
+    conv = convolution(layout, options)
+    lhs, rhs = normal(0, *lhs_shape), normal(1, *rhs_shape)
+    with jax.disable_jit():
+        found = lower(conv)(lhs, rhs)
+    np.testing.assert_allclose(found, conv(lhs, rhs), rtol=1e-4, atol=1e-5)
+
+
 FALL_BACKS = {
     "batch_groups": ((4, 5, 5, 2), (3, 3, 2, 4), NHWC, {"batch_group_count": 2}),
     "many_taps": ((1, 16, 16, 1), (12, 11, 1, 1), NHWC, {}),

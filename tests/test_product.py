@@ -1,14 +1,17 @@
 """The matrix product under the lowering: values, derivatives of any order, batching."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from lowered import assert_close, count, derivatives, jit, normal
 
-from metalearn.lowering import product
+from metalearn.lowering import lower, product
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -80,6 +83,34 @@ def test_under_shardings_in_types():
         found = jax.jit(jax.grad(loss(product)))(b)
         expected = jax.jit(jax.grad(loss(jnp.matmul)))(b)
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("depth", [3, 32])
+@pytest.mark.parametrize("current", [True, False])
+def test_lowered_convolutions_under_shardings_in_types(depth, current):
+    mesh = jax.make_mesh((2,), ("e",), axis_types=(AxisType.Explicit,))
+    dims = ("NHWC", "HWIO", "NHWC")
+    conv = lambda x, k: lax.conv_general_dilated(
+        x, k, (1, 1), "SAME", dimension_numbers=dims
+    )
+    x, k = normal(0, 2, 8, 8, depth), normal(1, 3, 3, depth, 32)
+    second = lambda conv: jax.jit(
+        jax.grad(lambda k, x: jnp.sum(jax.grad(lambda k: jnp.sum(conv(x, k) ** 2))(k) ** 2))
+    )
+    expected = second(conv)(k, x)
+    placed = [jax.device_put(v, NamedSharding(mesh, s)) for v, s in ((k, P()), (x, P("e")))]
+    with jax.set_mesh(mesh) if current else contextlib.nullcontext():
+        found = second(lower(conv))(*placed)
+    assert jnp.linalg.norm(found - expected) <= 1e-4 * jnp.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "form"),
+    [((2, 3), (3, 4), "xx"), ((3,), (3, 4), "nn"), ((4, 3), (2, 3, 4), "nn")],
+)
+def test_refuses_what_is_no_product(a, b, form):
+    with pytest.raises(ValueError, match="expected"):
+        product(jnp.ones(a), jnp.ones(b), form)
 
 
 def test_inside_a_checked_shard_map():

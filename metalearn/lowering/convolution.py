@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from metalearn.lowering import winograd
-from metalearn.lowering.product import product
+from metalearn.lowering.product import placed_by_type, product
 
 # Every kernel tap is one slice in the program and one copy of the images in memory;
 # the limit is chosen to bound both, not tuned.
@@ -35,7 +35,9 @@ def convolution_rule(eqn):
     ):
         return None
     one_group = params["feature_group_count"] == 1
-    minimal = one_group and winograd.pays(
+    # Its tiles are cut by reshapes that types with shardings do not pass.
+    minimal = one_group and not placed_by_type(lhs, rhs)
+    minimal = minimal and winograd.pays(
         sides=spatial,
         window=kernel,
         channels=[rhs.shape[d] for d in params["dimension_numbers"].rhs_spec[:2]],

@@ -5,6 +5,7 @@ operands and a transpose; differentiated once more it copies whole activations. 
 forms here are closed under differentiation, and none of them transposes anything.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -38,23 +39,42 @@ def product(
     Returns:
       `[..., M, N]`.
 
+    Raises:
+      ValueError: another form, or operands whose axes do not match.
+
     Example:
       >>> product(jnp.ones((4, 2)), jnp.ones((4, 3)), "tn").shape
       (2, 3)
     """
+    if form not in _SUMMED:
+        raise ValueError(f"form is {form!r}; expected 'nn', 'nt' or 'tn'.")
+    left, right = _SUMMED[form]
+    if (
+        min(a.ndim, b.ndim) < 2
+        or a.shape[:-2] != b.shape[:-2]
+        or a.shape[left] != b.shape[right]
+    ):
+        raise ValueError(
+            f"operands have shapes {a.shape} and {b.shape}; expected two matrices for "
+            f"{form!r} with the same leading axes."
+        )
     options = {"form": form, "precision": precision, "dtype": dtype}
-    if _placed_by_type(a, b):
+    if placed_by_type(jax.typeof(a), jax.typeof(b)):
         return _dot(a, b, **options)
     return _product_p.bind(a, b, **options)
 
 
-def _placed_by_type(a: jax.Array, b: jax.Array) -> bool:
-    """Whether types say where operands lie: only the rules of JAX know what follows."""
-    explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+def placed_by_type(left: Any, right: Any) -> bool:
+    """Whether the types of two arrays say where those lie: then JAX's own rules decide."""
+    meshes = [jax.sharding.get_abstract_mesh(), left.sharding.mesh, right.sharding.mesh]
     # The attribute has another name before and after jax 0.10.
-    types = [jax.typeof(x) for x in (a, b)]
-    left, right = (getattr(t, "manual_axis_type", getattr(t, "vma", None)) for t in types)
-    return explicit or left != right
+    varying = [
+        getattr(t, "manual_axis_type", getattr(t, "vma", None)) for t in (left, right)
+    ]
+    return (
+        any(AxisType.Explicit in mesh.axis_types for mesh in meshes)
+        or varying[0] != varying[1]
+    )
 
 
 def _dot(a: jax.Array, b: jax.Array, *, form: str, precision: Any, dtype: Any) -> jax.Array:
@@ -69,6 +89,7 @@ def _dot(a: jax.Array, b: jax.Array, *, form: str, precision: Any, dtype: Any) -
     )
 
 
+@functools.lru_cache(maxsize=4096)
 def _out_aval(a: Any, b: Any, **options: Any) -> Any:
     traced = jax.make_jaxpr(lambda a, b: _dot(a, b, **options))(a, b)
     return traced.out_avals[0]

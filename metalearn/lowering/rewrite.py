@@ -126,7 +126,8 @@ def _rewrite_equation(eqn, rules):
         return eqn
     # The replacement is jitted, so its trace is one equation, which can stand where
     # the old one stood.  The compiler dissolves the call.
-    (call,) = jax.make_jaxpr(replacement)(*(v.aval for v in eqn.invars)).jaxpr.eqns
+    with jax.disable_jit(False):
+        (call,) = jax.make_jaxpr(replacement)(*(v.aval for v in eqn.invars)).jaxpr.eqns
     for new, old in zip(call.outvars, eqn.outvars, strict=True):
         assert (new.aval.shape, new.aval.dtype) == (old.aval.shape, old.aval.dtype), eqn
     return eqn.replace(primitive=call.primitive, params=call.params)

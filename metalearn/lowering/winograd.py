@@ -62,7 +62,7 @@ def convolution(
       precision: Of the products, as in `lax.dot_general`.
 
     Returns:
-      `[N, H, W, F]`; an infinite input makes NaN of the 4x4 tile that it lies in.
+      `[N, H, W, F]`; NaN where a direct product of an infinite input is infinite.
     """
     num, height, width, depth = images.shape
     height, width, features = height - 2, width - 2, kernels.shape[-1]
