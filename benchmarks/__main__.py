@@ -9,6 +9,7 @@ from benchmarks.ceiling import Ceiling
 from benchmarks.chunks import Chunks
 from benchmarks.compiling import Compiling
 from benchmarks.data import Data
+from benchmarks.families import Families
 from benchmarks.memory import Memory
 from benchmarks.paired import Paired
 from benchmarks.peers import Peers
@@ -30,6 +31,7 @@ BENCHMARKS = {
     "data": Data,
     "recipe": RunRecipe,
     "paired": Paired,
+    "families": Families,
     "table": Table,
 }
 

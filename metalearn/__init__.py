@@ -31,13 +31,17 @@ from metalearn.algorithms import (
     boil,
     fine_tune,
     fomaml,
+    hsml,
     maml,
     meta_sgd,
+    mumomaml,
     no_adaptation,
     protonet,
     reptile,
 )
+from metalearn.algorithms.hsml import add_leaf
 from metalearn.checkpoint import CheckpointMismatch, Checkpoints
+from metalearn.continual import Continual, fit_continually
 from metalearn.estimators import gradient_estimator
 from metalearn.evaluation import Evaluation, evaluate, paired_difference
 from metalearn.learner import Estimate, MetaLearner, describe, is_transductive
@@ -51,6 +55,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointMismatch",
     "Checkpoints",
+    "Continual",
     "Estimate",
     "Evaluation",
     "Examples",
@@ -65,6 +70,7 @@ __all__ = [
     "TrainState",
     "Validation",
     "Variables",
+    "add_leaf",
     "anil",
     "boil",
     "data",
@@ -72,11 +78,13 @@ __all__ = [
     "evaluate",
     "fine_tune",
     "fit",
+    "fit_continually",
     "fomaml",
     "from_apply_fn",
     "from_linen",
     "from_nnx",
     "gradient_estimator",
+    "hsml",
     "inner",
     "is_transductive",
     "losses",
@@ -87,6 +95,7 @@ __all__ = [
     "meta_trainer",
     "metrics",
     "models",
+    "mumomaml",
     "no_adaptation",
     "pad_examples",
     "paired_difference",

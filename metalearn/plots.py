@@ -14,6 +14,7 @@ from metalearn._task import Task
 INK, GREY, FAINT = "#222222", "#8a8a8a", "#d9d9d9"
 RIGHT, WRONG = "#1a7f37", "#c62828"
 TRAINING, VALIDATION = "#9db7d5", "#1f4e8c"
+FAMILY_COLOURS = ("#1f4e8c", "#d98c21", "#1a7f37", "#8e4585", "#c62828", "#4fa3a5")
 
 
 def learning_curve(path: str | Path, history: Sequence[dict[str, Any]], title: str) -> None:
@@ -253,3 +254,73 @@ def _short(name: str) -> str:
     name = "".join(c for c in name if c.isascii() and c != "$").replace("_", " ")
     name = name.replace("/", " ").capitalize().replace(" letter ", " ")
     return "\n".join(textwrap.wrap(name, 19, max_lines=2, placeholder="..."))
+
+
+def cluster_tree(
+    path: str | Path,
+    leaves: np.ndarray,
+    upper: Sequence[np.ndarray],
+    names: Sequence[str],
+    *,
+    title: str,
+) -> None:
+    """The tree of `ml.hsml`: what share of each family of tasks reaches every cluster.
+
+    Args:
+      path: A .png file.
+      leaves: `[F, K0]`, mean share of each leaf over the tasks of a family.
+      upper: For each layer above without the root `[F, K_below, K_l]`, mean shares.
+      names: F names of families.
+      title: Above the figure.
+    """
+    layers = [np.asarray(leaves)]
+    for shares in upper:
+        layers.append(np.einsum("fk,fkm->fm", layers[-1], shares))
+    layers.append(np.ones((len(names), 1)))
+    edges = [*upper, np.ones((len(names), layers[-2].shape[1], 1))]
+    widest = max(layer.shape[1] for layer in layers)
+    figure = _figure(1.7 * widest + 1.5, 1.6 * len(layers) + 1.0)
+    ax = figure.subplots()
+    place = lambda layer, node: (
+        (node + 0.5) * widest / layers[layer].shape[1],
+        1.6 * layer,
+    )
+    for layer, shares in enumerate(edges):
+        for below in range(shares.shape[1]):
+            for above in range(shares.shape[2]):
+                weight = np.mean(layers[layer][:, below] * shares[:, below, above])
+                (x0, y0), (x1, y1) = place(layer, below), place(layer + 1, above)
+                ax.plot(
+                    [x0, x1],
+                    [y0, y1],
+                    color=GREY,
+                    lw=0.3 + 14 * weight,
+                    alpha=0.5,
+                    zorder=0,
+                )
+    for layer, shares in enumerate(layers):
+        for node in range(shares.shape[1]):
+            x, y = place(layer, node)
+            left, whole = x - 0.4, shares[:, node].sum()
+            for family, name in enumerate(names):
+                width = 0.8 * shares[family, node] / max(whole, 1e-9)
+                first = layer == node == 0
+                ax.barh(
+                    y,
+                    width,
+                    0.5,
+                    left=left,
+                    color=FAMILY_COLOURS[family % len(FAMILY_COLOURS)],
+                    label=name if first else None,
+                )
+                left += width
+            ax.text(
+                x, y - 0.42, f"{whole / len(names):.0%}", ha="center", fontsize=8, color=INK
+            )
+    ax.set_xlim(0, widest)
+    ax.set_ylim(-0.7, 1.6 * len(layers) - 1.0)
+    ax.set_axis_off()
+    handles = ax.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.savefig(path)

@@ -99,6 +99,7 @@ def fit(
     num_steps: int,
     tasks_per_step: int,
     key: Key,
+    state: TrainState | None = None,
     validation: Validation | None = None,
     log_every: int = 100,
     sinks: Sequence[Sink] = (),
@@ -120,6 +121,7 @@ def fit(
       num_steps: Outer steps in all, those before a resume included.
       tasks_per_step: T, tasks of one outer step.
       key: Consumed; the same key resumes the same run.
+      state: Where to start, e.g. `FitResult.state` of an earlier call; left as it is.
       validation: Judges on held-back classes, keeps the best variables, stops early.
       log_every: Steps between rows of the history.
       sinks: Functions that get every row, e.g. `ml.sinks.json_lines("metrics.jsonl")`.
@@ -172,7 +174,9 @@ def fit(
     _mesh.check_enough(tasks_per_step, _mesh.shares())
     if isinstance(tasks, TaskStream) and jax.process_count() > 1:
         _mesh.check_divides(tasks_per_step, _mesh.shares())
-    state = _mesh.everywhere(jax.jit(trainer.init)(k_init, first))
+    if state is None:
+        state = jax.jit(trainer.init)(k_init, first)
+    state = _mesh.everywhere(state)
     check_task(trainer.learner, state.variables, first)
     best = state.variables
     fresh = no_totals(trainer, state, first, tasks_per_step)
@@ -207,9 +211,8 @@ def fit(
     step = int(state.step)
     if step > num_steps:
         raise ValueError(
-            f"the checkpoint in {checkpoints.folder} is of step {step}, beyond "
-            f"num_steps={num_steps}. Ask for {step} steps or more, or restore that "
-            "checkpoint yourself."
+            f"the state to go on from is of step {step}, beyond num_steps={num_steps}. "
+            f"Ask for {step} steps or more, or for an earlier state."
         )
 
     make = functools.partial(

@@ -14,13 +14,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn import _checks, _tree, metrics
-from metalearn._task import Examples, Task
+from metalearn import _tree
+from metalearn._task import Task
 from metalearn._typing import Key, LossFn, PathFilter, PyTree
-from metalearn.estimators import gradient_estimator
-from metalearn.inner import Adapted, Implicit, descent
-from metalearn.inner.differentiate import is_second_order
-from metalearn.learner import MetaLearner, config_of
+from metalearn.bilevel import bilevel, refuse_implicit
+from metalearn.learner import MetaLearner
 from metalearn.model import Model, Variables
 
 
@@ -79,82 +77,20 @@ def maml(
     Example:
       >>> learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
     """
-    learned = inner_hparams is not None
-    if isinstance(differentiation, Implicit):
-        raise ValueError(
-            "maml cannot learn through the minimum of its support loss, which does not "
-            "depend on the initialisation: the meta-gradient would be zero. Give unroll a "
-            "loss with a proximal term and differentiation=Implicit() there."
-        )
-    second_order = is_second_order(differentiation) and num_steps > 0
-    _checks.inner_optimiser(inner_opt, inner_hparams, second_order=second_order)
-    inner = descent(
+    refuse_implicit("maml", differentiation)
+    return bilevel(
+        name,
         model,
         loss_fn,
         inner_opt,
         num_steps=num_steps,
         differentiation=differentiation,
         adapt_filter=adapt_filter,
+        inner_hparams=inner_hparams,
         norm=norm,
         mask_absent_classes=mask_absent_classes,
+        task_chunk=task_chunk,
     )
-
-    def unpack(variables: Variables) -> tuple[Variables, PyTree]:
-        if not learned:
-            return variables, None
-        params = variables.params
-        return Variables(params=params["model"], state=variables.state), params["inner"]
-
-    def init(key: Key, task: Task) -> Variables:
-        _checks.one_task(task)
-        k_model, k_inner = jax.random.split(key)
-        variables = inner.init(k_model, task)
-        moving, hparams = _tree.split(variables.params, adapt_filter)[0], inner_hparams
-        if callable(hparams):
-            hparams = hparams(k_inner, moving)
-        if second_order:
-            _checks.inner_optimiser_on(moving, inner_opt, hparams)
-        if not learned:
-            return variables
-        # With a dtype, for a weakly typed number would compile the second step again.
-        hparams = jax.tree.map(lambda h: jnp.asarray(h, jnp.result_type(h)), hparams)
-        params = {"model": variables.params, "inner": hparams}
-        return Variables(params=params, state=variables.state)
-
-    def adapt(
-        variables: Variables, support: Examples, *, key: Key | None = None
-    ) -> Adapted:
-        _checks.one_set(support, "support")
-        return inner.adapt(*unpack(variables), support, key=key)[0]
-
-    def predict(adapted, x, *, key=None, mask=None) -> PyTree:
-        return inner.predict(adapted, x, key=key, mask=mask)[0]
-
-    def objective(variables: Variables, task: Task, *, key: Key):
-        k_adapt, k_query = jax.random.split(key)
-        adapted, path = inner.adapt(
-            *unpack(variables), task.support, key=k_adapt, train=True
-        )
-        outputs, query_state = inner.predict(
-            adapted, task.query.x, key=k_query, train=True, mask=task.query.mask
-        )
-        report = metrics.of_task(loss_fn, outputs, task.query)
-        report = {f"query/{k}": v for k, v in report.items()}
-        if num_steps:
-            report["support/loss"] = path.losses[0]
-        state = inner.collect(variables.state, path, query_state)
-        return report["query/loss"], (state, report)
-
-    config = config_of(
-        name,
-        inner_opt=inner_opt,
-        num_steps=num_steps,
-        differentiation=str(differentiation),
-        norm=norm,
-        learned_inner=learned,
-    )
-    estimate = gradient_estimator(objective, task_chunk=task_chunk)
-    return MetaLearner(init, adapt, predict, estimate, config)
 
 
 def fomaml(model: Model, loss_fn: LossFn, inner_opt: Any, **options: Any):

@@ -32,11 +32,17 @@ class Adapted:
       params: All parameters of the model, adapted and shared.
       state: The model's state for predictions, e.g. statistics of the support set.
       present: Bool `[W]`, classes of the task; `None` unless absent ones are masked.
+      info: What an algorithm tells of the task beside, e.g. how it was routed.
     """
 
     params: PyTree
     state: PyTree
     present: Array | None = None
+    info: PyTree = None
+
+    def replace(self, **changes: Any) -> Adapted:
+        """A copy with other values."""
+        return dataclasses.replace(self, **changes)
 
 
 class Descent(NamedTuple):

@@ -26,7 +26,9 @@ Record = dict[str, Any]
 """What a run remembers of its data: plain JSON values."""
 
 MAML_FAMILY = ("maml", "fomaml", "anil", "boil", "meta_sgd")
-GRADIENT_BASED = (*MAML_FAMILY, "reptile", "fine_tune")
+# Those whose own settings are given as `options`.
+STRUCTURED = ("hsml", "mumomaml")
+GRADIENT_BASED = (*MAML_FAMILY, *STRUCTURED, "reptile", "fine_tune")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class Recipe:
       inner_batch: reptile: examples of an inner step in training; all if None.
       eval_inner_batch: reptile: the same at validation and test.
       carry_opt_state: reptile: hands Adam's second moments on from step to step.
+      options: Further arguments of the learner, each as "name=value", for example
+        "tree=(4, 2, 1)" of hsml.
       task_chunk: Tasks handled at once, or "auto".
       outer_optimizer: "adam", or "sgd" as Reptile uses it.
       outer_rate: Its learning rate at the start.
@@ -75,6 +79,7 @@ class Recipe:
     inner_batch: int | None = None
     eval_inner_batch: int | None = None
     carry_opt_state: bool = False
+    options: tuple[str, ...] = ()
     task_chunk: int | Literal["auto"] = "auto"
     outer_optimizer: Literal["adam", "sgd"] = "adam"
     outer_rate: float = 2e-3
@@ -187,6 +192,7 @@ class Recipe:
             "inner_batch": ("reptile",),
             "eval_inner_batch": ("reptile",),
             "carry_opt_state": ("reptile",),
+            "options": STRUCTURED,
         }
         idle = {
             name: "algorithm " + ", ".join(algorithms)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+from typing import Any
+
 import optax
 
 from metalearn import algorithms
 from metalearn._typing import LossFn
 from metalearn.learner import MetaLearner
 from metalearn.model import Model
-from metalearn.recipes.base import MAML_FAMILY, Recipe
+from metalearn.recipes.base import MAML_FAMILY, STRUCTURED, Recipe
 
 
 def gradient_learner(
@@ -64,10 +68,41 @@ def gradient_learner(
         )
     if name == "fine_tune":
         return algorithms.fine_tune(model, loss_fn, opt, **head, **shared)
+    if name in STRUCTURED:
+        build = getattr(algorithms, name)
+        return build(model, loss_fn, opt, **shared, **learner_options(recipe))
     if name in MAML_FAMILY:
         build = getattr(algorithms, name)
         return build(model, loss_fn, opt, mask_absent_classes=fewer_ways, **shared)
     raise ValueError(f"algorithm is {name!r}, which does not adapt by gradient descent.")
+
+
+def learner_options(recipe: Recipe) -> dict[str, Any]:
+    """`options` of a recipe, "name=value" each, as arguments of its learner.
+
+    Raises:
+      ValueError: one is no such pair, its value no Python literal, or the learner takes
+        no argument of that name.
+    """
+    known = [
+        name
+        for maker in (getattr(algorithms, recipe.algorithm), algorithms.hsml)
+        for name, parameter in inspect.signature(maker).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("num_steps", "name")
+    ]
+    found = {}
+    for pair in recipe.options:
+        name, _, value = pair.partition("=")
+        if name not in known:
+            raise ValueError(
+                f"options has {pair!r}; expected NAME=VALUE with one of "
+                f"{', '.join(dict.fromkeys(known))}."
+            )
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value  # a word
+    return found
 
 
 def inner_opt(recipe: Recipe) -> optax.GradientTransformation:
@@ -75,7 +110,7 @@ def inner_opt(recipe: Recipe) -> optax.GradientTransformation:
     if recipe.inner_optimizer == "sgd":
         return optax.sgd(recipe.inner_rate)
     # Second-order learners differentiate the square root of Adam's second moment.
-    second_order = recipe.algorithm in ("maml", "anil", "boil")
+    second_order = recipe.algorithm in ("maml", "anil", "boil", *STRUCTURED)
     return optax.adam(
         recipe.inner_rate, b1=recipe.inner_b1, eps_root=1e-8 if second_order else 0.0
     )

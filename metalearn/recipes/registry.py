@@ -75,6 +75,23 @@ _FINE_TUNE = {
     "inner_steps": 100,
 }
 
+# The protocol of Yao et al. 2019, section 5.1; 5 shots with --shots 5.
+_FAMILIES = {
+    "functions": "families",
+    "inner_rate": 1e-3,
+    "inner_steps": 5,
+    "outer_rate": 1e-3,
+    "schedule": "constant",
+    "tasks_per_step": 25,
+    "steps": 70_000,
+    "eval_queries": 10,
+    "test_tasks": 4000,
+    "log_every": 1000,
+    "validate_every": 5000,
+    "validation_tasks": 1000,
+    "checkpoint_every": 5000,
+}
+
 RECIPES: dict[str, Entry] = {
     # Two cores, no download.
     "glyphs-maml": Entry(
@@ -215,6 +232,18 @@ RECIPES: dict[str, Entry] = {
             checkpoint_every=2000,
         ),
         "MSE 0.237 ± 0.030 after 5 steps; under a minute on two cores",
+    ),
+    "families-maml": Entry(
+        "MAML on sines, lines, quadratics and cubics, 10-shot regression",
+        SinusoidRecipe(**_FAMILIES, algorithm="maml"),
+    ),
+    "families-mumomaml": Entry(
+        "a task embedding gates the initialisation, on the same four families",
+        SinusoidRecipe(**_FAMILIES, algorithm="mumomaml"),
+    ),
+    "families-hsml": Entry(
+        "HSML (a learned hierarchy of tasks) on the same four families",
+        SinusoidRecipe(**_FAMILIES, algorithm="hsml"),
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Few-shot regression of sine waves: no data, done in a minute."""
+"""Few-shot regression of sine waves and other functions: no data, done in minutes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from metalearn.learner import MetaLearner
 from metalearn.model import Variables, from_linen
 from metalearn.recipes.base import Recipe, Record
 from metalearn.recipes.learners import gradient_learner
-from metalearn.tasks import sinusoid
+from metalearn.tasks import families, function_families, sinusoid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SinusoidRecipe(Recipe):
-    """Few-shot regression of sine waves (Finn et al. 2017, section 5.1).
+    """Few-shot regression of functions of one variable.
 
     Attributes:
+      functions: "sinusoid" (Finn et al. 2017, section 5.1), or "families": sines, lines,
+        quadratics and cubics (Yao et al. 2019, section 5.1).
       algorithm: The learner.
       shots: Support points in training.
       queries: Query points in training; reptile trains on both together.
@@ -43,7 +45,10 @@ class SinusoidRecipe(Recipe):
         "reptile",
         "fine_tune",
         "no_adaptation",
+        "hsml",
+        "mumomaml",
     ] = "maml"
+    functions: Literal["sinusoid", "families"] = "sinusoid"
     shots: int = 10
     queries: int = 10
     eval_shots: int | None = None
@@ -58,19 +63,20 @@ class SinusoidRecipe(Recipe):
         del parts
         if data_dir is not None:
             raise ValueError(
-                f"data_dir={str(data_dir)!r} was given, but sine waves are made on the "
+                f"data_dir={str(data_dir)!r} was given, but functions are made on the "
                 "fly. Leave it out."
             )
 
     def describe_data(self, data: Any) -> Record:
         del data
-        return {"name": "sinusoid"}
+        return {"name": self.functions}
 
     def tasks(self, data: Any, part: str) -> TaskSampler:
         del data
+        make = {"sinusoid": sinusoid, "families": function_families}[self.functions]
         if part == "train":
-            return sinusoid(self.shots, self.queries)
-        return sinusoid(self.test_shots, self.eval_queries)
+            return make(self.shots, self.queries)
+        return make(self.test_shots, self.eval_queries)
 
     def example(self, record: Record) -> Task:
         del record
@@ -111,5 +117,7 @@ class SinusoidRecipe(Recipe):
 
 
 def curve(task: Task, x: jax.Array) -> jax.Array:
-    """The sine wave that a task was drawn from, at points `[P, 1]`."""
+    """The function that a task was drawn from, at points `[P, 1]`."""
+    if "family" in task.info:
+        return families.curve(task.info["family"], task.info["coefficients"], x)
     return task.info["amplitude"] * jnp.sin(x - task.info["phase"])

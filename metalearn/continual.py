@@ -1,0 +1,134 @@
+"""Training on families of tasks that arrive one after another, with a model that grows.
+
+The continual adaptation of H. Yao, Y. Wei, J. Huang, Z. Li, Hierarchically Structured
+Meta-learning, ICML 2019, section 4.4; its thresholds are those of the released code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from metalearn import _checks
+from metalearn._typing import Key
+from metalearn.learner import MetaLearner
+from metalearn.model import Variables
+from metalearn.trainer import TrainState, meta_trainer
+from metalearn.training import fit
+
+Grow = Callable[[Variables, Key], Variables]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Continual:
+    """What `fit_continually` leaves.
+
+    Attributes:
+      stages: Variables at the end of each stage.
+      state: After the last step.
+      history: A row for each window: `step`, `stage`, the metric.
+      grown: Steps after which the model grew.
+    """
+
+    stages: list[Variables]
+    state: TrainState
+    history: list[dict[str, Any]]
+    grown: list[int]
+
+
+def fit_continually(
+    learner: MetaLearner,
+    outer_opt: optax.GradientTransformation,
+    stages: Sequence[tuple[Any, int]],
+    *,
+    tasks_per_step: int,
+    key: Key,
+    grow: Grow | None = None,
+    metric: str = "query/loss",
+    worse: float = 1.25,
+    check_every: int = 1000,
+    rest: int = 8000,
+    progress: bool | None = None,
+) -> Continual:
+    """Trains on one stage after another; grows the model when a window is much worse.
+
+    Every `check_every` steps the mean metric of that window is compared with the one
+    before. If it is more than `worse` times that (less, if `worse` is below one), and
+    `rest` steps have passed since the model last grew, `grow` changes the variables and
+    the outer optimiser starts anew.
+
+    Args:
+      learner: Any; `add_leaf` grows an `hsml`.
+      outer_opt: The outer optimiser.
+      stages: Pairs of tasks, as `fit` takes them, and the number of outer steps on them.
+      tasks_per_step: T.
+      key: Consumed.
+      grow: `(variables, key) -> variables`; never grows if `None`.
+      metric: Of the history of `fit`.
+      worse: A ratio: 1.25 for a loss, 0.85 for an accuracy in the released code.
+      check_every: Steps of a window; 1,000 for curves and 100 for images there.
+      rest: Steps between two changes, also before the first.
+      progress: Whether to draw progress bars.
+
+    Returns:
+      A `Continual`.
+
+    Raises:
+      ValueError: no stage, a number below one, or a metric that is not reported.
+
+    Example:
+      >>> found = ml.fit_continually(
+      ...     ml.hsml(model, ml.losses.mse, optax.sgd(1e-3), tree=(2, 2, 1)),
+      ...     optax.adam(1e-3),
+      ...     [(ml.tasks.function_families(families=("sine", "line")), 20_000),
+      ...      (ml.tasks.function_families(), 20_000)],
+      ...     tasks_per_step=25, key=jax.random.key(0), grow=ml.add_leaf)
+    """
+    if not stages:
+        raise ValueError("stages is empty; expected pairs of tasks and a number of steps.")
+    for name, value in (("check_every", check_every), ("rest", rest)):
+        _checks.whole_number(name, value, least=1)
+    if not worse > 0:
+        raise ValueError(f"worse is {worse}; expected a positive ratio.")
+    trainer = meta_trainer(learner, outer_opt)
+    k_fit, k_grow = jax.random.split(key)
+    state, before, changed, done = None, None, 0, 0
+    ends, history, grown = [], [], []
+    for stage, (tasks, num_steps) in enumerate(stages):
+        _checks.whole_number("the steps of a stage", num_steps, least=1)
+        end = done + num_steps
+        while done < end:
+            window = min(check_every, end - done)
+            result = fit(
+                trainer,
+                tasks,
+                state=state,
+                num_steps=done + window,
+                tasks_per_step=tasks_per_step,
+                key=k_fit,
+                log_every=window,
+                progress=progress,
+            )
+            state, done = result.state, done + window
+            row = result.history[-1]
+            if metric not in row:
+                raise ValueError(
+                    f"metric {metric!r} is not reported; there are {sorted(row)}."
+                )
+            history.append({"step": done, "stage": stage, metric: row[metric]})
+            value = row[metric]
+            ratio = value / before if before else 1.0
+            fell = ratio > worse if worse > 1 else ratio < worse
+            if grow is not None and fell and done - changed >= rest:
+                variables = grow(state.variables, jax.random.fold_in(k_grow, done))
+                opt_state = outer_opt.init(variables.params)
+                state = dataclasses.replace(state, variables=variables, opt_state=opt_state)
+                grown.append(done)
+                changed = done
+            before = value
+        ends.append(state.variables)
+    return Continual(stages=ends, state=state, history=history, grown=grown)

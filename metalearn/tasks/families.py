@@ -1,0 +1,94 @@
+"""Few-shot regression of functions from four families, the toy benchmark of HSML."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metalearn._task import Examples, Task, TaskSampler
+from metalearn._typing import Array, Key, PyTree
+
+FAMILIES = ("sine", "line", "quadratic", "cubic")
+
+# Ranges of the coefficients, constant term last. A sine is `a sin(w x) + b`: what the
+# paper prints as a phase is an offset in its code.
+_RANGES = {
+    "sine": ((0.1, 5.0), (0.8, 1.2), (0.0, 2 * np.pi)),
+    "line": ((-3.0, 3.0), (-3.0, 3.0)),
+    "quadratic": ((-0.2, 0.2), (-2.0, 2.0), (-3.0, 3.0)),
+    "cubic": ((-0.1, 0.1), (-0.2, 0.2), (-2.0, 2.0), (-3.0, 3.0)),
+}
+
+
+@functools.lru_cache
+def function_families(
+    num_support: int = 10,
+    num_query: int = 10,
+    families: tuple[str, ...] = FAMILIES,
+) -> TaskSampler:
+    """Sines, lines, quadratics and cubics without noise; each task is of one family.
+
+    `x ~ U[-5, 5]`, the family uniform; coefficients as in H. Yao, Y. Wei, J. Huang, Z. Li,
+    Hierarchically Structured Meta-learning, ICML 2019, and its released code.
+
+    Args:
+      num_support: N, support points ("shots").
+      num_query: Q, query points, drawn afresh.
+      families: Those to draw from, of `FAMILIES`.
+
+    Returns:
+      A sampler of tasks with `x`, `y` float32 `[N, 1]` and `info` holding `family`, an
+      index into `FAMILIES`, and `coefficients` `[4]`, which `curve` reads.
+
+    Raises:
+      ValueError: no points, no family, or an unknown one.
+
+    Example:
+      >>> task = ml.tasks.function_families(num_support=5)(jax.random.key(0))
+    """
+    if num_support < 1 or num_query < 1:
+        raise ValueError(
+            f"num_support={num_support}, num_query={num_query}; both must be positive."
+        )
+    if not families or not set(families) <= set(FAMILIES):
+        raise ValueError(f"families is {families}; expected some of {FAMILIES}.")
+    drawn = jnp.asarray([FAMILIES.index(name) for name in families], jnp.int32)
+    padded = np.zeros((len(FAMILIES), 4, 2), np.float32)
+    for row, name in enumerate(FAMILIES):
+        ranges = _RANGES[name]
+        padded[row, 4 - len(ranges) :] = ranges
+    low, high = jnp.asarray(padded[..., 0]), jnp.asarray(padded[..., 1])
+
+    def sample(data: PyTree, key: Key) -> Task:
+        del data
+        k_family, k_coefficients, k_x = jax.random.split(key, 3)
+        family = jax.random.choice(k_family, drawn)
+        unit = jax.random.uniform(k_coefficients, (4,))
+        coefficients = low[family] + (high[family] - low[family]) * unit
+        shape = (num_support + num_query, 1)
+        x = jax.random.uniform(k_x, shape, minval=-5.0, maxval=5.0)
+        y = curve(family, coefficients, x)
+        return Task(
+            support=Examples.of(x[:num_support], y[:num_support]),
+            query=Examples.of(x[num_support:], y[num_support:]),
+            info={"family": family, "coefficients": coefficients},
+        )
+
+    return TaskSampler(sample, (), f"{'-'.join(families)}-{num_support}shot")
+
+
+def curve(family: Array, coefficients: Array, x: Array) -> Array:
+    """Values at `x` of the function that a task was drawn from.
+
+    Args:
+      family: Int32 scalar, index into `FAMILIES`.
+      coefficients: `[4]`, the constant term last, zeros before those of the family.
+      x: Any shape.
+    """
+    c3, c2, c1, c0 = coefficients
+    sine = c2 * jnp.sin(c1 * x) + c0
+    polynomial = ((c3 * x + c2) * x + c1) * x + c0
+    return jnp.where(family == FAMILIES.index("sine"), sine, polynomial)

@@ -1,0 +1,305 @@
+"""Hierarchically structured meta-learning: the tree by hand, reductions, growth."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from bench import CE, INNER, close, differs, grads_of, network, wide_blobs
+from tiny import WAYS, blob_batch, one, plain, sine_batch
+
+import metalearn as ml
+from metalearn import plots
+from metalearn.algorithms.hsml import add_leaf
+from metalearn.clusters import climb
+from metalearn.testing import check_learner
+
+SMALL = {"hidden": 3, "example_size": 2, "num_ways": WAYS, "num_steps": 2}
+
+
+def learner(make=ml.hsml, model=plain, **options):
+    return make(model(), CE, optax.sgd(INNER), **SMALL | {"task_chunk": 9} | options)
+
+
+@functools.cache
+def started(tree=(4, 2, 1), routing="gaussian"):
+    made = learner(tree=tree, routing=routing)
+    return made, made.init(jax.random.key(0), one(wide_blobs()))
+
+
+def changed(variables, **parts):
+    structure = {**variables.params["structure"], **parts}
+    params = {**variables.params, "structure": structure}
+    return ml.Variables(params=params, state=variables.state)
+
+
+def outputs(made, variables, task):
+    adapted = made.adapt(variables, task.support)
+    return made.predict(adapted, task.query.x), adapted.info
+
+
+@pytest.mark.parametrize("make", [ml.hsml, ml.mumomaml])
+def test_an_open_gate_leaves_maml(x64, make):
+    made = learner(make, reconstruction=0.0)
+    variables = made.init(jax.random.key(0), one(wide_blobs()))
+    gate = variables.params["structure"]["gate"]
+    open_gate = {
+        "w": jax.tree.map(jnp.zeros_like, gate["w"]),
+        "b": jax.tree.map(lambda b: jnp.full_like(b, 40.0), gate["b"]),
+    }
+    params = {**changed(variables, gate=open_gate).params, "model": network()}
+    maml = ml.maml(plain(), CE, optax.sgd(INNER), num_steps=2, task_chunk=9)
+    expected = grads_of(maml, network(), wide_blobs()).grads
+    close(grads_of(made, params, wide_blobs()).grads["model"], expected)
+    # And a gate that is not open does not.
+    params = {**variables.params, "model": network()}
+    assert differs(grads_of(made, params, wide_blobs()).grads["model"], expected)
+
+
+def test_the_tree_by_hand(x64):
+    rng = np.random.default_rng(0)
+    d, sigma = 3, 2.0
+    draw = lambda *shape: rng.normal(size=shape)
+    tree = [
+        {"centres": draw(4, d), "w": draw(4, d, d), "b": draw(4, d)},
+        {"centres": draw(2, d), "w": draw(2, d, d), "b": draw(2, d)},
+        {"w": draw(1, d, d), "b": draw(1, d)},
+    ]
+    g = draw(d)
+
+    def softmax(values):
+        return np.exp(values) / np.sum(np.exp(values))
+
+    p = softmax([-np.sum((g - c) ** 2) / (2 * sigma) for c in tree[0]["centres"]])
+    first = [p[k] * np.tanh(g @ tree[0]["w"][k] + tree[0]["b"][k]) for k in range(4)]
+    second = np.zeros((2, d))
+    for h in first:
+        a = softmax([-np.sum((h - c) ** 2) / (2 * sigma) for c in tree[1]["centres"]])
+        for m in range(2):
+            second[m] += a[m] * np.tanh(h @ tree[1]["w"][m] + tree[1]["b"][m])
+    root = sum(np.tanh(h @ tree[2]["w"][0] + tree[2]["b"][0]) for h in second)
+    found, route = climb(jax.tree.map(jnp.asarray, tree), jnp.asarray(g), sigma=sigma)
+    np.testing.assert_allclose(found, root, rtol=1e-12)
+    np.testing.assert_allclose(route.leaves, p, rtol=1e-12)
+    assert [a.shape for a in route.upper] == [(4, 2)]
+
+
+@pytest.mark.parametrize("routing", ["gaussian", "linear"])
+def test_shares_sum_to_one_and_clusters_have_no_order(x64, routing):
+    made, variables = started(routing=routing)
+    task = one(wide_blobs())
+    expected, route = outputs(made, variables, task)
+    np.testing.assert_allclose(route.leaves.sum(), 1)
+    np.testing.assert_allclose(route.upper[0].sum(-1), np.ones(4))
+    order = jnp.asarray([2, 0, 3, 1])
+    leaves, middle, root = variables.params["structure"]["tree"]
+    leaves = jax.tree.map(lambda x: x[order], leaves)
+    turned = jnp.asarray([1, 0])
+    if routing == "linear":
+        linear = jax.tree.map(lambda x: x[..., turned], middle["linear"])
+        middle = {k: v[turned] for k, v in middle.items() if k != "linear"}
+        middle["linear"] = linear
+    else:
+        middle = jax.tree.map(lambda x: x[turned], middle)
+    permuted = changed(variables, tree=[leaves, middle, root])
+    found, other = outputs(made, permuted, task)
+    close(found, expected)
+    close(other.leaves, route.leaves[order])
+
+
+def test_wide_clusters_share_alike(x64):
+    _, variables = started()
+    tree = variables.params["structure"]["tree"]
+    _, route = climb(tree, jnp.asarray([1.0, -2.0, 0.5]), sigma=1e8)
+    np.testing.assert_allclose(route.leaves, np.full(4, 0.25), rtol=1e-5)
+
+
+def test_a_leaf_that_takes_nothing_changes_nothing(x64):
+    made, variables = started()
+    task = one(wide_blobs())
+    expected, _ = outputs(made, variables, task)
+    grown = add_leaf(variables, jax.random.key(1))
+    assert differs(outputs(made, grown, task)[0], expected)
+    leaves, *upper = grown.params["structure"]["tree"]
+    far = leaves["centres"].at[-1].set(1e3)
+    grown = changed(grown, tree=[{**leaves, "centres": far}, *upper])
+    found, route = outputs(made, grown, task)
+    assert route.leaves.shape == (5,)
+    close(found, expected)
+
+
+def test_the_reconstruction_does_not_shrink_its_target(x64):
+    """Through the target alone: with a decoder of zeros the embedding gets no gradient."""
+    made = learner(aggregator="mean", reconstruction=1.0)
+    variables = made.init(jax.random.key(0), one(wide_blobs()))
+    structure = variables.params["structure"]
+    blind = {
+        **structure["embed"],
+        "back": jax.tree.map(jnp.zeros_like, structure["embed"]["back"]),
+    }
+    variables = changed(variables, embed=blind)
+
+    def loss(structure):
+        params = {**variables.params, "structure": structure}
+        tasks = jax.tree.map(lambda leaf: leaf[:1], wide_blobs())
+        found = made.estimate(
+            ml.Variables(params=params, state={}), tasks, key=jax.random.key(0)
+        )
+        return found.metrics["structure/reconstruction"][0]
+
+    value, grads = jax.value_and_grad(loss)(variables.params["structure"])
+    assert value > 0
+    assert not np.any(grads["example"]["w"])
+    assert np.any(grads["embed"]["back"]["b"])
+
+
+@pytest.mark.parametrize("aggregator", ["gru", "mean"])
+def test_keeps_the_contract(aggregator):
+    made = learner(aggregator=aggregator)
+    check_learner(made, blob_batch(), order_invariant=aggregator == "mean")
+
+
+def test_regression_and_image_features():
+    options = {**SMALL, "num_ways": None, "task_chunk": 9}
+    curves = ml.hsml(plain(1), ml.losses.mse, optax.sgd(INNER), **options)
+    check_learner(curves, sine_batch(), order_invariant=False)
+    body = ml.from_linen(ml.models.Conv4(4, width=2, norm="layer", downsample="stride"))
+    made = learner(features=body, model=lambda: ml.from_linen(ml.models.MLP(WAYS, (2,))))
+    x = jnp.ones((6, 16, 16, 1))
+    examples = ml.Examples.of(x, jnp.arange(6) % WAYS)
+    task = ml.Task(support=examples, query=examples)
+    variables = made.init(jax.random.key(0), task)
+    assert outputs(made, variables, task)[0].shape == (6, WAYS)
+    batch_norm = ml.from_linen(ml.models.Conv4(4, width=2, downsample="stride"))
+    with pytest.raises(ValueError, match="without state"):
+        learner(features=batch_norm).init(jax.random.key(0), task)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tree": (4, 2)}, "one node as the root"),
+        ({"tree": (1,)}, "one node as the root"),
+        ({"tree": (4, 0, 1)}, "each layer of tree"),
+        ({"routing": "hard"}, "gaussian, linear"),
+        ({"aggregator": "lstm"}, "gru, mean"),
+        ({"sigma": 0.0}, "sigma > 0"),
+        ({"num_steps": -1}, "num_steps"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        learner(**options)
+
+
+def test_mumomaml_has_no_leaf_to_add():
+    made = learner(ml.mumomaml)
+    variables = made.init(jax.random.key(0), one(blob_batch()))
+    with pytest.raises(ValueError, match="no tree"):
+        add_leaf(variables, jax.random.key(1))
+
+
+def test_families_are_what_they_are_called():
+    tasks = ml.sample_batch(
+        ml.tasks.function_families(5, 3), (), jax.random.split(jax.random.key(0), 400)
+    )
+    family, c = np.asarray(tasks.info["family"]), np.asarray(tasks.info["coefficients"])
+    assert np.all(np.bincount(family, minlength=4) > 60)
+    x, y = np.asarray(tasks.query.x)[..., 0], np.asarray(tasks.query.y)[..., 0]
+    c3, c2, c1, c0 = (c[:, i, None] for i in range(4))
+    by_name = {
+        "sine": c2 * np.sin(c1 * x) + c0,
+        "line": c1 * x + c0,
+        "quadratic": c2 * x**2 + c1 * x + c0,
+        "cubic": c3 * x**3 + c2 * x**2 + c1 * x + c0,
+    }
+    for index, name in enumerate(ml.tasks.FAMILIES):
+        rows = family == index
+        np.testing.assert_allclose(y[rows], by_name[name][rows], rtol=1e-4, atol=1e-4)
+        assert np.all(np.abs(x[rows]) <= 5)
+    assert np.all(c[family == 1][:, :2] == 0)
+    only = ml.tasks.function_families(5, 3, ("cubic",))
+    assert int(only(jax.random.key(0)).info["family"]) == 3
+    with pytest.raises(ValueError, match="expected some of"):
+        ml.tasks.function_families(5, 3, ("spline",))
+
+
+# -- Continual ---------------------------------------------------------------------------
+
+
+def test_growth_waits_and_starts_the_optimiser_anew():
+    """Stages ever harder: the tree grows once in spite of two bad windows."""
+    made = ml.hsml(
+        plain(1),
+        ml.losses.mse,
+        optax.sgd(1e-3),
+        **SMALL | {"num_ways": None, "tree": (2, 1), "task_chunk": 4},
+    )
+    easy = ml.tasks.function_families(5, 5, ("line",))
+    hard = ml.TaskSampler(scaled_by(easy, 30.0), (), "hard")
+    harder = ml.TaskSampler(scaled_by(easy, 300.0), (), "harder")
+    seen = []
+
+    def grow(variables, key):
+        seen.append(variables)
+        return ml.add_leaf(variables, key)
+
+    found = ml.fit_continually(
+        made,
+        optax.adam(1e-4),
+        [(easy, 4), (hard, 2), (harder, 3)],
+        tasks_per_step=4,
+        key=jax.random.key(0),
+        grow=grow,
+        check_every=2,
+        rest=5,
+        progress=False,
+    )
+    assert [row["step"] for row in found.history] == [2, 4, 6, 8, 9]
+    assert [row["stage"] for row in found.history] == [0, 0, 1, 2, 2]
+    assert found.grown == [6] and len(seen) == 1
+    sizes = [len(v.params["structure"]["tree"][0]["b"]) for v in found.stages]
+    assert sizes == [2, 3, 3]
+    assert int(found.state.step) == 9
+    assert int(found.state.opt_state[0].count) == 3  # anew after step 6
+
+
+def scaled_by(sampler, factor):
+    def sample(data, key):
+        task = sampler.sample(data, key)
+        scale = lambda e: ml.Examples(x=e.x, y=factor * e.y, mask=e.mask)
+        return ml.Task(support=scale(task.support), query=scale(task.query), info=task.info)
+
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": []}, "stages is empty"),
+        ({"worse": 0.0}, "positive ratio"),
+        ({"check_every": 0}, "check_every"),
+    ],
+)
+def test_bad_continual_options(options, message):
+    given = {"stages": [(ml.tasks.sinusoid(), 1)], **options}
+    stages = given.pop("stages")
+    with pytest.raises(ValueError, match=message):
+        ml.fit_continually(
+            ml.maml(plain(1), ml.losses.mse, optax.sgd(0.1)),
+            optax.adam(1e-3),
+            stages,
+            tasks_per_step=2,
+            key=jax.random.key(0),
+            **given,
+        )
+
+
+def test_the_tree_is_drawn(tmp_path):
+    leaves = np.asarray([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
+    upper = [np.full((2, 3, 2), 0.5)]
+    path = tmp_path / "tree.png"
+    plots.cluster_tree(path, leaves, upper, ("sine", "line"), title="Two families")
+    assert path.read_bytes().startswith(b"\x89PNG")
