@@ -8,6 +8,7 @@ from benchmarks.adapt import Adapt
 from benchmarks.ceiling import Ceiling
 from benchmarks.chunks import Chunks
 from benchmarks.compiling import Compiling
+from benchmarks.continual import ContinualFamilies
 from benchmarks.data import Data
 from benchmarks.families import Families
 from benchmarks.memory import Memory
@@ -32,6 +33,7 @@ BENCHMARKS = {
     "recipe": RunRecipe,
     "paired": Paired,
     "families": Families,
+    "continual": ContinualFamilies,
     "table": Table,
 }
 

@@ -56,7 +56,7 @@ class Families:
                 row["times_first"] = float(losses.mean() / baseline.mean())
             if route is not None:
                 row["clusters"] = _information(families, np.asarray(route.leaves))
-                _draw(folder, recipe, families, route)
+                _draw(run.name, recipe, families, route)
             rows[run.name] = row
             print(run.name, {k: v for k, v in row.items() if k != "settings"})
         _harness.store(
@@ -106,7 +106,7 @@ def _information(families: np.ndarray, leaves: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _draw(folder: Path, recipe: Recipe, families: np.ndarray, route: Any) -> None:
+def _draw(run: str, recipe: Recipe, families: np.ndarray, route: Any) -> None:
     by_family = lambda x: np.stack(
         [np.asarray(x)[families == i].mean(0) for i in range(len(ml.tasks.FAMILIES))]
     )
@@ -116,5 +116,5 @@ def _draw(folder: Path, recipe: Recipe, families: np.ndarray, route: Any) -> Non
         by_family(route.leaves),
         [by_family(a) for a in route.upper],
         ml.tasks.FAMILIES,
-        title=f"Clusters of {folder.name}, {recipe.test_shots} points: shares of families",
+        title=f"Clusters of {run}, {recipe.test_shots} points: shares of families",
     )

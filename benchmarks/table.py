@@ -219,7 +219,63 @@ def _throughput_rows(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def _families_rows(row: dict[str, Any]) -> list[str]:
+    names = list(next(iter(row["rows"].values()))["by_family"])
+    lines = [
+        f"Query MSE on {row['num_tasks']} meta-test tasks of curves, "
+        f"{row['benchmark'].removeprefix('families-')}, inductive, one training seed; "
+        "the difference is paired with the first row, the information that of the "
+        "strongest leaf with the family (of shuffled families at most):",
+        "",
+        f"| | all | {' | '.join(names)} | difference | information |",
+        "|---" * (4 + len(names)) + "|",
+    ]
+    for name, found in row["rows"].items():
+        values = [found["query_mse"], *found["by_family"].values()]
+        cells = [f"{v['mean']:.3f} ± {v['ci95']:.3f}" for v in values]
+        paired, clusters = found.get("paired_with_first"), found.get("clusters")
+        cells.append(f"{paired['mean']:+.3f} ± {paired['ci95']:.3f}" if paired else "")
+        cells.append(
+            f"{clusters['nmi']:.2f} ({clusters['nmi_shuffled_max_of_100']:.3f})"
+            if clusters
+            else ""
+        )
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    if any("clusters" in found for found in row["rows"].values()):
+        picture = f"clusters-{row['benchmark']}.png"
+        lines += ["", f"![Clusters and the families that reach them](results/{picture})"]
+    return lines
+
+
+def _continual_rows(row: dict[str, Any]) -> list[str]:
+    names, settings = row["families"], row["settings"]
+    lines = [
+        f"Query MSE after each stage of {settings['steps']:,} outer steps, "
+        f"{settings['shots']} shots; another family arrives with every stage:",
+        "",
+        f"| | families so far | {' | '.join(names)} | grew at |",
+        "|---" * (3 + len(names)) + "|",
+    ]
+    for name, found in row["rows"].items():
+        for errors in found["mse"]:
+            cells = [
+                f"{errors[n]['mean']:.3f} ± {errors[n]['ci95']:.3f}" if n in errors else ""
+                for n in names
+            ]
+            end = settings["steps"] * (len(errors) - 1)
+            grown = [
+                step for step in found["grown"] if end - settings["steps"] < step <= end
+            ]
+            lines.append(
+                f"| {name} | {len(errors)} | {' | '.join(cells)} "
+                f"| {', '.join(f'{step:,}' for step in grown)} |"
+            )
+    return lines
+
+
 KINDS = {
+    "continual": _continual_rows,
+    "families": _families_rows,
     "ceiling": _ceiling_rows,
     "throughput": _throughput_rows,
     "chunks": _chunk_rows,

@@ -257,21 +257,24 @@ def _short(name: str) -> str:
 
 
 def cluster_tree(
-    path: str | Path,
+    path: str | Path | None,
     leaves: np.ndarray,
     upper: Sequence[np.ndarray],
     names: Sequence[str],
     *,
     title: str,
-) -> None:
+) -> Any:
     """The tree of `ml.hsml`: what share of each family of tasks reaches every cluster.
 
     Args:
-      path: A .png file.
+      path: A .png file; written nowhere if `None`.
       leaves: `[F, K0]`, mean share of each leaf over the tasks of a family.
       upper: For each layer above without the root `[F, K_below, K_l]`, mean shares.
       names: F names of families.
       title: Above the figure.
+
+    Returns:
+      The figure, which a notebook shows.
     """
     layers = [np.asarray(leaves)]
     for shares in upper:
@@ -323,4 +326,6 @@ def cluster_tree(
     handles = ax.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.savefig(path)
+    if path is not None:
+        figure.savefig(path)
+    return figure

@@ -24,6 +24,9 @@ VARIANTS = {
     "adam": {"inner_optimizer": "adam"},
     "halving": {"schedule": "halving"},
 }
+CURVE_VARIANTS = {
+    "hsml": {"algorithm": "hsml", "functions": "families", "options": ("tree=(3, 1)",)}
+}
 IMAGE_VARIANTS = {
     **VARIANTS,
     "protonet": {"algorithm": "protonet"},
@@ -94,12 +97,12 @@ def _watched(recipe):
     "kind, variant",
     [
         *itertools.product([ImageRecipe], IMAGE_VARIANTS),
-        *itertools.product([SinusoidRecipe], VARIANTS),
+        *itertools.product([SinusoidRecipe], [*VARIANTS, "hsml"]),
     ],
 )
 def test_fields_are_read_or_said_to_be_idle(kind, variant, tmp_path, monkeypatch):
     """MAML++'s reference code has a setting that nothing reads; ours has none."""
-    recipe = kind(**IMAGE_VARIANTS[variant])
+    recipe = kind(**(IMAGE_VARIANTS | CURVE_VARIANTS)[variant])
     if kind is ImageRecipe:
         recipe = dataclasses.replace(recipe, shots=1, queries=1, eval_queries=1)
     recipe.check()
@@ -150,6 +153,21 @@ def test_fields_are_read_or_said_to_be_idle(kind, variant, tmp_path, monkeypatch
 def test_nonsense_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         ImageRecipe(**settings).check()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("leaves=3",), "'leaves=3'; expected NAME=VALUE with one of tree"),
+        (("tree",), "NAME=VALUE"),
+        (("tree=(4, 2)",), "one node as the root"),
+        (("hidden=many",), "hidden"),
+    ],
+)
+def test_bad_options_of_a_learner(options, message):
+    recipe = SinusoidRecipe(algorithm="hsml", options=options)
+    with pytest.raises((TypeError, ValueError), match=message):
+        recipe.learner(recipe.describe_data(None))
 
 
 @pytest.mark.parametrize("algorithm", ["protonet", "fine_tune"])

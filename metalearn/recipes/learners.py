@@ -10,6 +10,7 @@ import optax
 
 from metalearn import algorithms
 from metalearn._typing import LossFn
+from metalearn.bilevel import bilevel
 from metalearn.learner import MetaLearner
 from metalearn.model import Model
 from metalearn.recipes.base import MAML_FAMILY, STRUCTURED, Recipe
@@ -77,6 +78,14 @@ def gradient_learner(
     raise ValueError(f"algorithm is {name!r}, which does not adapt by gradient descent.")
 
 
+# Fields of the recipe, and what only an algorithm's file gives.
+_NOT_OPTIONS = (
+    *("num_steps", "task_chunk", "name", "norm", "mask_absent_classes", "settings"),
+    *("more", "start", "outer", "trajectory", "count_steps", "inner_hparams"),
+    *("adapt_filter", "features"),
+)
+
+
 def learner_options(recipe: Recipe) -> dict[str, Any]:
     """`options` of a recipe, "name=value" each, as arguments of its learner.
 
@@ -84,16 +93,19 @@ def learner_options(recipe: Recipe) -> dict[str, Any]:
       ValueError: one is no such pair, its value no Python literal, or the learner takes
         no argument of that name.
     """
+    makers = [getattr(algorithms, recipe.algorithm), bilevel]
+    if recipe.algorithm == "mumomaml":
+        makers.insert(1, algorithms.hsml)
     known = [
         name
-        for maker in (getattr(algorithms, recipe.algorithm), algorithms.hsml)
+        for maker in makers
         for name, parameter in inspect.signature(maker).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("num_steps", "name")
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in _NOT_OPTIONS
     ]
     found = {}
     for pair in recipe.options:
-        name, _, value = pair.partition("=")
-        if name not in known:
+        name, equals, value = pair.partition("=")
+        if name not in known or not equals:
             raise ValueError(
                 f"options has {pair!r}; expected NAME=VALUE with one of "
                 f"{', '.join(dict.fromkeys(known))}."
