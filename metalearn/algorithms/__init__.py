@@ -1,21 +1,34 @@
 """Meta-learning algorithms, one family a file; none imports another."""
 
+from metalearn.algorithms.alpha_maml import alpha_maml
 from metalearn.algorithms.baselines import fine_tune, no_adaptation
+from metalearn.algorithms.cavia import cavia
 from metalearn.algorithms.hsml import hsml, mumomaml
+from metalearn.algorithms.imaml import imaml
 from metalearn.algorithms.maml import anil, boil, fomaml, maml, meta_sgd
+from metalearn.algorithms.maml_plus_plus import maml_plus_plus
+from metalearn.algorithms.meta_curvature import meta_curvature
 from metalearn.algorithms.protonet import protonet
 from metalearn.algorithms.reptile import reptile
+from metalearn.algorithms.tnet import mt_net, t_net
 
 __all__ = [
+    "alpha_maml",
     "anil",
     "boil",
+    "cavia",
     "fine_tune",
     "fomaml",
     "hsml",
+    "imaml",
     "maml",
+    "maml_plus_plus",
+    "meta_curvature",
     "meta_sgd",
+    "mt_net",
     "mumomaml",
     "no_adaptation",
     "protonet",
     "reptile",
+    "t_net",
 ]

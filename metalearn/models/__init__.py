@@ -1,8 +1,21 @@
 """Networks of the field, as `flax.linen` modules."""
 
+from metalearn.models.context import ContextMLP, FilmConv4
 from metalearn.models.conv4 import Conv4
 from metalearn.models.mlp import MLP
 from metalearn.models.norm import Norm
 from metalearn.models.resnet12 import ResNet12
+from metalearn.models.tnet import TConv, TDense, TNetConv4, TNetMLP
 
-__all__ = ["Conv4", "MLP", "Norm", "ResNet12"]
+__all__ = [
+    "MLP",
+    "ContextMLP",
+    "Conv4",
+    "FilmConv4",
+    "Norm",
+    "ResNet12",
+    "TConv",
+    "TDense",
+    "TNetConv4",
+    "TNetMLP",
+]

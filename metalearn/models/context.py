@@ -1,0 +1,123 @@
+"""Networks with a context vector among their parameters, for CAVIA.
+
+L. Zintgraf, K. Shiarlis, V. Kurin, K. Hofmann, S. Whiteson. Fast Context Adaptation via
+Meta-Learning. ICML 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from metalearn._typing import Array, Key
+from metalearn.models.norm import Norm
+
+
+class ContextMLP(nn.Module):
+    """`MLP` over `[x, context]`, inputs `[N, ...]` being flattened.
+
+    The parameter `context` `[num_context]` is zero and the same for all rows. The defaults
+    are the sinusoid regressor of the paper.
+
+    Attributes:
+      num_outputs: Size of the output; `None` returns the last hidden layer.
+      widths: Sizes of the hidden layers.
+      norm: See `Norm`; between a layer and its ReLU.
+      num_context: Length of the context vector.
+    """
+
+    num_outputs: int | None = 1
+    widths: Sequence[int] = (40, 40)
+    norm: str = "none"
+    num_context: int = 5
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
+        context = _context(self)
+        x = x.reshape((x.shape[0], -1))
+        rows = jnp.broadcast_to(context[None], (x.shape[0], self.num_context))
+        x = jnp.concatenate([x, rows], axis=-1)
+        for width in self.widths:
+            x = nn.Dense(width)(x)
+            x = nn.relu(Norm(self.norm)(x, train, mask))
+        if self.num_outputs is None:
+            return x
+        return nn.Dense(self.num_outputs, name="head")(x)
+
+
+class FilmConv4(nn.Module):
+    """`Conv4` with one block whose channels are scaled and shifted by the context.
+
+    In block `film_at`: `(gamma, beta) = W c + b`, `h <- gamma * h + beta`, with `context`
+    `[num_context]` for c; the layer that makes them is named `film`. As in the released
+    code the order of a block is convolution, norm, pooling, FiLM, ReLU; without FiLM that
+    equals `Conv4`.
+
+    W starts at random (zero would leave the context without a gradient); b at `gamma = 1`,
+    `beta = 0`, so that a context of zero changes nothing. The released code draws b at
+    random as well, so that its channels start at small gammas of either sign.
+
+    Attributes:
+      num_outputs: W logits from a linear head named `head`; `None` returns the features.
+      width: Channels of every block.
+      norm: See `Norm`.
+      downsample: "pool" or "stride", see `Conv4`.
+      num_context: Length of the context vector; the paper uses 100.
+      film_at: Number of the block, from 1; the paper's is 3.
+    """
+
+    num_outputs: int | None = None
+    width: int = 64
+    norm: str = "batch"
+    downsample: str = "pool"
+    num_context: int = 100
+    film_at: int = 3
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
+        if self.downsample not in ("pool", "stride"):
+            raise ValueError(
+                f"downsample is {self.downsample!r}; expected 'pool' or 'stride'."
+            )
+        if self.film_at not in (1, 2, 3, 4):
+            raise ValueError(
+                f"film_at is {self.film_at!r}; expected the number of a block, 1 to 4."
+            )
+        pool = self.downsample == "pool"
+        if x.ndim != 4 or (pool and min(x.shape[1:3]) < 16):
+            raise ValueError(
+                f"FilmConv4 got inputs {x.shape}; expected images [N, H, W, C], with sides "
+                "of 16 or more when four poolings halve them."
+            )
+        context = _context(self)
+        for block in range(1, 5):
+            x = nn.Conv(self.width, (3, 3), strides=1 if pool else 2)(x)
+            x = Norm(self.norm)(x, train, mask)
+            if pool:
+                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            if block == self.film_at:
+                made = nn.Dense(2 * self.width, name="film", bias_init=_no_change)(
+                    context[None]
+                )
+                gamma, beta = jnp.split(made[:, None, None], 2, axis=-1)
+                x = gamma * x + beta
+            x = nn.relu(x)
+        x = x.reshape((x.shape[0], -1)) if pool else x.mean((1, 2))
+        if self.num_outputs is None:
+            return x
+        return nn.Dense(self.num_outputs, name="head")(x)
+
+
+def _context(module: nn.Module) -> Array:
+    num = module.num_context
+    if not isinstance(num, int) or num < 1:
+        raise ValueError(f"num_context is {num!r}; expected an integer of 1 or more.")
+    return module.param("context", nn.initializers.zeros, (num,), jnp.float32)
+
+
+def _no_change(key: Key, shape: tuple[int], dtype: jnp.dtype) -> Array:
+    """Ones for gamma, zeros for beta."""
+    del key
+    return (jnp.arange(shape[0]) < shape[0] // 2).astype(dtype)

@@ -1,0 +1,212 @@
+"""CAVIA: what moves, what does not, and the freedom of scale of the context."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from bench import CE, close, differs, grads_of, wide_blobs
+from tiny import INPUTS, WAYS, blob_batch, one, plain
+
+import metalearn as ml
+from metalearn.algorithms.cavia import cavia
+from metalearn.models.context import ContextMLP, FilmConv4
+from metalearn.testing import check_learner
+
+WIDTH = 6
+
+
+def model_of(num_context=WIDTH):
+    return ml.from_linen(ContextMLP(WAYS, (WIDTH,), num_context=num_context))
+
+
+@functools.cache
+def params_of():
+    with jax.enable_x64(True):
+        made = model_of().init(jax.random.key(1), jnp.zeros((1, INPUTS))).params
+        return jax.tree.map(lambda p: p.astype(jnp.float64), made)
+
+
+def learner_of(**options):
+    return cavia(model_of(), CE, **{"num_steps": 2, "task_chunk": 9, **options})
+
+
+def adapted(learner, params, support):
+    return learner.adapt(ml.Variables(params=params, state={}), support)
+
+
+def logits(learner, params, task):
+    return learner.predict(adapted(learner, params, task.support), task.query.x)
+
+
+# -- What adapts ------------------------------------------------------------------------
+
+
+def test_only_the_context_moves(x64):
+    params = params_of()
+    after = dict(adapted(learner_of(), params, one(wide_blobs()).support).params)
+    context = after.pop("context")
+    close(after, {k: v for k, v in params.items() if k != "context"}, rtol=0)
+    assert context.shape == (WIDTH,) and np.abs(context).min() > 1e-6
+
+
+def test_the_context_is_no_meta_parameter(x64):
+    """No gradient, and whatever stands there, every task starts at zero."""
+    params, tasks = params_of(), wide_blobs()
+    other = {**params, "context": jnp.full(WIDTH, 3.0)}
+    found = [grads_of(learner_of(), p, tasks).grads for p in (params, other)]
+    close(found[0], found[1], rtol=0)
+    assert not np.any(found[0]["context"])
+    support = one(tasks).support
+    pair = [adapted(learner_of(), p, support).params["context"] for p in (params, other)]
+    close(pair[0], pair[1], rtol=0)
+    assert not np.any(learner_of().init(jax.random.key(0), one(tasks)).params["context"])
+
+
+def test_the_scale_of_the_context_is_free(x64):
+    """`s` times the context with `1/s` of its weights, at `s^2` of the rate."""
+    params, task, scale = params_of(), one(wide_blobs()), 4.0
+    kernel = params["Dense_0"]["kernel"]
+    other = {
+        **params,
+        "Dense_0": {
+            **params["Dense_0"],
+            "kernel": kernel.at[INPUTS:].divide(scale),
+        },
+    }
+    wide = learner_of(rate=scale**2)
+    close(logits(wide, other, task), logits(learner_of(), params, task), rtol=1e-6)
+    close(
+        adapted(wide, other, task.support).params["context"],
+        scale * adapted(learner_of(), params, task.support).params["context"],
+        rtol=1e-6,
+    )
+    assert differs(logits(wide, params, task), logits(learner_of(), params, task))
+
+
+def test_identity_weights_are_maml_of_the_first_bias(x64):
+    params, tasks = params_of(), wide_blobs()
+    kernel = params["Dense_0"]["kernel"].at[INPUTS:].set(jnp.eye(WIDTH))
+    bias = params["Dense_0"]["bias"] + 0.1
+    params = {**params, "Dense_0": {"kernel": kernel, "bias": bias}}
+    small = {
+        "Dense_0": {"kernel": kernel[:INPUTS], "bias": bias},
+        "head": params["head"],
+    }
+    maml = ml.maml(
+        ml.from_linen(ml.models.MLP(WAYS, (WIDTH,))),
+        CE,
+        optax.sgd(1.0),
+        num_steps=2,
+        adapt_filter=lambda path, leaf: path == "Dense_0/bias",
+        task_chunk=9,
+    )
+    task = one(tasks)
+    close(logits(learner_of(), params, task), logits(maml, small, task), rtol=1e-6)
+    found = grads_of(learner_of(), params, tasks).grads
+    expected = grads_of(maml, small, tasks).grads
+    close(found["head"], expected["head"], rtol=1e-6)
+    close(found["Dense_0"]["bias"], expected["Dense_0"]["bias"], rtol=1e-6)
+    first = found["Dense_0"]["kernel"][:INPUTS]
+    close(first, expected["Dense_0"]["kernel"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 9])
+def test_clips_each_task_before_the_mean(x64, chunk):
+    params, tasks = params_of(), wide_blobs()
+    start = ml.Variables(params=params, state={})
+    estimate = jax.jit(lambda t: learner_of().estimate(start, t, key=jax.random.key(0)))
+    batches = [ml.stack_tasks([one(tasks, i)]) for i in range(3)]
+    single = [estimate(batch).grads for batch in batches]
+    limit = 0.05
+    stacked = jax.tree.map(lambda *g: np.stack(g), *single)
+    expected = jax.tree.map(lambda g: np.clip(g, -limit, limit).mean(0), stacked)
+    of_mean = jax.tree.map(lambda g: np.clip(g.mean(0), -limit, limit), stacked)
+    found = grads_of(learner_of(clip=limit, task_chunk=chunk), params, tasks).grads
+    close(found, expected)
+    assert differs(expected, of_mean)
+    loose = grads_of(learner_of(clip=100.0, task_chunk=chunk), params, tasks).grads
+    close(loose, jax.tree.map(lambda g: g.mean(0), stacked))
+
+
+# -- FiLM -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+def test_film_of_no_context_is_conv4(downsample):
+    options = dict(width=3, norm="layer", downsample=downsample)
+    film = FilmConv4(WAYS, num_context=2, **options)
+    x = jax.random.normal(jax.random.key(0), (2, 16, 16, 1))
+    params = jax.jit(film.init)(jax.random.key(1), x)["params"]
+    shared = {k: v for k, v in params.items() if k not in ("context", "film")}
+    plain_net = ml.models.Conv4(WAYS, **options)
+    expected = jax.jit(plain_net.apply)({"params": shared}, x)
+    close(jax.jit(film.apply)({"params": params}, x), expected, rtol=1e-5)
+
+
+def test_film_gives_the_context_a_gradient():
+    model = ml.from_linen(
+        FilmConv4(WAYS, width=3, norm="layer", downsample="stride", num_context=2)
+    )
+    learner = cavia(model, CE, num_steps=1)
+    x = jax.random.normal(jax.random.key(0), (WAYS, 16, 16, 1))
+    part = ml.Examples.of(x, jnp.arange(WAYS, dtype=jnp.int32))
+    variables = jax.jit(learner.init)(jax.random.key(1), ml.Task(support=part, query=part))
+    assert variables.params["film"]["kernel"].shape == (2, 6)
+    after = jax.jit(learner.adapt)(variables, part).params
+    assert np.abs(after["context"]).min() > 1e-6
+    close(after["film"], variables.params["film"], rtol=0)
+
+
+# -- Contract ---------------------------------------------------------------------------
+
+
+class OnlyContext(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        context = self.param("context", nn.initializers.zeros, (WAYS,))
+        return jnp.broadcast_to(context[None], (x.shape[0], WAYS))
+
+
+def test_bad_input_is_refused():
+    task, key = one(blob_batch()), jax.random.key(0)
+    with pytest.raises(ValueError, match=r"occurs in no parameter path.*body/b"):
+        cavia(plain(), CE).init(key, task)
+    with pytest.raises(ValueError, match="occurs in every parameter path"):
+        cavia(ml.from_linen(OnlyContext()), CE).init(key, task)
+    for clip in (0, -10.0, "10", True):
+        with pytest.raises(ValueError, match="clip is"):
+            learner_of(clip=clip)
+    with pytest.raises(ValueError, match="rate is a GradientTransformation"):
+        learner_of(rate=optax.sgd(1.0))
+    with pytest.raises(ValueError, match="num_context is 0"):
+        model_of(num_context=0).init(key, task.support.x)
+    images = jnp.zeros((1, 16, 16, 1))
+    for options, words in (
+        ({"film_at": 5}, "film_at is 5"),
+        ({"downsample": "mean"}, "downsample is 'mean'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            FilmConv4(WAYS, **options).init(key, images)
+    with pytest.raises(ValueError, match="FilmConv4 got inputs"):
+        FilmConv4(WAYS).init(key, task.support.x)
+
+
+def test_any_parameter_can_be_the_context(x64):
+    """ANIL whose head starts at zero, for example."""
+    support = one(wide_blobs()).support
+    learner = cavia(plain(), CE, context="^head/")
+    params = learner.init(jax.random.key(0), one(wide_blobs())).params
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(params["head"]))
+    anil = ml.anil(plain(), CE, optax.sgd(1.0))
+    expected = adapted(anil, params, support).params
+    close(adapted(learner, params, support).params, expected, rtol=1e-6)
+
+
+def test_keeps_the_contract(strict_dtypes):
+    learner = cavia(model_of(2), CE, clip=10.0, task_chunk=8)
+    assert ml.describe(learner)["clip"] == 10.0
+    check_learner(learner, blob_batch())
