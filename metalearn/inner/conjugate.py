@@ -63,11 +63,11 @@ def conjugate_gradients(
     eps = float(jnp.finfo(size.dtype).eps)
 
     def step(carry: tuple, _: None) -> tuple[tuple, None]:
-        x, r, p, rr, steps, negative = carry
+        x, r, p, rr, steps, _ = carry
         image = product(p)
         curvature = _dot(p, image)
         # Comparisons with NaN are false: it neither ends the loop nor counts as negative.
-        done = negative | (rr <= eps**2 * size)
+        done = rr <= eps**2 * size
         flat = curvature <= eps * jnp.sqrt(_dot(p, p) * _dot(image, image))
         go = ~(done | flat)
         length = rr / jnp.where(go, curvature, 1)
@@ -76,7 +76,7 @@ def conjugate_gradients(
         new_p = _along(new_rr / jnp.where(go, rr, 1), p, new_r)
         moved = (new_x, new_r, new_p, new_rr, steps + 1)
         kept = jax.tree.map(lambda new, old: jnp.where(go, new, old), moved, carry[:5])
-        return (*kept, negative | (flat & ~done)), None
+        return (*kept, flat & ~done), None
 
     nothing = jax.tree.map(jnp.zeros_like, b)
     start = (nothing, b, b, size, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
