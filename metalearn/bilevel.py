@@ -48,7 +48,8 @@ class Episode(NamedTuple):
       task: The task.
       start: What `start` gave.
       path: The inner loop, with its trajectory if `trajectory=True`.
-      at: `step -> Adapted` after that many inner steps; needs the trajectory.
+      at: `step -> Adapted` after that many inner steps, with the model's state after the
+        last one; needs the trajectory.
       adapted: After the last one.
       predict: `(adapted, x, *, key, mask) -> (outputs, state)` in training mode.
       step: Outer steps done before this one; `None` unless `count_steps`.

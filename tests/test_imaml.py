@@ -267,16 +267,15 @@ def test_memory_does_not_depend_on_the_number_of_steps():
 
     few, many = bytes_of(imaml, 8), bytes_of(imaml, 64)
     assert many <= 1.1 * few, (few, many)
-    few, many = bytes_of(ml.maml, 8), bytes_of(ml.maml, 64)
-    assert many > 3 * few, "the measurement sees no difference where there is one"
+    unrolled = bytes_of(ml.maml, 64)
+    assert unrolled > 3 * many, "the measurement sees no difference where there is one"
 
 
+@x64
 def test_adam_inside_is_allowed():
     """Nothing is differentiated but the loss, so its square root does no harm."""
-    learner = imaml(plain(), CE, optax.adam(0.05), num_steps=3)
-    variables = learner.init(jax.random.key(0), one(blob_batch()))
-    found = jax.jit(learner.estimate)(variables, blob_batch(), key=jax.random.key(0))
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(found.grads))
+    found = grads_of(quadratic(optax.adam(0.05), steps=3), THETA, bench()[1])
+    assert np.isfinite(found.grads).all()
 
 
 def test_absent_classes_are_masked():
@@ -315,5 +314,5 @@ def test_bad_inner_optimiser_is_refused():
 
 
 def test_keeps_the_contract(strict_dtypes):
-    learner = imaml(linen(), CE, optax.sgd(0.1), num_steps=3, task_chunk=8)
+    learner = imaml(linen(), CE, optax.sgd(0.1), num_steps=1, task_chunk=8)
     check_learner(learner, blob_batch())

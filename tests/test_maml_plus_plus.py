@@ -107,7 +107,7 @@ def test_multi_step_loss_has_its_closed_form(step):
 
 def test_multi_step_loss_predicts_as_learners_of_fewer_steps():
     """Under "support", batch norm has its statistics at the params of every step."""
-    steps, tasks = 3, blob_batch()
+    steps, tasks = 2, blob_batch()
     learner = maml_plus_plus(
         linen(), CE, num_steps=steps, initial_rate=0.5, **{**OFF, "msl_steps": 10}
     )

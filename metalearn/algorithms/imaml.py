@@ -53,8 +53,13 @@ def imaml(
     `inner/residual`, the length of the gradient of the inner objective at the end;
     `solve/residual`, what conjugate gradients left, relative; `solve/negative_curvature`,
     1 where `I + H / lam` was found not to be positive. There the solve ends with what it
-    has, in its first step with the gradient of first-order MAML; raise `lam` or `damping`
-    if that is frequent.
+    has, in its first step with the gradient of first-order MAML.
+
+    If `inner/residual` grows while training, the inner loop has begun to diverge: the
+    meta-gradient hardly sees directions of high curvature, so nothing holds the curvature
+    down, and a stiff spring asks for more of it. Lower the inner rate, or `lam`: a spring
+    at every step is far stiffer than the one pull of the released code, which at the
+    paper's rate and `lam=2` takes back a fifth of the way.
 
     Differs from the released code, which takes plain steps on the support loss and then
     one on the proximal term (`pull_back=True`), solves with `(1 + d) I + H / (lam + 10)`
