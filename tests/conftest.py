@@ -51,6 +51,19 @@ def no_rank_promotion():
         yield
 
 
+@pytest.fixture(autouse=True)
+def room_for_programs():
+    """Lets compiled programs go before they are too many.
+
+    Each maps memory several times, and where a process has as many maps as Linux allows
+    (65,530) the next program ends it by a segmentation fault.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def strict_dtypes():
     """No silent casts between dtypes."""
