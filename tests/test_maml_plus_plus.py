@@ -85,7 +85,7 @@ def test_weights_follow_the_formula():
 
 
 @x64
-@pytest.mark.parametrize("step", [0, 30, 99, 100])
+@pytest.mark.parametrize("step", [30, 100])
 def test_multi_step_loss_has_its_closed_form(step):
     """`sum_k w_k (I - alpha A)^k B (phi_k - e)`."""
     (a, c, b, e), tasks = bench()
