@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 
@@ -69,3 +71,9 @@ def all_finite(tree: PyTree) -> Array:
         if jnp.issubdtype(x.dtype, jnp.inexact)
     ]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
+
+
+def path_filter(pattern: str) -> PathFilter:
+    """`(path, leaf) -> bool`: whether the regular expression occurs in the path."""
+    regex = re.compile(pattern)
+    return lambda path, leaf: regex.search(path) is not None

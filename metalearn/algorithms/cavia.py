@@ -7,7 +7,6 @@ Meta-Learning. ICML 2019.
 from __future__ import annotations
 
 import numbers
-import re
 from typing import Any
 
 import jax
@@ -89,11 +88,7 @@ def cavia(
         raise ValueError(
             f"clip is {clip!r}; expected a positive bound such as 10.0, or None for none."
         )
-    regex = re.compile(context)
-
-    def is_context(path: str, leaf: Any) -> bool:
-        del leaf
-        return regex.search(path) is not None
+    is_context = _tree.path_filter(context)
 
     def reset(params: PyTree) -> PyTree:
         moving, shared = _tree.split(params, is_context)

@@ -120,7 +120,7 @@ def anil(
       head: Regular expression found in the paths of the head's parameters.
       **options: Those of `maml`.
     """
-    select = path_filter(head)
+    select = _tree.path_filter(head)
     return maml(
         model, loss_fn, inner_opt, adapt_filter=select, **{"name": "anil", **options}
     )
@@ -141,7 +141,7 @@ def boil(
       head: Regular expression found in the paths of the head's parameters.
       **options: Those of `maml`.
     """
-    select = path_filter(head)
+    select = _tree.path_filter(head)
     learner = maml(
         model,
         loss_fn,
@@ -211,9 +211,3 @@ def meta_sgd(
 def elementwise_sgd(rates: PyTree) -> optax.GradientTransformation:
     """SGD with one rate for every coordinate, `rates` being like the params."""
     return optax.stateless(lambda grads, _: jax.tree.map(lambda a, g: -a * g, rates, grads))
-
-
-def path_filter(pattern: str) -> PathFilter:
-    """`(path, leaf) -> bool`: whether the regular expression occurs in the path."""
-    regex = re.compile(pattern)
-    return lambda path, leaf: regex.search(path) is not None

@@ -6,7 +6,6 @@ A. Antoniou, H. Edwards, A. Storkey. How to Train Your MAML. ICLR 2019.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,8 @@ from metalearn.learner import MetaLearner
 from metalearn.model import Model
 
 LEAST = 0.03  # share of 1/K that the weight of an early step keeps while annealing
+
+_NOTHING = r"(?!)"  # matches no path
 
 
 def maml_plus_plus(
@@ -107,7 +108,7 @@ def maml_plus_plus(
             f"initial_rate is {initial_rate!r}; expected a finite number of 0 or more."
         )
     refuse_implicit("maml_plus_plus", options.get("differentiation"))
-    is_norm = _path_filter(norm_weights)
+    is_norm = _tree.path_filter(norm_weights or _NOTHING)
 
     def initial(key: Key, params: PyTree) -> dict[str, PyTree]:
         del key
@@ -240,10 +241,3 @@ def _by_step(initial_rate: float, num_steps: int, is_norm: Callable) -> Callable
         return optax.GradientTransformation(lambda _: jnp.zeros((), jnp.int32), update)
 
     return make
-
-
-def _path_filter(pattern: str | None) -> Callable[[str, Any], bool]:
-    if pattern is None:
-        return lambda path, leaf: False
-    regex = re.compile(pattern)
-    return lambda path, leaf: regex.search(path) is not None

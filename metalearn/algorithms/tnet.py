@@ -16,7 +16,7 @@ import optax
 
 from metalearn import _tree
 from metalearn._task import Examples
-from metalearn._typing import Array, Key, LossFn, PathFilter, PyTree
+from metalearn._typing import Array, Key, LossFn, PyTree
 from metalearn.bilevel import Start, bilevel, refuse_implicit
 from metalearn.learner import MetaLearner
 from metalearn.model import Model, Variables
@@ -74,7 +74,7 @@ def t_net(
         loss_fn,
         inner_opt,
         num_steps=num_steps,
-        adapt_filter=_filter(adapt),
+        adapt_filter=_tree.path_filter(adapt),
         **options,
     )
 
@@ -177,7 +177,7 @@ def mt_net(
         loss_fn,
         lambda masks: optax.chain(inner_opt, masked(masks)),
         num_steps=num_steps,
-        adapt_filter=_filter(adapt),
+        adapt_filter=_tree.path_filter(adapt),
         inner_hparams=initial,
         start=start,
         settings={"temperature": float(temperature), "test_mask": test_mask},
@@ -221,11 +221,6 @@ def draw_masks(key: Key, zetas: PyTree, temperature: float = 1.0) -> PyTree:
 def _layer_of(path: Any) -> str:
     """`"TDense_0"` for the key path of `"TDense_0/kernel"`."""
     return _tree.path_string(path[:-1])
-
-
-def _filter(pattern: str) -> PathFilter:
-    regex = re.compile(pattern)
-    return lambda path, leaf: regex.search(path) is not None
 
 
 def _checked(model: Model, adapt: str, transforms: str) -> Model:

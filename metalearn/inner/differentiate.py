@@ -28,6 +28,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
 from metalearn._typing import Array, PyTree
+from metalearn.inner.conjugate import conjugate_gradients
 from metalearn.inner.hoist import explicit
 
 DIFFERENTIATION = ("reverse", "remat", "nested", "mixed", "first_order")
@@ -218,7 +219,7 @@ def at_minimum(loss_fn: LossAndAux, params: PyTree, how: Implicit) -> PyTree:
             curved = jax.jvp(lambda p: slope(p, real), (params,), (v,))[1]
             return jax.tree.map(lambda h, x: h + how.damping * x, curved, v)
 
-        solved, _ = jax.scipy.sparse.linalg.cg(product, cotangent, maxiter=how.cg_steps)
+        solved = conjugate_gradients(product, cotangent, max_steps=how.cg_steps).x
         _, pull = jax.vjp(lambda c: slope(params, c), real)
         return (
             jax.tree.map(jnp.zeros_like, params),

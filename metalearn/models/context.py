@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from metalearn._typing import Array, Key
+from metalearn.models.conv4 import pools
 from metalearn.models.norm import Norm
 
 
@@ -77,20 +78,11 @@ class FilmConv4(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
-        if self.downsample not in ("pool", "stride"):
-            raise ValueError(
-                f"downsample is {self.downsample!r}; expected 'pool' or 'stride'."
-            )
         if self.film_at not in (1, 2, 3, 4):
             raise ValueError(
                 f"film_at is {self.film_at!r}; expected the number of a block, 1 to 4."
             )
-        pool = self.downsample == "pool"
-        if x.ndim != 4 or (pool and min(x.shape[1:3]) < 16):
-            raise ValueError(
-                f"FilmConv4 got inputs {x.shape}; expected images [N, H, W, C], with sides "
-                "of 16 or more when four poolings halve them."
-            )
+        pool = pools(self, x)
         context = _context(self)
         for block in range(1, 5):
             x = nn.Conv(self.width, (3, 3), strides=1 if pool else 2)(x)

@@ -31,16 +31,7 @@ class Conv4(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
-        if self.downsample not in ("pool", "stride"):
-            raise ValueError(
-                f"downsample is {self.downsample!r}; expected 'pool' or 'stride'."
-            )
-        pool = self.downsample == "pool"
-        if x.ndim != 4 or (pool and min(x.shape[1:3]) < 16):
-            raise ValueError(
-                f"Conv4 got inputs {x.shape}; expected images [N, H, W, C], with sides of "
-                "16 or more when four poolings halve them."
-            )
+        pool = pools(self, x)
         for _ in range(4):
             x = nn.Conv(self.width, (3, 3), strides=1 if pool else 2)(x)
             x = nn.relu(Norm(self.norm)(x, train, mask))
@@ -50,3 +41,22 @@ class Conv4(nn.Module):
         if self.num_outputs is None:
             return x
         return nn.Dense(self.num_outputs, name="head")(x)
+
+
+def pools(network: nn.Module, x: Array) -> bool:
+    """Whether the blocks of a four-block network pool rather than stride.
+
+    Raises:
+      ValueError: an unknown `downsample`, or images that it cannot halve four times.
+    """
+    if network.downsample not in ("pool", "stride"):
+        raise ValueError(
+            f"downsample is {network.downsample!r}; expected 'pool' or 'stride'."
+        )
+    pool = network.downsample == "pool"
+    if x.ndim != 4 or (pool and min(x.shape[1:3]) < 16):
+        raise ValueError(
+            f"{type(network).__name__} got inputs {x.shape}; expected images [N, H, W, C], "
+            "with sides of 16 or more when four poolings halve them."
+        )
+    return pool

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from metalearn._typing import Array, Key
+from metalearn.models.conv4 import pools
 from metalearn.models.norm import Norm
 
 
@@ -123,16 +124,7 @@ class TNetConv4(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
-        if self.downsample not in ("pool", "stride"):
-            raise ValueError(
-                f"downsample is {self.downsample!r}; expected 'pool' or 'stride'."
-            )
-        pool = self.downsample == "pool"
-        if x.ndim != 4 or (pool and min(x.shape[1:3]) < 16):
-            raise ValueError(
-                f"TNetConv4 got inputs {x.shape}; expected images [N, H, W, C], with sides "
-                "of 16 or more when four poolings halve them."
-            )
+        pool = pools(self, x)
         for _ in range(4):
             x = TConv(self.width, strides=1 if pool else 2)(x)
             x = nn.relu(Norm(self.norm)(x, train, mask))
