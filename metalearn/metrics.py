@@ -67,3 +67,40 @@ def default_loss(examples: Examples) -> LossFn:
     if jnp.issubdtype(jnp.result_type(examples.y), jnp.integer):
         return losses.cross_entropy
     return losses.mse
+
+
+def calibration_error(probabilities, labels, *, num_bins: int = 15) -> float:
+    """Expected calibration error: how far confidence is from accuracy, in 0..1.
+
+    Predictions are put into `num_bins` equal bins of confidence, the largest probability;
+    the error is the mean over predictions of `|accuracy - mean confidence|` of their bin
+    (Guo, Pleiss, Sun, Weinberger 2017, equation 3). Pool the queries of many tasks: a
+    single task has too few for bins, and the error of few predictions is biased upwards.
+
+    Args:
+      probabilities: `[P, W]`, rows sum to one.
+      labels: Class indices `[P]`.
+      num_bins: Number of bins.
+
+    Raises:
+      ValueError: shapes do not fit, rows are no probabilities, or there are no bins.
+    """
+    probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
+        raise ValueError(
+            f"calibration_error got probabilities {probabilities.shape} and labels "
+            f"{labels.shape}; expected [P, W] and [P]."
+        )
+    sums = probabilities.sum(-1)
+    if not (np.all(probabilities >= 0) and np.allclose(sums, 1, atol=1e-3)):
+        raise ValueError(
+            "calibration_error got rows that are no probabilities (sums from "
+            f"{sums.min():.3g} to {sums.max():.3g}); give softmax(logits)."
+        )
+    if num_bins < 1:
+        raise ValueError(f"num_bins is {num_bins}; expected 1 or more.")
+    confidence = probabilities.max(-1)
+    hit = probabilities.argmax(-1) == labels
+    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    gap = np.bincount(bins, weights=hit - confidence, minlength=num_bins)
+    return float(np.abs(gap).sum() / len(labels))
