@@ -150,7 +150,7 @@ def image_episode(
 def curve_episodes(
     path: str | Path,
     x: np.ndarray,
-    panels: Sequence[tuple[Task, np.ndarray, np.ndarray, np.ndarray]],
+    panels: Sequence[tuple[Task, np.ndarray, np.ndarray | None, np.ndarray]],
     *,
     title: str,
 ) -> None:
@@ -168,7 +168,8 @@ def curve_episodes(
     for ax, (task, truth, before, after) in zip(axes, panels):
         support = task.support.x, task.support.y
         ax.plot(x, truth, color=INK, lw=1.2, label="truth")
-        ax.plot(x, before, color=GREY, lw=1.6, ls="--", label="before adaptation")
+        if before is not None:
+            ax.plot(x, before, color=GREY, lw=1.6, ls="--", label="before adaptation")
         ax.plot(x, after, color=RIGHT, lw=2.2, label="after adaptation")
         ax.plot(*support, "o", color=VALIDATION, ms=6, mec="white", label="support")
         _tidy(ax)

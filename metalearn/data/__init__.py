@@ -2,7 +2,7 @@
 
 from metalearn.data.catalogue import CatalogueRow, available, load, open_records, prepare
 from metalearn.data.few_shot import few_shot
-from metalearn.data.image_sets import ImageClasses, ImageDataset, from_arrays
+from metalearn.data.image_sets import ImageClasses, ImageDataset, from_arrays, shrunk
 from metalearn.data.stream import stream
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "load",
     "open_records",
     "prepare",
+    "shrunk",
     "stream",
 ]

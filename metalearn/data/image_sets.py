@@ -149,6 +149,32 @@ class ImageDataset:
         return found[name]
 
 
+def shrunk(dataset: ImageDataset, factor: int) -> ImageDataset:
+    """The set with smaller images: a pixel is the mean of `factor` x `factor` old ones.
+
+    Args:
+      dataset: Any.
+      factor: What both sides are divided by.
+
+    Raises:
+      ValueError: it does not divide them.
+    """
+    height, width, channels = dataset.image_shape
+    if factor < 1 or height % factor or width % factor:
+        raise ValueError(
+            f"shrink is {factor!r}, which does not divide images of {height}x{width}. "
+            "Choose a common divisor of the sides."
+        )
+
+    def smaller(classes: ImageClasses) -> ImageClasses:
+        blocks = (-1, height // factor, factor, width // factor, factor, channels)
+        means = classes.images.reshape(blocks).mean((2, 4), dtype=np.float32)
+        return dataclasses.replace(classes, images=np.rint(means).astype(np.uint8))
+
+    parts = {name: smaller(classes) for name, classes in dataset.parts.items()}
+    return dataclasses.replace(dataset, **parts)
+
+
 def from_arrays(
     images: np.ndarray,
     labels: Sequence[int] | np.ndarray,

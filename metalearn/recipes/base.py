@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,17 +19,23 @@ import numpy as np
 import optax
 
 from metalearn._task import Task, TaskSampler
+from metalearn.algorithms.alpha_maml import alpha_maml_optimiser
 from metalearn.learner import MetaLearner
 from metalearn.model import Variables
+from metalearn.recipes import options
 from metalearn.trainer import MetaTrainer, TrainState, meta_trainer
 
 Record = dict[str, Any]
 """What a run remembers of its data: plain JSON values."""
 
 MAML_FAMILY = ("maml", "fomaml", "anil", "boil", "meta_sgd")
-# Those whose own settings are given as `options`.
-STRUCTURED = ("hsml", "mumomaml")
-GRADIENT_BASED = (*MAML_FAMILY, *STRUCTURED, "reptile", "fine_tune")
+# Those whose own settings are given as `options`: with a rate of their own, and those that
+# take any inner optimiser.
+RATED = ("maml_plus_plus", "alpha_maml", "meta_curvature", "cavia")
+OPTIONED = (*RATED, "hsml", "mumomaml", "imaml", "t_net", "mt_net")
+GRADIENT_BASED = (*MAML_FAMILY, *OPTIONED, "reptile", "fine_tune")
+# Those that cannot be asked for a prediction after no inner step.
+WITHOUT_START = ("protonet", "imaml", "maml_plus_plus")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,17 +44,17 @@ class Recipe:
 
     Attributes:
       algorithm: The learner.
-      inner_rate: Learning rate of the inner loop; meta_sgd: the initial rates.
+      inner_rate: Learning rate of the inner loop, at the start where it is learned.
       inner_rate_low: meta_sgd: initial rates are drawn between this and inner_rate.
       inner_steps: Inner steps in training.
       eval_inner_steps: Inner steps at validation and test; as in training if None.
-      inner_optimizer: "sgd" or "adam" (all gradient-based learners but meta_sgd).
+      inner_optimizer: "sgd" or "adam", for learners without a rate of their own.
       inner_b1: adam: decay of the first moment; Reptile's paper uses 0.
       inner_batch: reptile: examples of an inner step in training; all if None.
       eval_inner_batch: reptile: the same at validation and test.
       carry_opt_state: reptile: hands Adam's second moments on from step to step.
       options: Further arguments of the learner, each as "name=value", for example
-        "tree=(4, 2, 1)" of hsml.
+        "tree=(4, 2, 1)" of hsml; alpha_maml: of its outer optimiser as well.
       task_chunk: Tasks handled at once, or "auto".
       outer_optimizer: "adam", or "sgd" as Reptile uses it.
       outer_rate: Its learning rate at the start.
@@ -157,6 +164,14 @@ class Recipe:
 
         return np.asarray(run(variables, task.support, x))
 
+    def predict_before(
+        self, record: Record, variables: Variables, task: Task, x: Any
+    ) -> np.ndarray | None:
+        """Predictions for `x` before adaptation; None if the learner has none."""
+        if self.algorithm in WITHOUT_START:
+            return None
+        return self.predict(record, variables, task, x, steps=0)
+
     def trainer(self, record: Record) -> MetaTrainer:
         """Learner and outer optimiser together."""
         return meta_trainer(self.learner(record), self.outer_opt())
@@ -177,9 +192,24 @@ class Recipe:
             ),
         }[self.schedule]()
         opt = {"adam": optax.adam, "sgd": optax.sgd}[self.outer_optimizer](rate)
+        if self.algorithm == "alpha_maml":
+            direction = optax.scale_by_adam() if self.outer_optimizer == "adam" else None
+            opt = alpha_maml_optimiser(
+                self.outer_rate, inner=direction, **self.outer_options()
+            )
         if self.clip is None:
             return opt
         return optax.chain(optax.clip_by_global_norm(self.clip), opt)
+
+    def outer_makers(self) -> list[Callable[..., Any]]:
+        """Outer optimisers that `options` speak of."""
+        return [alpha_maml_optimiser] if self.algorithm == "alpha_maml" else []
+
+    def outer_options(self) -> dict[str, Any]:
+        """Those of `options` that are for the outer optimiser."""
+        names = [name for maker in self.outer_makers() for name in options.arguments(maker)]
+        pairs = [pair for pair in self.options if pair.partition("=")[0] in names]
+        return options.parse(pairs, self.outer_makers())
 
     def unread(self) -> dict[str, str]:
         """Fields that these settings leave idle, and what would read each."""
@@ -187,12 +217,14 @@ class Recipe:
             **dict.fromkeys(
                 ("inner_rate", "inner_steps", "eval_inner_steps"), GRADIENT_BASED
             ),
-            "inner_optimizer": tuple(a for a in GRADIENT_BASED if a != "meta_sgd"),
+            "inner_optimizer": tuple(
+                a for a in GRADIENT_BASED if a not in ("meta_sgd", *RATED)
+            ),
             "inner_rate_low": ("meta_sgd",),
             "inner_batch": ("reptile",),
             "eval_inner_batch": ("reptile",),
             "carry_opt_state": ("reptile",),
-            "options": STRUCTURED,
+            "options": OPTIONED,
         }
         idle = {
             name: "algorithm " + ", ".join(algorithms)

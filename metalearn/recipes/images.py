@@ -16,10 +16,20 @@ from metalearn.algorithms import protonet
 from metalearn.data.few_shot import few_shot
 from metalearn.learner import MetaLearner
 from metalearn.model import Model, Variables, from_linen
-from metalearn.recipes.base import Recipe, Record
+from metalearn.recipes.base import GRADIENT_BASED, Recipe, Record
 from metalearn.recipes.learners import gradient_learner
 
 ALL_PARTS = ("train", "validation", "test")
+ALGORITHMS = (
+    *(a for a in GRADIENT_BASED if a not in ("hsml", "mumomaml")),
+    *("protonet", "no_adaptation"),
+)
+# Learners that need layers of their own in the network.
+CONV4 = {
+    "cavia": models.FilmConv4,
+    "t_net": models.TNetConv4,
+    "mt_net": models.TNetConv4,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +41,7 @@ class ImageRecipe(Recipe):
       dataset: What `metalearn data list` shows, "folder:PATH" or "tfds:NAME".
       split: Which split of the classes, for sets that have several.
       image_size: Side that images are resized to, for sets that can.
+      shrink: Sides are divided by this; a pixel becomes the mean of a square.
       channels: 1 for grey, 3 for colour, for sets that can convert.
       ways: Classes of a training task.
       shots: Support examples of a class in training.
@@ -48,20 +59,11 @@ class ImageRecipe(Recipe):
 
     kind: ClassVar[str] = "images"
     metric: ClassVar[str] = "query/accuracy"
-    algorithm: Literal[
-        "maml",
-        "fomaml",
-        "anil",
-        "boil",
-        "meta_sgd",
-        "reptile",
-        "protonet",
-        "fine_tune",
-        "no_adaptation",
-    ] = "maml"
+    algorithm: Literal[*ALGORITHMS] = "maml"
     dataset: str = "glyphs"
     split: str | None = None
     image_size: int | None = None
+    shrink: int = 1
     channels: Literal[1, 3] | None = None
     ways: int = 5
     shots: int = 1
@@ -111,6 +113,11 @@ class ImageRecipe(Recipe):
                 f"--ways {self.test_ways}, or use protonet or fine_tune, which fit any "
                 "number of ways."
             )
+        if self.model != "conv4" and self.algorithm in CONV4:
+            raise ValueError(
+                f"model is {self.model!r} with {self.algorithm}, whose layers only conv4 "
+                "has here. Leave it at conv4."
+            )
         steps = self.eval_inner_steps
         if self.norm_policy == "per_step" and steps not in (None, self.inner_steps):
             raise ValueError(
@@ -131,7 +138,8 @@ class ImageRecipe(Recipe):
             "channels": self.channels,
         }
         options = {name: value for name, value in options.items() if value is not None}
-        return image_data.load(self.dataset, data_dir=data_dir, parts=parts, **options)
+        data = image_data.load(self.dataset, data_dir=data_dir, parts=parts, **options)
+        return data if self.shrink == 1 else image_data.shrunk(data, self.shrink)
 
     def describe_data(self, data: Any) -> Record:
         train = data.parts.get("train")
@@ -185,9 +193,8 @@ class ImageRecipe(Recipe):
     def draw_episode(
         self, path: Path, record: Record, data: Any, variables: Variables
     ) -> None:
-        task, before = self.test_task(data), None
-        if self.algorithm != "protonet":
-            before = self.predict(record, variables, task, task.query.x, steps=0)
+        task = self.test_task(data)
+        before = self.predict_before(record, variables, task, task.query.x)
         after = self.predict(record, variables, task, task.query.x)
         classes = data.part("test")
         plots.image_episode(
@@ -235,7 +242,7 @@ class ImageRecipe(Recipe):
                 num_outputs, widths=widths, global_pool=True, drop_rate=0, norm=self.norm
             )
         else:
-            network = models.Conv4(
+            network = CONV4.get(self.algorithm, models.Conv4)(
                 num_outputs, width=self.width, norm=self.norm, downsample=self.downsample
             )
         return from_linen(network)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 from typing import Any
 
@@ -13,7 +12,8 @@ from metalearn._typing import LossFn
 from metalearn.bilevel import bilevel
 from metalearn.learner import MetaLearner
 from metalearn.model import Model
-from metalearn.recipes.base import MAML_FAMILY, STRUCTURED, Recipe
+from metalearn.recipes import options
+from metalearn.recipes.base import MAML_FAMILY, OPTIONED, Recipe
 
 
 def gradient_learner(
@@ -69,52 +69,38 @@ def gradient_learner(
         )
     if name == "fine_tune":
         return algorithms.fine_tune(model, loss_fn, opt, **head, **shared)
-    if name in STRUCTURED:
+    if name in OPTIONED:
         build = getattr(algorithms, name)
-        return build(model, loss_fn, opt, **shared, **learner_options(recipe))
+        takes = inspect.signature(build).parameters
+        if fewer_ways:
+            shared["mask_absent_classes"] = True
+        rate = [own for own in ("rate", "initial_rate") if own in takes]
+        if rate:
+            shared[rate[0]] = recipe.inner_rate
+        given = () if rate else (opt,)
+        return build(model, loss_fn, *given, **shared, **learner_options(recipe))
     if name in MAML_FAMILY:
         build = getattr(algorithms, name)
         return build(model, loss_fn, opt, mask_absent_classes=fewer_ways, **shared)
     raise ValueError(f"algorithm is {name!r}, which does not adapt by gradient descent.")
 
 
-# Fields of the recipe, and what only an algorithm's file gives.
-_NOT_OPTIONS = (
-    *("num_steps", "task_chunk", "name", "norm", "mask_absent_classes", "settings"),
-    *("more", "start", "outer", "trajectory", "count_steps", "inner_hparams"),
-    *("adapt_filter", "features"),
-)
-
-
 def learner_options(recipe: Recipe) -> dict[str, Any]:
-    """`options` of a recipe, "name=value" each, as arguments of its learner.
+    """`options` of a recipe as arguments of its learner.
 
     Raises:
-      ValueError: one is no such pair, its value no Python literal, or the learner takes
-        no argument of that name.
+      ValueError: see `recipes.options.parse`.
     """
-    makers = [getattr(algorithms, recipe.algorithm), bilevel]
+    makers = [getattr(algorithms, recipe.algorithm)]
     if recipe.algorithm == "mumomaml":
-        makers.insert(1, algorithms.hsml)
-    known = [
-        name
-        for maker in makers
-        for name, parameter in inspect.signature(maker).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in _NOT_OPTIONS
-    ]
-    found = {}
-    for pair in recipe.options:
-        name, equals, value = pair.partition("=")
-        if name not in known or not equals:
-            raise ValueError(
-                f"options has {pair!r}; expected NAME=VALUE with one of "
-                f"{', '.join(dict.fromkeys(known))}."
-            )
-        try:
-            found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[name] = value  # a word
-    return found
+        makers.append(algorithms.hsml)
+    if any(
+        p.kind is p.VAR_KEYWORD for p in inspect.signature(makers[0]).parameters.values()
+    ):
+        makers.append(bilevel)
+    outer = dict(recipe.outer_options())
+    chosen = options.parse(recipe.options, [*makers, *recipe.outer_makers()])
+    return {name: value for name, value in chosen.items() if name not in outer}
 
 
 def inner_opt(recipe: Recipe) -> optax.GradientTransformation:
@@ -122,7 +108,7 @@ def inner_opt(recipe: Recipe) -> optax.GradientTransformation:
     if recipe.inner_optimizer == "sgd":
         return optax.sgd(recipe.inner_rate)
     # Second-order learners differentiate the square root of Adam's second moment.
-    second_order = recipe.algorithm in ("maml", "anil", "boil", *STRUCTURED)
+    second_order = recipe.algorithm in ("maml", "anil", "boil", *OPTIONED)
     return optax.adam(
         recipe.inner_rate, b1=recipe.inner_b1, eps_root=1e-8 if second_order else 0.0
     )

@@ -13,7 +13,7 @@ from metalearn import losses, models, plots
 from metalearn._task import Examples, Task, TaskSampler
 from metalearn.learner import MetaLearner
 from metalearn.model import Variables, from_linen
-from metalearn.recipes.base import Recipe, Record
+from metalearn.recipes.base import GRADIENT_BASED, Recipe, Record
 from metalearn.recipes.learners import gradient_learner
 from metalearn.tasks import families, function_families, sinusoid
 
@@ -36,18 +36,7 @@ class SinusoidRecipe(Recipe):
     kind: ClassVar[str] = "sinusoid"
     metric: ClassVar[str] = "query/loss"
     light: ClassVar[bool] = True
-    algorithm: Literal[
-        "maml",
-        "fomaml",
-        "anil",
-        "boil",
-        "meta_sgd",
-        "reptile",
-        "fine_tune",
-        "no_adaptation",
-        "hsml",
-        "mumomaml",
-    ] = "maml"
+    algorithm: Literal[*GRADIENT_BASED, "no_adaptation"] = "maml"
     functions: Literal["sinusoid", "families"] = "sinusoid"
     shots: int = 10
     queries: int = 10
@@ -103,16 +92,20 @@ class SinusoidRecipe(Recipe):
         panels = []
         for number in range(3):
             task = self.test_task(data, number)
-            before = self.predict(record, variables, task, x, steps=0)
+            before = self.predict_before(record, variables, task, x)
             after = self.predict(record, variables, task, x)
             panels.append((task, curve(task, x), before, after))
         title = f"Three test tasks ({self.algorithm}, {self.test_shots} points)"
         plots.curve_episodes(path, x, panels, title=title)
 
     def _build(self, *, evaluating: bool, steps: int | None = None) -> MetaLearner:
-        network = from_linen(models.MLP(1, widths=self.widths))
+        network = {
+            "cavia": models.ContextMLP,
+            "t_net": models.TNetMLP,
+            "mt_net": models.TNetMLP,
+        }.get(self.algorithm, models.MLP)(1, widths=self.widths)
         return gradient_learner(
-            self, network, losses.mse, evaluating=evaluating, steps=steps
+            self, from_linen(network), losses.mse, evaluating=evaluating, steps=steps
         )
 
 
