@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from typing import Any
 
 import jax
@@ -22,6 +24,14 @@ def whole_number(name: str, value: Any, *, least: int) -> None:
     integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not integer or value < least:
         raise ValueError(f"{name} is {value!r}; expected an integer of {least} or more.")
+
+
+def number(name: str, value: Any, *, positive: bool = False) -> None:
+    """Raises a `ValueError` unless a finite number of 0 or more, or a positive one."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (real and math.isfinite(value) and (value > 0 if positive else value >= 0)):
+        expected = "a positive number" if positive else "a finite number of 0 or more"
+        raise ValueError(f"{name} is {value!r}; expected {expected}.")
 
 
 def one_set(examples: Examples, name: str) -> None:

@@ -66,7 +66,8 @@ def gates(params: PyTree, context: Array) -> PyTree:
     """`sigmoid(W [g; h] + b)` in the shape of every parameter (section 4.3)."""
 
     def one(w: Array, b: Array) -> Array:
-        return jax.nn.sigmoid(jnp.tensordot(context, w, 1) + b)
+        # In the dtype of the parameter, which the gate must not change.
+        return jax.nn.sigmoid(jnp.tensordot(context.astype(w.dtype), w, 1) + b)
 
     return jax.tree.map(one, params["w"], params["b"])
 

@@ -7,6 +7,7 @@ Meta-learning, ICML 2019, section 4.4; its thresholds are those of the released 
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,7 +60,8 @@ def fit_continually(
     Every `check_every` steps the mean metric of that window is compared with the one
     before. If it is more than `worse` times that (less, if `worse` is below one), and
     `rest` steps have passed since the model last grew, `grow` changes the variables and
-    the outer optimiser starts anew.
+    the outer optimiser starts anew. What a stage has left over, fewer steps than a window,
+    is reported but not compared: the mean of a few steps is mostly noise.
 
     Args:
       learner: Any; `add_leaf` grows an `hsml`.
@@ -69,7 +71,9 @@ def fit_continually(
       key: Consumed.
       grow: `(variables, key) -> variables`; never grows if `None`.
       metric: Of the history of `fit`.
-      worse: A ratio: 1.25 for a loss, 0.85 for an accuracy in the released code.
+      worse: A ratio: 1.25 for a loss, 0.85 for an accuracy in the released code. Where
+        the metric is negative, as a log-density may be, the difference that the ratio
+        makes counts in the same direction.
       check_every: Steps of a window; 1,000 for curves and 100 for images there.
       rest: Steps between two changes, also before the first.
       progress: Whether to draw progress bars.
@@ -78,7 +82,8 @@ def fit_continually(
       A `Continual`.
 
     Raises:
-      ValueError: no stage, a number below one, or a metric that is not reported.
+      ValueError: no stage, one that is no pair, a number below one, a ratio of one or
+        less than zero, or a metric that is not reported.
 
     Example:
       >>> found = ml.fit_continually(
@@ -92,14 +97,24 @@ def fit_continually(
         raise ValueError("stages is empty; expected pairs of tasks and a number of steps.")
     for name, value in (("check_every", check_every), ("rest", rest)):
         _checks.whole_number(name, value, least=1)
-    if not worse > 0:
-        raise ValueError(f"worse is {worse}; expected a positive ratio.")
+    number = isinstance(worse, numbers.Real) and not isinstance(worse, bool)
+    if not number or not worse > 0 or worse == 1:
+        raise ValueError(
+            f"worse is {worse!r}; expected a positive ratio, above one for a loss "
+            "and below one for an accuracy."
+        )
+    for stage in stages:
+        if not isinstance(stage, (tuple, list)) or len(stage) != 2:
+            raise ValueError(
+                f"a stage is a {type(stage).__name__}; expected a pair of tasks and a "
+                "number of steps, such as (ml.tasks.sinusoid(), 1000)."
+            )
+        _checks.whole_number("the steps of a stage", stage[1], least=1)
     trainer = meta_trainer(learner, outer_opt)
     k_fit, k_grow = jax.random.split(key)
     state, before, changed, done = None, None, 0, 0
     ends, history, grown = [], [], []
     for stage, (tasks, num_steps) in enumerate(stages):
-        _checks.whole_number("the steps of a stage", num_steps, least=1)
         end = done + num_steps
         while done < end:
             window = min(check_every, end - done)
@@ -110,7 +125,7 @@ def fit_continually(
                 num_steps=done + window,
                 tasks_per_step=tasks_per_step,
                 key=k_fit,
-                log_every=window,
+                log_every=done + window,  # one row, the mean of this window
                 progress=progress,
             )
             state, done = result.state, done + window
@@ -120,9 +135,12 @@ def fit_continually(
                     f"metric {metric!r} is not reported; there are {sorted(row)}."
                 )
             history.append({"step": done, "stage": stage, metric: row[metric]})
-            value = row[metric]
-            ratio = value / before if before else 1.0
-            fell = ratio > worse if worse > 1 else ratio < worse
+            if window < check_every:
+                continue
+            value, fell = row[metric], False
+            if before is not None:
+                limit = before + (worse - 1) * abs(before)
+                fell = value > limit if worse > 1 else value < limit
             if grow is not None and fell and done - changed >= rest:
                 variables = grow(state.variables, jax.random.fold_in(k_grow, done))
                 opt_state = outer_opt.init(variables.params)

@@ -181,8 +181,11 @@ def test_bad_input_is_refused():
             learner_of(clip=clip)
     with pytest.raises(ValueError, match="rate is a GradientTransformation"):
         learner_of(rate=optax.sgd(1.0))
-    with pytest.raises(ValueError, match="num_context is 0"):
-        model_of(num_context=0).init(key, task.support.x)
+    with pytest.raises(ValueError, match="rate is nan; expected the finite number"):
+        learner_of(rate=float("nan"))
+    for num in (0, True, 2.0):
+        with pytest.raises(ValueError, match=f"num_context is {num}"):
+            model_of(num_context=num).init(key, task.support.x)
     images = jnp.zeros((1, 16, 16, 1))
     for options, words in (
         ({"film_at": 5}, "film_at is 5"),

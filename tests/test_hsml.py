@@ -1,6 +1,7 @@
 """Hierarchically structured meta-learning: the tree by hand, reductions, growth."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,14 @@ import numpy as np
 import optax
 import pytest
 from bench import CE, INNER, close, differs, grads_of, network, wide_blobs
-from tiny import WAYS, blob_batch, one, plain, sine_batch
+from tiny import WAYS, blob_batch, one, plain, sine_batch, tanh_net
 
 import metalearn as ml
-from metalearn import plots
+from metalearn import continual, plots
 from metalearn.algorithms.hsml import add_leaf
 from metalearn.clusters import climb
 from metalearn.testing import check_learner
+from metalearn.trainer import TrainState
 
 SMALL = {"hidden": 3, "example_size": 2, "num_ways": WAYS, "num_steps": 2}
 
@@ -186,13 +188,81 @@ def test_regression_and_image_features():
         ({"tree": (4, 0, 1)}, "each layer of tree"),
         ({"routing": "hard"}, "gaussian, linear"),
         ({"aggregator": "lstm"}, "gru, mean"),
+        ({"tree": 4}, "tree is 4"),
         ({"sigma": 0.0}, "sigma > 0"),
+        ({"sigma": "2"}, "sigma is '2'"),
+        ({"sigma": True}, "sigma is True"),
+        ({"reconstruction": float("nan")}, "reconstruction is nan"),
+        ({"reconstruction": -0.1}, "of 0 or more"),
+        ({"gate_bias": float("inf")}, "gate_bias is inf"),
+        ({"example_size": 0}, "example_size is 0"),
+        ({"num_ways": 0}, "num_ways is 0"),
         ({"num_steps": -1}, "num_steps"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         learner(**options)
+
+
+def with_x(task, change):
+    sets = [
+        ml.Examples(x=change(e.x), y=e.y, mask=e.mask) for e in (task.support, task.query)
+    ]
+    return ml.Task(support=sets[0], query=sets[1])
+
+
+def test_labels_and_targets_are_told_apart():
+    labels, curves = one(blob_batch()), one(sine_batch())
+    listed = with_x(labels, lambda x: {"a": x})
+    for task, options, message in (
+        (labels, {"num_ways": None}, "class labels of dtype int32.*num_ways="),
+        (curves, {}, "dtype float32 and num_ways=3"),
+        (listed, {"model": lambda: dict_model}, "got a dict as inputs.*features="),
+    ):
+        with pytest.raises(ValueError, match=message):
+            learner(**options).init(jax.random.key(0), task)
+
+
+dict_model = ml.from_apply_fn(
+    lambda key, x: {"w": jnp.zeros((4, WAYS))}, lambda params, x: x["a"] @ params["w"]
+)
+
+
+def test_targets_beside_integer_inputs_stay_real():
+    options = {**SMALL, "num_ways": None, "num_steps": 0}
+    made = ml.hsml(plain(1), ml.losses.mse, optax.sgd(INNER), **options)
+    x = jnp.arange(8, dtype=jnp.int32).reshape(4, 2)
+    low, high = (ml.Examples.of(x, jnp.full((4, 1), y)) for y in (0.2, 0.7))
+    variables = made.init(jax.random.key(0), ml.Task(support=low, query=low))
+
+    def embedding(support):
+        return made.adapt(variables, support).info.embedding
+
+    assert differs(embedding(low), embedding(high))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_gate_keeps_the_dtype_of_the_parameters(x64, dtype):
+    def init(key, x):
+        return jax.tree.map(lambda p: p.astype(dtype), plain().init(key, x).params)
+
+    model = ml.from_apply_fn(init, tanh_net)
+    made = learner(model=lambda: model)
+    task = one(wide_blobs())
+    task = with_x(task, lambda x: x.astype(dtype))
+    variables = made.init(jax.random.key(0), task)
+    adapted = jax.eval_shape(made.adapt, variables, task.support)
+    assert {str(p.dtype) for p in jax.tree.leaves(adapted.params)} == {dtype}
+
+
+def test_a_new_leaf_has_the_dtype_of_the_others():
+    made = learner()
+    variables = made.init(jax.random.key(0), one(blob_batch()))
+    with jax.enable_x64(True):
+        grown = add_leaf(variables, jax.random.key(1))
+    found = {str(p.dtype) for p in jax.tree.leaves(grown.params["structure"]["tree"])}
+    assert found == {"float32"}
 
 
 def test_mumomaml_has_no_leaf_to_add():
@@ -225,6 +295,16 @@ def test_families_are_what_they_are_called():
     assert int(only(jax.random.key(0)).info["family"]) == 3
     with pytest.raises(ValueError, match="expected some of"):
         ml.tasks.function_families(5, 3, ("spline",))
+    assert ml.tasks.function_families(5, 3, ["cubic"]) is only
+    for num in (0, True, 2.5, float("nan")):
+        with pytest.raises(ValueError, match=f"num_support is {num}"):
+            ml.tasks.function_families(num)
+
+
+def test_families_first_made_in_a_trace_can_be_used_after_it():
+    make = lambda: ml.tasks.function_families(6, 2)
+    inside = jax.jit(lambda key: make()(key).query.y)(jax.random.key(0))
+    np.testing.assert_allclose(inside, make()(jax.random.key(0)).query.y, rtol=1e-4)
 
 
 # -- Continual ---------------------------------------------------------------------------
@@ -275,11 +355,73 @@ def scaled_by(sampler, factor):
     return sample
 
 
+def windows_of(values, monkeypatch, **options):
+    """What `fit_continually` makes of windows of these means."""
+    means, asked = iter(values), []
+
+    def fit(trainer, tasks, *, state, num_steps, log_every, **rest):
+        asked.append((num_steps, log_every))
+        zero = trainer.learner.init(jax.random.key(0), one(sine_batch()))
+        state = TrainState(step=num_steps, variables=zero, opt_state=None)
+        row = {"query/loss": next(means)}
+        return SimpleNamespace(state=state, history=[row])
+
+    monkeypatch.setattr(continual, "fit", fit)
+    found = ml.fit_continually(
+        ml.maml(plain(1), ml.losses.mse, optax.sgd(0.1)),
+        optax.sgd(0.1),
+        tasks_per_step=2,
+        key=jax.random.key(0),
+        grow=lambda variables, key: variables,
+        **{"check_every": 2, "rest": 1, **options},
+    )
+    return found, asked
+
+
+def test_every_row_is_the_mean_of_its_window(monkeypatch):
+    """`fit` starts a new mean at multiples of `log_every`: none lies within a window."""
+    tasks = ml.tasks.sinusoid()
+    _, asked = windows_of([1.0] * 4, monkeypatch, stages=[(tasks, 3), (tasks, 4)])
+    begin = 0
+    for end, log_every in asked:
+        assert not any(step % log_every == 0 for step in range(begin + 1, end))
+        begin = end
+
+
+def test_what_a_stage_has_left_over_is_not_compared(monkeypatch):
+    tasks = ml.tasks.sinusoid()
+    found, _ = windows_of(
+        [1.0, 9.0, 1.0, 2.0], monkeypatch, stages=[(tasks, 3), (tasks, 4)]
+    )
+    assert [row["step"] for row in found.history] == [2, 3, 5, 7]
+    assert found.grown == [7]
+
+
+@pytest.mark.parametrize(
+    ("values", "worse", "grown"),
+    [
+        ([1.0, 1.2, 1.6], 1.25, [6]),
+        ([-1.0, -2.0, -1.9, -1.0], 1.25, [8]),
+        ([0.0, 0.5], 1.25, [4]),
+        ([0.8, 0.7, 0.5], 0.85, [6]),
+        ([0.0, 0.0], 0.85, []),
+    ],
+)
+def test_what_counts_as_worse(values, worse, grown, monkeypatch):
+    stages = [(ml.tasks.sinusoid(), 2 * len(values))]
+    found, _ = windows_of(values, monkeypatch, stages=stages, worse=worse)
+    assert found.grown == grown
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"stages": []}, "stages is empty"),
+        ({"stages": [(ml.tasks.sinusoid(), 1), (ml.tasks.sinusoid(), 0)]}, "stage is 0"),
+        ({"stages": [ml.tasks.sinusoid()]}, "a stage is a TaskSampler"),
         ({"worse": 0.0}, "positive ratio"),
+        ({"worse": 1.0}, "above one for a loss"),
+        ({"worse": "2"}, "worse is '2'"),
         ({"check_every": 0}, "check_every"),
     ],
 )

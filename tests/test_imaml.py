@@ -295,7 +295,9 @@ def test_absent_classes_are_masked():
     [
         ({"lam": 0.0}, r"lam=0\.0.*lam > 0"),
         ({"lam": float("inf")}, "lam=inf"),
+        ({"lam": "2"}, "lam='2'"),
         ({"damping": -1.0}, r"damping=-1\.0"),
+        ({"damping": True}, "damping=True"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"cg_steps": 0}, "cg_steps is 0"),
         ({"norm": "per_step"}, "per_step.*'support'"),

@@ -314,6 +314,8 @@ def test_switches_are_independent(options, inner, counted):
         ({"num_steps": 0}, "num_steps is 0"),
         ({"msl_steps": -1}, "msl_steps is -1"),
         ({"initial_rate": -0.1}, "initial_rate is -0.1"),
+        ({"initial_rate": "0.1"}, "initial_rate is '0.1'"),
+        ({"initial_rate": True}, "initial_rate is True"),
         ({"first_order_until": -1}, "first_order_until is -1"),
         ({"norm": "epoch"}, "norm is 'epoch'"),
         ({"differentiation": ml.inner.Implicit()}, "maml_plus_plus cannot learn"),

@@ -267,6 +267,12 @@ def test_bad_options_of_mt_net_are_refused():
         learner_of(mt_net, optax.sgd)
     with pytest.raises(ValueError, match="temperature is 0"):
         learner_of(mt_net, temperature=0)
+    for temperature in (float("inf"), True, "1"):
+        with pytest.raises(ValueError, match=r"temperature is .*finite"):
+            learner_of(mt_net, temperature=temperature)
+    for logit in (float("nan"), "0", None):
+        with pytest.raises(ValueError, match=r"initial_logit is .*finite"):
+            learner_of(mt_net, initial_logit=logit)
     with pytest.raises(ValueError, match="test_mask is 'mode'"):
         learner_of(mt_net, test_mask="mode")
 

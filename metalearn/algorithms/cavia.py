@@ -6,6 +6,7 @@ Meta-Learning. ICML 2019.
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
@@ -71,7 +72,7 @@ def cavia(
       those of the model.
 
     Raises:
-      ValueError: `rate` is not a number, `clip` not a positive one; in `init`: no
+      ValueError: `rate` is not a finite number, `clip` not a positive one; in `init`: no
         parameter of the model, or every one, is a context.
 
     Example:
@@ -80,9 +81,10 @@ def cavia(
       >>> learner.adapt(variables, task.support).params["context"]  # [5]
     """
     refuse_implicit("cavia", options.get("differentiation"))
-    if not _is_number(rate):
+    if not (_is_number(rate) and math.isfinite(rate)):
+        given = rate if _is_number(rate) else f"a {type(rate).__name__}"
         raise ValueError(
-            f"rate is a {type(rate).__name__}; expected the number alpha, e.g. rate=1.0."
+            f"rate is {given}; expected the finite number alpha, e.g. rate=1.0."
         )
     if clip is not None and not (_is_number(clip) and clip > 0):
         raise ValueError(

@@ -9,6 +9,8 @@ shared initialisation. From there on it is MAML.
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,16 +85,30 @@ def hsml(
       `{"model": ..., "structure": ...}`.
 
     Raises:
-      ValueError: a number of clusters below one, a tree without a single root, or an
-        unknown aggregator or routing.
+      ValueError: a number out of range, a tree without a single root, or an unknown
+        aggregator or routing; in `init` and `adapt`: class labels without `num_ways`, real
+        targets with it, or inputs that are no single array without `features`.
 
     Example:
       >>> model = ml.from_linen(ml.models.MLP(1))
       >>> learner = ml.hsml(model, ml.losses.mse, optax.sgd(1e-3))
     """
-    tree = tuple(tree)
     refuse_implicit(name, options.get("differentiation"))
-    _check(tree, hidden, aggregator, routing, sigma, reconstruction)
+    if not isinstance(tree, Sequence):
+        raise ValueError(f"tree is {tree!r}; expected numbers of clusters, as (4, 2, 1).")
+    tree = tuple(tree)
+    _check(tree, hidden, aggregator, routing)
+    _checks.whole_number("example_size", example_size, least=1)
+    if num_ways is not None:
+        _checks.whole_number("num_ways", num_ways, least=1)
+    for option, value, least in (
+        ("sigma", sigma, 0.0),
+        ("reconstruction", reconstruction, 0.0),
+        ("gate_bias", gate_bias, -math.inf),
+    ):
+        _check_number(option, value, least)
+    if sigma == 0:
+        raise ValueError("sigma is 0; expected sigma > 0.")
     embed = {"gru": set_encoder.recurrent, "mean": set_encoder.pooled}[aggregator]
 
     def examples_of(structure: PyTree, support: Examples) -> Array:
@@ -100,7 +116,10 @@ def hsml(
         if features is not None:
             variables = Variables(params=structure["features"], state={})
             x = features.apply(variables, x, mask=support.mask)[0]
+        _check_data(x, support.y, num_ways)
         x = x.reshape((x.shape[0], -1))
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            x = x.astype(float)  # else real targets would be cut to integers beside it
         y = support.y if num_ways is None else jax.nn.one_hot(support.y, num_ways)
         return jnp.concatenate([x, y.reshape((x.shape[0], -1)).astype(x.dtype)], -1)
 
@@ -187,7 +206,9 @@ def add_leaf(variables: Variables, key: Key) -> Variables:
         raise ValueError("variables have no tree of clusters to grow; they are mumomaml's.")
     leaves, *upper = structure["tree"]
     (fresh,) = tree_init(key, (1,), leaves["b"].shape[-1], "gaussian")
-    leaves = jax.tree.map(lambda old, new: jnp.concatenate([old, new]), leaves, fresh)
+    leaves = jax.tree.map(
+        lambda old, new: jnp.concatenate([old, new.astype(old.dtype)]), leaves, fresh
+    )
     params = {**variables.params, "structure": {**structure, "tree": [leaves, *upper]}}
     return Variables(params=params, state=variables.state)
 
@@ -197,8 +218,6 @@ def _check(
     hidden: int,
     aggregator: str,
     routing: str,
-    sigma: float,
-    reconstruction: float,
 ) -> None:
     _checks.whole_number("hidden", hidden, least=1)
     for num in tree:
@@ -214,8 +233,30 @@ def _check(
     ):
         if value not in known:
             raise ValueError(f"{option} is {value!r}; expected one of {', '.join(known)}.")
-    if not sigma > 0 or reconstruction < 0:
+
+
+def _check_number(option: str, value: Any, least: float) -> None:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < least:
+        above = f" of {least:g} or more" if math.isfinite(least) else ""
+        raise ValueError(f"{option} is {value!r}; expected a finite number{above}.")
+
+
+def _check_data(x: Any, y: Any, num_ways: int | None) -> None:
+    if not hasattr(x, "reshape") or not hasattr(y, "reshape"):
         raise ValueError(
-            f"sigma is {sigma} and reconstruction is {reconstruction}; expected sigma > 0 "
-            "and reconstruction >= 0."
+            f"hsml got a {type(x).__name__} as inputs and a {type(y).__name__} as targets; "
+            "expected arrays. For inputs of several arrays give a model that turns them "
+            "into vectors: features=..."
+        )
+    labels = jnp.issubdtype(y.dtype, jnp.integer)
+    if labels and num_ways is None:
+        raise ValueError(
+            f"hsml got class labels of dtype {y.dtype}, which must enter the examples "
+            "one-hot; give num_ways=. Make real targets floats."
+        )
+    if not labels and num_ways is not None:
+        raise ValueError(
+            f"hsml got targets of dtype {y.dtype} and num_ways={num_ways}; expected class "
+            "labels, integers. For real targets leave num_ways out."
         )

@@ -7,6 +7,7 @@ NeurIPS 2019.
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import jax
@@ -99,7 +100,7 @@ def imaml(
     _checks.whole_number("cg_steps", cg_steps, least=1)
     _checks.inner_optimiser(inner_opt, None, second_order=False)
     check_chunk(task_chunk)
-    if not (math.isfinite(lam) and lam > 0 and math.isfinite(damping) and damping >= 0):
+    if not (_is_finite(lam) and lam > 0 and _is_finite(damping) and damping >= 0):
         raise ValueError(
             f"lam={lam!r}, damping={damping!r}; expected finite numbers with lam > 0 and "
             "damping >= 0. Without the proximal term the minimum does not depend on the "
@@ -237,6 +238,11 @@ def imaml(
         norm=norm,
     )
     return MetaLearner(init, adapt, predict, estimate, config)
+
+
+def _is_finite(value: Any) -> bool:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def _spring(lam: float, phi: PyTree, theta: PyTree):

@@ -6,6 +6,7 @@ A. Antoniou, H. Edwards, A. Storkey. How to Train Your MAML. ICLR 2019.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -103,7 +104,8 @@ def maml_plus_plus(
     """
     _checks.whole_number("num_steps", num_steps, least=1)
     _checks.whole_number("msl_steps", msl_steps, least=0)
-    if not (math.isfinite(initial_rate) and initial_rate >= 0):
+    number = isinstance(initial_rate, numbers.Real) and not isinstance(initial_rate, bool)
+    if not number or not math.isfinite(initial_rate) or initial_rate < 0:
         raise ValueError(
             f"initial_rate is {initial_rate!r}; expected a finite number of 0 or more."
         )

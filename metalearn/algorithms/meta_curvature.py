@@ -5,6 +5,7 @@ E. Park, J. Oliva. Meta-Curvature. NeurIPS 2019.
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
@@ -71,16 +72,18 @@ def meta_curvature(
       without taps for a dense kernel, with outputs only for a vector.
 
     Raises:
-      ValueError: `rate` is not a number; in `init`: a parameter has three axes, or more
-        than four, so that its modes are unclear.
+      ValueError: `rate` is not a finite number; in `init`: a parameter has three axes,
+        or more than four, so that its modes are unclear.
 
     Example:
       >>> learner = ml.meta_curvature(model, ml.losses.cross_entropy, rate=0.4)
     """
     refuse_implicit("meta_curvature", options.get("differentiation"))
-    if not isinstance(rate, numbers.Real) or isinstance(rate, bool):
+    number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+    if not number or not math.isfinite(rate):
+        given = rate if number else f"a {type(rate).__name__}"
         raise ValueError(
-            f"rate is a {type(rate).__name__}; expected the number alpha, e.g. rate=0.01. "
+            f"rate is {given}; expected the finite number alpha, e.g. rate=0.01. "
             "Meta-curvature brings its own inner optimiser."
         )
 
@@ -99,7 +102,7 @@ def meta_curvature(
         inner_opt,
         num_steps=num_steps,
         inner_hparams=initial,
-        settings={"rate": float(rate)},
+        settings={"rate": float(rate), "learn_rate": bool(learn_rate)},
         **options,
     )
 

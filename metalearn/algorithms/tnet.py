@@ -6,6 +6,7 @@ ICML 2018.
 
 from __future__ import annotations
 
+import math
 import numbers
 import re
 from typing import Any
@@ -136,8 +137,12 @@ def mt_net(
             f"inner_opt is a {type(inner_opt).__name__}; expected an optax transformation "
             "such as optax.sgd(0.01). mt_net learns the masks, and no hyper-parameters."
         )
-    if not isinstance(temperature, numbers.Real) or not temperature > 0:
-        raise ValueError(f"temperature is {temperature!r}; expected a positive number.")
+    if not (_is_finite(temperature) and temperature > 0):
+        raise ValueError(
+            f"temperature is {temperature!r}; expected a positive, finite number."
+        )
+    if not _is_finite(initial_logit):
+        raise ValueError(f"initial_logit is {initial_logit!r}; expected a finite number.")
     if test_mask not in ("sample", "mean"):
         raise ValueError(f"test_mask is {test_mask!r}; expected 'sample' or 'mean'.")
 
@@ -180,7 +185,11 @@ def mt_net(
         adapt_filter=_tree.path_filter(adapt),
         inner_hparams=initial,
         start=start,
-        settings={"temperature": float(temperature), "test_mask": test_mask},
+        settings={
+            "initial_logit": float(initial_logit),
+            "temperature": float(temperature),
+            "test_mask": test_mask,
+        },
         **options,
     )
 
@@ -216,6 +225,11 @@ def draw_masks(key: Key, zetas: PyTree, temperature: float = 1.0) -> PyTree:
         return (noisy > 0).astype(zeta.dtype) + (soft - jax.lax.stop_gradient(soft))
 
     return jax.tree.unflatten(treedef, map(one, keys, leaves))
+
+
+def _is_finite(value: Any) -> bool:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def _layer_of(path: Any) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from metalearn import _checks
 from metalearn._typing import Array, Key
 from metalearn.models.conv4 import pools
 from metalearn.models.norm import Norm
@@ -104,8 +105,7 @@ class FilmConv4(nn.Module):
 
 def _context(module: nn.Module) -> Array:
     num = module.num_context
-    if not isinstance(num, int) or num < 1:
-        raise ValueError(f"num_context is {num!r}; expected an integer of 1 or more.")
+    _checks.whole_number("num_context", num, least=1)
     return module.param("context", nn.initializers.zeros, (num,), jnp.float32)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metalearn import _checks
 from metalearn._task import Examples, Task, TaskSampler
 from metalearn._typing import Array, Key, PyTree
 
@@ -23,11 +25,10 @@ _RANGES = {
 }
 
 
-@functools.lru_cache
 def function_families(
     num_support: int = 10,
     num_query: int = 10,
-    families: tuple[str, ...] = FAMILIES,
+    families: Sequence[str] = FAMILIES,
 ) -> TaskSampler:
     """Sines, lines, quadratics and cubics without noise; each task is of one family.
 
@@ -40,34 +41,40 @@ def function_families(
       families: Those to draw from, of `FAMILIES`.
 
     Returns:
-      A sampler of tasks with `x`, `y` float32 `[N, 1]` and `info` holding `family`, an
-      index into `FAMILIES`, and `coefficients` `[4]`, which `curve` reads.
+      A sampler of tasks, the same one for equal arguments. They have `x`, `y` float
+      `[N, 1]` and `info` holding `family`, an index into `FAMILIES`, and `coefficients`
+      `[4]`, which `curve` reads.
 
     Raises:
-      ValueError: no points, no family, or an unknown one.
+      ValueError: numbers of points below one, no family, or an unknown one.
 
     Example:
       >>> task = ml.tasks.function_families(num_support=5)(jax.random.key(0))
     """
-    if num_support < 1 or num_query < 1:
-        raise ValueError(
-            f"num_support={num_support}, num_query={num_query}; both must be positive."
-        )
+    _checks.whole_number("num_support", num_support, least=1)
+    _checks.whole_number("num_query", num_query, least=1)
     if not families or not set(families) <= set(FAMILIES):
         raise ValueError(f"families is {families}; expected some of {FAMILIES}.")
-    drawn = jnp.asarray([FAMILIES.index(name) for name in families], jnp.int32)
+    return _sampler(num_support, num_query, tuple(families))
+
+
+@functools.lru_cache
+def _sampler(num_support: int, num_query: int, families: tuple[str, ...]) -> TaskSampler:
+    # What the cache keeps are NumPy arrays: made while a caller is traced, those of JAX
+    # would belong to that trace.
+    drawn = np.asarray([FAMILIES.index(name) for name in families], np.int32)
     padded = np.zeros((len(FAMILIES), 4, 2), np.float32)
     for row, name in enumerate(FAMILIES):
         ranges = _RANGES[name]
         padded[row, 4 - len(ranges) :] = ranges
-    low, high = jnp.asarray(padded[..., 0]), jnp.asarray(padded[..., 1])
 
     def sample(data: PyTree, key: Key) -> Task:
         del data
         k_family, k_coefficients, k_x = jax.random.split(key, 3)
-        family = jax.random.choice(k_family, drawn)
+        family = jax.random.choice(k_family, jnp.asarray(drawn))
         unit = jax.random.uniform(k_coefficients, (4,))
-        coefficients = low[family] + (high[family] - low[family]) * unit
+        low, high = jnp.unstack(jnp.asarray(padded, unit.dtype)[family], axis=-1)
+        coefficients = low + (high - low) * unit
         shape = (num_support + num_query, 1)
         x = jax.random.uniform(k_x, shape, minval=-5.0, maxval=5.0)
         y = curve(family, coefficients, x)
