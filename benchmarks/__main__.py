@@ -5,6 +5,7 @@ from __future__ import annotations
 import tyro
 
 from benchmarks.adapt import Adapt
+from benchmarks.against import Against
 from benchmarks.ceiling import Ceiling
 from benchmarks.chunks import Chunks
 from benchmarks.compiling import Compiling
@@ -32,6 +33,7 @@ BENCHMARKS = {
     "data": Data,
     "recipe": RunRecipe,
     "paired": Paired,
+    "against": Against,
     "families": Families,
     "continual": ContinualFamilies,
     "table": Table,

@@ -1,8 +1,8 @@
 """Recipes: every choice of a training run as one typed record."""
 
-from metalearn.recipes.base import Recipe
+from metalearn.recipes.base import Entry, Recipe
 from metalearn.recipes.images import ImageRecipe
-from metalearn.recipes.registry import DEFAULT, KINDS, RECIPES, Entry, find
+from metalearn.recipes.registry import DEFAULT, KINDS, RECIPES, find
 from metalearn.recipes.sinusoid import SinusoidRecipe
 
 __all__ = [

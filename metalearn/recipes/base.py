@@ -287,6 +287,21 @@ class Recipe:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A named recipe.
+
+    Attributes:
+      description: One line.
+      recipe: The settings.
+      expectation: What it reached and how long it took, where measured.
+    """
+
+    description: str
+    recipe: Recipe
+    expectation: str = ""
+
+
 def _check_value(name: str, value: Any, hint: Any) -> None:
     """Membership of literals and the sign of numbers; the parser checks types."""
     options = typing.get_args(hint) if _is_union(hint) else (hint,)
