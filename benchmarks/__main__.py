@@ -6,12 +6,14 @@ import tyro
 
 from benchmarks.adapt import Adapt
 from benchmarks.against import Against
+from benchmarks.calibration import Calibration
 from benchmarks.ceiling import Ceiling
 from benchmarks.chunks import Chunks
 from benchmarks.compiling import Compiling
 from benchmarks.continual import ContinualFamilies
 from benchmarks.data import Data
 from benchmarks.families import Families
+from benchmarks.features import Features
 from benchmarks.memory import Memory
 from benchmarks.paired import Paired
 from benchmarks.peers import Peers
@@ -34,7 +36,9 @@ BENCHMARKS = {
     "recipe": RunRecipe,
     "paired": Paired,
     "against": Against,
+    "calibration": Calibration,
     "families": Families,
+    "features": Features,
     "continual": ContinualFamilies,
     "table": Table,
 }

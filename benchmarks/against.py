@@ -58,7 +58,7 @@ class Against:
     def _row(self, name: str) -> dict[str, Any]:
         each, seconds = [], []
         for seed in range(self.seeds):
-            folder = self._trained(name, seed)
+            folder = trained(name, seed, self.runs, self.data_dir, self.set)
             run = run_folder.load(folder)
             variables, _ = runs.best(run)
             data = run.recipe.load_data(self.data_dir, ("test",))
@@ -83,16 +83,20 @@ class Against:
             "values": np.stack([e[metric] for e in each]),
         }
 
-    def _trained(self, name: str, seed: int) -> Path:
-        suffix = "".join(f"-{pair}" for pair in self.set)
-        folder = Path(self.runs) / f"{name}{suffix}-seed{seed}"
-        if not (folder / "results.json").is_file():
-            argv = ["train", name, "--out", str(folder), "--seed", str(seed)]
-            for pair in self.set:
-                field, _, value = pair.partition("=")
-                argv += [f"--{field.replace('_', '-')}", value]
-            argv += ["--data-dir", self.data_dir] if self.data_dir else []
-            argv += ["--resume"] if (folder / "config.json").is_file() else []
-            if code := cli.main(argv):
-                raise SystemExit(code)
-        return folder
+
+def trained(
+    name: str, seed: int, runs_dir: str, data_dir: str | None, overrides: tuple[str, ...]
+) -> Path:
+    """The folder of a finished run; trains it, or goes on with it, where there is none."""
+    suffix = "".join(f"-{pair}" for pair in overrides).replace("/", "_")
+    folder = Path(runs_dir) / f"{name}{suffix}-seed{seed}"
+    if not (folder / "results.json").is_file():
+        argv = ["train", name, "--out", str(folder), "--seed", str(seed)]
+        for pair in overrides:
+            field, _, value = pair.partition("=")
+            argv += [f"--{field.replace('_', '-')}", value]
+        argv += ["--data-dir", data_dir] if data_dir else []
+        argv += ["--resume"] if (folder / "config.json").is_file() else []
+        if code := cli.main(argv):
+            raise SystemExit(code)
+    return folder

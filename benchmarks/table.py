@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _pictures
+from benchmarks import _pictures, _systems
 from benchmarks._harness import RESULTS
 
 START, END = "<!-- results -->", "<!-- end of results -->"
@@ -16,17 +16,24 @@ START, END = "<!-- results -->", "<!-- end of results -->"
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rewrites what stands between the two markers of `benchmarks/README.md`."""
+    """Rewrites the tables of `benchmarks/README.md` and of systems in `README.md`."""
 
     def run_benchmark(self) -> None:
-        path = Path(__file__).parent / "README.md"
-        text = path.read_text(encoding="utf-8")
-        head, tail = text[: text.index(START)], text[text.index(END) :]
+        folder = Path(__file__).parent
         stored = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]
         lines = [*render(stored), *_pictures.draw(stored, RESULTS)]
-        body = "\n".join(lines)
-        path.write_text(f"{head}{START}\n{body}\n{tail}", encoding="utf-8")
-        print(f"wrote {path}")
+        _replace(folder / "README.md", START, END, lines)
+        systems = _systems.rows(stored)
+        _replace(folder.parent / "README.md", _systems.START, _systems.END, systems)
+
+
+def _replace(path: Path, start: str, end: str, lines: list[str]) -> None:
+    """Puts lines between two markers of a file."""
+    text = path.read_text(encoding="utf-8")
+    head, tail = text[: text.index(start)], text[text.index(end) :]
+    body = "\n".join(lines)
+    path.write_text(f"{head}{start}\n{body}\n{tail}", encoding="utf-8")
+    print(f"wrote {path}")
 
 
 def render(stored: list[dict[str, Any]]) -> list[str]:
@@ -46,6 +53,17 @@ def render(stored: list[dict[str, Any]]) -> list[str]:
             "| first | second | first | second | difference (points) | tasks |",
             "|---|---|---|---|---|---|",
             *map(_paired_row, pairs),
+            "",
+        ]
+    against = [row for row in stored if row.get("kind") == "against"]
+    if against:
+        parts += [
+            "Systems and their baselines on the same test tasks, trained for the same "
+            "number of steps; intervals over tasks, of the mean over seeds:",
+            "",
+            "| system | meta-test | baseline | difference | seeds | inductive | training |",
+            "|---|---|---|---|---|---|---|",
+            *map(_systems.against_rows, against),
             "",
         ]
     for row in stored:
@@ -274,6 +292,7 @@ def _continual_rows(row: dict[str, Any]) -> list[str]:
 
 
 KINDS = {
+    "calibration": _systems.calibration_rows,
     "continual": _continual_rows,
     "families": _families_rows,
     "ceiling": _ceiling_rows,

@@ -39,6 +39,8 @@ from metalearn.algorithms import (
     fomaml,
     hsml,
     imaml,
+    leo,
+    llama,
     maml,
     maml_plus_plus,
     meta_curvature,
@@ -46,10 +48,12 @@ from metalearn.algorithms import (
     mt_net,
     mumomaml,
     no_adaptation,
+    platipus,
     protonet,
     reptile,
     sharp_maml,
     t_net,
+    warpgrad,
 )
 from metalearn.algorithms.alpha_maml import alpha_maml_optimiser, hypergradient_descent
 from metalearn.algorithms.hsml import add_leaf
@@ -109,6 +113,8 @@ __all__ = [
     "imaml",
     "inner",
     "is_transductive",
+    "leo",
+    "llama",
     "losses",
     "lower",
     "maml",
@@ -124,6 +130,7 @@ __all__ = [
     "no_adaptation",
     "pad_examples",
     "paired_difference",
+    "platipus",
     "protonet",
     "reptile",
     "sample_batch",
@@ -134,4 +141,5 @@ __all__ = [
     "task_mesh",
     "tasks",
     "testing",
+    "warpgrad",
 ]

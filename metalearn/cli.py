@@ -98,9 +98,9 @@ def _list(argv: list[str]) -> int:
         }
         for name, entry in recipes.RECIPES.items()
     ]
-    names = [*ml.algorithms.__all__]
     learners = {
-        name: (getattr(ml, name).__doc__ or "").strip().splitlines()[0] for name in names
+        s.name: {"good_for": s.good_for, "paper": s.paper, "published": s.published}
+        for s in recipes.SYSTEMS
     }
     if options.json:
         print(json.dumps({"recipes": rows, "learners": learners}, indent=1))
@@ -112,8 +112,9 @@ def _list(argv: list[str]) -> int:
         if row["expectation"]:
             print(f"  {'':<26}{'':<12}{row['expectation']}")
     print("\n  * the default\n\nLearners (--algorithm NAME)\n")
-    for name, line in learners.items():
-        print(f"  {name:<16}{line}")
+    for name, found in learners.items():
+        paper = f" ({found['paper']})" if found["paper"] else ""
+        print(f"  {name:<16}{found['good_for']}{paper}")
     return 0
 
 
@@ -374,9 +375,11 @@ def _say_data(record: dict[str, Any]) -> None:
         f"{part} {numbers['classes']:,}{' x 4 rotations' if numbers['rotations'] else ''}"
         for part, numbers in record["parts"].items()
     )
-    height, width, channels = record["image_shape"]
-    kind = "grey" if channels == 1 else "colour"
-    _say(f"Data {record['name']}: {height}x{width} {kind}; classes: {parts}")
+    shape = f"{record.get('num_features')} features"
+    if "image_shape" in record:
+        height, width, channels = record["image_shape"]
+        shape = f"{height}x{width} {'grey' if channels == 1 else 'colour'}"
+    _say(f"Data {record['name']}: {shape}; classes: {parts}")
 
 
 def _time(seconds: float) -> str:

@@ -174,7 +174,7 @@ def draw(run: Run, data: Any, trained: FitResult) -> list[Path]:
     plots.learning_curve(curve, trained.history, f"{run.name}, seed {run.seed}")
     variables = jax.device_get(trained.variables)
     run.recipe.draw_episode(episode, run.record, data, variables)
-    return [curve, episode]
+    return [path for path in (curve, episode) if path.is_file()]
 
 
 def check_images(run: Run, record: Record) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from metalearn.data import ImageClasses, ImageDataset, from_arrays
+from metalearn.data import ImageClasses, ImageDataset, from_arrays, shrunk
 
 
 def _fields(**changes):
@@ -69,6 +69,18 @@ def test_from_arrays_sorts_and_fills_in():
         from_arrays(images, ["a", "b", "a", "b"])
     with pytest.raises(ValueError, match=r"3,. for 4 images"):
         from_arrays(images, [0, 1, 1])
+
+
+def test_shrunk_images_are_means_of_squares():
+    pixels = np.arange(2 * 4 * 6, dtype=np.uint8).reshape(2, 4, 6, 1)
+    classes = from_arrays(pixels, [0, 1])
+    whole = ImageDataset(name="d", train=classes, validation=None, test=classes, info={})
+    small = shrunk(whole, 2)
+    assert small.image_shape == (2, 3, 1)
+    first = [pixels[0, y : y + 2, x : x + 2].mean() for y in (0, 2) for x in (0, 2, 4)]
+    np.testing.assert_array_equal(small.test.images[0].ravel(), np.rint(first))
+    with pytest.raises(ValueError, match="does not divide images of 4x6"):
+        shrunk(whole, 3)
 
 
 def test_dataset_parts():

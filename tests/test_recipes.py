@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import metalearn as ml
 from metalearn import data, recipes, runs
 from metalearn.recipes import ImageRecipe, SinusoidRecipe, images
+from metalearn.recipes.learners import learner_options
 
 RECORDS = {
     "images": {"name": "made", "image_shape": [28, 28, 1], "num_classes": 12},
@@ -23,6 +25,10 @@ VARIANTS = {
     **{a: {"algorithm": a} for a in ("reptile", "fine_tune", "no_adaptation")},
     "adam": {"inner_optimizer": "adam"},
     "halving": {"schedule": "halving"},
+    "alpha_maml": {
+        "algorithm": "alpha_maml",
+        "options": ("alpha_rate=0.1", "beta_rate=0."),
+    },
 }
 CURVE_VARIANTS = {
     "hsml": {"algorithm": "hsml", "functions": "families", "options": ("tree=(3, 1)",)}
@@ -129,6 +135,9 @@ def test_fields_are_read_or_said_to_be_idle(kind, variant, tmp_path, monkeypatch
         ({"halve_every": 5}, "read by schedule halving"),
         ({"scale": 2.0}, "read by algorithm protonet"),
         ({"model": "resnet12", "downsample": "stride"}, "read by model conv4"),
+        ({"model": "resnet12", "algorithm": "cavia"}, "Leave it at conv4"),
+        ({"algorithm": "alpha_maml", "schedule": "linear"}, "every other algorithm"),
+        ({"shrink": 0}, "expected 1 or more"),
         ({"norm": "group", "norm_policy": "batch"}, "read by norm batch"),
         ({"algorithm": "mamal"}, "expected one of maml"),
         ({"norm": "bach"}, "expected one of batch"),
@@ -168,6 +177,23 @@ def test_bad_options_of_a_learner(options, message):
     recipe = SinusoidRecipe(algorithm="hsml", options=options)
     with pytest.raises((TypeError, ValueError), match=message):
         recipe.learner(recipe.describe_data(None))
+
+
+def test_options_reach_the_outer_optimiser():
+    """Alpha MAML's learner and its optimiser both have settings; each gets its own."""
+    words = ("rule=multiplicative", "alpha_rate=0.5", "beta_rate=0", "first_order_until=3")
+    recipe = ImageRecipe(algorithm="alpha_maml", options=words)
+    found = recipe.outer_options()
+    assert found == {"rule": "multiplicative", "alpha_rate": 0.5, "beta_rate": 0}
+    assert learner_options(recipe) == {"first_order_until": 3}
+
+
+def test_every_learner_has_a_row_in_the_table_of_systems():
+    names = [system.name for system in recipes.SYSTEMS]
+    assert len(set(names)) == len(names)
+    assert set(names) == set(ml.algorithms.__all__)
+    for system in recipes.SYSTEMS:
+        assert not system.published or system.published.endswith(("[P]", "[S]"))
 
 
 @pytest.mark.parametrize("algorithm", ["protonet", "fine_tune"])

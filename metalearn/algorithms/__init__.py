@@ -8,13 +8,17 @@ from metalearn.algorithms.cavia import cavia
 from metalearn.algorithms.es_maml import es_maml
 from metalearn.algorithms.hsml import hsml, mumomaml
 from metalearn.algorithms.imaml import imaml
+from metalearn.algorithms.leo import leo
+from metalearn.algorithms.llama import llama
 from metalearn.algorithms.maml import anil, boil, fomaml, maml, meta_sgd
 from metalearn.algorithms.maml_plus_plus import maml_plus_plus
 from metalearn.algorithms.meta_curvature import meta_curvature
+from metalearn.algorithms.platipus import platipus
 from metalearn.algorithms.protonet import protonet
 from metalearn.algorithms.reptile import reptile
 from metalearn.algorithms.sharp_maml import sharp_maml
 from metalearn.algorithms.tnet import mt_net, t_net
+from metalearn.algorithms.warpgrad import warpgrad
 
 __all__ = [
     "alpha_maml",
@@ -29,6 +33,8 @@ __all__ = [
     "fomaml",
     "hsml",
     "imaml",
+    "leo",
+    "llama",
     "maml",
     "maml_plus_plus",
     "meta_curvature",
@@ -36,8 +42,10 @@ __all__ = [
     "mt_net",
     "mumomaml",
     "no_adaptation",
+    "platipus",
     "protonet",
     "reptile",
     "sharp_maml",
     "t_net",
+    "warpgrad",
 ]

@@ -6,6 +6,8 @@ Algorithm. NeurIPS 2016.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np

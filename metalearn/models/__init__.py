@@ -6,6 +6,7 @@ from metalearn.models.mlp import MLP
 from metalearn.models.norm import Norm
 from metalearn.models.resnet12 import ResNet12
 from metalearn.models.tnet import TConv, TDense, TNetConv4, TNetMLP
+from metalearn.models.warp import Warp, WarpConv4, WarpMLP
 
 __all__ = [
     "MLP",
@@ -18,4 +19,7 @@ __all__ = [
     "TDense",
     "TNetConv4",
     "TNetMLP",
+    "Warp",
+    "WarpConv4",
+    "WarpMLP",
 ]

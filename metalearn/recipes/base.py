@@ -32,10 +32,18 @@ MAML_FAMILY = ("maml", "fomaml", "anil", "boil", "meta_sgd")
 # Those whose own settings are given as `options`: with a rate of their own, and those that
 # take any inner optimiser.
 RATED = ("maml_plus_plus", "alpha_maml", "meta_curvature", "cavia")
-OPTIONED = (*RATED, "hsml", "mumomaml", "imaml", "t_net", "mt_net")
+OPTIONED = (
+    *RATED,
+    *("hsml", "mumomaml", "imaml", "t_net", "mt_net", "warpgrad"),
+    *("bmg", "sharp_maml", "es_maml"),
+    *("platipus", "llama", "bmaml", "emaml"),
+)
 GRADIENT_BASED = (*MAML_FAMILY, *OPTIONED, "reptile", "fine_tune")
 # Those that cannot be asked for a prediction after no inner step.
-WITHOUT_START = ("protonet", "imaml", "maml_plus_plus")
+WITHOUT_START = (
+    *("protonet", "imaml", "maml_plus_plus", "warpgrad"),
+    *("bmg", "es_maml", "platipus", "llama", "bmaml", "emaml"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,6 +191,12 @@ class Recipe:
 
     def outer_opt(self) -> optax.GradientTransformation:
         """The outer optimiser with its schedule and clipping."""
+        opt = self._alpha_maml_opt() if self.algorithm == "alpha_maml" else self._opt()
+        if self.clip is None:
+            return opt
+        return optax.chain(optax.clip_by_global_norm(self.clip), opt)
+
+    def _opt(self) -> optax.GradientTransformation:
         rate = {
             "constant": lambda: optax.constant_schedule(self.outer_rate),
             "cosine": lambda: optax.cosine_decay_schedule(self.outer_rate, self.steps),
@@ -191,15 +205,12 @@ class Recipe:
                 self.outer_rate, self.halve_every, 0.5, staircase=True
             ),
         }[self.schedule]()
-        opt = {"adam": optax.adam, "sgd": optax.sgd}[self.outer_optimizer](rate)
-        if self.algorithm == "alpha_maml":
-            direction = optax.scale_by_adam() if self.outer_optimizer == "adam" else None
-            opt = alpha_maml_optimiser(
-                self.outer_rate, inner=direction, **self.outer_options()
-            )
-        if self.clip is None:
-            return opt
-        return optax.chain(optax.clip_by_global_norm(self.clip), opt)
+        return {"adam": optax.adam, "sgd": optax.sgd}[self.outer_optimizer](rate)
+
+    def _alpha_maml_opt(self) -> optax.GradientTransformation:
+        direction = optax.scale_by_adam() if self.outer_optimizer == "adam" else None
+        options = self.outer_options()
+        return alpha_maml_optimiser(self.outer_rate, inner=direction, **options)
 
     def outer_makers(self) -> list[Callable[..., Any]]:
         """Outer optimisers that `options` speak of."""
@@ -235,6 +246,8 @@ class Recipe:
             idle["inner_b1"] = "inner_optimizer adam"
         if self.schedule != "halving":
             idle["halve_every"] = "schedule halving"
+        if self.algorithm == "alpha_maml":
+            idle["schedule"] = "every other algorithm"
         return idle
 
     def check(self) -> None:

@@ -29,6 +29,7 @@ CONV4 = {
     "cavia": models.FilmConv4,
     "t_net": models.TNetConv4,
     "mt_net": models.TNetConv4,
+    "warpgrad": models.WarpConv4,
 }
 
 
@@ -196,18 +197,17 @@ class ImageRecipe(Recipe):
         task = self.test_task(data)
         before = self.predict_before(record, variables, task, task.query.x)
         after = self.predict(record, variables, task, task.query.x)
-        classes = data.part("test")
         plots.image_episode(
             path,
             task,
             before,
             after,
             title=f"One meta-test task of {data.name} ({self.algorithm})",
-            names=[
-                classes.class_names[int(c) % classes.num_classes]
-                for c in task.info["class_ids"]
-            ],
+            names=self._class_names(data, task),
         )
+
+    def _class_names(self, data: Any, task: Task) -> list[str]:
+        return names_of(data.part("test"), task)
 
     def _build(
         self, record: Record, *, evaluating: bool, steps: int | None = None
@@ -246,6 +246,12 @@ class ImageRecipe(Recipe):
                 num_outputs, width=self.width, norm=self.norm, downsample=self.downsample
             )
         return from_linen(network)
+
+
+def names_of(classes: Any, task: Task) -> list[str]:
+    """Names of the classes of a task."""
+    ids = [int(c) % classes.num_classes for c in task.info["class_ids"]]
+    return [classes.class_names[i] for i in ids]
 
 
 def _fingerprint(classes: Any) -> str:

@@ -13,7 +13,7 @@ from metalearn.bilevel import bilevel
 from metalearn.learner import MetaLearner
 from metalearn.model import Model
 from metalearn.recipes import options
-from metalearn.recipes.base import MAML_FAMILY, OPTIONED, Recipe
+from metalearn.recipes.base import MAML_FAMILY, OPTIONED, RATED, Recipe
 
 
 def gradient_learner(
@@ -25,7 +25,7 @@ def gradient_learner(
     steps: int | None = None,
     norm: str | None = None,
     fewer_ways: bool = False,
-    **head: int,
+    **head: Any,
 ) -> MetaLearner:
     """The learner of every algorithm that adapts by gradient descent, or not at all.
 
@@ -37,7 +37,8 @@ def gradient_learner(
       steps: Inner steps in place of those of the recipe.
       norm: Policy of batch norm; the learner's default if None.
       fewer_ways: Tasks have fewer ways than the model has logits.
-      **head: fine_tune: `num_classes` and `num_ways`.
+      **head: What the data decides: of fine_tune `num_classes` and `num_ways`, of hsml
+        `features` and `num_ways`.
     """
     name = recipe.algorithm
     shared = {"task_chunk": recipe.task_chunk}
@@ -55,6 +56,14 @@ def gradient_learner(
         return algorithms.meta_sgd(
             model, loss_fn, initial_rate=rate, mask_absent_classes=fewer_ways, **shared
         )
+    if name in RATED:
+        rates = {"rate", "initial_rate"}
+        build = getattr(algorithms, name)
+        (rate,) = rates.intersection(inspect.signature(build).parameters)
+        shared[rate] = recipe.inner_rate
+        if fewer_ways:
+            shared["mask_absent_classes"] = True
+        return build(model, loss_fn, **shared, **learner_options(recipe))
     opt = inner_opt(recipe)
     if name == "reptile":
         return algorithms.reptile(
@@ -71,14 +80,9 @@ def gradient_learner(
         return algorithms.fine_tune(model, loss_fn, opt, **head, **shared)
     if name in OPTIONED:
         build = getattr(algorithms, name)
-        takes = inspect.signature(build).parameters
         if fewer_ways:
             shared["mask_absent_classes"] = True
-        rate = [own for own in ("rate", "initial_rate") if own in takes]
-        if rate:
-            shared[rate[0]] = recipe.inner_rate
-        given = () if rate else (opt,)
-        return build(model, loss_fn, *given, **shared, **learner_options(recipe))
+        return build(model, loss_fn, opt, **shared, **head, **learner_options(recipe))
     if name in MAML_FAMILY:
         build = getattr(algorithms, name)
         return build(model, loss_fn, opt, mask_absent_classes=fewer_ways, **shared)

@@ -5,29 +5,16 @@ The defaults are those of `Recipe`, `ImageRecipe` and `SinusoidRecipe`.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 
-from metalearn.recipes.base import Recipe
+from metalearn.recipes.base import Entry, Recipe
+from metalearn.recipes.features import FeatureRecipe
 from metalearn.recipes.images import ImageRecipe
+from metalearn.recipes.mixed_images import MixedImageRecipe
 from metalearn.recipes.sinusoid import SinusoidRecipe
+from metalearn.recipes.small import SMALL
 
 DEFAULT = "glyphs-maml"
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A named recipe.
-
-    Attributes:
-      description: One line.
-      recipe: The settings.
-      expectation: What it reached and how long it took, where measured.
-    """
-
-    description: str
-    recipe: Recipe
-    expectation: str = ""
 
 
 # Pooling costs a task twice what strides do (Finn et al. 2017) and learns more from it.
@@ -90,6 +77,26 @@ _FAMILIES = {
     "validate_every": 5000,
     "validation_tasks": 1000,
     "checkpoint_every": 5000,
+}
+
+_FEATURES = {
+    "steps": 5000,
+    "outer_rate": 1e-3,
+    "validate_every": 1000,
+    "checkpoint_every": 5000,
+}
+
+# After Plain-Multi of Yao et al. 2019, section 5.2, with the image sets at hand.
+_MIXED = {
+    "inner_rate": 0.1,
+    "inner_steps": 3,
+    "queries": 5,
+    "outer_rate": 1e-3,
+    "steps": 6000,
+    "validate_every": 1000,
+    "validation_tasks": 800,
+    "test_tasks": 2000,
+    "checkpoint_every": 1000,
 }
 
 RECIPES: dict[str, Entry] = {
@@ -245,9 +252,36 @@ RECIPES: dict[str, Entry] = {
         "HSML (a learned hierarchy of tasks) on the same four families",
         SinusoidRecipe(**_FAMILIES, algorithm="hsml"),
     ),
+    # Several image sets at once, in the folders of --data-dir.
+    "mixed-maml": Entry(
+        "MAML on tasks from four image sets, 28x28 grey, 5-way 1-shot",
+        MixedImageRecipe(**_MIXED, algorithm="maml"),
+    ),
+    "mixed-mumomaml": Entry(
+        "a task embedding gates the initialisation, on the same mixture of image sets",
+        MixedImageRecipe(**_MIXED, algorithm="mumomaml", options=("hidden=40",)),
+    ),
+    "mixed-hsml": Entry(
+        "HSML (a learned hierarchy of tasks) on the same mixture of image sets",
+        MixedImageRecipe(**_MIXED, algorithm="hsml", options=("hidden=40",)),
+    ),
+    # Features of `python -m benchmarks features`.
+    "features-maml": Entry(
+        "MAML of a linear classifier on fixed features, 5-way 1-shot",
+        FeatureRecipe(algorithm="maml", inner_steps=5, **_FEATURES),
+    ),
+    "features-leo": Entry(
+        "LEO (a code of each class is adapted) on fixed features, 5-way 1-shot",
+        FeatureRecipe(**_FEATURES, options=("latents=16",)),
+    ),
+    # A system and its baseline in minutes.
+    **SMALL,
 }
 
-KINDS: dict[str, type[Recipe]] = {cls.kind: cls for cls in (ImageRecipe, SinusoidRecipe)}
+KINDS: dict[str, type[Recipe]] = {
+    cls.kind: cls
+    for cls in (ImageRecipe, MixedImageRecipe, FeatureRecipe, SinusoidRecipe)
+}
 
 
 def find(name: str) -> Entry:

@@ -103,6 +103,7 @@ class SinusoidRecipe(Recipe):
             "cavia": models.ContextMLP,
             "t_net": models.TNetMLP,
             "mt_net": models.TNetMLP,
+            "warpgrad": models.WarpMLP,
         }.get(self.algorithm, models.MLP)(1, widths=self.widths)
         return gradient_learner(
             self, from_linen(network), losses.mse, evaluating=evaluating, steps=steps

@@ -43,6 +43,11 @@ def _twenty(algorithm: str, description: str, **settings: object) -> Entry:
     return Entry(f"{description}; Omniglot at 14x14, 20-way 1-shot", recipe)
 
 
+def _ambiguous(algorithm: str, description: str, **settings: object) -> Entry:
+    recipe = ImageRecipe(algorithm=algorithm, **_SMALL | {"shrink": 4} | settings)
+    return Entry(f"{description}; Omniglot at 7x7, 5-way 1-shot", recipe)
+
+
 SMALL: dict[str, Entry] = {
     "small-maml": _five("maml", "MAML, one inner step: the baseline"),
     "small-meta-sgd": _five("meta_sgd", "Meta-SGD (learned inner rates)"),
@@ -57,7 +62,6 @@ SMALL: dict[str, Entry] = {
     "small-alpha-maml": _five(
         "alpha_maml",
         "Alpha MAML (inner and outer rate follow hypergradients)",
-        schedule="constant",
         options=("rule=multiplicative", "alpha_rate=0.02", "beta_rate=0.02"),
     ),
     "small-imaml": _five(
@@ -67,8 +71,40 @@ SMALL: dict[str, Entry] = {
         inner_steps=16,
         options=("lam=0.5",),
     ),
+    "small-warpgrad": _five(
+        "warpgrad", "WarpGrad (layers that make every inner step better)"
+    ),
+    "small-bmg": _five(
+        "bmg",
+        "BMG (bootstrapped meta-gradients)",
+        options=("target_steps=3", "target_rate=0.4"),
+    ),
+    "small-sharp-maml": _five(
+        "sharp_maml",
+        "Sharp-MAML (flat minima outside)",
+        options=("inner_radius=0.0", "outer_radius=0.05"),
+    ),
     "small20-maml": _twenty("maml", "MAML, five inner steps: the baseline"),
     "small20-maml-plus-plus": _twenty(
         "maml_plus_plus", "MAML++", options=("msl_steps=2000",)
     ),
+    # At 7x7 many characters look the same: a task of one shot is ambiguous.
+    "ambiguous-maml": _ambiguous("maml", "MAML: the baseline"),
+    "ambiguous-emaml": _ambiguous(
+        "emaml", "five MAML learners, averaged", options=("num_particles=5",)
+    ),
+    "ambiguous-bmaml": _ambiguous(
+        "bmaml",
+        "BMAML with the chaser loss",
+        options=("num_particles=5",),
+    ),
+    "ambiguous-bmaml-query": _ambiguous(
+        "bmaml",
+        "BMAML with the loss of its averaged predictions",
+        options=("num_particles=5", "objective=query"),
+    ),
+    "ambiguous-platipus": _ambiguous(
+        "platipus", "PLATIPUS", options=("combine=probabilities",)
+    ),
+    "ambiguous-llama": _ambiguous("llama", "LLAMA", options=("num_samples=10",)),
 }

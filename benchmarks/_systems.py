@@ -1,0 +1,124 @@
+"""The README's table of systems, from the registry and the stored results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metalearn.recipes.systems import SYSTEMS
+
+START, END = "<!-- systems -->", "<!-- end of systems -->"
+
+
+def rows(stored: list[dict[str, Any]]) -> list[str]:
+    """Markdown lines: every learner with what is published and what was measured here."""
+    results = {row["benchmark"]: row for row in stored}
+    lines = [
+        "| constructor | paper | good for | published | measured here |",
+        "|---|---|---|---|---|",
+    ]
+    for system in SYSTEMS:
+        found = results.get(system.result)
+        ours = "" if found is None else _measured(system.name, found)
+        cells = (f"`ml.{system.name}`", system.paper, system.good_for, system.published)
+        lines.append("| " + " | ".join([*cells, ours]) + " |")
+    return lines
+
+
+def against_rows(row: dict[str, Any]) -> str:
+    """One line of the comparisons of `benchmarks/README.md`."""
+    system, baseline = (row["rows"][row[name]] for name in ("system", "baseline"))
+    name = " ".join([row["system"], *row["overrides"]])
+    minutes = sum(system["training_seconds"]) / len(system["training_seconds"]) / 60
+    return (
+        f"| {name} | {_metric(system)} | {_metric(baseline)} ({row['baseline']}) "
+        f"| {_difference(row)} | {len(row['seeds'])} "
+        f"| {'no' if system['transductive'] else 'yes'} | {minutes:.1f} min |"
+    )
+
+
+def calibration_rows(row: dict[str, Any]) -> list[str]:
+    """The table of a `calibration` result."""
+    lines = [
+        f"Probabilities on the same tasks of Omniglot at 7x7, 5-way 1-shot, inductive, "
+        f"{len(row['seeds'])} seeds; the difference is paired with the first row:",
+        "",
+        "| recipe | accuracy | negative log-likelihood | difference | calibration error |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in row["rows"].items():
+        accuracy, nll = found["accuracy"], found["nll"]
+        apart, error = found["nll_minus_first"], found["calibration_error"]
+        difference = f"{apart['mean']:+.4f} ± {apart['ci95']:.4f}" if apart["ci95"] else ""
+        lines.append(
+            f"| {name} | {100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f} % "
+            f"| {nll['mean']:.4f} ± {nll['ci95']:.4f} | {difference} "
+            f"| {error['mean']:.4f} |"
+        )
+    return lines
+
+
+def _metric(row: dict[str, Any]) -> str:
+    if "query/accuracy" in row["metrics"]:
+        value = row["metrics"]["query/accuracy"]
+        return f"{100 * value['mean']:.2f} ± {100 * value['ci95']:.2f} %"
+    value = row["metrics"]["query/loss"]
+    return f"MSE {value['mean']:.3f} ± {value['ci95']:.3f}"
+
+
+def _difference(row: dict[str, Any]) -> str:
+    found = row["difference"]
+    if "query/accuracy" in row["rows"][row["system"]]["metrics"]:
+        return f"{100 * found['mean']:+.2f} ± {100 * found['ci95']:.2f} points"
+    return f"{found['mean']:+.3f} ± {found['ci95']:.3f}"
+
+
+def _measured(name: str, row: dict[str, Any]) -> str:
+    """Our number of a system, from whatever kind of result measures it."""
+    kind = row["kind"]
+    if kind == "against":
+        system = row["rows"][row["system"]]
+        way = "transductive" if system["transductive"] else "inductive"
+        return (
+            f"`{row['system']}` {_metric(system)}; against `{row['baseline']}` "
+            f"{_difference(row)} ({way}, {_seeds(row['seeds'])})"
+        )
+    if kind == "calibration":
+        for recipe, found in row["rows"].items():
+            if found["settings"]["algorithm"] == name:
+                nll, apart = found["nll"], found["nll_minus_first"]
+                return (
+                    f"`{recipe}` NLL {nll['mean']:.3f} ± {nll['ci95']:.3f}; against MAML "
+                    f"{apart['mean']:+.3f} ± {apart['ci95']:.3f} (inductive, "
+                    f"{_seeds(row['seeds'])})"
+                )
+        return ""
+    if kind == "paired":
+        apart = row["difference_points"]
+        value = row["first_result"]["query/accuracy"]
+        return (
+            f"`{row['first']}` {100 * value['mean']:.1f} ± {100 * value['ci95']:.1f} %; "
+            f"against `{row['second']}` {apart['mean']:+.1f} ± {apart['ci95']:.1f} points "
+            "(inductive, one seed)"
+        )
+    if kind == "families":
+        found = next(
+            (r for r in row["rows"].values() if r["settings"]["algorithm"] == name), None
+        )
+        if found is None:
+            return ""
+        value = found["query_mse"]
+        return (
+            f"four families of curves, 10 shots: MSE {value['mean']:.3f} ± "
+            f"{value['ci95']:.3f} (inductive, one seed)"
+        )
+    result = row["result"]
+    value = result["query/accuracy"]
+    way = "transductive" if result["transductive"] else "inductive"
+    return (
+        f"`{row['recipe']}` {100 * value['mean']:.1f} ± {100 * value['ci95']:.1f} % "
+        f"({way}, one seed)"
+    )
+
+
+def _seeds(seeds: list[int]) -> str:
+    return "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"

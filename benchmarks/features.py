@@ -1,0 +1,66 @@
+"""Feature vectors of a data set, from the encoder of a finished run of protonet."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metalearn import run_folder, runs
+from metalearn.model import Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Writes what the `features-*` recipes read: `[I, D]` and labels of every part.
+
+    Attributes:
+      run: Run folder of a recipe with algorithm protonet.
+      out: Where to write, an .npz file.
+      data_dir: Folder of the original archives, where the data set needs them.
+    """
+
+    run: str
+    out: str
+    data_dir: str | None = None
+
+    def run_benchmark(self) -> None:
+        run = run_folder.load(Path(self.run))
+        if run.recipe.algorithm != "protonet":
+            raise ValueError(
+                f"{self.run} is a run of {run.recipe.algorithm}; expected one of protonet, "
+                "whose network is an encoder."
+            )
+        variables, _ = runs.best(run)
+        network = run.recipe._network(None)
+
+        @jax.jit
+        def encode(variables: Variables, images: Any) -> Any:
+            x = images.astype(jnp.float32) / 255
+            return network.apply(variables, x, train=False)[0]
+
+        data = run.recipe.load_data(self.data_dir, ("train", "validation", "test"))
+        arrays = {}
+        for part, classes in data.parts.items():
+            turns = 4 if classes.rotations else 1
+            found, labels = [], []
+            for turn in range(turns):
+                images = np.rot90(classes.images, turn, axes=(1, 2))
+                for batch in range(0, len(images), 1000):
+                    found.append(
+                        np.asarray(encode(variables, images[batch : batch + 1000]))
+                    )
+                labels.append(classes.labels + turn * classes.num_classes)
+            features = np.concatenate(found)
+            arrays[part], arrays[f"{part}_labels"] = features, np.concatenate(labels)
+            print(f"{part}: {features.shape}")
+        # One scale for all, that of training, as LEO's features have about unit length.
+        scale = np.sqrt(np.mean(np.sum(arrays["train"] ** 2, -1)))
+        for part in data.parts:
+            arrays[part] = (arrays[part] / scale).astype(np.float32)
+        np.savez(self.out, **arrays)
+        print(f"wrote {self.out}")

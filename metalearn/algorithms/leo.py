@@ -1,0 +1,318 @@
+"""LEO: adaptation in a space of codes from which classifier weights are generated.
+
+A. Rusu, D. Rao, J. Sygnowski, O. Vinyals, R. Pascanu, S. Osindero, R. Hadsell.
+Meta-Learning with Latent Embedding Optimization. ICLR 2019.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metalearn import _checks, metrics
+from metalearn._task import Examples, Task
+from metalearn._tree import masked_mean
+from metalearn._typing import Array, Key, PyTree
+from metalearn.bilevel import refuse_implicit
+from metalearn.estimators import gradient_estimator
+from metalearn.inner import unroll
+from metalearn.inner.differentiate import check as check_differentiation
+from metalearn.learner import MetaLearner, config_of
+from metalearn.losses import cross_entropy, mask_absent, present_classes
+from metalearn.model import Variables
+from metalearn.models.leo import LeoNet
+
+LEAST_DEVIATION = 1e-10
+
+
+class Generated(NamedTuple):
+    """The classifier of one task.
+
+    Attributes:
+      weights: `[W, D]`, after fine-tuning.
+      present: Bool `[W]`, classes with a support example.
+      codes: z after the steps in the latent space, `[M, L]`; M is W or N, see `leo`.
+    """
+
+    weights: Array
+    present: Array
+    codes: Array
+
+
+def leo(
+    num_ways: int,
+    *,
+    latents: int = 64,
+    num_steps: int = 5,
+    fine_tune_steps: int = 5,
+    latent_rate: float = 1.0,
+    fine_tune_rate: float = 1e-3,
+    dropout: float = 0.3,
+    kl_weight: float = 0.5,
+    encoder_penalty: float = 1e-6,
+    orthogonality: float = 0.1,
+    l2: float = 0.0,
+    hidden: int | None = None,
+    codes: str = "class",
+    differentiation: str = "reverse",
+    task_chunk: int | str = "auto",
+    name: str = "leo",
+) -> MetaLearner:
+    """Encodes a support set to codes z, adapts z, decodes it to a linear classifier.
+
+    Inputs are fixed feature vectors `[N, D]` of a network trained before. An encoder and
+    a relation network give a Gaussian over the code of each class, `z_n ~ N(mu_n,
+    diag(sigma_n^2))`; a decoder gives one over its weights, `w_n ~ N(mu_n^w,
+    diag((sigma_n^w)^2))`; the logits are `x . w_n`. Adaptation: `num_steps` of `z <- z -
+    alpha_z grad_z L(w; support)`, decoding anew at each, then `fine_tune_steps` of
+    `w <- w - alpha_w grad_w L(w; support)`. Outer objective: the mean over tasks of
+
+        L(w; query) + beta KL(q(z) | N(0, 1)) + gamma |stop(z_K) - z_0|^2
+
+    plus `lambda_1 |.|^2 / 2` of all kernels and `lambda_2 R`, the squared distance of the
+    cosines among the decoder's rows from the identity. KL, the gamma term and R are means
+    over coordinates, as in the released code, so the printed weights hold.
+
+    In training z and, at every decode, w are drawn, and features meet dropout wherever
+    they are read. Evaluation takes the means and no dropout: no key, no chance.
+
+    As in the released code a deviation is `max(exp(s) - (1 - offset), 1e-10)` of the
+    network's output s, with offset 0 for z and `sqrt(2 / (D + W))` for w, so that s = 0
+    gives none for z and Glorot's for w; KL is that of the one drawn sample.
+
+    Differs from the released code: losses of the inner loop are means and not sums, so
+    its rates (1 and 1e-3) are to be multiplied by the number of ways; they are learned in
+    any case. It draws a code for each example from the distribution of its class and
+    averages their logits, `codes="example"`; the default is one a class, as the paper
+    writes. When its loss is NaN it takes a step on `lambda_1` alone; here such a step is
+    left out by the trainer.
+
+    Args:
+      num_ways: W, classes the logits have room for. Classes absent from a support set get
+        a logit that never wins. Names of classes do not matter: renaming them renames the
+        outputs.
+      latents: L, length of a code.
+      num_steps: Steps in the latent space, 0 or more. With neither these nor fine-tuning
+        it is a conditional generator of weights.
+      fine_tune_steps: Steps on the weights, 0 or more.
+      latent_rate: alpha_z at first; learned for every coordinate, `[L]`.
+      fine_tune_rate: alpha_w at first; learned for every coordinate, `[D]`.
+      dropout: Rate at which features are dropped, in `[0, 1)`.
+      kl_weight: beta; paper: 0.001 to 1.62, by benchmark.
+      encoder_penalty: gamma; paper: 1e-7 to 1e-4. Its gradient reaches the encoder and
+        not the steps.
+      orthogonality: lambda_2; paper: 0.0015 to 0.19.
+      l2: lambda_1; paper: about 1e-9.
+      hidden: Width of the relation network; 2 L when `None`.
+      codes: "class" or "example": one code for each, M is W or N.
+      differentiation: See `metalearn.inner.differentiate`; "first_order" drops the second
+        derivatives.
+      task_chunk: Tasks handled at once, or "auto".
+      name: What `describe` calls it.
+
+    Returns:
+      A `MetaLearner` whose adapted object is `Generated`. Its params are `{"model": ...,
+      "latent_rate": [L], "fine_tune_rate": [D]}`. The paper trains with Adam at 3e-4 to
+      9e-4 and gradients clipped to 0.1, by coordinate and then by norm:
+      `optax.chain(optax.clip(0.1), optax.clip_by_global_norm(0.1), optax.adam(4e-4))`.
+
+    Raises:
+      ValueError: an option is out of range; in `init`: inputs are not `[N, D]`.
+
+    Example:
+      >>> learner = ml.leo(num_ways=5, latents=16)
+      >>> learner.adapt(variables, task.support).weights  # [5, D]
+    """
+    _checks.whole_number("num_ways", num_ways, least=2)
+    _checks.whole_number("latents", latents, least=1)
+    _checks.whole_number("num_steps", num_steps, least=0)
+    _checks.whole_number("fine_tune_steps", fine_tune_steps, least=0)
+    if hidden is not None:
+        _checks.whole_number("hidden", hidden, least=1)
+    weights_of_terms = dict(
+        kl_weight=kl_weight,
+        encoder_penalty=encoder_penalty,
+        orthogonality=orthogonality,
+        l2=l2,
+    )
+    rates = dict(latent_rate=latent_rate, fine_tune_rate=fine_tune_rate, dropout=dropout)
+    for option, value in {**weights_of_terms, **rates}.items():
+        _number(option, value, below=1.0 if option == "dropout" else math.inf)
+    if codes not in ("class", "example"):
+        raise ValueError(f"codes is {codes!r}; expected 'class' or 'example'.")
+    refuse_implicit("leo", differentiation)
+    check_differentiation(differentiation)
+
+    def network(features: int) -> LeoNet:
+        return LeoNet(features=features, latents=latents, hidden=hidden)
+
+    def init(key: Key, task: Task) -> Variables:
+        _checks.one_task(task)
+        x = task.support.x
+        if getattr(x, "ndim", 0) != 2:
+            raise ValueError(
+                f"leo got inputs of shape {jax.tree.map(jnp.shape, x)}; expected feature "
+                "vectors [N, D]. Give it the outputs of a network trained before."
+            )
+        members = jnp.zeros((num_ways, x.shape[0]), x.dtype)
+        made = network(x.shape[-1]).init(key, x, task.support.mask, members)["params"]
+        params = {
+            "model": made,
+            "latent_rate": jnp.full((latents,), float(latent_rate), x.dtype),
+            "fine_tune_rate": jnp.full((x.shape[-1],), float(fine_tune_rate), x.dtype),
+        }
+        return Variables(params=params, state={})
+
+    def run(params: PyTree, support: Examples, key: Key | None):
+        """The classifier and the terms of the objective; random if there is a key."""
+        features = support.x.shape[-1]
+        net = network(features)
+        offset = math.sqrt(2 / (features + num_ways))
+        present = present_classes(support, num_ways)
+        ways = jnp.arange(num_ways, dtype=support.y.dtype)
+        members = (support.y[None] == ways[:, None]) & support.mask[None]
+        members = members.astype(support.x.dtype)
+        shots = jnp.maximum(members.sum(1), 1)
+        average = members / shots[:, None]  # [W, N]
+        k_encoder, k_code, k_latent, k_tune = _split(key, 4)
+
+        x = _dropout(k_encoder, support.x, dropout)
+        made = net.apply(
+            {"params": params["model"]}, x, support.mask, average, method="encode"
+        )
+        of_class, shares, valid = jnp.eye(num_ways, dtype=x.dtype), 1.0, present
+        if codes == "example":
+            made, valid, of_class = members.T @ made, support.mask, average
+            # A class of several codes moves as fast as one of a single code.
+            shares = (members.T @ shots)[:, None]
+        start, kl = _draw(k_code, made, 0.0)
+
+        def weights_of(z: Array, step: Any) -> Array:
+            made = net.apply({"params": params["model"]}, z, method="decode")
+            return _draw(_fold(k_latent, step, 0), made, offset)[0]
+
+        def support_loss(weights: Array, key: Key | None) -> Array:
+            x = _dropout(key, support.x, dropout)
+            # Logits are linear in the weights: their mean over the codes of a class is
+            # the logit of the mean.
+            return cross_entropy(logits(of_class @ weights, present, x), support)
+
+        def latent_loss(z: Array, step: Array):
+            return support_loss(weights_of(z, step), _fold(k_latent, step, 1)), None
+
+        def tuning_loss(weights: Array, step: Array):
+            return support_loss(weights, _fold(k_tune, step, 0)), None
+
+        def descend(loss: Any, at: Array, rate: Array, steps: int):
+            sgd = optax.stateless(lambda grads, _: -rate[None] * shares * grads)
+            how = dict(num_steps=steps, differentiation=differentiation)
+            return unroll(loss, at, sgd, **how)
+
+        path = descend(latent_loss, start, params["latent_rate"], num_steps)
+        weights = weights_of(path.params, num_steps)
+        tuned = descend(tuning_loss, weights, params["fine_tune_rate"], fine_tune_steps)
+        adapted = Generated(of_class @ tuned.params, present, path.params)
+        apart = jnp.square(jax.lax.stop_gradient(path.params) - start)
+        losses = jnp.concatenate([path.losses, tuned.losses])
+        terms = {
+            "encoder/kl": masked_mean(kl, valid).mean(),
+            "encoder/penalty": masked_mean(apart, valid).mean(),
+        }
+        return adapted, terms, losses
+
+    def logits(weights: Array, present: Array, x: Array) -> Array:
+        return mask_absent(x @ weights.T, present)
+
+    def adapt(
+        variables: Variables, support: Examples, *, key: Key | None = None
+    ) -> Generated:
+        del key
+        _checks.one_set(support, "support")
+        return run(variables.params, support, None)[0]
+
+    def predict(adapted, x, *, key=None, mask=None) -> Array:
+        del key, mask
+        return logits(adapted.weights, adapted.present, x)
+
+    def objective(variables: Variables, task: Task, *, key: Key):
+        k_adapt, k_query = jax.random.split(key)
+        params, query = variables.params, task.query
+        adapted, terms, losses = run(params, task.support, k_adapt)
+        outputs = predict(adapted, _dropout(k_query, query.x, dropout))
+        report = metrics.of_task(cross_entropy, outputs, query)
+        report = {f"query/{k}": value for k, value in report.items()} | terms
+        if num_steps + fine_tune_steps:
+            report["support/loss"] = losses[0]
+        loss = report["query/loss"] + kl_weight * terms["encoder/kl"]
+        loss += encoder_penalty * terms["encoder/penalty"]
+        if orthogonality:
+            rows = params["model"]["decoder"]["kernel"]
+            loss += orthogonality * correlation_penalty(rows)
+        if l2:
+            loss += 0.5 * l2 * optax.tree.norm(params["model"], squared=True)
+        return loss, (variables.state, report)
+
+    settings = dict(
+        num_ways=num_ways,
+        latents=latents,
+        num_steps=num_steps,
+        fine_tune_steps=fine_tune_steps,
+        hidden=hidden,
+        codes=codes,
+        differentiation=differentiation,
+    )
+    config = config_of(name, **settings, **rates, **weights_of_terms)
+    estimate = gradient_estimator(objective, task_chunk=task_chunk)
+    return MetaLearner(init, adapt, predict, estimate, config)
+
+
+def correlation_penalty(rows: Array) -> Array:
+    """R: mean squared difference of the cosines among rows `[L, F]` and the identity."""
+    lengths = jnp.sqrt(jnp.sum(jnp.square(rows), -1, keepdims=True) + 1e-30)
+    cosines = (rows / lengths) @ (rows / lengths).T
+    return jnp.mean(jnp.square(cosines - jnp.eye(rows.shape[0], dtype=rows.dtype)))
+
+
+def _draw(key: Key | None, made: Array, offset: float) -> tuple[Array, Array]:
+    """A sample `[M, F]` of the Gaussian of `[M, 2 F]`, and what it says of the KL to
+    N(0, 1); without a key the mean, and zeros."""
+    mean, spread = jnp.split(made, 2, axis=-1)
+    if key is None:
+        return mean, jnp.zeros_like(mean)
+    deviation = jnp.maximum(jnp.exp(spread) - (1 - offset), LEAST_DEVIATION)
+    noise = jax.random.normal(key, mean.shape, mean.dtype)
+    sample = mean + deviation * noise
+    # log q - log p by the noise: (sample - mean) / deviation would have lost its digits.
+    kl = 0.5 * (jnp.square(sample) - jnp.square(noise)) - jnp.log(deviation)
+    return sample, kl
+
+
+def _dropout(key: Key | None, x: Array, rate: float) -> Array:
+    """Without a key, or at rate 0, the same."""
+    if key is None or rate == 0:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+def _split(key: Key | None, num: int) -> list:
+    return [None] * num if key is None else list(jax.random.split(key, num))
+
+
+def _fold(key: Key | None, step: Any, use: int) -> Key | None:
+    """The key of one use in a step, of two."""
+    return None if key is None else jax.random.fold_in(key, 2 * step + use)
+
+
+def _number(name: str, value: Any, below: float) -> None:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not 0 <= value < below:
+        limit = "" if below == math.inf else f" below {below}"
+        raise ValueError(
+            f"{name} is {value!r}; expected a finite number of 0 or more{limit}."
+        )

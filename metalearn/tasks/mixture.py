@@ -1,0 +1,267 @@
+"""Heterogeneous tasks: a mixture of several distributions, and styles of images."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metalearn._task import Examples, Task, TaskSampler, TaskStream, as_tasks
+from metalearn._typing import Array, Key, PyTree
+
+
+def mixture(
+    samplers: Sequence[TaskSampler | Callable[[Key], Task]],
+    weights: Sequence[float] | None = None,
+    *,
+    label: str = "family",
+) -> TaskSampler:
+    """Tasks that are each drawn from one of several distributions.
+
+    The benchmark of H. Yao, Y. Wei, J. Huang, Z. Li, Hierarchically Structured
+    Meta-learning, ICML 2019 (Plain-Multi), is such a mixture of image sets.
+
+    Under `vmap` a task of every distribution is drawn and one of them kept; drawing from
+    `few_shot` is a gather, which is little beside a step of training.
+
+    Args:
+      samplers: F distributions of tasks of equal shapes, such as those of `few_shot`.
+      weights: F probabilities, up to a factor; equal if `None`.
+      label: Name in `info` of the index of the distribution.
+
+    Returns:
+      A sampler. `info` holds what the tasks of any distribution hold, zeros for those
+      that lack it, and the index, int32.
+
+    Raises:
+      ValueError: no distribution, tasks of different shapes or dtypes, weights that are
+        no probabilities, or an `info` that has the label already.
+      TypeError: not a `TaskSampler` or a function `key -> Task`.
+
+    Example:
+      >>> tasks = ml.tasks.mixture([few_shot(birds.train), few_shot(fungi.train)])
+      >>> family = tasks(jax.random.key(0)).info["family"]
+    """
+    samplers = [as_tasks(sampler) for sampler in samplers]
+    if not samplers:
+        raise ValueError("samplers is empty; expected at least one distribution of tasks.")
+    for i, sampler in enumerate(samplers):
+        if isinstance(sampler, TaskStream):
+            raise TypeError(
+                f"distribution {i} ({sampler.name!r}) is a TaskStream, which is read on "
+                "the host. Give samplers on the device, as of ml.data.few_shot."
+            )
+    key = jax.random.key(0)
+    tasks = [jax.eval_shape(s.sample, s.data, key) for s in samplers]
+    names = [f"{i} ({s.name!r})" for i, s in enumerate(samplers)]
+    info = _all_info(tasks, names, label)
+    probabilities = _probabilities(weights, len(samplers))
+    sample = _Mixture(
+        tuple(s.sample for s in samplers),
+        probabilities,
+        tuple(sorted((k, v.shape, v.dtype) for k, v in info.items())),
+        label,
+    )
+    name = "+".join(s.name for s in samplers)
+    return TaskSampler(sample, tuple(s.data for s in samplers), name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mixture:
+    """`(data, key) -> Task`; equal for equal settings, so compilations are shared.
+
+    Attributes:
+      samples: Of the distributions.
+      probabilities: Of each.
+      info: Name, shape and dtype of all that `info` holds beside the label.
+      label: Name of the index.
+    """
+
+    samples: tuple[Callable[[PyTree, Key], Task], ...]
+    probabilities: tuple[float, ...]
+    info: tuple[tuple[str, tuple[int, ...], Any], ...]
+    label: str
+
+    def __call__(self, data: PyTree, key: Key) -> Task:
+        k_family, k_task = jax.random.split(key)
+        p = jnp.asarray(self.probabilities, jnp.float32)
+        family = jax.random.choice(k_family, len(self.samples), p=p).astype(jnp.int32)
+
+        def branch(number: int) -> Callable[[PyTree, Key], Task]:
+            def draw(data: PyTree, key: Key) -> Task:
+                task = self.samples[number](data[number], key)
+                info = {
+                    name: task.info.get(name, jnp.zeros(shape, dtype))
+                    for name, shape, dtype in self.info
+                }
+                return dataclasses.replace(task, info=info)
+
+            return draw
+
+        branches = [branch(i) for i in range(len(self.samples))]
+        task = jax.lax.switch(family, branches, data, k_task)
+        return dataclasses.replace(task, info={**task.info, self.label: family})
+
+
+def _all_info(tasks: list[Task], names: list[str], label: str) -> dict[str, Any]:
+    """Shapes of everything in `info`, after checking that all tasks fit together."""
+    info: dict[str, Any] = {}
+    for task, name in zip(tasks, names, strict=True):
+        for part in ("support", "query"):
+            first, found = (_shapes(getattr(t, part)) for t in (tasks[0], task))
+            if first != found:
+                raise ValueError(
+                    f"tasks of distribution {name} have a {part} set of {found}, those of "
+                    f"{names[0]} of {first}. Make ways, shots, queries and the shape of "
+                    "images equal."
+                )
+        if label in task.info:
+            raise ValueError(
+                f"tasks of distribution {name} have {label!r} in info already; give "
+                "another label."
+            )
+        for entry, value in task.info.items():
+            known = info.setdefault(entry, value)
+            if (known.shape, known.dtype) != (value.shape, value.dtype):
+                raise ValueError(
+                    f"info[{entry!r}] of distribution {name} is {value.dtype} of shape "
+                    f"{value.shape}, before it was {known.dtype} of shape {known.shape}. "
+                    "Make them equal or leave the entry out."
+                )
+    return info
+
+
+def _shapes(examples: Examples) -> str:
+    parts = {"x": examples.x, "y": examples.y}
+    return str(jax.tree.map(lambda leaf: f"{leaf.dtype}{[*leaf.shape]}", parts))
+
+
+def _probabilities(weights: Sequence[float] | None, num: int) -> tuple[float, ...]:
+    given = np.asarray([1.0] * num if weights is None else weights)
+    numbers = given.dtype.kind in "iuf" and given.shape == (num,)
+    if not numbers or not np.isfinite(given).all() or given.min() < 0 or not given.sum():
+        raise ValueError(
+            f"weights is {weights!r}; expected {num} numbers, one for each distribution, "
+            "none negative and not all zero."
+        )
+    return tuple(float(w) for w in given / given.sum())
+
+
+# -- Styles ------------------------------------------------------------------------------
+
+
+def styled(
+    sampler: TaskSampler,
+    styles: Sequence[str] = ("original", "blurred", "edges"),
+    *,
+    blur: float = 1.0,
+) -> TaskSampler:
+    """Image tasks that are each shown in one of several styles, drawn uniformly.
+
+    After Art-Multi of H. Yao, X. Wu, Z. Tao, Y. Li, B. Ding, R. Li, Z. Li, Automated
+    Relational Meta-learning, ICLR 2020, which shows images as they are, blurred, and as
+    pencil drawings. Support and query set of a task have the same style; labels and masks
+    stay.
+
+    Args:
+      sampler: Of tasks whose inputs are images `[N, H, W, C]` of floats in 0..1.
+      styles: S of "original", "blurred" (Gaussian), "edges" (magnitude of the Sobel
+        gradient, a quarter of it and at most 1) and "inverted".
+      blur: Standard deviation of "blurred" in pixels.
+
+    Returns:
+      A sampler; `info["style"]` is the index into `styles`, int32.
+
+    Raises:
+      ValueError: no style, an unknown one, inputs that are no images, or an `info` that
+        has a style already.
+
+    Example:
+      >>> tasks = ml.tasks.styled(few_shot(dataset.train), ("original", "edges"))
+    """
+    styles = (styles,) if isinstance(styles, str) else tuple(styles)
+    if not styles or not set(styles) <= set(STYLES):
+        raise ValueError(f"styles is {styles}; expected some of {', '.join(STYLES)}.")
+    if isinstance(blur, bool) or not 0 < blur < float("inf"):
+        raise ValueError(f"blur is {blur!r}; expected a positive number of pixels.")
+    sampler = as_tasks(sampler)
+    task = jax.eval_shape(sampler.sample, sampler.data, jax.random.key(0))
+    x = task.support.x
+    if getattr(x, "ndim", 0) != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"inputs are {jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), x)}; "
+            "expected images [N, H, W, C] of floats."
+        )
+    if "style" in task.info:
+        raise ValueError("tasks have 'style' in info already; style them once.")
+    sample = _Styled(sampler.sample, styles, float(blur))
+    return TaskSampler(sample, sampler.data, f"{sampler.name} ({', '.join(styles)})")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Styled:
+    """`(data, key) -> Task`; equal for equal settings, so compilations are shared."""
+
+    sample: Callable[[PyTree, Key], Task]
+    styles: tuple[str, ...]
+    blur: float
+
+    def __call__(self, data: PyTree, key: Key) -> Task:
+        k_style, k_task = jax.random.split(key)
+        style = jax.random.randint(k_style, (), 0, len(self.styles), jnp.int32)
+        task = self.sample(data, k_task)
+        branches = [functools.partial(STYLES[name], blur=self.blur) for name in self.styles]
+
+        def shown(examples: Examples) -> Examples:
+            x = jax.lax.switch(style, branches, examples.x)
+            return dataclasses.replace(examples, x=x)
+
+        return Task(
+            support=shown(task.support),
+            query=shown(task.query),
+            info={**task.info, "style": style},
+        )
+
+
+def _blurred(x: Array, *, blur: float) -> Array:
+    """A Gaussian, cut off at four standard deviations; the border is repeated."""
+    reach = int(4 * blur + 0.5)
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / blur) ** 2)
+    weights = (weights / weights.sum()).tolist()
+    return _filtered(_filtered(x, weights, 1), weights, 2)
+
+
+def _edges(x: Array, *, blur: float) -> Array:
+    """Sobel's gradient; its root has no derivative at 0, which nothing asks for."""
+    del blur
+    smooth, slope = (1.0, 2.0, 1.0), (-1.0, 0.0, 1.0)
+    down = _filtered(_filtered(x, slope, 1), smooth, 2)
+    right = _filtered(_filtered(x, smooth, 1), slope, 2)
+    return jnp.minimum(jnp.sqrt(down**2 + right**2) / 4, 1)
+
+
+def _filtered(x: Array, weights: Sequence[float], axis: int) -> Array:
+    """Correlation with `weights` along an axis, the border repeated."""
+    reach, size = len(weights) // 2, x.shape[axis]
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (reach, reach)
+    wide = jnp.pad(x, pad, "edge")
+    parts = [
+        weight * jax.lax.slice_in_dim(wide, i, i + size, axis=axis)
+        for i, weight in enumerate(weights)
+        if weight
+    ]
+    return sum(parts[1:], parts[0])
+
+
+STYLES = {
+    "original": lambda x, *, blur: x,
+    "blurred": _blurred,
+    "edges": _edges,
+    "inverted": lambda x, *, blur: 1 - x,
+}
