@@ -100,6 +100,7 @@ def bilevel(
     trajectory: bool = False,
     count_steps: bool = False,
     first_order_until: int = 0,
+    around: Callable[[Callable, PyTree], Callable] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> MetaLearner:
     """Builds a learner of the MAML family.
@@ -124,6 +125,8 @@ def bilevel(
       trajectory: Whether `outer` sees the params around every step.
       count_steps: Whether `outer` is told the number of the outer step.
       first_order_until: Outer steps during which second derivatives are dropped.
+      around: What the inner steps descend in place of the support loss, see
+        `metalearn.inner.descent`.
       settings: Further pairs for `describe`.
 
     Returns:
@@ -151,6 +154,7 @@ def bilevel(
             norm=norm,
             mask_absent_classes=mask_absent_classes,
             trajectory=trajectory,
+            around=around,
         )
         for choice in (differentiation, "first_order")
     )

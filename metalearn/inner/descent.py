@@ -74,6 +74,7 @@ def descent(
     trajectory: bool = False,
     batch_size: int | None = None,
     mask_absent_classes: bool = False,
+    around: Callable[[Callable, PyTree], Callable] | None = None,
 ) -> Descent:
     """Gradient descent on the support loss as a pair of pure functions.
 
@@ -90,6 +91,8 @@ def descent(
         shuffled support set; all of them when `None`.
       mask_absent_classes: Gives classes without a support example a logit that never
         wins; for tasks with a variable number of ways.
+      around: `(loss, params) -> loss`, what is descended in place of the support loss of
+        the moving params, `(params, step) -> (scalar, state)`.
     """
     _checks.whole_number("num_steps", num_steps, least=0)
     if batch_size is not None:
@@ -126,7 +129,7 @@ def descent(
             return loss_fn(hide_absent(outputs, present), examples), state
 
         result = unroll(
-            loss,
+            loss if around is None else around(loss, moving),
             moving,
             resolve(inner_opt, hparams),
             num_steps=num_steps,
