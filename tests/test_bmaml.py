@@ -270,11 +270,15 @@ def test_keeps_the_contract(strict_dtypes):
     check_learner(learner, blob_batch())
 
 
+@pytest.mark.slow
 def test_keeps_the_contract_in_regression(strict_dtypes):
     check_learner(chaser(2, num_steps=1), sine_batch())
 
 
-@pytest.mark.parametrize(("norm", "net"), [("running", nnx_net), ("per_step", linen)])
+@pytest.mark.parametrize(
+    ("norm", "net"),
+    [("per_step", linen), pytest.param("running", nnx_net, marks=pytest.mark.slow)],
+)
 def test_batch_norm_of_each_particle(norm, net):
     """Statistics have an axis M; a leader may take more steps than there are of them."""
     options = dict(num_particles=2, num_steps=1, leader_steps=3, norm=norm, task_chunk=8)

@@ -156,7 +156,9 @@ def test_evaluation_has_no_chance_and_training_has():
 
 
 @x64
-@pytest.mark.parametrize("codes", ["class", "example"])
+@pytest.mark.parametrize(
+    "codes", ["class", pytest.param("example", marks=pytest.mark.slow)]
+)
 def test_gradient_by_finite_differences(codes):
     """Of the whole objective but the penalty, which stops a gradient; draws held."""
     weights = dict(kl_weight=0.3, encoder_penalty=0.0, orthogonality=0.7, l2=0.1)

@@ -176,7 +176,13 @@ def test_kronecker_is_exact_for_one_example_of_a_dense_layer():
 
 
 @x64
-@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize(
+    "curvature",
+    [
+        c if c == "kronecker" else pytest.param(c, marks=pytest.mark.slow)
+        for c in CURVATURES
+    ],
+)
 def test_meta_gradient_by_finite_differences(curvature):
     tasks, params = wide_blobs(), network()
     learner = blob_learner(curvature=curvature)

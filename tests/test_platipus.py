@@ -67,7 +67,13 @@ def blob_learner(**options):
 
 
 @x64
-@pytest.mark.parametrize("how", ["reverse", "first_order", "mixed"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "mixed",
+        *(pytest.param(h, marks=pytest.mark.slow) for h in ("reverse", "first_order")),
+    ],
+)
 def test_without_variances_and_shifts_it_is_maml(how):
     tasks = bench()[1]
     expected = grads_of(quadratic_maml(steps=2, differentiation=how), THETA, tasks)

@@ -154,7 +154,10 @@ def test_without_radii_it_is_maml():
 
 
 @x64
-@pytest.mark.parametrize("mode", ["remat", "nested", "mixed"])
+@pytest.mark.parametrize(
+    "mode",
+    ["mixed", *(pytest.param(m, marks=pytest.mark.slow) for m in ("remat", "nested"))],
+)
 def test_ways_to_differentiate_agree(mode):
     expected = grads_of(learner_of(), network(), wide_blobs()).grads
     found = grads_of(learner_of(differentiation=mode), network(), wide_blobs()).grads
@@ -166,7 +169,7 @@ def test_ways_to_differentiate_agree(mode):
 
 @x64
 @pytest.mark.parametrize("through", [False, True])
-@pytest.mark.parametrize("part", [None, "head"])
+@pytest.mark.parametrize("part", ["head", pytest.param(None, marks=pytest.mark.slow)])
 def test_meta_gradient_of_a_network(through, part):
     """Against a plain implementation, and finite differences of that."""
     task, theta = one(wide_blobs()), network()

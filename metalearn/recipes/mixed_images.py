@@ -17,7 +17,7 @@ from metalearn.model import from_linen
 from metalearn.recipes.base import Record
 from metalearn.recipes.images import ALGORITHMS, ALL_PARTS, ImageRecipe, names_of
 from metalearn.recipes.learners import gradient_learner
-from metalearn.tasks import mixture as mixtures
+from metalearn.tasks import mixtures
 
 STRUCTURED = ("hsml", "mumomaml")
 SIZE = 28

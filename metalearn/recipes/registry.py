@@ -62,6 +62,15 @@ _FINE_TUNE = {
     "inner_steps": 100,
 }
 
+_SINUSOID = {
+    "outer_rate": 1e-3,
+    "tasks_per_step": 25,
+    "steps": 10_000,
+    "log_every": 500,
+    "validate_every": 2000,
+    "checkpoint_every": 2000,
+}
+
 # The protocol of Yao et al. 2019, section 5.1; 5 shots with --shots 5.
 _FAMILIES = {
     "functions": "families",
@@ -229,16 +238,31 @@ RECIPES: dict[str, Entry] = {
     "sinusoid-maml": Entry(
         "MAML on sine waves, 10-shot regression; done in a minute",
         SinusoidRecipe(
+            **_SINUSOID,
             inner_rate=0.01,
             inner_steps=5,
-            outer_rate=1e-3,
-            tasks_per_step=25,
-            steps=10_000,
-            log_every=500,
-            validate_every=2000,
-            checkpoint_every=2000,
         ),
         "MSE 0.237 ± 0.030 after 5 steps; under a minute on two cores",
+    ),
+    "sinusoid-cavia": Entry(
+        "CAVIA (a context of five numbers adapts) on sine waves, one inner step",
+        SinusoidRecipe(
+            **_SINUSOID,
+            algorithm="cavia",
+            inner_rate=1.0,
+            inner_steps=1,
+            options=("clip=10.0",),
+        ),
+    ),
+    "sinusoid-es-maml": Entry(
+        "ES-MAML: MAML's adaptation, the initialisation found by values of the loss alone",
+        SinusoidRecipe(
+            **_SINUSOID,
+            algorithm="es_maml",
+            inner_rate=0.01,
+            inner_steps=5,
+            options=("num_perturbations=50", "sigma=0.03"),
+        ),
     ),
     "families-maml": Entry(
         "MAML on sines, lines, quadratics and cubics, 10-shot regression",

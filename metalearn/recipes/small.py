@@ -104,7 +104,11 @@ SMALL: dict[str, Entry] = {
         options=("num_particles=5", "objective=query"),
     ),
     "ambiguous-platipus": _ambiguous(
-        "platipus", "PLATIPUS", options=("combine=probabilities",)
+        "platipus", "PLATIPUS", options=("combine=probabilities", "kl_weight=0.01")
     ),
-    "ambiguous-llama": _ambiguous("llama", "LLAMA", options=("num_samples=10",)),
+    "ambiguous-llama": _ambiguous(
+        "llama",
+        "LLAMA, with samples of the head",
+        options=("num_samples=10", "curvature=last_layer", "prior_precision=10.0"),
+    ),
 }
