@@ -15,6 +15,8 @@ from benchmarks.data import Data
 from benchmarks.families import Families
 from benchmarks.features import Features
 from benchmarks.memory import Memory
+from benchmarks.mixed import Mixed
+from benchmarks.online import Online
 from benchmarks.paired import Paired
 from benchmarks.peers import Peers
 from benchmarks.recipe import RunRecipe
@@ -38,6 +40,8 @@ BENCHMARKS = {
     "against": Against,
     "calibration": Calibration,
     "families": Families,
+    "mixed": Mixed,
+    "online": Online,
     "features": Features,
     "continual": ContinualFamilies,
     "table": Table,

@@ -110,3 +110,33 @@ def _groups(
 
 def _by_group(values: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, Any]:
     return {name: _clusters.mean(values[rows]) for name, rows in groups.items()}
+
+
+def rows(row: dict[str, Any]) -> list[str]:
+    """Lines of `benchmarks/README.md`."""
+    groups = list(next(iter(row["rows"].values()))["by_group"])
+    lines = [
+        f"Accuracy on {row['num_tasks']} meta-test tasks of several image sets, 5-way "
+        "1-shot, inductive, one training seed; differences are paired with the first row, "
+        "the information is that of the strongest leaf with the image set (of shuffled "
+        "sets at most):",
+        "",
+        f"| | all | {' | '.join(groups)} | information |",
+        "|---" * (3 + len(groups)) + "|",
+    ]
+
+    def cells(mean: dict[str, float], by_group: dict[str, Any], sign: str) -> list[str]:
+        values = [mean, *by_group.values()]
+        return [f"{v['mean']:{sign}.2f} ± {v['ci95']:.2f}" for v in values]
+
+    for name, found in row["rows"].items():
+        clusters, information = found.get("clusters"), ""
+        if clusters:
+            control = clusters["nmi_shuffled_max_of_100"]
+            information = f"{clusters['nmi']:.3f} ({control:.3f})"
+        values = cells(found["accuracy_points"], found["by_group"], "")
+        lines.append(f"| {' | '.join([name, *values, information])} |")
+        if "paired_with_first" in found:
+            apart = cells(found["paired_with_first"], found["paired_by_group"], "+")
+            lines.append(f"| {' | '.join([f'{name}, difference', *apart, ''])} |")
+    return [*lines, "", "![Clusters and the image sets](results/clusters-mixed.png)"]

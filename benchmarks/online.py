@@ -35,6 +35,12 @@ COLOURS = np.asarray(
 )
 METHODS = ("ftml", "ftl", "toe", "scratch")  # FTML first: its comparator is everyone's
 STYLES = {"ftml": "tab:blue", "ftl": "tab:orange", "toe": "tab:green", "scratch": "0.5"}
+SHARED = {"tasks_per_step": 5, "num_support": 10, "num_query": 10}
+FIXED = {
+    "model": "Conv4 width 16, stride, batch norm by the support set, 14x14x3",
+    "inner": "5 steps of sgd(0.1)",
+    "outer": "adam(3e-3)",
+}
 METRICS = ("query/loss", "query/accuracy")
 
 
@@ -47,11 +53,13 @@ class Online:
       examples: Images that a task brings, of no other task; 900 in the paper.
       test: Held-out images of each task, drawn from those of no task.
       batch: Images that arrive at once.
-      meta_steps: Outer steps after each arrival.
+      meta_steps: Outer steps of FTML after each arrival.
+      joint_steps: Steps of the other methods for one of FTML: 4 are about the same work.
       seeds: Number of sequences; each has its own order, images and initial parameters.
       first_seed: Of the first; settings were chosen on 100.
-      threshold: Accuracy at which a task counts as mastered.
-      only: Methods to run; all when empty.
+      threshold: Accuracy at which a task counts as mastered; 0.9 in the paper, which has
+        more data and larger images.
+      only: Methods to run, all when empty; regret compares with the first in hindsight.
       tasks: Length of the sequences; the first of the 56 in their order.
       json: Where to write; `benchmarks/results/online.json` by default, a picture beside.
     """
@@ -60,10 +68,11 @@ class Online:
     examples: int = 128
     test: int = 250
     batch: int = 16
-    meta_steps: int = 10
+    meta_steps: int = 5
+    joint_steps: int = 4
     seeds: int = 3
     first_seed: int = 0
-    threshold: float = 0.9
+    threshold: float = 0.7
     only: tuple[str, ...] = ()
     tasks: int = 56
     json: str | None = None
@@ -75,27 +84,26 @@ class Online:
         for seed in range(self.first_seed, self.first_seed + self.seeds):
             tasks = rainbow(images, labels, self.examples, self.test, seed)[: self.tasks]
             key, best = jax.random.key(seed), None
-            shared = {"tasks_per_step": 5, "num_support": 10, "num_query": 10, "key": key}
-            for name, (trainer, adapting, options) in plans.items():
+            shared = {**SHARED, "key": key}
+            for name, (trainer, options) in plans.items():
                 began = time.perf_counter()
+                steps = self.meta_steps * (1 if name == "ftml" else self.joint_steps)
                 played = online.follow_the_meta_leader(
                     trainer,
                     tasks,
                     batch_size=self.batch,
-                    meta_steps=self.meta_steps,
-                    adapting=adapting,
+                    meta_steps=steps,
                     metric="query/accuracy",
                     threshold=self.threshold,
                     progress=False,
                     **options,
                     **shared,
                 )
-                if best is None:  # of FTML, the first: one comparator for all
+                if best is None:  # that of FTML, one for all
                     best = online.best_in_hindsight(
                         trainer,
                         tasks,
                         num_steps=played.history[-1]["steps"],
-                        adapting=adapting,
                         **shared,
                     )
                 found[name].append((played, best))
@@ -151,22 +159,20 @@ class Online:
         }
 
 
-def _plan(method: str) -> tuple[ml.MetaTrainer, ml.MetaLearner | None, dict[str, Any]]:
-    """Trainer, update procedure and options of a method."""
-    model = ml.from_linen(ml.models.Conv4(10, width=16, norm="layer", downsample="stride"))
-    loss, inner, outer = ml.losses.cross_entropy, optax.sgd(0.1), optax.adam(1e-3)
+def _plan(method: str) -> tuple[ml.MetaTrainer, dict[str, Any]]:
+    """Trainer and options of a method; all with statistics of the support set."""
+    model = ml.from_linen(ml.models.Conv4(10, width=16, downsample="stride"))
+    loss, inner, outer = ml.losses.cross_entropy, optax.sgd(0.1), optax.adam(3e-3)
     if method == "ftml":
-        learner = ml.maml(model, loss, inner, num_steps=5)
-        return ml.meta_trainer(learner, outer), None, {}
+        return ml.meta_trainer(ml.maml(model, loss, inner, num_steps=5), outer), {}
     if method == "ftl":
-        learner = ml.fine_tune(model, loss, inner, num_steps=5)
-        return ml.meta_trainer(learner, outer), None, {"train_on": "past"}
-    learner = ml.no_adaptation(model, loss)
+        learner = ml.fine_tune(model, loss, inner, num_steps=5, norm="support")
+        return ml.meta_trainer(learner, outer), {"train_on": "past"}
+    trainer = ml.meta_trainer(ml.no_adaptation(model, loss, norm="support"), outer)
     if method == "toe":
-        return ml.meta_trainer(learner, outer), None, {}
+        return trainer, {}
     if method == "scratch":
-        options = {"train_on": "current", "restart": True}
-        return ml.meta_trainer(learner, outer), None, options
+        return trainer, {"train_on": "current", "restart": True}
     raise ValueError(f"method {method!r}; expected some of {METHODS}.")
 
 
@@ -295,4 +301,4 @@ def _mean(values: np.ndarray) -> dict[str, float]:
 def _settings(options: Online) -> dict[str, Any]:
     settings = dataclasses.asdict(options)
     del settings["data_dir"], settings["json"]
-    return settings
+    return settings | SHARED | FIXED

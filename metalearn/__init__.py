@@ -64,6 +64,12 @@ from metalearn.evaluation import Evaluation, evaluate, paired_difference
 from metalearn.learner import Estimate, MetaLearner, describe, is_transductive
 from metalearn.lowering import lower
 from metalearn.model import Model, Variables, from_apply_fn, from_linen, from_nnx
+from metalearn.online import (
+    OnlineResult,
+    best_in_hindsight,
+    follow_the_meta_leader,
+    regret,
+)
 from metalearn.trainer import MetaTrainer, TrainState, meta_trainer
 from metalearn.training import FitResult, NonFiniteGradient, Validation, fit
 
@@ -81,6 +87,7 @@ __all__ = [
     "MetaTrainer",
     "Model",
     "NonFiniteGradient",
+    "OnlineResult",
     "Task",
     "TaskSampler",
     "TaskStream",
@@ -91,6 +98,7 @@ __all__ = [
     "alpha_maml",
     "alpha_maml_optimiser",
     "anil",
+    "best_in_hindsight",
     "bmaml",
     "bmg",
     "boil",
@@ -103,6 +111,7 @@ __all__ = [
     "fine_tune",
     "fit",
     "fit_continually",
+    "follow_the_meta_leader",
     "fomaml",
     "from_apply_fn",
     "from_linen",
@@ -132,6 +141,7 @@ __all__ = [
     "paired_difference",
     "platipus",
     "protonet",
+    "regret",
     "reptile",
     "sample_batch",
     "sharp_maml",

@@ -146,7 +146,10 @@ class MixedImageRecipe(ImageRecipe):
                 "class/image files."
             )
         path = zips[0] if zips and not loose else folder
-        return f"folder:{path}", {"image_size": self.image_size or SIZE, "channels": 1}
+        return f"folder:{path}", {
+            "image_size": self.image_size or SIZE,
+            "channels": self.channels or 1,
+        }
 
     def describe_data(self, data: MixedImages) -> Record:
         describe = super().describe_data
