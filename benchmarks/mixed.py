@@ -112,7 +112,7 @@ def _by_group(values: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, An
     return {name: _clusters.mean(values[rows]) for name, rows in groups.items()}
 
 
-def rows(row: dict[str, Any]) -> list[str]:
+def table_rows(row: dict[str, Any]) -> list[str]:
     """Lines of `benchmarks/README.md`."""
     groups = list(next(iter(row["rows"].values()))["by_group"])
     lines = [

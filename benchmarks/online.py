@@ -1,7 +1,7 @@
 """Rainbow MNIST: tasks that arrive one after another; FTML and the baselines of its paper.
 
 Digits on seven backgrounds, in two sizes and four directions: 56 tasks (C. Finn,
-A. Rajeswaran, S. Kakade, S. Levine, Online Meta-Learning, ICML 2019, section 6.1).
+A. Rajeswaran, S. Kakade, S. Levine, Online Meta-Learning, ICML 2019).
 """
 
 from __future__ import annotations
@@ -302,3 +302,33 @@ def _settings(options: Online) -> dict[str, Any]:
     settings = dataclasses.asdict(options)
     del settings["data_dir"], settings["json"]
     return settings | SHARED | FIXED
+
+
+def table_rows(row: dict[str, Any]) -> list[str]:
+    """Lines of `benchmarks/README.md`."""
+    s = row["settings"]
+    lines = [
+        f"Rainbow MNIST at 14x14, {s['tasks']} tasks of {s['examples']} images in "
+        f"{s['seeds']} random order(s), FTML {s['meta_steps']} outer steps for "
+        f"{s['batch']} images and the others {s['meta_steps'] * s['joint_steps']}; regret "
+        "in nats against FTML trained on all tasks at once, which approximates the best in "
+        "hindsight; intervals over tasks and orders pooled, images needed at most "
+        f"{s['examples']} where never reached:",
+        "",
+        "| | accuracy | second half | regret (each order) | regret over arrivals "
+        f"| images to {s['threshold']:.0%} | never |",
+        "|---|---|---|---|---|---|---|",
+    ]
+
+    def points(found: dict[str, Any]) -> str:
+        value = found["query/accuracy"]
+        return f"{100 * value['mean']:.2f} ± {100 * value['ci95']:.2f} %"
+
+    for name, f in row["rows"].items():
+        each = ", ".join(f"{x:.1f}" for x in f["regret"]["seeds"])
+        lines.append(
+            f"| {name} | {points(f)} | {points(f['second_half'])} "
+            f"| {f['regret']['mean']:.1f} ({each}) | {f['regret_of_arrivals']['mean']:.1f} "
+            f"| {f['needed']['mean']:.0f} ± {f['needed']['ci95']:.0f} | {f['never']:.0%} |"
+        )
+    return [*lines, "", "![Error, images needed and regret by task](results/online.png)"]

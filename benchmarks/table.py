@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _pictures, _systems, mixed
+from benchmarks import _pictures, _systems, mixed, online
 from benchmarks._harness import RESULTS
 
 START, END = "<!-- results -->", "<!-- end of results -->"
@@ -292,7 +292,8 @@ def _continual_rows(row: dict[str, Any]) -> list[str]:
 
 
 KINDS = {
-    "mixed": mixed.rows,
+    "mixed": mixed.table_rows,
+    "online": online.table_rows,
     "calibration": _systems.calibration_rows,
     "continual": _continual_rows,
     "families": _families_rows,

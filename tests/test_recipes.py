@@ -13,11 +13,15 @@ import pytest
 import metalearn as ml
 from metalearn import data, recipes, runs
 from metalearn.recipes import ImageRecipe, SinusoidRecipe, images
+from metalearn.recipes.base import WITHOUT_START
 from metalearn.recipes.learners import learner_options
+from metalearn.recipes.mixed_images import MixedImageRecipe
 
 RECORDS = {
     "images": {"name": "made", "image_shape": [28, 28, 1], "num_classes": 12},
     "sinusoid": {"name": "sinusoid"},
+    "mixed_images": {"name": "made", "image_shape": [28, 28, 1]},
+    "features": {"name": "features", "num_features": 8},
 }
 # One setting for each algorithm and for each condition under which a field is read.
 VARIANTS = {
@@ -29,6 +33,11 @@ VARIANTS = {
         "algorithm": "alpha_maml",
         "options": ("alpha_rate=0.1", "beta_rate=0."),
     },
+}
+# Idle fields of a mixture: one set that needs no folder and one that is a folder.
+MIXED_VARIANTS = {
+    f"mixed_{name}": {"algorithm": name, "dataset": "glyphs+mine"}
+    for name in ("maml", "hsml", "protonet")
 }
 CURVE_VARIANTS = {
     "hsml": {"algorithm": "hsml", "functions": "families", "options": ("tree=(3, 1)",)}
@@ -50,9 +59,10 @@ def test_recipe_is_valid_and_builds(name):
     record = RECORDS[recipe.kind]
     state = recipe.state_like(record)
     task = jax.eval_shape(lambda: recipe.example(record))
-    after = recipe.evaluation_learner(record)
-    before = recipe.evaluation_learner(record, steps=0)  # for the picture of an episode
-    for learner in (after, before):
+    learners = [recipe.evaluation_learner(record)]
+    if recipe.algorithm not in WITHOUT_START:  # for the picture of an episode
+        learners.append(recipe.evaluation_learner(record, steps=0))
+    for learner in learners:
         outputs = jax.eval_shape(
             lambda v, t, learner=learner: learner.predict(
                 learner.adapt(v, t.support, key=jax.random.key(0)), t.query.x
@@ -104,19 +114,22 @@ def _watched(recipe):
     [
         *itertools.product([ImageRecipe], IMAGE_VARIANTS),
         *itertools.product([SinusoidRecipe], [*VARIANTS, "hsml"]),
+        *itertools.product([MixedImageRecipe], MIXED_VARIANTS),
     ],
 )
 def test_fields_are_read_or_said_to_be_idle(kind, variant, tmp_path, monkeypatch):
     """MAML++'s reference code has a setting that nothing reads; ours has none."""
-    recipe = kind(**(IMAGE_VARIANTS | CURVE_VARIANTS)[variant])
-    if kind is ImageRecipe:
+    recipe = kind(**(IMAGE_VARIANTS | CURVE_VARIANTS | MIXED_VARIANTS)[variant])
+    if issubclass(kind, ImageRecipe):
         recipe = dataclasses.replace(recipe, shots=1, queries=1, eval_queries=1)
     recipe.check()
     watched, seen = _watched(recipe)
     monkeypatch.setattr(images.image_data, "load", lambda name, **_: _dataset())
     monkeypatch.setattr(runs, "fit", lambda *_, **__: None)
     monkeypatch.setattr(runs, "evaluate", lambda *_, **__: None)
-    loaded = watched.load_data(None, ("train", "validation", "test"))
+    (tmp_path / "mine").mkdir()
+    data_dir = str(tmp_path) if kind is MixedImageRecipe else None
+    loaded = watched.load_data(data_dir, ("train", "validation", "test"))
     record = watched.describe_data(loaded)
     run = runs.Run(folder=tmp_path, name="n", recipe=watched, seed=0, record=record)
     watched.example(record)

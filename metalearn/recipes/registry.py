@@ -303,8 +303,7 @@ RECIPES: dict[str, Entry] = {
 }
 
 KINDS: dict[str, type[Recipe]] = {
-    cls.kind: cls
-    for cls in (ImageRecipe, MixedImageRecipe, FeatureRecipe, SinusoidRecipe)
+    cls.kind: cls for cls in (ImageRecipe, MixedImageRecipe, FeatureRecipe, SinusoidRecipe)
 }
 
 
