@@ -11,6 +11,7 @@ from metalearn.recipes.base import Entry, Recipe
 from metalearn.recipes.features import FeatureRecipe
 from metalearn.recipes.images import ImageRecipe
 from metalearn.recipes.mixed_images import MixedImageRecipe
+from metalearn.recipes.published import PUBLISHED
 from metalearn.recipes.sinusoid import SinusoidRecipe
 from metalearn.recipes.small import SMALL
 
@@ -300,6 +301,7 @@ RECIPES: dict[str, Entry] = {
     ),
     # A system and its baseline in minutes.
     **SMALL,
+    **PUBLISHED,
 }
 
 KINDS: dict[str, type[Recipe]] = {
