@@ -94,7 +94,7 @@ SYSTEMS = (
         "Zintgraf et al., ICML 2019",
         "a small vector that describes the task adapts",
         "mini 47.24 ± 0.65 (32 filters) [S]",
-        "against-sinusoid-cavia",
+        "against-small-cavia",
     ),
     System(
         "leo",
