@@ -100,6 +100,13 @@ def _measured(name: str, row: dict[str, Any]) -> str:
             f"against `{row['second']}` {apart['mean']:+.1f} ± {apart['ci95']:.1f} points "
             "(inductive, one seed)"
         )
+    if kind == "online":
+        regrets = {n: r["regret"]["mean"] for n, r in row["rows"].items()}
+        return (
+            f"Rainbow MNIST: regret {regrets['ftml']:.1f}, from scratch "
+            f"{regrets['scratch']:.1f}, on everything {regrets['toe']:.1f} (inductive, "
+            f"{_seeds(row['rows']['ftml']['regret']['seeds'])})"
+        )
     if kind == "families":
         found = next(
             (r for r in row["rows"].values() if r["settings"]["algorithm"] == name), None

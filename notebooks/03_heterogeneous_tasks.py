@@ -149,7 +149,7 @@ for style, row in enumerate(axes):
 plt.show()
 
 # %%
-IMAGE_STEPS = 5 if FAST else 1_500
+IMAGE_STEPS = 5 if FAST else 1_000
 network = ml.from_linen(ml.models.Conv4(5, width=16, downsample="stride"))
 features = ml.from_linen(ml.models.Conv4(32, width=16, norm="none", downsample="stride"))
 loss, inner = ml.losses.cross_entropy, optax.sgd(0.1)

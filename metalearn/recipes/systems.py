@@ -193,6 +193,13 @@ SYSTEMS = (
         "tasks of several kinds: a task embedding gates the start",
     ),
     System(
+        "follow_the_meta_leader",
+        "Finn et al., ICML 2019",
+        "tasks that arrive one after another: meta-learning on a buffer of them",
+        "",
+        "online",
+    ),
+    System(
         "protonet",
         "Snell et al., NeurIPS 2017",
         "class means in a learned space; any number of ways",
