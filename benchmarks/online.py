@@ -309,7 +309,7 @@ def table_rows(row: dict[str, Any]) -> list[str]:
     s = row["settings"]
     lines = [
         f"Rainbow MNIST at 14x14, {s['tasks']} tasks of {s['examples']} images in "
-        f"{s['seeds']} random order(s), FTML {s['meta_steps']} outer steps for "
+        f"{s['seeds']} random orders, FTML {s['meta_steps']} outer steps for "
         f"{s['batch']} images and the others {s['meta_steps'] * s['joint_steps']}; regret "
         "in nats against FTML trained on all tasks at once, which approximates the best in "
         "hindsight; intervals over tasks and orders pooled, images needed at most "

@@ -111,10 +111,10 @@ def _list(argv: list[str]) -> int:
         print(f"  {row['name'] + star:<26}{row['algorithm']:<12}{row['description']}")
         if row["expectation"]:
             print(f"  {'':<26}{'':<12}{row['expectation']}")
-    print("\n  * the default\n\nLearners (--algorithm NAME)\n")
+    print("\n  * the default\n\nSystems (ml.NAME; most are an --algorithm as well)\n")
     for name, found in learners.items():
         paper = f" ({found['paper']})" if found["paper"] else ""
-        print(f"  {name:<16}{found['good_for']}{paper}")
+        print(f"  {name:<24}{found['good_for']}{paper}")
     return 0
 
 
