@@ -138,7 +138,7 @@ def styled(part):
 
 
 train, test = styled(glyphs.train), styled(glyphs.test)
-batch = ml.sample_batch(test, test.data, jax.random.split(jax.random.key(3), 12))
+batch = ml.sample_batch(test, test.data, jax.random.split(jax.random.key(3), 40))
 fig, axes = plt.subplots(3, 5, figsize=(5, 3.2))
 for style, row in enumerate(axes):
     i = np.flatnonzero(np.asarray(batch.info["style"]) == style)[0]

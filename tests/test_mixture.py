@@ -254,7 +254,9 @@ def made():
     return MixedImages({"glyphs": one(0), "mine": one(200)})
 
 
-@pytest.mark.parametrize("algorithm", ["maml", "hsml"])
+@pytest.mark.parametrize(
+    "algorithm", ["maml", pytest.param("hsml", marks=pytest.mark.slow)]
+)
 def test_recipe_draws_and_learns(algorithm, tmp_path):
     options = ("hidden=3", "example_size=2") if algorithm == "hsml" else ()
     recipe = MixedImageRecipe(**TINY, algorithm=algorithm, options=options)

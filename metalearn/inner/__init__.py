@@ -4,7 +4,6 @@ from metalearn.inner.descent import Adapted, Descent, descent
 from metalearn.inner.differentiate import DIFFERENTIATION, Implicit
 from metalearn.inner.norm import NORM_POLICIES, Normaliser, normaliser
 from metalearn.inner.posterior import CLASSIFICATION, REGRESSION, Gamma, Posterior
-from metalearn.inner.svgd import svgd
 from metalearn.inner.unroll import Unrolled, unroll
 
 __all__ = [
@@ -21,6 +20,5 @@ __all__ = [
     "Unrolled",
     "descent",
     "normaliser",
-    "svgd",
     "unroll",
 ]
