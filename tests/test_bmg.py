@@ -313,6 +313,7 @@ def test_absent_classes_do_no_harm():
     assert np.all(found.metrics["match/loss"] > 0)
 
 
+@pytest.mark.slow  # built by `bilevel`, as maml is
 def test_keeps_the_contract(strict_dtypes):
     learner = bmg(linen(), CE, optax.sgd(0.1), target_steps=2, task_chunk=8)
     assert ml.describe(learner)["match"] == "kl"

@@ -132,6 +132,7 @@ def test_a_leaf_that_takes_nothing_changes_nothing(x64):
     close(found, expected)
 
 
+@pytest.mark.slow
 def test_the_reconstruction_does_not_shrink_its_target(x64):
     """Through the target alone: with a decoder of zeros the embedding gets no gradient."""
     made = learner(aggregator="mean", reconstruction=1.0)

@@ -287,6 +287,7 @@ def test_absent_classes_are_masked():
     assert found.present.tolist() == [True, True, False]
 
 
+@pytest.mark.slow  # built by `bilevel`, as maml is
 def test_keeps_the_contract(strict_dtypes):
     learner = sharp_maml(linen(), CE, optax.sgd(0.1), task_chunk=8)
     assert ml.describe(learner)["outer_radius"] == 0.05
