@@ -78,17 +78,16 @@ def _predictions(
     learner = recipe.evaluation_learner(record)
     sampler = recipe.tasks(data, "test")
 
-    @jax.jit
-    def one(variables: Any, data: Any, number: Any) -> Any:
+    def one(number: Any) -> Any:
         key = jax.random.fold_in(jax.random.key(0), number)
         k_task, k_adapt, k_predict = jax.random.split(key, 3)
-        task = sampler.sample(data, k_task)
+        task = sampler.sample(sampler.data, k_task)
         adapted = learner.adapt(variables, task.support, key=k_adapt)
         outputs = learner.predict(adapted, task.query.x, key=k_predict)
         return jax.nn.softmax(outputs), task.query.y
 
-    found = [one(variables, sampler.data, n) for n in range(recipe.test_tasks)]
-    return tuple(np.stack([np.asarray(x) for x in part]) for part in zip(*found))
+    numbers = np.arange(recipe.test_tasks)
+    return jax.tree.map(np.asarray, jax.jit(lambda n: jax.lax.map(one, n))(numbers))
 
 
 def _interval(values: np.ndarray) -> dict[str, float]:

@@ -58,9 +58,30 @@ def gradient_estimator(
             variables.params, variables.state, tasks, keys
         )
 
+    return mean_estimator(chunk_grads, task_chunk=task_chunk, reduce_state=reduce_state)
+
+
+def mean_estimator(
+    summed: Callable[[Variables, Task, Key], tuple[PyTree, tuple[PyTree, PyTree]]],
+    *,
+    task_chunk: int | str = "auto",
+    reduce_state: str | Callable[[PyTree], PyTree] = "mean",
+) -> EstimateFn:
+    """Builds `estimate` of a learner that makes its meta-gradient in its own way.
+
+    Args:
+      summed: `(variables, tasks [C, ...], keys [C]) -> (gradients summed over the tasks,
+        (their states [C, ...], metrics {name: [C]}))`.
+      task_chunk: See `gradient_estimator`.
+      reduce_state: See `gradient_estimator`.
+
+    Returns:
+      `estimate(variables, tasks, *, key) -> Estimate` of the mean over tasks.
+    """
+
     def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
         grads, (states, metrics), num = map_tasks(
-            chunk_grads, variables, tasks, key, task_chunk=task_chunk
+            summed, variables, tasks, key, task_chunk=task_chunk
         )
         grads = jax.tree.map(lambda g: g / num, grads)
         state = reduce_states(reduce_state, variables.state, states)

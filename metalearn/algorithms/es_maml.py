@@ -6,8 +6,6 @@ Hessian-Free Meta Learning. ICLR 2020.
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Any
 
 import jax
@@ -120,8 +118,8 @@ def es_maml(
         ("num_queries", num_queries, 1),
     ):
         _checks.whole_number(label, value, least=least)
-    _positive("sigma", sigma)
-    _positive("query_sigma", query_sigma)
+    _checks.number("sigma", sigma, positive=True)
+    _checks.number("query_sigma", query_sigma, positive=True)
     check_chunk(task_chunk)
     if adaptation not in ADAPTATIONS:
         raise ValueError(
@@ -295,9 +293,3 @@ def _scalar(value: Any) -> Array:
         )
     real = jnp.issubdtype(value.dtype, jnp.floating)
     return value if real else value.astype(jnp.result_type(float))
-
-
-def _positive(label: str, value: Any) -> None:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):
-        raise ValueError(f"{label} is {value!r}; expected a finite number above 0.")

@@ -17,10 +17,10 @@ import optax
 from metalearn import _checks, _tree, metrics
 from metalearn._task import Examples, Task
 from metalearn._typing import Key, LossFn, PathFilter, PyTree
-from metalearn.estimators import check_chunk, map_tasks, reduce_states
+from metalearn.estimators import check_chunk, mean_estimator
 from metalearn.inner import Adapted, descent, normaliser, unroll
 from metalearn.inner.conjugate import conjugate_gradients
-from metalearn.learner import Estimate, MetaLearner, config_of
+from metalearn.learner import MetaLearner, config_of
 from metalearn.losses import mask_absent, present_classes
 from metalearn.model import Model, Variables
 
@@ -217,16 +217,6 @@ def imaml(
         grads, aux = jax.vmap(gradient, in_axes=(None, 0, 0))(variables, tasks, keys)
         return jax.tree.map(lambda g: g.sum(0), grads), aux
 
-    def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
-        total, (states, report), num = map_tasks(
-            summed, variables, tasks, key, task_chunk=task_chunk
-        )
-        return Estimate(
-            grads=jax.tree.map(lambda g: g / num, total),
-            state=reduce_states("mean", variables.state, states),
-            metrics=report,
-        )
-
     config = config_of(
         name,
         inner_opt=inner_opt,
@@ -237,6 +227,7 @@ def imaml(
         pull_back=pull_back,
         norm=norm,
     )
+    estimate = mean_estimator(summed, task_chunk=task_chunk)
     return MetaLearner(init, adapt, predict, estimate, config)
 
 

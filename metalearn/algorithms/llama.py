@@ -8,7 +8,6 @@ Laplace approximation for meta-adaptation.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -120,9 +119,9 @@ def llama(
       >>> learner = ml.llama(model, ml.losses.cross_entropy, optax.sgd(0.05), eta=1e-4)
     """
     refuse_implicit(name, options.get("differentiation"))
-    _number("eta", eta, "a number of 0 or more", or_zero=True)
-    _number("prior_precision", prior_precision, "a positive number")
-    _number("likelihood_weight", likelihood_weight, "a positive number")
+    _checks.number("eta", eta)
+    _checks.number("prior_precision", prior_precision, positive=True)
+    _checks.number("likelihood_weight", likelihood_weight, positive=True)
     _checks.whole_number("num_samples", num_samples, least=0)
     for option, value, known in (
         ("curvature", curvature, CURVATURES),
@@ -365,9 +364,3 @@ def _check_blocks(chosen: PyTree, params: PyTree, curvature: str, head: str) -> 
                 f"{which}; the largest is {LARGEST}. Use curvature='diagonal', or let "
                 "adapt_filter leave it out."
             )
-
-
-def _number(name: str, value: Any, expected: str, *, or_zero: bool = False) -> None:
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (real and math.isfinite(value) and (value >= 0 if or_zero else value > 0)):
-        raise ValueError(f"{name} is {value!r}; expected {expected}.")

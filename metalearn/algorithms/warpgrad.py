@@ -14,10 +14,10 @@ from metalearn import _checks, _tree, metrics
 from metalearn._task import Examples, Task
 from metalearn._typing import Array, Key, LossFn, PyTree
 from metalearn.bilevel import refuse_implicit
-from metalearn.estimators import check_chunk, map_tasks, reduce_states
+from metalearn.estimators import check_chunk, mean_estimator
 from metalearn.inner import Adapted, descent
 from metalearn.inner.differentiate import is_second_order
-from metalearn.learner import Estimate, MetaLearner, config_of
+from metalearn.learner import MetaLearner, config_of
 from metalearn.model import Model, Variables
 
 INITIALISATIONS = ("maml", "leap", "fixed")
@@ -262,16 +262,6 @@ def warpgrad(
             )
         return _tree.merge(of_theta, of_omega), aux
 
-    def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
-        total, (states, report), num = map_tasks(
-            summed, variables, tasks, key, task_chunk=task_chunk
-        )
-        return Estimate(
-            grads=jax.tree.map(lambda g: g / num, total),
-            state=reduce_states("mean", variables.state, states),
-            metrics=report,
-        )
-
     config = config_of(
         name,
         inner_opt=inner_opt,
@@ -282,4 +272,5 @@ def warpgrad(
         differentiation=str(differentiation),
         norm=norm,
     )
+    estimate = mean_estimator(summed, task_chunk=task_chunk)
     return MetaLearner(init, adapt, predict, estimate, config)
