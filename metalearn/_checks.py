@@ -26,12 +26,17 @@ def whole_number(name: str, value: Any, *, least: int) -> None:
         raise ValueError(f"{name} is {value!r}; expected an integer of {least} or more.")
 
 
-def number(name: str, value: Any, *, positive: bool = False) -> None:
-    """Raises a `ValueError` unless a finite number of 0 or more, or a positive one."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (real and math.isfinite(value) and (value > 0 if positive else value >= 0)):
-        expected = "a positive number" if positive else "a finite number of 0 or more"
-        raise ValueError(f"{name} is {value!r}; expected {expected}.")
+def number(name: str, value: Any, *, positive: bool = False, signed: bool = False) -> None:
+    """Raises a `ValueError` unless finite and, unless `signed`, 0 or more, or positive."""
+    expected = "" if signed else " above 0" if positive else " of 0 or more"
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        below = not signed and (value <= 0 if positive else value < 0)
+        if math.isfinite(value) and not below:
+            return
+    given = repr(value)
+    if len(given) > 60:  # a transformation, an array
+        given = f"a {type(value).__name__}"
+    raise ValueError(f"{name} is {given}; expected a finite number{expected}.")
 
 
 def one_set(examples: Examples, name: str) -> None:

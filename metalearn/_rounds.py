@@ -175,7 +175,9 @@ class Episode:
         # What has arrived in random order, then the rest, which the masks hide.
         scores = jnp.where(jnp.arange(num) < count, scores, -1.0)
         order = jax.lax.top_k(scores, self.num_support + self.num_query)[1]
-        split = jnp.minimum(self.num_support, count // 2)
+        wanted = self.num_support + self.num_query
+        half = jnp.minimum(self.num_support, count // 2)
+        split = jnp.where(count < wanted, half, self.num_support)
         left = jnp.minimum(self.num_query, count - split)
 
         def part(start: Array | int, size: int, valid: Array) -> Examples:

@@ -74,6 +74,16 @@ def all_finite(tree: PyTree) -> Array:
 
 
 def path_filter(pattern: str) -> PathFilter:
-    """`(path, leaf) -> bool`: whether the regular expression occurs in the path."""
-    regex = re.compile(pattern)
+    """`(path, leaf) -> bool`: whether the regular expression occurs in the path.
+
+    Raises:
+      ValueError: `pattern` is no regular expression.
+    """
+    try:
+        regex = re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"{pattern!r} is no regular expression ({error}); expected one that occurs in "
+            'paths of parameters, such as "head" or r"(^|/)warp".'
+        ) from None
     return lambda path, leaf: regex.search(path) is not None

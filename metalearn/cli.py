@@ -106,11 +106,12 @@ def _list(argv: list[str]) -> int:
         print(json.dumps({"recipes": rows, "learners": learners}, indent=1))
         return 0
     print("Recipes (metalearn train NAME)\n")
+    width = 2 + max(len(row["algorithm"]) for row in rows)
     for row in rows:
         star = " *" if row["name"] == recipes.DEFAULT else ""
-        print(f"  {row['name'] + star:<26}{row['algorithm']:<12}{row['description']}")
+        print(f"  {row['name'] + star:<32}{row['algorithm']:<{width}}{row['description']}")
         if row["expectation"]:
-            print(f"  {'':<26}{'':<12}{row['expectation']}")
+            print(f"  {'':<32}{'':<{width}}{row['expectation']}")
     print("\n  * the default\n\nSystems (ml.NAME; most are an --algorithm as well)\n")
     for name, found in learners.items():
         paper = f" ({found['paper']})" if found["paper"] else ""
@@ -167,6 +168,7 @@ def _train_here(
     _say_data(record)
     for part in ("train", "validation", "test"):
         recipe.tasks(data, part)  # refuses too few classes before a folder is made
+    recipe.state_like(record)  # and this bad options
     with _mesh.leader_first():
         run = runs.start(
             folder,

@@ -7,8 +7,7 @@ Meta-learning, ICML 2019, section 4.4; its thresholds are those of the released 
 from __future__ import annotations
 
 import dataclasses
-import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -82,8 +81,9 @@ def fit_continually(
       A `Continual`.
 
     Raises:
+      TypeError: `grow` is no function.
       ValueError: no stage, one that is no pair, a number below one, a ratio of one or
-        less than zero, or a metric that is not reported.
+        not above zero, or a metric that is not reported.
 
     Example:
       >>> found = ml.fit_continually(
@@ -93,15 +93,24 @@ def fit_continually(
       ...      (ml.tasks.function_families(), 20_000)],
       ...     tasks_per_step=25, key=jax.random.key(0), grow=ml.add_leaf)
     """
+    if not isinstance(stages, Iterable):
+        raise ValueError(
+            f"stages is {stages!r}; expected pairs of tasks and a number of steps."
+        )
+    stages = list(stages)
     if not stages:
         raise ValueError("stages is empty; expected pairs of tasks and a number of steps.")
     for name, value in (("check_every", check_every), ("rest", rest)):
         _checks.whole_number(name, value, least=1)
-    number = isinstance(worse, numbers.Real) and not isinstance(worse, bool)
-    if not number or not worse > 0 or worse == 1:
+    _checks.number("worse", worse, positive=True)
+    if worse == 1:
         raise ValueError(
-            f"worse is {worse!r}; expected a positive ratio, above one for a loss "
-            "and below one for an accuracy."
+            "worse is 1; expected a ratio above one for a loss, below one for an accuracy."
+        )
+    if grow is not None and not callable(grow):
+        raise TypeError(
+            f"grow is a {type(grow).__name__}; expected `(variables, key) -> variables`, "
+            "such as ml.add_leaf, or None."
         )
     for stage in stages:
         if not isinstance(stage, (tuple, list)) or len(stage) != 2:

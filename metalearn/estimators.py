@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from metalearn import _cost, _mesh
+from metalearn import _cost, _mesh, _tree
 from metalearn._task import Task
 from metalearn._typing import EstimateFn, Key, Objective, PyTree
 from metalearn.learner import Estimate
@@ -51,6 +52,11 @@ def gradient_estimator(
             return objective(variables, task, key=key)
 
         losses, aux = jax.vmap(one)(tasks, keys)
+        if losses.ndim != 1:
+            raise ValueError(
+                f"the objective of one task has shape {losses.shape[1:]}; expected a "
+                "scalar, e.g. the mean over its examples."
+            )
         return jnp.sum(losses), aux
 
     def chunk_grads(variables: Variables, tasks: Task, keys: Key):
@@ -158,7 +164,7 @@ def num_tasks(tasks: Task) -> int:
     """T of a batch.
 
     Raises:
-      ValueError: the leaves disagree, or the masks are not `[T, N]`.
+      ValueError: the leaves disagree, the masks are not `[T, N]`, or T is 0.
     """
     shape = jnp.shape(tasks.support.mask)
     if len(shape) != 2:
@@ -166,7 +172,16 @@ def num_tasks(tasks: Task) -> int:
             f"tasks.support.mask has shape {shape}; a batch of tasks needs [T, N]. One "
             "task goes to adapt and predict; stack_tasks makes a batch."
         )
-    return shape[0]
+    num = shape[0]
+    if num == 0:
+        raise ValueError("the batch has no task; expected leaves [T, ...] with T >= 1.")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tasks):
+        if jnp.shape(leaf)[:1] != (num,):
+            raise ValueError(
+                f"{_tree.path_string(path)} of the tasks has shape {jnp.shape(leaf)}, but "
+                f"support/mask is of {num} tasks. All need the same leading axis [T]."
+            )
+    return num
 
 
 def resolve_chunk(
@@ -189,7 +204,7 @@ def resolve_chunk(
 
 def check_chunk(task_chunk: Any) -> None:
     """Raises a `ValueError` unless `"auto"` or a positive integer."""
-    integer = isinstance(task_chunk, int) and not isinstance(task_chunk, bool)
+    integer = isinstance(task_chunk, (int, np.integer)) and not isinstance(task_chunk, bool)
     if task_chunk != "auto" and not (integer and task_chunk > 0):
         raise ValueError(
             f"task_chunk is {task_chunk!r}; expected 'auto' or a positive integer."

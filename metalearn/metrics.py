@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn import losses
+from metalearn import _checks, losses
 from metalearn._task import Examples
 from metalearn._tree import masked_mean
 from metalearn._typing import Array, LossFn
@@ -83,13 +83,26 @@ def calibration_error(probabilities, labels, *, num_bins: int = 15) -> float:
       num_bins: Number of bins.
 
     Raises:
-      ValueError: shapes do not fit, rows are no probabilities, or there are no bins.
+      ValueError: shapes do not fit, nothing is predicted, rows are no probabilities,
+        labels are no classes, or there are no bins.
+
+    Example:
+      >>> calibration_error([[0.9, 0.1], [0.6, 0.4]], [0, 1])
+      0.35
     """
+    _checks.whole_number("num_bins", num_bins, least=1)
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
-    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
+    shaped = probabilities.ndim == 2 and labels.shape == probabilities.shape[:1]
+    if not shaped or not probabilities.size:
         raise ValueError(
             f"calibration_error got probabilities {probabilities.shape} and labels "
-            f"{labels.shape}; expected [P, W] and [P]."
+            f"{labels.shape}; expected [P, W] and [P], with one prediction or more."
+        )
+    ways = probabilities.shape[1]
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= ways:
+        raise ValueError(
+            f"calibration_error got labels of dtype {labels.dtype} from {labels.min()} to "
+            f"{labels.max()}; expected class indices 0..{ways - 1}."
         )
     sums = probabilities.sum(-1)
     if not (np.all(probabilities >= 0) and np.allclose(sums, 1, atol=1e-3)):
@@ -97,8 +110,6 @@ def calibration_error(probabilities, labels, *, num_bins: int = 15) -> float:
             "calibration_error got rows that are no probabilities (sums from "
             f"{sums.min():.3g} to {sums.max():.3g}); give softmax(logits)."
         )
-    if num_bins < 1:
-        raise ValueError(f"num_bins is {num_bins}; expected 1 or more.")
     confidence = probabilities.max(-1)
     hit = probabilities.argmax(-1) == labels
     bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import numbers
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -160,8 +161,9 @@ def follow_the_meta_leader(
         raise ValueError(
             f"metric {metric!r} is not reported; there are {list(rounds.reported)}."
         )
-    if threshold is not None and not np.isfinite(threshold):
-        raise ValueError(f"threshold is {threshold}; expected a finite number or None.")
+    number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
+    if threshold is not None and not (number and np.isfinite(threshold)):
+        raise ValueError(f"threshold is {threshold!r}; expected a finite number or None.")
     identity = {
         "learner": describe(trainer.learner),
         "adapting": describe(rounds.adapting),
@@ -310,12 +312,21 @@ def _restore(
     """State, history and number of finished tasks."""
     done = checkpoints.latest()
     state, extra = checkpoints.restore(done, like=like)
-    there = extra["identity"] | {"tasks": extra["tasks"]}
-    here = identity | {"tasks": digests[:done]}
+    if "identity" not in extra:
+        raise CheckpointMismatch(
+            f"{checkpoints.folder} holds checkpoints that follow_the_meta_leader did not "
+            "write. Give the folder of an online run, or an empty one and resume=False."
+        )
+    there, here = extra["identity"], identity
     wrong = [
         f"{name}: {there.get(name)} there, {value} here"
         for name, value in here.items()
         if there.get(name) != value
+    ]
+    wrong += [
+        f"task {number}: digest {old} there, {new} here"
+        for number, (old, new) in enumerate(zip(extra["tasks"], digests, strict=False))
+        if old != new
     ]
     if done > len(digests):
         raise CheckpointMismatch(

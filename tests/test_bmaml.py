@@ -259,6 +259,24 @@ def test_bad_posteriors_and_losses_are_refused():
         emaml(plain(), own, optax.sgd(0.1), combine="vote")
     with pytest.raises(TypeError, match="inner_opt is a float"):
         bmaml(plain(), CE, 0.1)
+    with pytest.raises(TypeError, match="leader_opt is a float"):
+        bmaml(plain(), CE, optax.sgd(0.1), leader_opt=0.1)
+
+
+def test_a_choice_of_weights_by_their_shapes_is_refused():
+    learner = classifier(adapt_filter=lambda path, leaf: leaf.ndim == 2)
+    with pytest.raises(ValueError, match="depends on shapes"):
+        learner.init(KEY, one(blob_batch()))
+
+
+def test_probabilities_of_a_single_output_are_refused():
+    """They would be 1, whatever the network says."""
+    learner = chaser(posterior=dataclasses.replace(REGRESSION, combine="probabilities"))
+    task = one(sine_batch())
+    variables = learner.init(KEY, task)
+    after = jax.eval_shape(learner.adapt, variables, task.support)
+    with pytest.raises(ValueError, match=r"two classes or more.*combine='mean'"):
+        jax.eval_shape(learner.predict, after, task.query.x)
 
 
 def test_keeps_the_contract(strict_dtypes):

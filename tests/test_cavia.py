@@ -181,7 +181,7 @@ def test_bad_input_is_refused():
             learner_of(clip=clip)
     with pytest.raises(ValueError, match="rate is a GradientTransformation"):
         learner_of(rate=optax.sgd(1.0))
-    with pytest.raises(ValueError, match="rate is nan; expected the finite number"):
+    with pytest.raises(ValueError, match="rate is nan; expected a finite number"):
         learner_of(rate=float("nan"))
     for num in (0, True, 2.0):
         with pytest.raises(ValueError, match=f"num_context is {num}"):

@@ -60,6 +60,26 @@ def test_one_task_where_a_batch_belongs_and_the_other_way_round():
     refused(TypeError, ["tuple", "ml.Task"], learner().init, KEY, (1, 2))
 
 
+def test_tasks_that_do_not_make_a_batch():
+    """In chunks, the tasks beyond the shorter part would be left out in silence."""
+    variables, tasks = learner().init(KEY, blobs(KEY)), blob_batch()
+    longer = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), tasks.query)
+    uneven = ml.Task(support=tasks.support, query=longer)
+    estimate = ml.maml(plain(), CE, optax.sgd(0.1), task_chunk=2).estimate
+    refused(ValueError, ["query/x", "3 tasks"], estimate, variables, uneven, key=KEY)
+    none = jax.tree.map(lambda leaf: leaf[:0], tasks)
+    refused(ValueError, ["no task", "T >= 1"], estimate, variables, none, key=KEY)
+
+
+def test_objectives_are_scalars():
+    def objective(variables, task, *, key):
+        return jnp.sum(task.query.x, -1) * variables.params, (variables.state, {})
+
+    variables = ml.Variables(params=jnp.ones(()), state={})
+    estimate = ml.gradient_estimator(objective, task_chunk=np.int64(3))
+    refused(ValueError, ["(6,)", "scalar"], estimate, variables, blob_batch(), key=KEY)
+
+
 # -- fit and evaluate -----------------------------------------------------------------
 
 

@@ -69,6 +69,14 @@ def test_no_curvature_is_stopped_at(matrix):
     assert found.negative_curvature
 
 
+def test_large_right_sides_are_no_negative_curvature():
+    """In float32 the product of two squared lengths would be infinite."""
+    b = jnp.full(3, 1e11, jnp.float32)
+    found = conjugate_gradients(lambda v: 2 * v, b, max_steps=3)
+    close(found.x, b / 2, rtol=1e-6)
+    assert not found.negative_curvature
+
+
 def test_nothing_to_solve():
     found = solve(np.eye(3), b=np.zeros(3))
     close(found.x, np.zeros(3), rtol=0)

@@ -1,7 +1,6 @@
-"""Hierarchically structured meta-learning: the tree by hand, reductions, growth."""
+"""Hierarchically structured meta-learning: the tree by hand, reductions, a new leaf."""
 
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,10 @@ from bench import CE, INNER, close, differs, grads_of, network, wide_blobs
 from tiny import WAYS, blob_batch, one, plain, sine_batch, tanh_net
 
 import metalearn as ml
-from metalearn import continual, plots
+from metalearn import plots
 from metalearn.algorithms.hsml import add_leaf
 from metalearn.clusters import climb
 from metalearn.testing import check_learner
-from metalearn.trainer import TrainState
 
 SMALL = {"hidden": 3, "example_size": 2, "num_ways": WAYS, "num_steps": 2}
 
@@ -306,138 +304,6 @@ def test_families_first_made_in_a_trace_can_be_used_after_it():
     make = lambda: ml.tasks.function_families(6, 2)
     inside = jax.jit(lambda key: make()(key).query.y)(jax.random.key(0))
     np.testing.assert_allclose(inside, make()(jax.random.key(0)).query.y, rtol=1e-4)
-
-
-# -- Continual ---------------------------------------------------------------------------
-
-
-def test_growth_waits_and_starts_the_optimiser_anew():
-    """The second stage is harder: the tree grows once, after the rest."""
-    made = ml.hsml(
-        plain(1),
-        ml.losses.mse,
-        optax.sgd(1e-3),
-        **SMALL | {"num_ways": None, "tree": (2, 1), "task_chunk": 4},
-    )
-    easy = ml.tasks.function_families(5, 5, ("line",))
-    hard = ml.TaskSampler(scaled_by(easy, 30.0), (), "hard")
-    seen = []
-
-    def grow(variables, key):
-        seen.append(variables)
-        return ml.add_leaf(variables, key)
-
-    found = ml.fit_continually(
-        made,
-        optax.adam(1e-4),
-        [(easy, 4), (hard, 3)],
-        tasks_per_step=4,
-        key=jax.random.key(0),
-        grow=grow,
-        check_every=2,
-        rest=5,
-        progress=False,
-    )
-    assert [row["step"] for row in found.history] == [2, 4, 6, 7]
-    assert [row["stage"] for row in found.history] == [0, 0, 1, 1]
-    assert found.grown == [6] and len(seen) == 1
-    sizes = [len(v.params["structure"]["tree"][0]["b"]) for v in found.stages]
-    assert sizes == [2, 3]
-    assert int(found.state.step) == 7
-    assert int(found.state.opt_state[0].count) == 1  # anew after step 6
-
-
-def scaled_by(sampler, factor):
-    def sample(data, key):
-        task = sampler.sample(data, key)
-        scale = lambda e: ml.Examples(x=e.x, y=factor * e.y, mask=e.mask)
-        return ml.Task(support=scale(task.support), query=scale(task.query), info=task.info)
-
-    return sample
-
-
-def windows_of(values, monkeypatch, **options):
-    """What `fit_continually` makes of windows of these means."""
-    means, asked = iter(values), []
-
-    def fit(trainer, tasks, *, state, num_steps, log_every, **rest):
-        asked.append((num_steps, log_every))
-        zero = trainer.learner.init(jax.random.key(0), one(sine_batch()))
-        state = TrainState(step=num_steps, variables=zero, opt_state=None)
-        row = {"query/loss": next(means)}
-        return SimpleNamespace(state=state, history=[row])
-
-    monkeypatch.setattr(continual, "fit", fit)
-    found = ml.fit_continually(
-        ml.maml(plain(1), ml.losses.mse, optax.sgd(0.1)),
-        optax.sgd(0.1),
-        tasks_per_step=2,
-        key=jax.random.key(0),
-        grow=lambda variables, key: variables,
-        **{"check_every": 2, "rest": 1, **options},
-    )
-    return found, asked
-
-
-def test_every_row_is_the_mean_of_its_window(monkeypatch):
-    """`fit` starts a new mean at multiples of `log_every`: none lies within a window."""
-    tasks = ml.tasks.sinusoid()
-    _, asked = windows_of([1.0] * 4, monkeypatch, stages=[(tasks, 3), (tasks, 4)])
-    begin = 0
-    for end, log_every in asked:
-        assert not any(step % log_every == 0 for step in range(begin + 1, end))
-        begin = end
-
-
-def test_what_a_stage_has_left_over_is_not_compared(monkeypatch):
-    tasks = ml.tasks.sinusoid()
-    found, _ = windows_of(
-        [1.0, 9.0, 1.0, 2.0], monkeypatch, stages=[(tasks, 3), (tasks, 4)]
-    )
-    assert [row["step"] for row in found.history] == [2, 3, 5, 7]
-    assert found.grown == [7]
-
-
-@pytest.mark.parametrize(
-    ("values", "worse", "grown"),
-    [
-        ([1.0, 1.2, 1.6], 1.25, [6]),
-        ([-1.0, -2.0, -1.9, -1.0], 1.25, [8]),
-        ([0.0, 0.5], 1.25, [4]),
-        ([0.8, 0.7, 0.5], 0.85, [6]),
-        ([0.0, 0.0], 0.85, []),
-    ],
-)
-def test_what_counts_as_worse(values, worse, grown, monkeypatch):
-    stages = [(ml.tasks.sinusoid(), 2 * len(values))]
-    found, _ = windows_of(values, monkeypatch, stages=stages, worse=worse)
-    assert found.grown == grown
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"stages": []}, "stages is empty"),
-        ({"stages": [(ml.tasks.sinusoid(), 1), (ml.tasks.sinusoid(), 0)]}, "stage is 0"),
-        ({"stages": [ml.tasks.sinusoid()]}, "a stage is a TaskSampler"),
-        ({"worse": 0.0}, "positive ratio"),
-        ({"worse": 1.0}, "above one for a loss"),
-        ({"worse": "2"}, "worse is '2'"),
-        ({"check_every": 0}, "check_every"),
-    ],
-)
-def test_bad_continual_options(options, message):
-    given = {"stages": [(ml.tasks.sinusoid(), 1)], **options}
-    stages = given.pop("stages")
-    with pytest.raises(ValueError, match=message):
-        ml.fit_continually(
-            ml.maml(plain(1), ml.losses.mse, optax.sgd(0.1)),
-            optax.adam(1e-3),
-            stages,
-            tasks_per_step=2,
-            key=jax.random.key(0),
-            **given,
-        )
 
 
 def test_the_tree_is_drawn(tmp_path):

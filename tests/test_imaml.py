@@ -293,11 +293,11 @@ def test_absent_classes_are_masked():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"lam": 0.0}, r"lam=0\.0.*lam > 0"),
-        ({"lam": float("inf")}, "lam=inf"),
-        ({"lam": "2"}, "lam='2'"),
-        ({"damping": -1.0}, r"damping=-1\.0"),
-        ({"damping": True}, "damping=True"),
+        ({"lam": 0.0}, r"lam is 0\.0; expected a positive number"),
+        ({"lam": float("inf")}, "lam is inf"),
+        ({"lam": "2"}, "lam is '2'"),
+        ({"damping": -1.0}, r"damping is -1\.0; expected a finite number of 0 or more"),
+        ({"damping": True}, "damping is True"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"cg_steps": 0}, "cg_steps is 0"),
         ({"norm": "per_step"}, "per_step.*'support'"),
@@ -308,6 +308,24 @@ def test_absent_classes_are_masked():
 def test_bad_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         imaml(plain(), CE, optax.sgd(0.1), **options)
+
+
+def test_numbers_of_numpy_do_not_widen_small_floats():
+    """And `describe` has them as numbers."""
+    numbers = {"lam": np.float32(2), "damping": np.float32(1)}
+    learner = imaml(plain(), CE, optax.sgd(0.1), num_steps=2, **numbers)
+    assert (ml.describe(learner)["lam"], ml.describe(learner)["damping"]) == (2.0, 1.0)
+
+    def small(leaf):
+        return leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf
+
+    tasks = jax.tree.map(small, blob_batch())
+    params = jax.tree.map(small, plain().init(jax.random.key(0), tasks.support.x[0]).params)
+    found = jax.eval_shape(
+        lambda p: learner.estimate(_state_free(p), tasks, key=jax.random.key(0)).grads,
+        params,
+    )
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(found)} == {"bfloat16"}
 
 
 def test_bad_inner_optimiser_is_refused():

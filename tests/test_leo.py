@@ -286,6 +286,9 @@ def test_bad_inputs_are_refused():
     part = ml.Examples.of(jnp.zeros((2, 8, 8, 1)), jnp.zeros(2, jnp.int32))
     with pytest.raises(ValueError, match=r"feature vectors \[N, D\]"):
         learner_of().init(jax.random.key(0), ml.Task(support=part, query=part))
+    whole = ml.Examples.of(jnp.zeros((2, 8), jnp.int32), jnp.zeros(2, jnp.int32))
+    with pytest.raises(ValueError, match=r"dtype int32.*float32"):
+        learner_of().init(jax.random.key(0), ml.Task(support=whole, query=whole))
     assert LeoNet(features=4, latents=2, hidden=7).hidden == 7
 
 

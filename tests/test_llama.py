@@ -9,7 +9,7 @@ import optax
 import pytest
 from bench import CE, close, differs, grads_of, network, wide_blobs
 from jax.flatten_util import ravel_pytree
-from tiny import WAYS, blob_batch, linen, one, plain, tanh_net
+from tiny import WAYS, blob_batch, linen, one, plain, sine_batch, tanh_net
 
 import metalearn as ml
 from metalearn.algorithms.llama import CURVATURES, laplace, llama, output_hessian
@@ -213,6 +213,27 @@ def test_layers_without_curvature_have_that_of_the_prior():
     assert all(np.isfinite(s).all() for s in jax.tree.leaves(slopes))
 
 
+@pytest.mark.parametrize("curvature", ["kronecker", "last_layer"])
+def test_large_curvature_keeps_its_determinant_in_single_precision(curvature):
+    """Features of a norm of some hundred: rounding outweighs a prior of 1e-3."""
+    rng = np.random.default_rng(0)
+    x, p = 30 * np.abs(rng.normal(size=(25, 64))), rng.dirichlet(np.ones(5), size=25)
+    hessian = np.einsum("ni,ij->nij", p, np.eye(5)) - np.einsum("ni,nj->nij", p, p)
+    jacobian = np.einsum("nf,io->nifo", x, np.eye(5))
+
+    def around(dtype, precision=1e-3):
+        leaves = {"w": jnp.asarray(jacobian, dtype)}
+        return laplace(leaves, jnp.asarray(hessian, dtype), precision, curvature)
+
+    single = around(jnp.float32)
+    assert np.isfinite(single.draw(jax.random.key(0))["w"]).all()
+    half = around(jnp.bfloat16, precision=100.0)
+    assert half.draw(jax.random.key(0))["w"].dtype == jnp.bfloat16
+    close(half.log_det, around(jnp.float32, precision=100.0).log_det, rtol=0.02)
+    with jax.enable_x64(True):
+        close(single.log_det, around(jnp.float64).log_det, rtol=5e-3)
+
+
 # -- Samples ----------------------------------------------------------------------------
 
 
@@ -294,6 +315,15 @@ def test_only_what_adapts_is_uncertain():
 def test_bad_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         blob_learner(**options)
+
+
+def test_predictions_of_numbers_are_means():
+    learner = llama(plain(1), ml.losses.mse, optax.sgd(0.1), num_samples=3)
+    task = one(sine_batch())
+    variables = learner.init(jax.random.key(0), task)
+    adapted = jax.jit(learner.adapt)(variables, task.support)
+    outputs = jax.vmap(lambda p: tanh_net(p, task.query.x))(adapted.params)
+    close(learner.predict(adapted, task.query.x), outputs.mean(0), rtol=1e-5)
 
 
 def test_blocks_that_are_too_large_are_refused_by_name():

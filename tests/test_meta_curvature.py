@@ -186,7 +186,7 @@ def test_unclear_layers_are_refused_by_name(shape):
 def test_rate_has_to_be_a_number():
     with pytest.raises(ValueError, match="rate is a GradientTransformation"):
         meta_curvature(plain(), CE, rate=optax.sgd(0.1))
-    with pytest.raises(ValueError, match="rate is nan; expected the finite number"):
+    with pytest.raises(ValueError, match="rate is nan; expected a finite number"):
         meta_curvature(plain(), CE, rate=float("nan"))
 
 

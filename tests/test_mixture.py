@@ -123,11 +123,19 @@ def test_info_of_other_shapes_is_refused():
 
 
 @pytest.mark.parametrize(
-    "weights", [(1.0,), (1, -1), (0, 0), (float("nan"), 1), (True, False), ("a", "b")]
+    "weights",
+    [(1.0,), (1, -1), (0, 0), (float("nan"), 1), (True, False), ("a", "b"), ([1], [1, 2])],
 )
 def test_bad_weights(weights):
     with pytest.raises(ValueError, match="expected 2 numbers"):
         mixture([ml.tasks.sinusoid(1, 1)] * 2, weights)
+
+
+def test_nested_info_is_refused():
+    task = tasks_of(0).first(jax.random.key(0))
+    nested = dataclasses.replace(task, info={"a": {"b": jnp.zeros(2)}})
+    with pytest.raises(ValueError, match=r"info\['a'\] of distribution 0 .* is a dict"):
+        mixture([lambda key: nested])
 
 
 def test_bad_samplers():
@@ -135,6 +143,9 @@ def test_bad_samplers():
         mixture([])
     with pytest.raises(TypeError, match="expected a TaskSampler"):
         mixture([3])
+    for make in (styled, lambda sampler: mixture([sampler])):
+        with pytest.raises(TypeError, match="'<lambda>' gives a ShapeDtypeStruct"):
+            make(lambda key: 3)
     with pytest.raises(TypeError, match="is a TaskStream"):
         mixture([ml.TaskStream(lambda *_: iter(()))])
 
@@ -213,6 +224,9 @@ def test_styles_are_drawn_alike():
     [
         ({"styles": ()}, "expected some of original, blurred"),
         ({"styles": ("pencil",)}, "expected some of"),
+        ({"styles": 5}, "styles is 5; expected some of"),
+        ({"styles": [["edges"]]}, "expected some of"),
+        ({"blur": "1"}, "blur is '1'; expected a positive number"),
         ({"blur": 0.0}, "positive number"),
         ({"blur": float("nan")}, "positive number"),
         ({"blur": True}, "positive number"),
@@ -221,6 +235,11 @@ def test_styles_are_drawn_alike():
 def test_bad_styles(options, message):
     with pytest.raises(ValueError, match=message):
         styled(tasks_of(0), **options)
+
+
+def test_a_stream_is_not_styled():
+    with pytest.raises(TypeError, match="are a TaskStream"):
+        styled(ml.TaskStream(lambda *_: iter(())))
 
 
 def test_only_images_and_only_once():

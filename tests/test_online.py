@@ -78,49 +78,6 @@ def same(first, second):
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-# -- The buffer --------------------------------------------------------------------------
-
-
-def numbered(num_tasks=3, room=6):
-    """Example n of task t has x = 100 t + n and y = -x."""
-    x = 100.0 * jnp.arange(num_tasks)[:, None] + jnp.arange(room)[None]
-    mask = jnp.ones((num_tasks, room), bool)
-    return ml.Examples(x=x[..., None], y=-x[..., None], mask=mask)
-
-
-@pytest.mark.parametrize("have", [2, 3, 4, 6])
-def test_mini_batches_are_disjoint_and_of_what_has_arrived(have):
-    sample = jax.jit(jax.vmap(_rounds.Episode(2, 2), in_axes=(None, 0)))
-    data = {
-        "examples": numbered(),
-        "info": {},
-        "counts": np.int32([6, have, 0]),
-        "first": np.int32(0),
-        "num": np.int32(2),
-    }
-    drawn = sample(data, jax.random.split(KEY, 200))
-    seen = {0: set(), 1: set()}
-    for i in range(200):
-        task = int(drawn.info["task"][i])
-        count = (6, have)[task]
-        parts = []
-        for part, size in (
-            (drawn.support, min(2, count // 2)),
-            (drawn.query, min(2, count - min(2, count // 2))),
-        ):
-            mask = np.asarray(part.mask[i])
-            assert mask.sum() == size and mask[:size].all()
-            x, y = np.asarray(part.x[i])[..., 0], np.asarray(part.y[i])[..., 0]
-            assert np.array_equal(x, -y) and not x[~mask].any()
-            parts += list(x[mask])
-        assert len(set(parts)) == len(parts)
-        assert all(100 * task <= n < 100 * task + count for n in parts)
-        seen[task] |= set(parts)
-    assert len(seen[0]) == 6 and len(seen[1]) == have  # all of them, in time
-    share = float(np.mean(drawn.info["task"]))
-    assert abs(share - 0.5) < 0.15
-
-
 def test_what_comes_later_changes_nothing_before():
     """To the bit: tasks to come, and rows of the current one that have not arrived."""
     first, other = levels(), levels()
@@ -327,12 +284,27 @@ def test_resumed_is_as_uninterrupted_and_tasks_may_be_added(tmp_path):
     again = follow_the_meta_leader(made, levels(), **options)  # nothing is left to do
     assert same(whole.values, again.values)
 
-    with pytest.raises(ml.CheckpointMismatch, match="meta_steps"):
-        follow_the_meta_leader(made, levels(), **{**options, "meta_steps": 3})
-    with pytest.raises(ml.CheckpointMismatch, match="tasks may only be added"):
+    for change, message in (
+        ({"meta_steps": 3}, "meta_steps: 2 there, 3 here"),
+        ({"key": jax.random.key(4)}, r"key: \[0, 3\] there, \[0, 4\] here"),
+        ({"train_on": "past"}, "train_on: all there, past here"),
+        ({"restart": True}, "restart: False there, True here"),
+    ):
+        with pytest.raises(ml.CheckpointMismatch, match=message):
+            follow_the_meta_leader(made, levels(), **{**options, **change})
+    with pytest.raises(ml.CheckpointMismatch, match=r"task 0: digest .* there, "):
         follow_the_meta_leader(made, levels()[::-1], **options)
     with pytest.raises(ml.CheckpointMismatch, match="finished 3 tasks"):
         follow_the_meta_leader(made, levels()[:2], **options)
+
+
+def test_checkpoints_of_another_kind_are_refused(tmp_path):
+    """The state fits: it is the same trainer's."""
+    checkpoints = ml.Checkpoints(tmp_path / "run")
+    state = jax.jit(trainer().init)(KEY, levels()[0])
+    checkpoints.save(1, state, {"best_step": 1})
+    with pytest.raises(ml.CheckpointMismatch, match="did not write"):
+        play(checkpoints=checkpoints, resume=True)
 
 
 # -- Bad input ---------------------------------------------------------------------------
@@ -371,6 +343,8 @@ def with_holes(task):
         ({"train_on": "future"}, "train_on is 'future'"),
         ({"metric": "query/accuracy"}, "not reported"),
         ({"threshold": float("nan")}, "threshold is nan"),
+        ({"threshold": "0.9"}, "threshold is '0.9'"),
+        ({"threshold": True}, "threshold is True"),
         ({"resume": True}, "needs checkpoints"),
     ],
 )

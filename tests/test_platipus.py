@@ -272,6 +272,7 @@ def test_absent_classes_are_masked():
         ({"initial_std": 0.0}, "initial_std is 0.0.*positive"),
         ({"initial_std": True}, "initial_std is True"),
         ({"initial_rate": "0.1"}, "initial_rate is '0.1'"),
+        ({"initial_rate": -0.1}, "initial_rate is -0.1.*0 or more"),
         ({"norm": "layer"}, "norm is 'layer'"),
         ({"differentiation": ml.inner.Implicit()}, "platipus cannot learn"),
     ],
@@ -282,6 +283,14 @@ def test_bad_options_are_refused(options, words):
     if "combine" in options:
         with pytest.raises(ValueError, match="no finite derivative"):
             platipus(plain(), CE, optax.adam(0.1), combine="mean")
+
+
+@pytest.mark.parametrize("scalar_rates", [False, True])
+def test_no_array_stands_for_two_parameters(scalar_rates):
+    """A compiled step may be given each of them to write into."""
+    learner = blob_learner(scalar_rates=scalar_rates)
+    leaves = jax.tree.leaves(learner.init(jax.random.key(0), one(blob_batch())))
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
 
 
 def test_keeps_the_contract(strict_dtypes):

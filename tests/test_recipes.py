@@ -14,6 +14,7 @@ import metalearn as ml
 from metalearn import data, recipes, runs
 from metalearn.recipes import ImageRecipe, SinusoidRecipe, images
 from metalearn.recipes.base import WITHOUT_START
+from metalearn.recipes.features import FeatureRecipe
 from metalearn.recipes.learners import learner_options
 from metalearn.recipes.mixed_images import MixedImageRecipe
 
@@ -190,6 +191,37 @@ def test_bad_options_of_a_learner(options, message):
     recipe = SinusoidRecipe(algorithm="hsml", options=options)
     with pytest.raises((TypeError, ValueError), match=message):
         recipe.learner(recipe.describe_data(None))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "words", "message"),
+    [
+        ("imaml", ("lam=1", "lam=2"), "'lam' twice"),
+        ("imaml", ("pull_back=no",), "'pull_back=no'; expected pull_back=True or =False"),
+        ("imaml", ("pull_back=1",), "pull_back=True or =False"),
+        ("bmg", ("around=wrap",), "'around=wrap'; expected NAME=VALUE"),
+        ("es_maml", ("objective_fn=accuracy",), "expected NAME=VALUE"),
+        ("bmg", ("target_rate=nan",), "target_rate is 'nan'"),
+    ],
+)
+def test_bad_words_of_options(algorithm, words, message):
+    recipe = SinusoidRecipe(algorithm=algorithm, options=words)
+    with pytest.raises(ValueError, match=message):
+        recipe.learner(recipe.describe_data(None))
+
+
+@pytest.mark.parametrize("word", ["false", "False"])
+def test_a_switch_is_no_word(word):
+    """As a word, false would switch it on."""
+    recipe = SinusoidRecipe(algorithm="imaml", options=(f"pull_back={word}",))
+    assert learner_options(recipe) == {"pull_back": False}
+
+
+def test_only_npz_files_are_features(tmp_path):
+    for name, write in (("a.npy", np.save), ("a.npz", lambda p, x: p.write_text("a"))):
+        write(tmp_path / name, np.ones(3))
+        with pytest.raises(ValueError, match=f"{name} is no .npz file; expected"):
+            FeatureRecipe().load_data(str(tmp_path / name))
 
 
 def test_options_reach_the_outer_optimiser():

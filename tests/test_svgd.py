@@ -114,6 +114,18 @@ def test_no_derivative_through_the_bandwidth():
     assert not np.any(jax.grad(median_bandwidth)(distances))
 
 
+def test_steps_have_the_dtype_of_their_leaf_and_need_the_particles():
+    """Weights in half precision and log-precisions in single move by one kernel."""
+    mixed = particles_of()
+    mixed = {"w": mixed["w"].astype(jnp.bfloat16), "b": mixed["b"].astype(jnp.float32)}
+    found = direction(mixed, mixed)
+    assert jax.tree.map(lambda leaf: leaf.dtype, found) == jax.tree.map(
+        lambda leaf: leaf.dtype, mixed
+    )
+    with pytest.raises(ValueError, match="update got no params"):
+        svgd().update(mixed, ())
+
+
 @x64
 @pytest.mark.parametrize("repulsion", [1.0, 0.0])
 def test_samples_a_gaussian(repulsion):

@@ -293,6 +293,8 @@ def test_warp_conv4_has_a_warp_after_every_block(kind):
         close(out, jax.jit(conv4.apply)({"params": rest}, x), rtol=1e-5)
     with pytest.raises(ValueError, match="warp is 'affine'"):
         WarpMLP(warp="affine").init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match=r"shape \(2, 16, 16\); expected \[N, C\]"):
+        ml.models.Warp().init(jax.random.key(0), x[..., 0])
 
 
 # -- Contract ---------------------------------------------------------------------------

@@ -6,8 +6,6 @@ ICML 2019 AutoML workshop, arXiv 1905.07435.
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -62,7 +60,7 @@ def alpha_maml(
       >>> trainer = ml.meta_trainer(learner, outer)
     """
     _checks.whole_number("num_steps", num_steps, least=0)
-    _number("initial_rate", initial_rate)
+    _checks.number("initial_rate", initial_rate)
     refuse_implicit("alpha_maml", options.get("differentiation"))
     return bilevel(
         options.pop("name", "alpha_maml"),
@@ -109,7 +107,7 @@ def alpha_maml_optimiser(
       >>> ml.alpha_maml_optimiser(1e-3, alpha_rate=0.02, beta_rate=0.02,
       ...                         inner=optax.scale_by_adam(), rule="multiplicative")
     """
-    _number("alpha_rate", alpha_rate)
+    _checks.number("alpha_rate", alpha_rate)
     beta = hypergradient_descent(learning_rate, beta_rate, inner, rule=rule)
     if rule == "additive":
         alpha = optax.sgd(alpha_rate)
@@ -178,8 +176,12 @@ def hypergradient_descent(
       >>> opt = ml.hypergradient_descent(1e-3, 0.02, optax.scale_by_adam(),
       ...                                rule="multiplicative")
     """
-    _number("learning_rate", learning_rate)
-    _number("hyper_rate", hyper_rate)
+    if callable(learning_rate):
+        raise ValueError(
+            "learning_rate is a schedule; expected a number, which the hypergradient moves."
+        )
+    _checks.number("learning_rate", learning_rate)
+    _checks.number("hyper_rate", hyper_rate)
     if rule not in RULES:
         raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}.")
     if rule == "multiplicative" and hyper_rate >= 1:
@@ -223,11 +225,3 @@ def _exponentiated(rate: float) -> optax.GradientTransformation:
 
 def _dot(a: PyTree, b: PyTree) -> Array:
     return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)))
-
-
-def _number(name: str, value: Any) -> None:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
-        raise ValueError(
-            f"{name} is {value!r}; expected a finite number of 0 or more, not a schedule."
-        )

@@ -104,7 +104,11 @@ def bmaml(
         )
     _checks.whole_number("leader_steps", leader_steps, least=1)
     if leader_opt is not None:
-        _checks.inner_optimiser(leader_opt, None, second_order=False)
+        if not isinstance(leader_opt, optax.GradientTransformation):
+            raise TypeError(
+                f"leader_opt is a {type(leader_opt).__name__}; expected None or an optax "
+                "transformation such as optax.sgd(1e-3)."
+            )
         if objective != "chaser":
             raise ValueError(
                 f"leader_opt is given, but objective={objective!r} has no leader. Leave it "

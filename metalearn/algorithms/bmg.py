@@ -6,8 +6,6 @@ Meta-Learning. ICLR 2022.
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Any
 
 import jax
@@ -93,15 +91,8 @@ def bmg(
     _checks.whole_number("target_steps", target_steps, least=1)
     if match not in MATCHES:
         raise ValueError(f"match is {match!r}; expected one of {', '.join(MATCHES)}.")
-    if not (_is_finite(target_rate) and target_rate >= 0):
-        raise ValueError(
-            f"target_rate is {target_rate!r}; expected a finite number of 0 or more, the "
-            "size of the last step of the target, e.g. 0.1."
-        )
-    if not (_is_finite(temperature) and temperature > 0):
-        raise ValueError(
-            f"temperature is {temperature!r}; expected a finite number above 0, e.g. 1.0."
-        )
+    _checks.number("target_rate", target_rate)
+    _checks.number("temperature", temperature, positive=True)
     norm = options.get("norm", "support")
     if norm == "per_step":
         raise ValueError(
@@ -196,7 +187,10 @@ def divergence(target: Array, logits: Array, mask: Array, temperature: float) ->
     """
     log_p = jax.nn.log_softmax(jax.lax.stop_gradient(target) / temperature)
     log_q = jax.nn.log_softmax(logits / temperature)
-    return _tree.masked_mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1), mask)
+    p = jnp.exp(log_p)
+    # A class that is masked for both may be at minus infinity: not a number, without this.
+    gaps = jnp.where(p > 0, log_p - log_q, 0)
+    return _tree.masked_mean(jnp.sum(p * gaps, axis=-1), mask)
 
 
 def half_squared_distance(target: PyTree, params: PyTree) -> Array:
@@ -215,8 +209,3 @@ def check_logits(outputs: Any, query: Examples) -> None:
             f"{getattr(y, 'dtype', type(y).__name__)}; expected logits [Q, W] with W >= 2 "
             "and integer class indices. Use match='l2' for other outputs."
         )
-
-
-def _is_finite(value: Any) -> bool:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return number and math.isfinite(value)

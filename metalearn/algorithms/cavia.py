@@ -6,15 +6,13 @@ Meta-Learning. ICML 2019.
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn import _tree
+from metalearn import _checks, _tree
 from metalearn._task import Examples
 from metalearn._typing import Array, Key, LossFn, PyTree
 from metalearn.bilevel import Start, bilevel, refuse_implicit
@@ -81,15 +79,9 @@ def cavia(
       >>> learner.adapt(variables, task.support).params["context"]  # [5]
     """
     refuse_implicit("cavia", options.get("differentiation"))
-    if not (_is_number(rate) and math.isfinite(rate)):
-        given = rate if _is_number(rate) else f"a {type(rate).__name__}"
-        raise ValueError(
-            f"rate is {given}; expected the finite number alpha, e.g. rate=1.0."
-        )
-    if clip is not None and not (_is_number(clip) and clip > 0):
-        raise ValueError(
-            f"clip is {clip!r}; expected a positive bound such as 10.0, or None for none."
-        )
+    _checks.number("rate", rate, signed=True)
+    if clip is not None:
+        _checks.number("clip", clip, positive=True)
     is_context = _tree.path_filter(context)
 
     def reset(params: PyTree) -> PyTree:
@@ -150,7 +142,3 @@ def clip_each(params: PyTree, of_task: Array, limit: float) -> PyTree:
 
     same.defvjp(lambda *args: (same(*args), None), backward)
     return same(params, of_task)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -9,8 +9,6 @@ shared initialisation. From there on it is MAML.
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,14 +99,9 @@ def hsml(
     _checks.whole_number("example_size", example_size, least=1)
     if num_ways is not None:
         _checks.whole_number("num_ways", num_ways, least=1)
-    for option, value, least in (
-        ("sigma", sigma, 0.0),
-        ("reconstruction", reconstruction, 0.0),
-        ("gate_bias", gate_bias, -math.inf),
-    ):
-        _check_number(option, value, least)
-    if sigma == 0:
-        raise ValueError("sigma is 0; expected sigma > 0.")
+    _checks.number("sigma", sigma, positive=True)
+    _checks.number("reconstruction", reconstruction)
+    _checks.number("gate_bias", gate_bias, signed=True)
     embed = {"gru": set_encoder.recurrent, "mean": set_encoder.pooled}[aggregator]
 
     def examples_of(structure: PyTree, support: Examples) -> Array:
@@ -233,13 +226,6 @@ def _check(
     ):
         if value not in known:
             raise ValueError(f"{option} is {value!r}; expected one of {', '.join(known)}.")
-
-
-def _check_number(option: str, value: Any, least: float) -> None:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < least:
-        above = f" of {least:g} or more" if math.isfinite(least) else ""
-        raise ValueError(f"{option} is {value!r}; expected a finite number{above}.")
 
 
 def _check_data(x: Any, y: Any, num_ways: int | None) -> None:

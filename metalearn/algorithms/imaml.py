@@ -6,8 +6,6 @@ NeurIPS 2019.
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Any
 
 import jax
@@ -73,7 +71,8 @@ def imaml(
       loss_fn: Loss of one task, twice differentiable in the outputs.
       inner_opt: An optax transformation; paper: `optax.sgd(0.1)` on Omniglot.
       num_steps: Inner steps; paper: 16 for 5 ways, 25 for 20.
-      lam: Stiffness of the spring, positive.
+      lam: Stiffness of the spring, positive: with 0 the minimum would not depend on the
+        initialisation. For plain adaptation use `ml.maml`.
       cg_steps: Most steps of conjugate gradients; as many as parameters move is exact.
       damping: Added to the diagonal of the Hessian in the solve.
       pull_back: Takes the proximal term out of the steps and one step on it after them.
@@ -100,12 +99,10 @@ def imaml(
     _checks.whole_number("cg_steps", cg_steps, least=1)
     _checks.inner_optimiser(inner_opt, None, second_order=False)
     check_chunk(task_chunk)
-    if not (_is_finite(lam) and lam > 0 and _is_finite(damping) and damping >= 0):
-        raise ValueError(
-            f"lam={lam!r}, damping={damping!r}; expected finite numbers with lam > 0 and "
-            "damping >= 0. Without the proximal term the minimum does not depend on the "
-            "initialisation; for plain adaptation use ml.maml."
-        )
+    _checks.number("lam", lam, positive=True)
+    _checks.number("damping", damping)
+    # A scalar of NumPy would be of a dtype of its own.
+    lam, damping = float(lam), float(damping)
     if norm == "per_step":
         raise ValueError(
             "norm='per_step' gives every inner step an objective of its own, but imaml "
@@ -229,11 +226,6 @@ def imaml(
     )
     estimate = mean_estimator(summed, task_chunk=task_chunk)
     return MetaLearner(init, adapt, predict, estimate, config)
-
-
-def _is_finite(value: Any) -> bool:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return number and math.isfinite(value)
 
 
 def _spring(lam: float, phi: PyTree, theta: PyTree):

@@ -7,7 +7,6 @@ Meta-Learning with Latent Embedding Optimization. ICLR 2019.
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -122,7 +121,7 @@ def leo(
       `optax.chain(optax.clip(0.1), optax.clip_by_global_norm(0.1), optax.adam(4e-4))`.
 
     Raises:
-      ValueError: an option is out of range; in `init`: inputs are not `[N, D]`.
+      ValueError: an option is out of range; in `init`: inputs are not real `[N, D]`.
 
     Example:
       >>> learner = ml.leo(num_ways=5, latents=16)
@@ -142,7 +141,9 @@ def leo(
     )
     rates = dict(latent_rate=latent_rate, fine_tune_rate=fine_tune_rate, dropout=dropout)
     for option, value in {**weights_of_terms, **rates}.items():
-        _number(option, value, below=1.0 if option == "dropout" else math.inf)
+        _checks.number(option, value)
+    if dropout >= 1:
+        raise ValueError(f"dropout is {dropout!r}; expected a number below 1.0.")
     if codes not in ("class", "example"):
         raise ValueError(f"codes is {codes!r}; expected 'class' or 'example'.")
     refuse_implicit("leo", differentiation)
@@ -158,6 +159,11 @@ def leo(
             raise ValueError(
                 f"leo got inputs of shape {jax.tree.map(jnp.shape, x)}; expected feature "
                 "vectors [N, D]. Give it the outputs of a network trained before."
+            )
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"leo got inputs of dtype {x.dtype}, which its rates would have as well; "
+                "expected real numbers. Convert the features, e.g. to float32."
             )
         members = jnp.zeros((num_ways, x.shape[0]), x.dtype)
         made = network(x.shape[-1]).init(key, x, task.support.mask, members)["params"]
@@ -307,12 +313,3 @@ def _split(key: Key | None, num: int) -> list:
 def _fold(key: Key | None, step: Any, use: int) -> Key | None:
     """The key of one use in a step, of two."""
     return None if key is None else jax.random.fold_in(key, 2 * step + use)
-
-
-def _number(name: str, value: Any, below: float) -> None:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not 0 <= value < below:
-        limit = "" if below == math.inf else f" below {below}"
-        raise ValueError(
-            f"{name} is {value!r}; expected a finite number of 0 or more{limit}."
-        )

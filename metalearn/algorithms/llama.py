@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from metalearn import _checks, _tree
+from metalearn import _checks, _tree, losses
 from metalearn._task import Examples, Task
 from metalearn._typing import Array, Key, LossFn, PathFilter, PyTree
 from metalearn.bilevel import Episode, bilevel, last_step, refuse_implicit
@@ -40,7 +40,7 @@ def llama(
     curvature: str = "kronecker",
     head: str = "head",
     num_samples: int = 0,
-    combine: str = "probabilities",
+    combine: str | None = None,
     adapt_filter: PathFilter | None = None,
     norm: str = "support",
     name: str = "llama",
@@ -93,7 +93,8 @@ def llama(
         "last_layer".
       num_samples: M, samples of evaluation, or 0 for `phi` itself.
       combine: How M predictions become one: "probabilities" for classification, whose
-        outputs are then log-probabilities; "mean" for regression.
+        outputs are then log-probabilities; "mean" for regression. `None` for the second
+        with `ml.losses.mse` and else the first.
       adapt_filter: `(path, leaf) -> bool`: parameters that adapt, and have a posterior;
         all when `None`.
       norm: "support", "running" or "per_step", see `metalearn.inner.norm`.
@@ -123,6 +124,8 @@ def llama(
     _checks.number("prior_precision", prior_precision, positive=True)
     _checks.number("likelihood_weight", likelihood_weight, positive=True)
     _checks.whole_number("num_samples", num_samples, least=0)
+    if combine is None:
+        combine = "mean" if loss_fn is losses.mse else "probabilities"
     for option, value, known in (
         ("curvature", curvature, CURVATURES),
         ("combine", combine, COMBINE),
@@ -247,7 +250,23 @@ def laplace(jacobian: PyTree, hessian: Array, precision: float, kind: str) -> La
       hessian: Of the loss of each example in its outputs, `[N, D, D]`.
       precision: tau.
       kind: One of `CURVATURES`.
+
+    Half precision is not enough for a determinant: it is found in single.
     """
+    given = jax.tree.map(lambda leaf: leaf.dtype, jacobian)
+    jacobian, hessian = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf,
+        (jacobian, hessian),
+    )
+    found = _laplace(jacobian, hessian, precision, kind)
+
+    def draw(key: Key) -> PyTree:
+        return jax.tree.map(lambda leaf, like: leaf.astype(like), found.draw(key), given)
+
+    return Laplace(found.log_det, draw)
+
+
+def _laplace(jacobian: PyTree, hessian: Array, precision: float, kind: str) -> Laplace:
     weighted = jax.tree.map(
         lambda leaf: jnp.einsum("nij,nj...->ni...", hessian, leaf), jacobian
     )
@@ -285,15 +304,14 @@ def _dense(jacobian: Array, weighted: Array, precision: float) -> Laplace:
     shape, rows = jacobian.shape[2:], math.prod(jacobian.shape[:2])
     left, right = jacobian.reshape(rows, -1), weighted.reshape(rows, -1)
     matrix = left.T @ right
-    matrix += precision * jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-    root = jnp.linalg.cholesky(matrix)
 
     def draw(key: Key) -> Array:
-        noise = jax.random.normal(key, root.shape[:1], root.dtype)
-        solved = jax.scipy.linalg.solve_triangular(root, noise, lower=True, trans="T")
-        return solved.reshape(shape)
+        found, vectors = jnp.linalg.eigh(matrix)
+        noise = jax.random.normal(key, found.shape, found.dtype)
+        return (vectors @ (noise / jnp.sqrt(_clean(found) + precision))).reshape(shape)
 
-    return Laplace(2 * jnp.sum(jnp.log(jnp.diag(root))), draw)
+    values = _clean(jnp.linalg.eigvalsh(matrix)) + precision
+    return Laplace(jnp.sum(jnp.log(values)), draw)
 
 
 def _kronecker(jacobian: Array, weighted: Array, precision: float) -> Laplace:
@@ -306,8 +324,7 @@ def _kronecker(jacobian: Array, weighted: Array, precision: float) -> Laplace:
     outputs = outputs / jnp.where(trace > 0, trace, 1)
 
     def together(a: Array, b: Array) -> Array:
-        # Rounding makes small negative numbers of zeros, which tau may not outweigh.
-        return jnp.maximum(a, 0)[:, None] * jnp.maximum(b, 0)[None] + precision
+        return _clean(a)[:, None] * _clean(b)[None] + precision
 
     values = together(jnp.linalg.eigvalsh(inputs), jnp.linalg.eigvalsh(outputs))
 
@@ -317,6 +334,15 @@ def _kronecker(jacobian: Array, weighted: Array, precision: float) -> Laplace:
         return (left @ (noise / jnp.sqrt(together(a, b))) @ right.T).reshape(shape)
 
     return Laplace(jnp.sum(jnp.log(values)), draw)
+
+
+def _clean(values: Array) -> Array:
+    """Ascending eigenvalues `[P]`, with zeros for what may be rounding of the largest.
+
+    Of zeros that makes small numbers of either sign, which tau may not outweigh.
+    """
+    rounding = values.size * jnp.finfo(values.dtype).eps * values[-1]
+    return jnp.where(values > rounding, values, 0)
 
 
 def output_hessian(loss_fn: LossFn, outputs: Array, examples: Examples) -> Array:

@@ -5,8 +5,6 @@ A. Antoniou, H. Edwards, A. Storkey. How to Train Your MAML. ICLR 2019.
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +32,7 @@ def maml_plus_plus(
     initial_rate: float = 0.1,
     msl_steps: int = 5000,
     learned_rates: bool = True,
-    norm: str = "per_step",
+    norm: str = "support",
     norm_weights: str | None = None,
     first_order_until: int = 0,
     **options: Any,
@@ -45,13 +43,14 @@ def maml_plus_plus(
     |---|---|
     | multi-step loss: the query loss after every step counts (MSL) | `msl_steps=0` |
     | learned rates of layers and steps (LSLR) | `learned_rates=False` |
-    | statistics of batch norm for every step (BNRS) | another `norm`, e.g. "support" |
+    | statistics of batch norm for every step (BNRS) | any `norm` but "per_step" |
     | weights and biases of batch norm for every step (BNWB) | `norm_weights=None` |
     | first order in the beginning (DA) | `first_order_until=0` |
     | cosine decay of the outer rate (CA) | another `learning_rate` |
 
-    With the first five off it is `ml.maml(model, loss_fn, optax.sgd(initial_rate))`. The
-    sixth belongs to the outer optimiser:
+    The first two are on; without them it is
+    `ml.maml(model, loss_fn, optax.sgd(initial_rate))`. The last belongs to the outer
+    optimiser:
 
         rate = optax.cosine_decay_schedule(1e-3, num_outer_steps, alpha=0.01)
         optax.chain(optax.clip(10.0), optax.adam(rate))  # the clipping: Mini-ImageNet
@@ -69,8 +68,10 @@ def maml_plus_plus(
       here, DA is off as there, the cosine is yours.
     - A layer's weight and bias have a rate each, as in the code, where the paper has one a
       layer; there are K of them, in the code K + 1 of which the last is never used.
-    - With "per_step" evaluation uses the averages, as the paper says; the code always uses
-      those of the batch, which is `norm="batch"` and transductive.
+    - BNRS is off. With "per_step" evaluation uses the averages, as the paper says; the code
+      always uses those of the batch, which is `norm="batch"` and transductive. Training
+      normalises by batches in both, so rates and biases learn steps that batch statistics
+      hold in check: with averages in their place the steps were seen to diverge.
     - BNWB is off: which parameters it concerns must be named. Named ones take no gradient
       step inside, as in the code.
     - The paper's accuracies are of an ensemble of five checkpoints; nothing here does that.
@@ -104,11 +105,7 @@ def maml_plus_plus(
     """
     _checks.whole_number("num_steps", num_steps, least=1)
     _checks.whole_number("msl_steps", msl_steps, least=0)
-    number = isinstance(initial_rate, numbers.Real) and not isinstance(initial_rate, bool)
-    if not number or not math.isfinite(initial_rate) or initial_rate < 0:
-        raise ValueError(
-            f"initial_rate is {initial_rate!r}; expected a finite number of 0 or more."
-        )
+    _checks.number("initial_rate", initial_rate)
     refuse_implicit("maml_plus_plus", options.get("differentiation"))
     is_norm = _tree.path_filter(norm_weights or _NOTHING)
 

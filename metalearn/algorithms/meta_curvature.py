@@ -5,15 +5,13 @@ E. Park, J. Oliva. Meta-Curvature. NeurIPS 2019.
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn import _tree
+from metalearn import _checks, _tree
 from metalearn._typing import Array, Key, LossFn, PyTree
 from metalearn.bilevel import bilevel, refuse_implicit
 from metalearn.learner import MetaLearner
@@ -79,13 +77,7 @@ def meta_curvature(
       >>> learner = ml.meta_curvature(model, ml.losses.cross_entropy, rate=0.4)
     """
     refuse_implicit("meta_curvature", options.get("differentiation"))
-    number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
-    if not number or not math.isfinite(rate):
-        given = rate if number else f"a {type(rate).__name__}"
-        raise ValueError(
-            f"rate is {given}; expected the finite number alpha, e.g. rate=0.01. "
-            "Meta-curvature brings its own inner optimiser."
-        )
+    _checks.number("rate", rate, signed=True)
 
     def initial(key: Key, params: PyTree) -> PyTree:
         del key

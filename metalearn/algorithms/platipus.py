@@ -6,7 +6,6 @@ C. Finn, K. Xu, S. Levine. Probabilistic Model-Agnostic Meta-Learning. NeurIPS 2
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
 
 import jax
@@ -83,7 +82,7 @@ def platipus(
         output that bound has `2 s^2 / Q`.
       initial_std: sigma and sqrt(v) that training begins with, positive; well below the
         size of the weights, else samples forget mu.
-      initial_rate: gamma_p and gamma_q that training begins with.
+      initial_rate: gamma_p and gamma_q that training begins with, 0 or more.
       scalar_rates: One number for all parameters instead of one for each.
       differentiation: Of the adaptation and of the shifts: "reverse", "remat", "nested",
         "mixed" or "first_order", see `metalearn.inner.differentiate`.
@@ -122,10 +121,10 @@ def platipus(
             f"combine is {combine!r}; expected one of {', '.join(COMBINE)}: the first for "
             "classification, the second for regression."
         )
-    _number("initial_std", initial_std, "a positive number", above=0)
-    _number("initial_rate", initial_rate, "a finite number")
+    _checks.number("initial_std", initial_std, positive=True)
+    _checks.number("initial_rate", initial_rate)
     if kl_weight is not None:
-        _number("kl_weight", kl_weight, "None or a number of 0 or more", least=0)
+        _checks.number("kl_weight", kl_weight)
     frame = descent(
         model,
         loss_fn,
@@ -144,19 +143,16 @@ def platipus(
         moving = _tree.split(variables.params, adapt_filter)[0]
         if second_order:
             _checks.inner_optimiser_on(moving, inner_opt, None)
-        log_variance = jax.tree.map(
-            lambda p: jnp.full_like(p, 2 * math.log(initial_std)), moving
-        )
-        rate = jax.tree.map(lambda p: jnp.full_like(p, initial_rate), moving)
-        if scalar_rates:
-            rate = jnp.asarray(initial_rate, jnp.result_type(float))
-        params = {
-            "model": variables.params,
-            "prior_log_variance": log_variance,
-            "posterior_log_variance": log_variance,
-            "prior_rate": rate,
-            "posterior_rate": rate,
-        }
+        params = {"model": variables.params}
+        for which in ("prior", "posterior"):  # arrays of their own, to be donated
+            params[f"{which}_log_variance"] = jax.tree.map(
+                lambda p: jnp.full_like(p, 2 * math.log(initial_std)), moving
+            )
+            params[f"{which}_rate"] = (
+                jnp.full((), initial_rate, jnp.result_type(float))
+                if scalar_rates
+                else jax.tree.map(lambda p: jnp.full_like(p, initial_rate), moving)
+            )
         return Variables(params=params, state=variables.state)
 
     def shifted(
@@ -313,16 +309,3 @@ def members(learner: MetaLearner, adapted: Any, x: PyTree, *, key: Any = None) -
         return learner.predict(alone, x, key=key)
 
     return jax.vmap(one)(adapted)
-
-
-def _number(
-    name: str,
-    value: Any,
-    expected: str,
-    *,
-    least: float = -math.inf,
-    above: float = -math.inf,
-) -> None:
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (real and math.isfinite(value) and value >= least and value > above):
-        raise ValueError(f"{name} is {value!r}; expected {expected}.")

@@ -6,8 +6,6 @@ ICML 2018.
 
 from __future__ import annotations
 
-import math
-import numbers
 import re
 from typing import Any
 
@@ -15,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn import _tree
+from metalearn import _checks, _tree
 from metalearn._task import Examples
 from metalearn._typing import Array, Key, LossFn, PyTree
 from metalearn.bilevel import Start, bilevel, refuse_implicit
@@ -137,12 +135,8 @@ def mt_net(
             f"inner_opt is a {type(inner_opt).__name__}; expected an optax transformation "
             "such as optax.sgd(0.01). mt_net learns the masks, and no hyper-parameters."
         )
-    if not (_is_finite(temperature) and temperature > 0):
-        raise ValueError(
-            f"temperature is {temperature!r}; expected a positive, finite number."
-        )
-    if not _is_finite(initial_logit):
-        raise ValueError(f"initial_logit is {initial_logit!r}; expected a finite number.")
+    _checks.number("temperature", temperature, positive=True)
+    _checks.number("initial_logit", initial_logit, signed=True)
     if test_mask not in ("sample", "mean"):
         raise ValueError(f"test_mask is {test_mask!r}; expected 'sample' or 'mean'.")
 
@@ -225,11 +219,6 @@ def draw_masks(key: Key, zetas: PyTree, temperature: float = 1.0) -> PyTree:
         return (noisy > 0).astype(zeta.dtype) + (soft - jax.lax.stop_gradient(soft))
 
     return jax.tree.unflatten(treedef, map(one, keys, leaves))
-
-
-def _is_finite(value: Any) -> bool:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return number and math.isfinite(value)
 
 
 def _layer_of(path: Any) -> str:

@@ -68,7 +68,9 @@ def conjugate_gradients(
         curvature = _dot(p, image)
         # Comparisons with NaN are false: it neither ends the loop nor counts as negative.
         done = rr <= eps**2 * size
-        flat = curvature <= eps * jnp.sqrt(_dot(p, p) * _dot(image, image))
+        # Two roots, for the product of the squares may be beyond all numbers.
+        lengths = jnp.sqrt(_dot(p, p)) * jnp.sqrt(_dot(image, image))
+        flat = curvature <= eps * lengths
         go = ~(done | flat)
         length = rr / jnp.where(go, curvature, 1)
         new_x, new_r = _along(length, p, x), _along(-length, image, r)

@@ -183,13 +183,26 @@ def population(model: Model, num: int, select: PathFilter | None = None) -> Mode
 
     Returns:
       A `Model` with weights `[M, ...]`, except shared ones, outputs and state `[M, ...]`.
+
+    Raises:
+      ValueError: in `init`: `select` depends on shapes, to which M is added.
     """
 
     def init(key: Key, x: PyTree) -> Variables:
         made = jax.vmap(lambda k: model.init(k, x))(jax.random.split(key, num))
         moving, shared = _tree.split(made.params, select)
         shared = jax.tree.map(lambda leaf: leaf[0], shared)
-        return Variables(params=_tree.merge(moving, shared), state=made.state)
+        params = _tree.merge(moving, shared)
+        one = jax.tree.map(lambda leaf: leaf[0], made.params)
+        for tree in (one, params):
+            found = _tree.leaf_paths(_tree.split(tree, select)[0])
+            if found != _tree.leaf_paths(moving):
+                raise ValueError(
+                    "adapt_filter selects other weights of one network than of "
+                    f"{num} with a leading axis, so it depends on shapes. Choose weights "
+                    "by their paths, e.g. lambda path, leaf: path.startswith('head')."
+                )
+        return Variables(params=params, state=made.state)
 
     def apply(variables, x, *, key=None, train=False, mask=None):
         moving, shared = _tree.split(variables.params, select)

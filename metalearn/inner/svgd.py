@@ -73,7 +73,8 @@ def svgd(*, repulsion: float = 1.0, floor: float = 1e-6) -> optax.GradientTransf
       An optax transformation of trees with leaves `[M, ...]`; it needs the params.
 
     Raises:
-      ValueError: `repulsion` is negative or no number, or `floor` is not positive.
+      ValueError: `repulsion` is negative or no number, or `floor` is not positive; in
+        `update`: the params are not given.
 
     Example:
       >>> optimiser = optax.chain(svgd(), optax.sgd(0.1))
@@ -82,6 +83,11 @@ def svgd(*, repulsion: float = 1.0, floor: float = 1e-6) -> optax.GradientTransf
     _checks.number("floor", floor, positive=True)
 
     def update(grads: PyTree, params: PyTree) -> PyTree:
+        if params is None:
+            raise ValueError(
+                "svgd moves particles by their distances, but update got no params. Call "
+                "update(grads, state, params)."
+            )
         num = jax.tree.leaves(params)[0].shape[0]
         if num == 1:  # log M = 0 leaves no bandwidth
             return grads
@@ -97,7 +103,8 @@ def svgd(*, repulsion: float = 1.0, floor: float = 1e-6) -> optax.GradientTransf
             leaf = leaf - leaf[:1]
             weights = kernel.sum(1).reshape(num, *[1] * (leaf.ndim - 1))
             apart = (2 / bandwidth) * (weights * leaf - mixed(leaf))
-            return (mixed(grad) - repulsion * apart) / num
+            # Leaves of several dtypes share one kernel; each step has that of its own.
+            return ((mixed(grad) - repulsion * apart) / num).astype(grad.dtype)
 
         return jax.tree.map(one, grads, params)
 

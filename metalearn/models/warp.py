@@ -38,6 +38,11 @@ class Warp(nn.Module):
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
         if self.kind not in KINDS:
             raise ValueError(f"warp is {self.kind!r}; expected 'linear' or 'nonlinear'.")
+        if x.ndim not in (2, 4):
+            raise ValueError(
+                f"a warp layer got inputs of shape {x.shape}; expected [N, C] or "
+                "[N, H, W, C]."
+            )
         linear = self.kind == "linear"
         start = _identity if linear else nn.initializers.lecun_normal()
         width = x.shape[-1]
@@ -97,7 +102,7 @@ class WarpConv4(nn.Module):
     width: int = 64
     norm: str = "batch"
     downsample: str = "pool"
-    warp: str = "nonlinear"
+    warp: str = "linear"
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import zipfile
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -61,11 +62,17 @@ class FeatureRecipe(Recipe):
         """The arrays of the file.
 
         Raises:
-          ValueError: there is no such file, or arrays are missing or of wrong shapes.
+          ValueError: there is no such file, it is none of arrays, or arrays are missing or
+            of wrong shapes.
         """
         if data_dir is None or not Path(data_dir).is_file():
             raise ValueError(
                 f"data_dir is {data_dir!r}; expected an .npz file of features. Make one "
+                "with: python -m benchmarks features RUN --out FILE.npz"
+            )
+        if not zipfile.is_zipfile(data_dir):
+            raise ValueError(
+                f"{data_dir} is no .npz file; expected what np.savez writes. Make one "
                 "with: python -m benchmarks features RUN --out FILE.npz"
             )
         with np.load(data_dir, allow_pickle=False) as stored:

@@ -82,7 +82,10 @@ def gradient_learner(
         build = getattr(algorithms, name)
         if fewer_ways:
             shared["mask_absent_classes"] = True
-        return build(model, loss_fn, opt, **shared, **head, **learner_options(recipe))
+        chosen = learner_options(recipe)
+        if chosen.get("adaptation") == "hill_climbing":
+            opt = None  # es_maml: it takes no gradient
+        return build(model, loss_fn, opt, **shared, **head, **chosen)
     if name in MAML_FAMILY:
         build = getattr(algorithms, name)
         return build(model, loss_fn, opt, mask_absent_classes=fewer_ways, **shared)

@@ -16,9 +16,11 @@ def parse(pairs: Sequence[str], makers: Sequence[Callable[..., Any]]) -> dict[st
       makers: The functions whose keyword-only arguments are the known names.
 
     Raises:
-      ValueError: one is no such pair, or no maker has an argument of that name.
+      ValueError: one is no such pair, a name comes twice, no maker has an argument of it,
+        or what is neither true nor false is given for a switch.
     """
     known = [name for maker in makers for name in arguments(maker)]
+    switches = {name for maker in makers for name in _switches(maker)}
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -27,10 +29,18 @@ def parse(pairs: Sequence[str], makers: Sequence[Callable[..., Any]]) -> dict[st
                 f"options has {pair!r}; expected NAME=VALUE with one of "
                 f"{', '.join(dict.fromkeys(known))}."
             )
+        if name in found:
+            raise ValueError(f"options has {name!r} twice; give it once.")
         try:
             found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             found[name] = value
+        if name in switches:
+            # The word "false" is a true value.
+            words = {"true": True, "false": False}
+            if str(value).lower() not in words:
+                raise ValueError(f"options has {pair!r}; expected {name}=True or =False.")
+            found[name] = words[value.lower()]
     return found
 
 
@@ -43,9 +53,15 @@ def arguments(maker: Callable[..., Any]) -> list[str]:
     ]
 
 
+def _switches(maker: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(maker).parameters
+    return [n for n in arguments(maker) if isinstance(parameters[n].default, bool)]
+
+
 # Fields of the recipe, and what only an algorithm's file or the data gives.
 _NOT_OPTIONS = (
     *("num_steps", "task_chunk", "name", "norm", "mask_absent_classes", "settings"),
     *("more", "start", "outer", "trajectory", "count_steps", "inner_hparams"),
     *("adapt_filter", "features", "num_ways", "rate", "initial_rate", "inner"),
+    *("around", "objective_fn", "leader_opt", "posterior"),  # functions and records
 )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metalearn import _checks
 from metalearn._task import Examples, Task, TaskSampler, TaskStream, as_tasks
 from metalearn._typing import Array, Key, PyTree
 
@@ -56,8 +57,7 @@ def mixture(
                 f"distribution {i} ({sampler.name!r}) is a TaskStream, which is read on "
                 "the host. Give samplers on the device, as of ml.data.few_shot."
             )
-    key = jax.random.key(0)
-    tasks = [jax.eval_shape(s.sample, s.data, key) for s in samplers]
+    tasks = [_shape_of_task(sampler) for sampler in samplers]
     names = [f"{i} ({s.name!r})" for i, s in enumerate(samplers)]
     info = _all_info(tasks, names, label)
     probabilities = _probabilities(weights, len(samplers))
@@ -108,6 +108,16 @@ class _Mixture:
         return dataclasses.replace(task, info={**task.info, self.label: family})
 
 
+def _shape_of_task(sampler: TaskSampler) -> Task:
+    task = jax.eval_shape(sampler.sample, sampler.data, jax.random.key(0))
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"{sampler.name!r} gives a {type(task).__name__}; expected a function "
+            "`key -> Task`."
+        )
+    return task
+
+
 def _all_info(tasks: list[Task], names: list[str], label: str) -> dict[str, Any]:
     """Shapes of everything in `info`, after checking that all tasks fit together."""
     info: dict[str, Any] = {}
@@ -126,6 +136,11 @@ def _all_info(tasks: list[Task], names: list[str], label: str) -> dict[str, Any]
                 "another label."
             )
         for entry, value in task.info.items():
+            if not hasattr(value, "shape"):
+                raise ValueError(
+                    f"info[{entry!r}] of distribution {name} is a {type(value).__name__}; "
+                    "expected an array. Give each array a name of its own in info."
+                )
             known = info.setdefault(entry, value)
             if (known.shape, known.dtype) != (value.shape, value.dtype):
                 raise ValueError(
@@ -142,7 +157,10 @@ def _shapes(examples: Examples) -> str:
 
 
 def _probabilities(weights: Sequence[float] | None, num: int) -> tuple[float, ...]:
-    given = np.asarray([1.0] * num if weights is None else weights)
+    try:
+        given = np.asarray([1.0] * num if weights is None else weights)
+    except ValueError:  # rows of different lengths
+        given = np.asarray(None)
     numbers = given.dtype.kind in "iuf" and given.shape == (num,)
     if not numbers or not np.isfinite(given).all() or given.min() < 0 or not given.sum():
         raise ValueError(
@@ -180,17 +198,24 @@ def styled(
     Raises:
       ValueError: no style, an unknown one, inputs that are no images, or an `info` that
         has a style already.
+      TypeError: not a `TaskSampler` or a function `key -> Task`.
 
     Example:
       >>> tasks = ml.tasks.styled(few_shot(dataset.train), ("original", "edges"))
     """
-    styles = (styles,) if isinstance(styles, str) else tuple(styles)
-    if not styles or not set(styles) <= set(STYLES):
-        raise ValueError(f"styles is {styles}; expected some of {', '.join(STYLES)}.")
-    if isinstance(blur, bool) or not 0 < blur < float("inf"):
-        raise ValueError(f"blur is {blur!r}; expected a positive number of pixels.")
+    given = (styles,) if isinstance(styles, str) else styles
+    listed = isinstance(given, Sequence) and len(given) > 0
+    if not listed or any(style not in list(STYLES) for style in given):
+        raise ValueError(f"styles is {styles!r}; expected some of {', '.join(STYLES)}.")
+    styles = tuple(given)
+    _checks.number("blur", blur, positive=True)
     sampler = as_tasks(sampler)
-    task = jax.eval_shape(sampler.sample, sampler.data, jax.random.key(0))
+    if isinstance(sampler, TaskStream):
+        raise TypeError(
+            f"the tasks ({sampler.name!r}) are a TaskStream, which is read on the host. "
+            "Give a sampler on the device, as of ml.data.few_shot."
+        )
+    task = _shape_of_task(sampler)
     x = task.support.x
     if getattr(x, "ndim", 0) != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(

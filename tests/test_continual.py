@@ -1,0 +1,156 @@
+"""Families that arrive one after another: windows, what counts as worse, growth."""
+
+from types import SimpleNamespace
+
+import jax
+import optax
+import pytest
+from tiny import one, plain, sine_batch
+
+import metalearn as ml
+from metalearn import continual
+from metalearn.trainer import TrainState
+
+
+def test_growth_waits_and_starts_the_optimiser_anew():
+    """The second stage is harder: the tree grows once, after the rest."""
+    made = ml.hsml(
+        plain(1),
+        ml.losses.mse,
+        optax.sgd(1e-3),
+        **{"hidden": 3, "example_size": 2, "num_steps": 2, "tree": (2, 1)},
+        task_chunk=4,
+    )
+    easy = ml.tasks.function_families(5, 5, ("line",))
+    hard = ml.TaskSampler(scaled_by(easy, 30.0), (), "hard")
+    seen = []
+
+    def grow(variables, key):
+        seen.append(variables)
+        return ml.add_leaf(variables, key)
+
+    found = ml.fit_continually(
+        made,
+        optax.adam(1e-4),
+        [(easy, 4), (hard, 3)],
+        tasks_per_step=4,
+        key=jax.random.key(0),
+        grow=grow,
+        check_every=2,
+        rest=5,
+        progress=False,
+    )
+    assert [row["step"] for row in found.history] == [2, 4, 6, 7]
+    assert [row["stage"] for row in found.history] == [0, 0, 1, 1]
+    assert found.grown == [6] and len(seen) == 1
+    sizes = [len(v.params["structure"]["tree"][0]["b"]) for v in found.stages]
+    assert sizes == [2, 3]
+    assert int(found.state.step) == 7
+    assert int(found.state.opt_state[0].count) == 1  # anew after step 6
+
+
+def scaled_by(sampler, factor):
+    def sample(data, key):
+        task = sampler.sample(data, key)
+        scale = lambda e: ml.Examples(x=e.x, y=factor * e.y, mask=e.mask)
+        return ml.Task(support=scale(task.support), query=scale(task.query), info=task.info)
+
+    return sample
+
+
+def windows_of(values, monkeypatch, **options):
+    """What `fit_continually` makes of windows of these means."""
+    means, asked = iter(values), []
+
+    def fit(trainer, tasks, *, state, num_steps, log_every, **rest):
+        asked.append((num_steps, log_every))
+        zero = trainer.learner.init(jax.random.key(0), one(sine_batch()))
+        state = TrainState(step=num_steps, variables=zero, opt_state=None)
+        row = {"query/loss": next(means)}
+        return SimpleNamespace(state=state, history=[row])
+
+    monkeypatch.setattr(continual, "fit", fit)
+    found = ml.fit_continually(
+        ml.maml(plain(1), ml.losses.mse, optax.sgd(0.1)),
+        optax.sgd(0.1),
+        tasks_per_step=2,
+        key=jax.random.key(0),
+        **{"grow": lambda v, key: v, "check_every": 2, "rest": 1, **options},
+    )
+    return found, asked
+
+
+def test_every_row_is_the_mean_of_its_window(monkeypatch):
+    """`fit` starts a new mean at multiples of `log_every`: none lies within a window."""
+    tasks = ml.tasks.sinusoid()
+    _, asked = windows_of([1.0] * 4, monkeypatch, stages=[(tasks, 3), (tasks, 4)])
+    begin = 0
+    for end, log_every in asked:
+        assert not any(step % log_every == 0 for step in range(begin + 1, end))
+        begin = end
+
+
+def test_what_a_stage_has_left_over_is_not_compared(monkeypatch):
+    tasks = ml.tasks.sinusoid()
+    found, _ = windows_of(
+        [1.0, 9.0, 1.0, 2.0], monkeypatch, stages=[(tasks, 3), (tasks, 4)]
+    )
+    assert [row["step"] for row in found.history] == [2, 3, 5, 7]
+    assert found.grown == [7]
+
+
+@pytest.mark.parametrize(
+    ("values", "worse", "grown"),
+    [
+        ([1.0, 1.2, 1.6], 1.25, [6]),
+        ([-1.0, -2.0, -1.9, -1.0], 1.25, [8]),
+        ([0.0, 0.5], 1.25, [4]),
+        ([0.8, 0.7, 0.5], 0.85, [6]),
+        ([0.0, 0.0], 0.85, []),
+    ],
+)
+def test_what_counts_as_worse(values, worse, grown, monkeypatch):
+    stages = [(ml.tasks.sinusoid(), 2 * len(values))]
+    found, _ = windows_of(values, monkeypatch, stages=stages, worse=worse)
+    assert found.grown == grown
+
+
+def test_stages_may_come_from_a_generator(monkeypatch):
+    stages = ((ml.tasks.sinusoid(), 2) for _ in range(2))
+    found, _ = windows_of([1.0, 1.0], monkeypatch, stages=stages)
+    assert len(found.stages) == 2
+
+
+def test_growth_is_a_function(monkeypatch):
+    """Found before the first window and not at the first growth."""
+    stages = [(ml.tasks.sinusoid(), 2)]
+    with pytest.raises(TypeError, match="grow is a int; expected"):
+        windows_of([1.0], monkeypatch, stages=stages, grow=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": []}, "stages is empty"),
+        ({"stages": [(ml.tasks.sinusoid(), 1), (ml.tasks.sinusoid(), 0)]}, "stage is 0"),
+        ({"stages": [ml.tasks.sinusoid()]}, "a stage is a TaskSampler"),
+        ({"stages": 3}, "stages is 3; expected pairs"),
+        ({"worse": 0.0}, r"worse is 0\.0; expected a positive number"),
+        ({"worse": float("inf")}, "worse is inf"),
+        ({"worse": 1.0}, "above one for a loss"),
+        ({"worse": "2"}, "worse is '2'"),
+        ({"check_every": 0}, "check_every"),
+    ],
+)
+def test_bad_continual_options(options, message):
+    given = {"stages": [(ml.tasks.sinusoid(), 1)], **options}
+    stages = given.pop("stages")
+    with pytest.raises(ValueError, match=message):
+        ml.fit_continually(
+            ml.maml(plain(1), ml.losses.mse, optax.sgd(0.1)),
+            optax.adam(1e-3),
+            stages,
+            tasks_per_step=2,
+            key=jax.random.key(0),
+            **given,
+        )
