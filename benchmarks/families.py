@@ -61,8 +61,9 @@ class Families:
             if route is not None:
                 row["clusters"] = _clusters.information(families, route.leaves, len(names))
                 shots = recipe.test_shots
+                beside = Path(self.json).parent if self.json else _harness.RESULTS
                 _clusters.draw(
-                    _harness.RESULTS / f"clusters-families-{shots}shot.png",
+                    beside / f"clusters-families-{shots}shot.png",
                     families,
                     route,
                     names,

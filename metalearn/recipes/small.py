@@ -50,6 +50,8 @@ def _ambiguous(algorithm: str, description: str, **settings: object) -> Entry:
 
 SMALL: dict[str, Entry] = {
     "small-maml": _five("maml", "MAML, one inner step: the baseline"),
+    "small-fomaml": _five("fomaml", "MAML without second derivatives"),
+    "small-boil": _five("boil", "BOIL (the body adapts, the head does not)"),
     "small-meta-sgd": _five("meta_sgd", "Meta-SGD (learned inner rates)"),
     "small-meta-curvature": _five(
         "meta_curvature", "Meta-Curvature (learned matrices transform the inner gradient)"
@@ -72,7 +74,10 @@ SMALL: dict[str, Entry] = {
         options=("lam=0.5",),
     ),
     "small-warpgrad": _five(
-        "warpgrad", "WarpGrad (layers that make every inner step better)"
+        "warpgrad",
+        "WarpGrad (layers that make every inner step better)",
+        inner_rate=0.1,
+        inner_steps=5,
     ),
     "small-bmg": _five(
         "bmg",
@@ -81,8 +86,8 @@ SMALL: dict[str, Entry] = {
     ),
     "small-sharp-maml": _five(
         "sharp_maml",
-        "Sharp-MAML (flat minima outside)",
-        options=("inner_radius=0.0", "outer_radius=0.05"),
+        "Sharp-MAML (flat minima inside)",
+        options=("inner_radius=0.005", "outer_radius=0.0"),
     ),
     "small20-maml": _twenty("maml", "MAML, five inner steps: the baseline"),
     "small20-maml-plus-plus": _twenty(

@@ -40,6 +40,7 @@ SYSTEMS = (
         "Finn et al., ICML 2017",
         "the same without second derivatives",
         "mini 48.07 ± 1.75 [S]",
+        "against-small-fomaml",
     ),
     System(
         "reptile",
@@ -60,6 +61,7 @@ SYSTEMS = (
         "Oh et al., ICLR 2021",
         "other domains: the body adapts, the head does not",
         "mini 49.65 ± 0.19 against their MAML 48.47 ± 0.26 [P]",
+        "against-small-boil",
     ),
     System(
         "meta_sgd",
@@ -80,7 +82,7 @@ SYSTEMS = (
         "Behl et al., ICML workshop 2019",
         "no search for the inner and the outer rate",
         "",
-        "against-small-alpha-maml",
+        "against-small-alpha-maml-inner_rate=0.1-steps=2000",
     ),
     System(
         "imaml",
@@ -94,7 +96,7 @@ SYSTEMS = (
         "Zintgraf et al., ICML 2019",
         "a small vector that describes the task adapts",
         "mini 47.24 ± 0.65 (32 filters) [S]",
-        "against-small-cavia",
+        "against-sinusoid-cavia",
     ),
     System(
         "leo",
