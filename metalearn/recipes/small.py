@@ -71,7 +71,9 @@ SMALL: dict[str, Entry] = {
         "iMAML (the meta-gradient of a proximal minimum)",
         inner_rate=0.1,
         inner_steps=16,
-        options=("lam=0.5",),
+        # As in the released code: without the damping conjugate gradients meet negative
+        # curvature in four tasks of five.
+        options=("lam=2.0", "pull_back=true", "damping=22.0"),
     ),
     "small-warpgrad": _five(
         "warpgrad",
@@ -109,11 +111,11 @@ SMALL: dict[str, Entry] = {
         options=("num_particles=5", "objective=query"),
     ),
     "ambiguous-platipus": _ambiguous(
-        "platipus", "PLATIPUS", options=("combine=probabilities", "kl_weight=0.01")
+        "platipus", "PLATIPUS", options=("combine=mean", "kl_weight=0.01")
     ),
     "ambiguous-llama": _ambiguous(
         "llama",
         "LLAMA, with samples of the head",
-        options=("num_samples=10", "curvature=last_layer", "prior_precision=10.0"),
+        options=("num_samples=10", "curvature=last_layer", "prior_precision=100.0"),
     ),
 }

@@ -89,7 +89,7 @@ SYSTEMS = (
         "Rajeswaran et al., NeurIPS 2019",
         "long inner loops in constant memory, any inner optimiser",
         "Omniglot 20-way 1-shot 94.46 ± 0.42 [S]",
-        "against-small-imaml-steps=1500",
+        "against-small-imaml",
     ),
     System(
         "cavia",
