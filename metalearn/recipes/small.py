@@ -50,6 +50,9 @@ def _ambiguous(algorithm: str, description: str, **settings: object) -> Entry:
 
 SMALL: dict[str, Entry] = {
     "small-maml": _five("maml", "MAML, one inner step: the baseline"),
+    "small-maml-5-steps": _five(
+        "maml", "MAML, five inner steps", inner_rate=0.1, inner_steps=5
+    ),
     "small-fomaml": _five("fomaml", "MAML without second derivatives"),
     "small-boil": _five("boil", "BOIL (the body adapts, the head does not)"),
     "small-meta-sgd": _five("meta_sgd", "Meta-SGD (learned inner rates)"),

@@ -193,6 +193,8 @@ SYSTEMS = (
         "mumomaml",
         "after Vuorio et al., NeurIPS 2019",
         "tasks of several kinds: a task embedding gates the start",
+        "",
+        "families-10shot",
     ),
     System(
         "follow_the_meta_leader",
