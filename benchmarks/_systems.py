@@ -78,8 +78,9 @@ def _measured(name: str, row: dict[str, Any]) -> str:
     if kind == "against":
         system = row["rows"][row["system"]]
         way = "transductive" if system["transductive"] else "inductive"
+        name = " ".join([row["system"], *row["overrides"]])
         return (
-            f"`{row['system']}` {_metric(system)}; against `{row['baseline']}` "
+            f"`{name}` {_metric(system)}; against `{row['baseline']}` "
             f"{_difference(row)} ({way}, {_seeds(row['seeds'])})"
         )
     if kind == "calibration":

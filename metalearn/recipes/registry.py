@@ -78,7 +78,7 @@ _FAMILIES = {
     "inner_rate": 1e-3,
     "inner_steps": 5,
     "outer_rate": 1e-3,
-    "schedule": "cosine",
+    "schedule": "cosine",  # constant in the paper
     "tasks_per_step": 25,
     "steps": 70_000,
     "eval_queries": 10,
