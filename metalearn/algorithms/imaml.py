@@ -52,7 +52,9 @@ def imaml(
     `inner/residual`, the length of the gradient of the inner objective at the end;
     `solve/residual`, what conjugate gradients left, relative; `solve/negative_curvature`,
     1 where `I + H / lam` was found not to be positive. There the solve ends with what it
-    has, in its first step with the gradient of first-order MAML.
+    has, in its first step with the gradient of first-order MAML. Where that is the rule, as
+    for images with batch norm, damp: `lam=2.0, pull_back=True, damping=22.0` learned there,
+    no damping did not.
 
     If `inner/residual` grows while training, the inner loop has begun to diverge: the
     meta-gradient hardly sees directions of high curvature, so nothing holds the curvature
