@@ -182,6 +182,7 @@ def test_sinusoid(base, trained_sine):
         (("train", "glyphs-protonet", "--inner-rate", 0.1), "has no effect"),
         (("train", "--dataset", "nothing-here", "--out", "o"), "Unknown data set"),
         (("train", "--seed", -1), "expected 0 or more"),
+        (("train", "families-hsml", "--options", "tree=(4, 2)"), "one node as the root"),
         (("trian",), "Did you mean train"),
         (("data", "prepair"), "Did you mean prepare"),
         (("data", "prepare", "glyph"), "Did you mean 'glyphs'"),

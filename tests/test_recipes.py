@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -240,6 +241,18 @@ def test_every_learner_has_a_row_in_the_table_of_systems():
     assert set(names) == set(ml.algorithms.__all__) | drivers
     for system in recipes.SYSTEMS:
         assert not system.published or system.published.endswith(("[P]", "[S]"))
+
+
+def test_results_of_the_table_of_systems_are_stored():
+    stored = Path(__file__).parents[1] / "benchmarks" / "results"
+    missing = [s.name for s in recipes.SYSTEMS if not (stored / f"{s.result}.json").exists()]
+    assert missing == ["fine_tune", "no_adaptation"]  # baselines without a comparison
+
+
+def test_hill_climbing_takes_no_inner_optimiser():
+    recipe = SinusoidRecipe(algorithm="es_maml", options=("adaptation=hill_climbing",))
+    settings = recipe.learner(recipe.describe_data(None)).config
+    assert "hill_climbing" in str(settings)
 
 
 @pytest.mark.parametrize("algorithm", ["protonet", "fine_tune"])
