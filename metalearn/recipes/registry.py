@@ -293,11 +293,11 @@ RECIPES: dict[str, Entry] = {
     # Features of `python -m benchmarks features`.
     "features-maml": Entry(
         "MAML of a linear classifier on fixed features, 5-way 1-shot",
-        FeatureRecipe(algorithm="maml", inner_steps=5, **_FEATURES),
+        FeatureRecipe(algorithm="maml", inner_rate=4.0, inner_steps=5, **_FEATURES),
     ),
     "features-leo": Entry(
         "LEO (a code of each class is adapted) on fixed features, 5-way 1-shot",
-        FeatureRecipe(**_FEATURES, options=("latents=16",)),
+        FeatureRecipe(**_FEATURES, options=("latents=64", "kl_weight=0.01")),
     ),
     # A system and its baseline in minutes.
     **SMALL,
