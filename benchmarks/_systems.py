@@ -84,15 +84,15 @@ def _measured(name: str, row: dict[str, Any]) -> str:
             f"{_difference(row)} ({way}, {_seeds(row['seeds'])})"
         )
     if kind == "calibration":
+        parts = []
         for recipe, found in row["rows"].items():
             if found["settings"]["algorithm"] == name:
                 nll, apart = found["nll"], found["nll_minus_first"]
-                return (
-                    f"`{recipe}` NLL {nll['mean']:.3f} ± {nll['ci95']:.3f}; against MAML "
-                    f"{apart['mean']:+.3f} ± {apart['ci95']:.3f} (inductive, "
-                    f"{_seeds(row['seeds'])})"
+                parts.append(
+                    f"`{recipe}` NLL {nll['mean']:.3f} ± {nll['ci95']:.3f}, against MAML "
+                    f"{apart['mean']:+.3f} ± {apart['ci95']:.3f}"
                 )
-        return ""
+        return f"{'; '.join(parts)} (inductive, {_seeds(row['seeds'])})"
     if kind == "paired":
         apart = row["difference_points"]
         value = row["first_result"]["query/accuracy"]

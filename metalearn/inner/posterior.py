@@ -107,8 +107,8 @@ REGRESSION = Posterior(
     data_precision=Gamma(2.0, 0.2, start=100.0),
     combine="mean",
 )
-# Of classes no code was released. A sampled precision of thousands of weights has a gradient
-# of thousands, which would allow rates of a thousandth of what the weights need.
+# Of classes no code was released. A sampled precision of thousands of weights has a
+# gradient of thousands, which would allow rates of a thousandth of what weights need.
 CLASSIFICATION = Posterior(log_likelihood=categorical, weight_precision=1.0)
 
 
