@@ -13,12 +13,13 @@ from tiny import INPUTS, WAYS, blob_batch, linen, nnx_net, one, plain, sine_batc
 
 import metalearn as ml
 from metalearn.algorithms.bmaml import bmaml, emaml
-from metalearn.inner.posterior import CLASSIFICATION, REGRESSION
+from metalearn.inner.posterior import CLASSIFICATION, REGRESSION, Gamma
 from metalearn.testing import check_learner
 
 x64 = pytest.mark.usefixtures("x64")
 MSE = ml.losses.mse
 FLAT = dataclasses.replace(CLASSIFICATION, weight_precision=0.0)
+LEARNED = dataclasses.replace(CLASSIFICATION, weight_precision=Gamma(2.0, 2.0, start=1.0))
 RATE, N = 0.03, 2 * WAYS  # support examples of the blobs
 KEY = jax.random.key(0)
 
@@ -197,7 +198,7 @@ def test_ways_through_the_inner_loop_agree_and_the_order_of_particles_is_free():
 
 def test_particles_start_apart_and_features_can_be_shared():
     task = one(blob_batch())
-    learner = classifier(CLASSIFICATION, adapt_filter=lambda path, leaf: "head" in path)
+    learner = classifier(LEARNED, adapt_filter=lambda path, leaf: "head" in path)
     variables = jax.jit(learner.init)(KEY, task)
     model = variables.params["model"]
     assert model["body"]["w"].shape == (INPUTS, 5) and model["head"]["w"].shape[0] == 3
@@ -280,9 +281,8 @@ def test_probabilities_of_a_single_output_are_refused():
 
 
 def test_keeps_the_contract(strict_dtypes):
-    learner = bmaml(
-        linen(), CE, optax.sgd(0.01), num_particles=2, repulsion=0.5, task_chunk=8
-    )
+    options = dict(num_particles=2, repulsion=0.5, task_chunk=8, posterior=LEARNED)
+    learner = bmaml(linen(), CE, optax.sgd(0.01), **options)
     assert ml.describe(learner)["weight_precision"].startswith("Gamma(shape=2.0")
     assert ml.describe(learner)["repulsion"] == 0.5
     check_learner(learner, blob_batch())

@@ -100,10 +100,9 @@ def categorical(outputs: Array, examples: Examples, log_precision: Any) -> Array
 
 
 # The priors of the released code of BMAML (Yoon et al. 2018), which is for regression.
-_WEIGHTS = Gamma(2.0, 2.0, start=1.0)
 REGRESSION = Posterior(
     log_likelihood=gaussian,
-    weight_precision=_WEIGHTS,
+    weight_precision=Gamma(2.0, 2.0, start=1.0),
     data_precision=Gamma(2.0, 0.2, start=100.0),
     combine="mean",
 )
