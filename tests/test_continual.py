@@ -135,7 +135,7 @@ def test_growth_is_a_function(monkeypatch):
         ({"stages": [(ml.tasks.sinusoid(), 1), (ml.tasks.sinusoid(), 0)]}, "stage is 0"),
         ({"stages": [ml.tasks.sinusoid()]}, "a stage is a TaskSampler"),
         ({"stages": 3}, "stages is 3; expected pairs"),
-        ({"worse": 0.0}, r"worse is 0\.0; expected a positive number"),
+        ({"worse": 0.0}, r"worse is 0\.0; expected a finite number above 0"),
         ({"worse": float("inf")}, "worse is inf"),
         ({"worse": 1.0}, "above one for a loss"),
         ({"worse": "2"}, "worse is '2'"),

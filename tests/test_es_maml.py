@@ -294,7 +294,7 @@ def test_it_learns_from_the_error_rate_alone():
         ({"num_perturbations": True}, "num_perturbations is True"),
         ({"num_queries": 0}, "num_queries is 0"),
         ({"num_steps": -1}, "num_steps is -1"),
-        ({"sigma": 0.0}, r"sigma is 0\.0; expected a positive number"),
+        ({"sigma": 0.0}, r"sigma is 0\.0; expected a finite number above 0"),
         ({"sigma": float("nan")}, "sigma is nan"),
         ({"query_sigma": True}, "query_sigma is True"),
         ({"adaptation": "cma"}, "adaptation is 'cma'; expected one of gradient, es"),

@@ -188,7 +188,7 @@ def test_regression_and_image_features():
         ({"routing": "hard"}, "gaussian, linear"),
         ({"aggregator": "lstm"}, "gru, mean"),
         ({"tree": 4}, "tree is 4"),
-        ({"sigma": 0.0}, "sigma > 0"),
+        ({"sigma": 0.0}, "number above 0"),
         ({"sigma": "2"}, "sigma is '2'"),
         ({"sigma": True}, "sigma is True"),
         ({"reconstruction": float("nan")}, "reconstruction is nan"),

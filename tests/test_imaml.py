@@ -293,7 +293,7 @@ def test_absent_classes_are_masked():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"lam": 0.0}, r"lam is 0\.0; expected a positive number"),
+        ({"lam": 0.0}, r"lam is 0\.0; expected a finite number above 0"),
         ({"lam": float("inf")}, "lam is inf"),
         ({"lam": "2"}, "lam is '2'"),
         ({"damping": -1.0}, r"damping is -1\.0; expected a finite number of 0 or more"),

@@ -226,10 +226,10 @@ def test_styles_are_drawn_alike():
         ({"styles": ("pencil",)}, "expected some of"),
         ({"styles": 5}, "styles is 5; expected some of"),
         ({"styles": [["edges"]]}, "expected some of"),
-        ({"blur": "1"}, "blur is '1'; expected a positive number"),
-        ({"blur": 0.0}, "positive number"),
-        ({"blur": float("nan")}, "positive number"),
-        ({"blur": True}, "positive number"),
+        ({"blur": "1"}, "blur is '1'; expected a finite number above 0"),
+        ({"blur": 0.0}, "number above 0"),
+        ({"blur": float("nan")}, "number above 0"),
+        ({"blur": True}, "number above 0"),
     ],
 )
 def test_bad_styles(options, message):
