@@ -302,7 +302,7 @@ def test_only_what_adapts_is_uncertain():
     [
         ({"eta": -1.0}, "eta is -1.0.*0 or more"),
         ({"eta": True}, "eta is True"),
-        ({"prior_precision": 0.0}, "prior_precision is 0.0.*positive"),
+        ({"prior_precision": 0.0}, "prior_precision is 0.0.*above 0"),
         ({"prior_precision": float("nan")}, "prior_precision is nan"),
         ({"likelihood_weight": "1"}, "likelihood_weight is '1'"),
         ({"num_samples": -1}, "num_samples is -1"),

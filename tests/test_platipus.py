@@ -269,7 +269,7 @@ def test_absent_classes_are_masked():
         ({"num_samples": True}, "num_samples is True"),
         ({"kl_weight": -1.0}, "kl_weight is -1.0"),
         ({"kl_weight": float("nan")}, "kl_weight is nan"),
-        ({"initial_std": 0.0}, "initial_std is 0.0.*positive"),
+        ({"initial_std": 0.0}, "initial_std is 0.0.*above 0"),
         ({"initial_std": True}, "initial_std is True"),
         ({"initial_rate": "0.1"}, "initial_rate is '0.1'"),
         ({"initial_rate": -0.1}, "initial_rate is -0.1.*0 or more"),
