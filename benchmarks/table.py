@@ -59,7 +59,8 @@ def render(stored: list[dict[str, Any]]) -> list[str]:
     if against:
         parts += [
             "Systems and their baselines on the same test tasks, trained for the same "
-            "number of steps; intervals over tasks, of the mean over seeds:",
+            "number of steps; intervals over tasks, of the mean over seeds. They leave out "
+            "the noise of training, some three points between seeds of small-*:",
             "",
             "| system | meta-test | baseline | difference | seeds | inductive | training |",
             "|---|---|---|---|---|---|---|",

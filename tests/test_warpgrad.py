@@ -343,4 +343,4 @@ def test_keeps_the_contract(strict_dtypes, initialisation):
         norm="support" if initialisation == "maml" else "running",
     )
     assert ml.describe(learner)["initialisation"] == initialisation
-    check_learner(learner, blob_batch())
+    check_learner(learner, blob_batch(), tolerance=1e-3)  # batch norm of few examples
