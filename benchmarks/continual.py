@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ import optax
 
 import metalearn as ml
 from benchmarks import _harness
+from metalearn.metrics import mean_ci95
 
 METHODS = ("maml", "hsml", "hsml, growing")
 
@@ -22,17 +24,22 @@ class ContinualFamilies:
 
     Attributes:
       shots: Support points.
-      steps: Outer steps of a stage.
+      steps: Outer steps of a stage for each of its families, so that all stages show as
+        many tasks of a family.
+      decay: Of the average of the weights that is judged.
       leaves: Leaf clusters at the start.
+      methods: Which to train.
       tasks: Meta-test tasks of each family.
       seed: Of training.
       json: Where to write; `benchmarks/results/continual-SHOTSshot.json` by default.
     """
 
     shots: int = 10
-    steps: int = 20_000
+    steps: int = 10_000
+    decay: float = 0.999
     leaves: int = 2
-    tasks: int = 1000
+    tasks: int = 4000
+    methods: tuple[str, ...] = METHODS
     seed: int = 0
     json: str | None = None
 
@@ -40,28 +47,36 @@ class ContinualFamilies:
         families = ml.tasks.FAMILIES
         names = [families[: last + 1] for last in range(1, len(families))]
         stages = [
-            (ml.tasks.function_families(self.shots, 10, known), self.steps)
+            (ml.tasks.function_families(self.shots, 10, known), self.steps * len(known))
             for known in names
         ]
         rows = {}
-        for method in METHODS:
+        for method in self.methods:
             began = time.perf_counter()
             learner = self._learner(method)
             found = ml.fit_continually(
                 learner,
-                optax.adam(1e-3),
+                ml.averaging(optax.adam(1e-3), self.decay),
                 stages,
                 tasks_per_step=25,
                 key=jax.random.key(self.seed),
                 grow=ml.add_leaf if "growing" in method else None,
                 progress=False,
             )
+            seconds = round(time.perf_counter() - began, 1)
+            losses = [
+                {name: self._losses(learner, variables, name) for name in known}
+                for known, variables in zip(names, found.stages, strict=True)
+            ]
             rows[method] = {
                 "grown": found.grown,
-                "seconds": round(time.perf_counter() - began, 1),
+                "seconds": seconds,
                 "mse": [
-                    {name: self._error(learner, variables, name) for name in known}
-                    for known, variables in zip(names, found.stages, strict=True)
+                    {name: _interval(values) for name, values in stage.items()}
+                    for stage in losses
+                ],
+                "old": [
+                    _changed(before, after) for before, after in itertools.pairwise(losses)
                 ],
             }
             print(method, rows[method], flush=True)
@@ -84,9 +99,8 @@ class ContinualFamilies:
         tree = (self.leaves, 2, 1)
         return ml.hsml(model, ml.losses.mse, optax.sgd(1e-3), tree=tree, **shared)
 
-    def _error(
-        self, learner: Any, variables: ml.Variables, family: str
-    ) -> dict[str, float]:
+    def _losses(self, learner: Any, variables: ml.Variables, family: str) -> np.ndarray:
+        """Of every test task; always the same tasks."""
         result = ml.evaluate(
             learner,
             variables,
@@ -95,6 +109,26 @@ class ContinualFamilies:
             num_tasks=self.tasks,
             key=jax.random.key(0),
         )
-        losses = np.asarray(result.values["query/loss"])
-        half = 1.96 * losses.std(ddof=1) / len(losses) ** 0.5
-        return {"mean": float(losses.mean()), "ci95": float(half)}
+        return np.asarray(result.values["query/loss"])
+
+
+def _interval(values: np.ndarray) -> dict[str, float]:
+    mean, half = mean_ci95(values)
+    return {"mean": mean, "ci95": half}
+
+
+def _changed(
+    before: dict[str, np.ndarray], after: dict[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """How the error on families known before changed, as shares of what it was.
+
+    The interval is that of the difference, paired over tasks.
+    """
+    together = {"all": list(before), **{name: [name] for name in before}}
+    found = {}
+    for name, parts in together.items():
+        was, now = (np.concatenate([s[part] for part in parts]) for s in (before, after))
+        mean, half = mean_ci95(now - was)
+        whole = float(was.mean())
+        found[name] = {"mean": mean / whole, "ci95": half / whole}
+    return found

@@ -57,6 +57,7 @@ from metalearn.algorithms import (
 )
 from metalearn.algorithms.alpha_maml import alpha_maml_optimiser, hypergradient_descent
 from metalearn.algorithms.hsml import add_leaf
+from metalearn.averaging import averaging, judged
 from metalearn.checkpoint import CheckpointMismatch, Checkpoints
 from metalearn.continual import Continual, fit_continually
 from metalearn.estimators import gradient_estimator
@@ -98,6 +99,7 @@ __all__ = [
     "alpha_maml",
     "alpha_maml_optimiser",
     "anil",
+    "averaging",
     "best_in_hindsight",
     "bmaml",
     "bmg",
@@ -122,6 +124,7 @@ __all__ = [
     "imaml",
     "inner",
     "is_transductive",
+    "judged",
     "leo",
     "llama",
     "losses",

@@ -15,6 +15,7 @@ import optax
 
 from metalearn import _checks
 from metalearn._typing import Key
+from metalearn.averaging import judged
 from metalearn.learner import MetaLearner
 from metalearn.model import Variables
 from metalearn.trainer import TrainState, meta_trainer
@@ -28,7 +29,8 @@ class Continual:
     """What `fit_continually` leaves.
 
     Attributes:
-      stages: Variables at the end of each stage.
+      stages: Variables at the end of each stage, before what grows there; averages of
+        them under `averaging`.
       state: After the last step.
       history: A row for each window: `step`, `stage`, the metric.
       grown: Steps after which the model grew.
@@ -64,7 +66,8 @@ def fit_continually(
 
     Args:
       learner: Any; `add_leaf` grows an `hsml`.
-      outer_opt: The outer optimiser.
+      outer_opt: The outer optimiser. A rate that decays would have to know when the next
+        stage comes; `averaging` need not.
       stages: Pairs of tasks, as `fit` takes them, and the number of outer steps on them.
       tasks_per_step: T.
       key: Consumed.
@@ -88,7 +91,7 @@ def fit_continually(
     Example:
       >>> found = ml.fit_continually(
       ...     ml.hsml(model, ml.losses.mse, optax.sgd(1e-3), tree=(2, 2, 1)),
-      ...     optax.adam(1e-3),
+      ...     ml.averaging(optax.adam(1e-3)),
       ...     [(ml.tasks.function_families(families=("sine", "line")), 20_000),
       ...      (ml.tasks.function_families(), 20_000)],
       ...     tasks_per_step=25, key=jax.random.key(0), grow=ml.add_leaf)
@@ -144,6 +147,8 @@ def fit_continually(
                     f"metric {metric!r} is not reported; there are {sorted(row)}."
                 )
             history.append({"step": done, "stage": stage, metric: row[metric]})
+            if done == end:
+                ends.append(judged(state))  # before it may grow for the next stage
             if window < check_every:
                 continue
             value, fell = row[metric], False
@@ -157,5 +162,4 @@ def fit_continually(
                 grown.append(done)
                 changed = done
             before = value
-        ends.append(state.variables)
     return Continual(stages=ends, state=state, history=history, grown=grown)

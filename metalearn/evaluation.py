@@ -170,17 +170,23 @@ def check_task(
     Raises:
       ValueError: non-finite data, or labels outside the logits.
     """
+    report = _report_of(learner, loss_fn or metrics.default_loss(task.query))
+    outputs, reported = jax.eval_shape(report, variables, task)
+    _checks.values_of_task(task, outputs)
+    return [f"query/{name}" for name in reported]
+
+
+@functools.lru_cache(maxsize=64)
+def _report_of(learner: MetaLearner, loss_fn: LossFn) -> Any:
+    """One function a learner and loss, so that a second check traces nothing."""
 
     def report(variables: Variables, task: Task):
         adapted = learner.adapt(variables, task.support, key=jax.random.key(0))
         query = task.query
         outputs = learner.predict(adapted, query.x, key=jax.random.key(0), mask=query.mask)
-        loss = loss_fn or metrics.default_loss(task.query)
-        return outputs, metrics.of_task(loss, outputs, task.query)
+        return outputs, metrics.of_task(loss_fn, outputs, query)
 
-    outputs, reported = jax.eval_shape(report, variables, task)
-    _checks.values_of_task(task, outputs)
-    return [f"query/{name}" for name in reported]
+    return report
 
 
 @dataclasses.dataclass(frozen=True)

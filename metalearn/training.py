@@ -16,6 +16,7 @@ from metalearn import _checks, _cost, _mesh
 from metalearn._loop import advance_of, as_numbers, no_totals, row_of
 from metalearn._task import TaskSampler, TaskStream, as_tasks
 from metalearn._typing import Key, LossFn, PyTree
+from metalearn.averaging import judged
 from metalearn.checkpoint import CheckpointMismatch
 from metalearn.evaluation import check_task, evaluate
 from metalearn.learner import MetaLearner, describe
@@ -62,7 +63,8 @@ class FitResult:
     """What training leaves.
 
     Attributes:
-      variables: The best by validation, or the last without validation.
+      variables: The best by validation, or the last without validation; averages of
+        them under `averaging`.
       state: After the last step, to go on from.
       history: Rows as they were logged.
       best_step: Step of `variables`.
@@ -178,7 +180,7 @@ def fit(
         state = jax.jit(trainer.init)(k_init, first)
     state = _mesh.everywhere(state)
     check_task(trainer.learner, state.variables, first)
-    best = state.variables
+    best = judged(state)
     fresh = no_totals(trainer, state, first, tasks_per_step)
     if validation:
         validation = dataclasses.replace(validation, tasks=_placed(validation.tasks))
@@ -266,7 +268,7 @@ def fit(
             due = checkpoint_every and step % checkpoint_every == 0
             if checkpoints is not None and (due or last or notes.stopped):
                 if not validation:
-                    best, notes.best_step = state.variables, step
+                    best, notes.best_step = judged(state), step
                 notes.totals = as_numbers(totals)
                 checkpoints.save(
                     step, {"state": state, "best": best}, dataclasses.asdict(notes)
@@ -274,7 +276,7 @@ def fit(
     finally:
         bar.close()
     if not validation or notes.best is None:  # none, or none that was a number
-        best, notes.best_step = state.variables, step
+        best, notes.best_step = judged(state), step
     return FitResult(
         variables=best,
         state=state,
@@ -326,7 +328,7 @@ def _validate(
     began = time.perf_counter()
     result = evaluate(
         validation.learner or trainer.learner,
-        state.variables,
+        judged(state),
         validation.tasks,
         validation.loss_fn,
         num_tasks=validation.num_tasks,
@@ -343,7 +345,7 @@ def _validate(
         notes.best is None or sign * value > sign * notes.best
     )
     if improved:
-        best = _copy(state.variables)
+        best = _copy(judged(state))
         notes.best, notes.best_step, notes.stale = value, step, 0
     else:
         notes.stale += 1

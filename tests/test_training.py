@@ -77,6 +77,26 @@ def test_other_numbers_of_steps_share_the_compiled_loop(count_compilations):
     assert count_compilations() == 0
 
 
+def test_going_on_traces_nothing():
+    """Tracing a meta-gradient takes seconds; continual training calls `fit` often."""
+    calls = []
+    plain = ml.from_linen(ml.models.MLP(widths=(16,)), lower=False)
+
+    def apply(*args, **options):
+        calls.append(1)
+        return plain.apply(*args, **options)
+
+    learner = ml.maml(
+        ml.Model(plain.init, apply), ml.losses.mse, optax.sgd(0.01), num_steps=1
+    )
+    trainer = ml.meta_trainer(learner, optax.adam(3e-3))
+    first = fit(4, trainer)
+    traced = len(calls)
+    assert traced > 0
+    fit(7, trainer, state=first.state, log_every=7)
+    assert len(calls) == traced
+
+
 # -- Resuming -----------------------------------------------------------------------
 
 

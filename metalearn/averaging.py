@@ -1,0 +1,97 @@
+"""Averages of the weights along training, for judging a learner whose rate never falls."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metalearn import _checks
+from metalearn._typing import Array, PyTree
+from metalearn.model import Variables
+from metalearn.trainer import TrainState
+
+
+class Averaging(NamedTuple):
+    """State of `averaging`.
+
+    Attributes:
+      inner: Of the optimiser.
+      count: Int32 scalar, updates so far.
+      average: Of the parameters after each update; the first ones before any.
+    """
+
+    inner: PyTree
+    count: Array
+    average: PyTree
+
+
+def averaging(
+    opt: optax.GradientTransformation, decay: float = 0.999
+) -> optax.GradientTransformation:
+    """An optimiser that keeps an exponential average of the parameters it makes.
+
+    Training is the same to the bit. `fit` and `fit_continually` judge and return the
+    average (`judged`): the noise of a constant rate falls out of it, as it falls out of
+    training whose rate decays, but nothing has to know when training ends. An optimiser
+    that starts anew, as after growth, averages anew.
+
+    Give the whole optimiser: what stands behind it in an `optax.chain` is not seen.
+
+    Args:
+      opt: The optimiser.
+      decay: In 0..1: the average reaches back `1 / (1 - decay)` updates, or all of them
+        while they are fewer. 0 is the last parameters.
+
+    Raises:
+      TypeError: not an optax transformation.
+      ValueError: a decay outside `[0, 1)`.
+
+    Example:
+      >>> trainer = ml.meta_trainer(learner, ml.averaging(optax.adam(1e-3)))
+    """
+    if not isinstance(opt, optax.GradientTransformation):
+        raise TypeError(
+            f"opt is a {type(opt).__name__}; expected an optax transformation such as "
+            "optax.adam(1e-3)."
+        )
+    _checks.number("decay", decay)
+    if decay >= 1:
+        raise ValueError(f"decay is {decay}; expected a number from 0 to below 1.")
+
+    def init(params: PyTree) -> Averaging:
+        average = jax.tree.map(jnp.copy, params)  # of its own, to be donated
+        return Averaging(opt.init(params), jnp.zeros((), jnp.int32), average)
+
+    def update(updates: PyTree, state: Averaging, params: Any = None):
+        updates, inner = opt.update(updates, state.inner, params)
+        count = optax.safe_increment(state.count)
+        # The weight that corrects the bias towards the first parameters.
+        weight = (1 - decay) / (1 - jnp.power(decay, count.astype(jnp.float32)))
+        average = jax.tree.map(
+            lambda old, new: old + weight.astype(old.dtype) * (new - old),
+            state.average,
+            optax.apply_updates(params, updates),
+        )
+        return updates, Averaging(inner, count, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def judged(state: TrainState) -> Variables:
+    """The variables to judge and to keep: averaged ones under `averaging`.
+
+    The state of the model, such as running statistics, is that of the last step.
+    """
+    found = [
+        leaf
+        for leaf in jax.tree.leaves(
+            state.opt_state, is_leaf=lambda node: isinstance(node, Averaging)
+        )
+        if isinstance(leaf, Averaging)
+    ]
+    if len(found) != 1:
+        return state.variables
+    return Variables(params=found[0].average, state=state.variables.state)

@@ -1,0 +1,113 @@
+"""Averages of the weights: by hand, beside optax's, and where they are judged."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metalearn as ml
+
+KEY = jax.random.key(0)
+SINES = ml.tasks.sinusoid(num_support=5, num_query=5)
+DECAY = 0.9
+
+
+@functools.cache
+def learner():
+    model = ml.from_linen(ml.models.MLP(widths=(8,)), lower=False)
+    return ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=1)
+
+
+@functools.cache
+def trainer(decay=DECAY):
+    opt = optax.adam(3e-3)
+    return ml.meta_trainer(learner(), opt if decay is None else ml.averaging(opt, decay))
+
+
+def fit(num_steps, decay=DECAY, **options):
+    options = {"tasks_per_step": 4, "key": KEY, "progress": False, **options}
+    return ml.fit(trainer(decay), SINES, num_steps=num_steps, **options)
+
+
+def same(first, second):
+    first, second = jax.tree.leaves(first), jax.tree.leaves(second)
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_average_is_optax_ema_without_its_bias():
+    opt, ema = ml.averaging(optax.sgd(1.0), DECAY), optax.ema(DECAY)
+    params = {"w": jnp.array([1.0, -2.0])}
+    state, expected = opt.init(params), ema.init(params)
+    assert same(state.average, params)
+    for grad in (0.5, -1.0, 0.25, 2.0):
+        updates, state = opt.update({"w": jnp.full((2,), grad)}, state, params)
+        params = optax.apply_updates(params, updates)
+        average, expected = ema.update(params, expected)
+        np.testing.assert_allclose(state.average["w"], average["w"], rtol=1e-6)
+    # By hand: the weights of the two last of four are 0.09 and 0.1 of 0.3439.
+    assert float(state.count) == 4
+
+
+def test_training_is_the_same_and_the_average_is_judged():
+    plain, averaged = fit(30, None), fit(30)
+    assert same(plain.variables, averaged.state.variables)
+    assert same(averaged.variables, ml.judged(averaged.state))
+    assert not same(averaged.variables, averaged.state.variables)
+    assert same(fit(30, 0.0).variables, plain.variables)
+    assert ml.judged(plain.state) is plain.state.variables
+
+
+def test_validation_judges_the_average():
+    held_back = ml.Validation(tasks=SINES, num_tasks=8, every=10, metric="query/loss")
+    result = fit(10, validation=held_back)
+    row = result.history[-1]
+    judged = ml.evaluate(
+        learner(), ml.judged(result.state), SINES, num_tasks=8, key=jax.random.key(0)
+    )
+    np.testing.assert_allclose(
+        row["validation/loss"], judged.values["query/loss"].mean(), rtol=1e-6
+    )
+
+
+def test_a_resumed_average_is_bit_identical(tmp_path):
+    whole = fit(20)
+    fit(12, checkpoints=ml.Checkpoints(tmp_path / "run"))
+    resumed = fit(20, checkpoints=ml.Checkpoints(tmp_path / "run"), resume=True)
+    assert same(whole.variables, resumed.variables) and same(whole.state, resumed.state)
+
+
+def test_growth_averages_anew():
+    """A stage ends on the average since the model grew, and before it grows again."""
+    found = ml.fit_continually(
+        learner(),
+        ml.averaging(optax.sgd(0.0), DECAY),
+        [(SINES, 8), (SINES, 2)],
+        tasks_per_step=2,
+        key=KEY,
+        grow=lambda variables, key: jax.tree.map(lambda leaf: leaf + 100, variables),
+        worse=1 + 1e-9,
+        check_every=2,
+        rest=2,
+        progress=False,
+    )
+    assert found.grown == [4, 6, 8, 10]  # each made the loss larger
+    # Without a rate weights move by growth alone, by which an average is not behind.
+    first, last = (jax.tree.leaves(stage.params) for stage in found.stages)
+    for before, after in zip(first, last, strict=True):
+        np.testing.assert_allclose(after - before, 100, rtol=1e-4)
+    # Growth at the very end is for who goes on.
+    for before, after in zip(last, jax.tree.leaves(found.state.variables.params)):
+        np.testing.assert_allclose(after - before, 100, rtol=1e-4)
+
+
+def test_bad_averages_are_refused():
+    with pytest.raises(TypeError, match=r"opt is a float.*optax\.adam"):
+        ml.averaging(1e-3)
+    for decay in (-0.1, float("nan"), "0.9"):
+        with pytest.raises(ValueError, match="decay is"):
+            ml.averaging(optax.sgd(0.1), decay)
+    with pytest.raises(ValueError, match=r"decay is 1\.0; expected a number from 0"):
+        ml.averaging(optax.sgd(0.1), 1.0)
