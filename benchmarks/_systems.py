@@ -38,29 +38,62 @@ def against_rows(row: dict[str, Any]) -> str:
 
 def calibration_rows(row: dict[str, Any]) -> list[str]:
     """The table of a `calibration` result."""
+    first = next(iter(row["rows"].values()))
+    settings, rules = first["settings"], "both_rules" in first
+    side, ways, shots = 28 // settings["shrink"], settings["ways"], settings["shots"]
+    classes = settings.get("train_classes")
+    what = f"Omniglot at {side}x{side}, {ways}-way {shots}-shot"
+    if classes:
+        what += f", meta-trained on {classes} characters in four rotations"
+    if rules:
+        what += ", whose support sets fit two rules, character and style"
+    heads = ["accuracy", "negative log-likelihood", "difference", "calibration error"]
+    if rules:
+        heads[1:1] = ["where known"]
+        heads += ["of whole query sets", "difference", "both rules"]
     lines = [
-        f"Probabilities on the same tasks of Omniglot at 7x7, 5-way 1-shot, inductive, "
-        f"{len(row['seeds'])} seeds; the difference is paired with the first row:",
+        f"Probabilities on the same tasks of {what}; inductive, {len(row['seeds'])} seeds, "
+        "differences paired with the first row, calibration error of every seed in "
+        "brackets:",
         "",
-        "| recipe | accuracy | negative log-likelihood | difference | calibration error |",
-        "|---|---|---|---|---|",
+        f"| recipe | {' | '.join(heads)} |",
+        "|---" * (1 + len(heads)) + "|",
     ]
     for name, found in row["rows"].items():
-        accuracy, nll = found["accuracy"], found["nll"]
-        apart, error = found["nll_minus_first"], found["calibration_error"]
-        difference = f"{apart['mean']:+.4f} ± {apart['ci95']:.4f}" if apart["ci95"] else ""
-        lines.append(
-            f"| {name} | {100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f} % "
-            f"| {nll['mean']:.4f} ± {nll['ci95']:.4f} | {difference} "
-            f"| {error['mean']:.4f} |"
-        )
+        error = found["calibration_error"]
+        seeds = ", ".join(f"{value:.3f}" for value in error["seeds"])
+        cells = [
+            _percent(found["accuracy"]),
+            _interval(found["nll"]),
+            _apart(found["nll_minus_first"]),
+            f"{error['mean']:.4f} ({seeds})",
+        ]
+        if rules:
+            cells[1:1] = [_percent(found["accuracy_where_known"])]
+            cells += [
+                _interval(found["joint_nll"]),
+                _apart(found["joint_nll_minus_first"]),
+                _percent(found["both_rules"]),
+            ]
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return lines
+
+
+def _percent(value: dict[str, float]) -> str:
+    return f"{100 * value['mean']:.2f} ± {100 * value['ci95']:.2f} %"
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['mean']:.4f} ± {value['ci95']:.4f}"
+
+
+def _apart(value: dict[str, Any]) -> str:
+    return f"{value['mean']:+.4f} ± {value['ci95']:.4f}" if value["ci95"] else ""
 
 
 def _metric(row: dict[str, Any]) -> str:
     if "query/accuracy" in row["metrics"]:
-        value = row["metrics"]["query/accuracy"]
-        return f"{100 * value['mean']:.2f} ± {100 * value['ci95']:.2f} %"
+        return _percent(row["metrics"]["query/accuracy"])
     value = row["metrics"]["query/loss"]
     return f"MSE {value['mean']:.3f} ± {value['ci95']:.3f}"
 

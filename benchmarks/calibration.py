@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _harness
 from benchmarks.against import trained
 from metalearn import run_folder, runs
+from metalearn.ensemble import joint_loss, members
 from metalearn.metrics import calibration_error, mean_ci95
 from metalearn.recipes.base import Recipe
+
+SAMPLED = ("llama", "platipus", "bmaml", "emaml")  # adapted objects have an axis of samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +27,16 @@ class Calibration:
       recipes: Their names; the first is the baseline.
       seeds: Training runs of each.
       set: Fields to override in all recipes, such as `--set steps=100`.
+      part: "test", or "validation" to choose settings by.
       data_dir: Folder of the original archives, where the data set needs them.
       runs: Where run folders go; finished ones are taken as they are.
-      json: Where to write; `benchmarks/results/calibration.json` by default.
+      json: Where to write; `benchmarks/results/calibration-BASELINE.json` by default.
     """
 
     recipes: tuple[str, ...]
     seeds: int = 3
     set: tuple[str, ...] = ()
+    part: Literal["test", "validation"] = "test"
     data_dir: str | None = None
     runs: str = "runs"
     json: str | None = None
@@ -40,43 +46,75 @@ class Calibration:
         baseline = None
         for name in self.recipes:
             found = [self._judged(name, seed) for seed in range(self.seeds)]
-            nll = np.mean([f["nll"] for f in found], 0)  # [tasks]
-            if baseline is None:
-                baseline = nll
+            each = {
+                measure: np.stack([f[measure] for f in found])  # [seeds, tasks]
+                for measure, values in found[0].items()
+                if isinstance(values, np.ndarray)
+            }
+            baseline = baseline or each
             errors = [f["calibration_error"] for f in found]
             rows[name] = {
                 "settings": found[0]["settings"],
-                "accuracy": _interval(np.mean([f["accuracy"] for f in found], 0)),
-                "nll": _interval(nll),
-                "nll_minus_first": _interval(nll - baseline),
+                **{measure: _interval(values.mean(0)) for measure, values in each.items()},
+                **{
+                    f"{measure}_minus_first": {
+                        **_interval((each[measure] - baseline[measure]).mean(0)),
+                        "seeds": (each[measure] - baseline[measure]).mean(1).tolist(),
+                    }
+                    for measure in ("nll", "joint_nll")
+                },
                 "calibration_error": {"mean": float(np.mean(errors)), "seeds": errors},
             }
             print(name, {k: v for k, v in rows[name].items() if k != "settings"})
-        settings = {"kind": "calibration", "seeds": list(range(self.seeds))}
-        _harness.store("calibration", {**settings, "rows": rows}, self.json)
+        settings = {
+            "kind": "calibration",
+            "part": self.part,
+            "seeds": list(range(self.seeds)),
+            "overrides": list(self.set),
+        }
+        name = f"calibration-{self.recipes[0]}"
+        _harness.store(name, {**settings, "rows": rows}, self.json)
 
     def _judged(self, name: str, seed: int) -> dict[str, Any]:
         run = run_folder.load(trained(name, seed, self.runs, self.data_dir, self.set))
         variables, _ = runs.best(run)
-        data = run.recipe.load_data(self.data_dir, ("test",))
-        probabilities, labels = _predictions(run.recipe, run.record, data, variables)
-        at = np.take_along_axis(probabilities, labels[..., None], -1)[..., 0]
-        return {
+        data = run.recipe.load_data(self.data_dir, (self.part,))
+        tasks = run.recipe.tasks(data, self.part)
+        found = _predictions(run.recipe, run.record, tasks, variables)
+        mean, logs, labels, conflict = found
+        own = np.take_along_axis(logs, labels[:, None, :, None], -1)[..., 0]  # [T, M, Q]
+        at = np.take_along_axis(mean, labels[..., None], -1)[..., 0]
+        num = labels.shape[1]
+        found = {
             "settings": run.recipe.settings(),
             "nll": -np.log(np.maximum(at, 1e-30)).mean(-1),
-            "accuracy": (probabilities.argmax(-1) == labels).mean(-1),
+            "joint_nll": np.asarray(jax.vmap(joint_loss, (0, None))(-own.mean(-1), num)),
+            "accuracy": (mean.argmax(-1) == labels).mean(-1),
             "calibration_error": calibration_error(
-                probabilities.reshape(-1, probabilities.shape[-1]), labels.ravel()
+                mean.reshape(-1, mean.shape[-1]), labels.ravel()
             ),
         }
+        if conflict is not None:
+            hit = logs.argmax(-1) == labels[:, None]  # [T, M, Q]
+            share = np.where(conflict[:, None], hit, 0).sum(-1)
+            share = share / np.maximum(conflict.sum(-1), 1)[:, None]  # [T, M]
+            known = np.where(conflict, 0, mean.argmax(-1) == labels).sum(-1)
+            found["accuracy_where_known"] = known / np.maximum((~conflict).sum(-1), 1)
+            found["both_rules"] = ((share.max(1) >= 0.75) & (share.min(1) <= 0.25)) * 1.0
+        return found
 
 
 def _predictions(
-    recipe: Recipe, record: Any, data: Any, variables: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities `[T, Q, W]` and labels `[T, Q]` of the tasks of `evaluate`, seed 0."""
+    recipe: Recipe, record: Any, sampler: Any, variables: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """What is predicted of the tasks of `evaluate`, seed 0.
+
+    Returns:
+      Probabilities `[T, Q, W]`; log-probabilities of each sample `[T, M, Q, W]`, M being
+      one for learners that draw none; labels `[T, Q]`; and, for tasks of two rules, where
+      they disagree, bool `[T, Q]`.
+    """
     learner = recipe.evaluation_learner(record)
-    sampler = recipe.tasks(data, "test")
 
     def one(number: Any) -> Any:
         key = jax.random.fold_in(jax.random.key(0), number)
@@ -84,10 +122,16 @@ def _predictions(
         task = sampler.sample(sampler.data, k_task)
         adapted = learner.adapt(variables, task.support, key=k_adapt)
         outputs = learner.predict(adapted, task.query.x, key=k_predict)
-        return jax.nn.softmax(outputs), task.query.y
+        each = outputs[None]
+        if recipe.algorithm in SAMPLED:
+            each = members(learner, adapted, task.query.x, key=k_predict)
+        conflict = task.info.get("conflict", jnp.zeros((0,), bool))
+        return (jax.nn.softmax(outputs), jax.nn.log_softmax(each), task.query.y, conflict)
 
     numbers = np.arange(recipe.test_tasks)
-    return jax.tree.map(np.asarray, jax.jit(lambda n: jax.lax.map(one, n))(numbers))
+    found = jax.tree.map(np.asarray, jax.jit(lambda n: jax.lax.map(one, n))(numbers))
+    mean, logs, labels, conflict = found
+    return mean, logs, labels, conflict if conflict.shape == labels.shape else None
 
 
 def _interval(values: np.ndarray) -> dict[str, float]:

@@ -14,14 +14,14 @@ from metalearn import run_folder, runs
 
 @dataclasses.dataclass(frozen=True)
 class Mixed:
-    """Compares runs of the mixed-* recipes task by task, the first being the baseline.
+    """Compares runs of mixed-* or styled-* task by task, the first being the baseline.
 
     Attributes:
       runs: Run folders of the same image sets, ways and shots.
       data_dir: Folder of the image sets; that of the first run if None.
       tasks: Meta-test tasks over all sets.
-      json: Where to write; `benchmarks/results/mixed.json` by default. A picture of the
-        tree of clusters is written beside.
+      json: Where to write; by default `mixed.json` in `benchmarks/results`, or
+        `styled.json`. A picture of the tree of clusters is written beside.
     """
 
     runs: tuple[str, ...]
@@ -33,6 +33,7 @@ class Mixed:
         rows: dict[str, Any] = {}
         loaded = [run_folder.load(Path(folder)) for folder in self.runs]
         baseline = data = None
+        kind = loaded[0].name.partition("-")[0]
         for run in loaded:
             variables, progress = runs.best(run)
             recipe = dataclasses.replace(run.recipe, test_tasks=self.tasks)
@@ -76,9 +77,9 @@ class Mixed:
                     row["clusters_and_styles"] = _clusters.information(
                         info["style"], route.leaves, len(recipe.styles)
                     )
-                picture = Path(self.json or _harness.RESULTS / "mixed.json").parent
+                folder = Path(self.json).parent if self.json else _harness.RESULTS
                 _clusters.draw(
-                    picture / "clusters-mixed.png",
+                    folder / f"clusters-{kind}.png",
                     info["family"],
                     route,
                     names,
@@ -87,7 +88,7 @@ class Mixed:
             rows[run.name] = row
             print(run.name, {k: v for k, v in row.items() if k != "settings"})
         _harness.store(
-            "mixed",
+            kind,
             {"kind": "mixed", "test_seed": 0, "num_tasks": self.tasks, "rows": rows},
             self.json,
         )
@@ -113,30 +114,45 @@ def _by_group(values: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, An
 
 
 def table_rows(row: dict[str, Any]) -> list[str]:
-    """Lines of `benchmarks/README.md`."""
-    groups = list(next(iter(row["rows"].values()))["by_group"])
+    """Lines of `benchmarks/README.md`: kinds of images down, runs across."""
+    runs, num, kind = row["rows"], row["num_tasks"], row["benchmark"]
+    heads = [*runs, *(f"{n}, difference" for n in runs if "paired_with_first" in runs[n])]
     lines = [
-        f"Accuracy on {row['num_tasks']} meta-test tasks of several image sets, 5-way "
-        "1-shot, inductive, one training seed; differences are paired with the first row, "
-        "the information is that of the strongest leaf with the image set (of shuffled "
-        "sets at most):",
+        f"Accuracy on {num} meta-test tasks of several kinds of images, 5-way 1-shot, "
+        "inductive, one training seed; differences are paired with the first run:",
         "",
-        f"| | all | {' | '.join(groups)} | information |",
-        "|---" * (3 + len(groups)) + "|",
+        f"| | {' | '.join(heads)} |",
+        "|---" * (1 + len(heads)) + "|",
     ]
 
-    def cells(mean: dict[str, float], by_group: dict[str, Any], sign: str) -> list[str]:
-        values = [mean, *by_group.values()]
-        return [f"{v['mean']:{sign}.2f} ± {v['ci95']:.2f}" for v in values]
+    def line(name: str, values: list[dict[str, float]], apart: list[dict]) -> str:
+        cells = [f"{v['mean']:.2f} ± {v['ci95']:.2f}" for v in values]
+        cells += [f"{v['mean']:+.2f} ± {v['ci95']:.2f}" for v in apart]
+        return f"| {' | '.join([name, *cells])} |"
 
-    for name, found in row["rows"].items():
-        clusters, information = found.get("clusters"), ""
-        if clusters:
-            control = clusters["nmi_shuffled_max_of_100"]
-            information = f"{clusters['nmi']:.3f} ({control:.3f})"
-        values = cells(found["accuracy_points"], found["by_group"], "")
-        lines.append(f"| {' | '.join([name, *values, information])} |")
-        if "paired_with_first" in found:
-            apart = cells(found["paired_with_first"], found["paired_by_group"], "+")
-            lines.append(f"| {' | '.join([f'{name}, difference', *apart, ''])} |")
-    return [*lines, "", "![Clusters and the image sets](results/clusters-mixed.png)"]
+    paired = [found for found in runs.values() if "paired_with_first" in found]
+    lines.append(
+        line(
+            "all",
+            [found["accuracy_points"] for found in runs.values()],
+            [found["paired_with_first"] for found in paired],
+        )
+    )
+    lines += [
+        line(
+            group,
+            [found["by_group"][group] for found in runs.values()],
+            [found["paired_by_group"][group] for found in paired],
+        )
+        for group in next(iter(runs.values()))["by_group"]
+    ]
+    lines.append("")
+    for name, found in runs.items():
+        for key, what in (("clusters", "image set"), ("clusters_and_styles", "style")):
+            if key in found:
+                share, control = found[key]["nmi"], found[key]["nmi_shuffled_max_of_100"]
+                lines.append(
+                    f"Information of the strongest leaf of {name} with the {what}: "
+                    f"{share:.3f} (of shuffled ones at most {control:.3f})."
+                )
+    return [*lines, "", f"![Clusters and the image sets](results/clusters-{kind}.png)"]

@@ -15,7 +15,7 @@ from scipy import ndimage
 import metalearn as ml
 from metalearn import data, recipes
 from metalearn.recipes.mixed_images import MixedImageRecipe, MixedImages
-from metalearn.tasks.mixtures import mixture, styled
+from metalearn.tasks import mixture, styled
 
 SIDE, TASKS = 8, 300
 LEVELS = (0, 100, 200)  # images of set i are between its level and 50 more

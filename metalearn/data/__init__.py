@@ -2,7 +2,13 @@
 
 from metalearn.data.catalogue import CatalogueRow, available, load, open_records, prepare
 from metalearn.data.few_shot import few_shot
-from metalearn.data.image_sets import ImageClasses, ImageDataset, from_arrays, shrunk
+from metalearn.data.image_sets import (
+    ImageClasses,
+    ImageDataset,
+    fewer_classes,
+    from_arrays,
+    shrunk,
+)
 from metalearn.data.stream import stream
 
 __all__ = [
@@ -11,6 +17,7 @@ __all__ = [
     "ImageDataset",
     "available",
     "few_shot",
+    "fewer_classes",
     "from_arrays",
     "load",
     "open_records",

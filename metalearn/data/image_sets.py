@@ -175,6 +175,37 @@ def shrunk(dataset: ImageDataset, factor: int) -> ImageDataset:
     return dataclasses.replace(dataset, **parts)
 
 
+def fewer_classes(dataset: ImageDataset, num: int) -> ImageDataset:
+    """The set with some of its meta-training classes, spread evenly over their order.
+
+    Classes stand by group, so that every group keeps its share. With rotations each of
+    them still counts four times.
+
+    Args:
+      dataset: Any; validation and test stay.
+      num: Classes that are kept.
+
+    Raises:
+      ValueError: there are no training classes, or not as many.
+    """
+    train = dataset.part("train")
+    if not 1 <= num <= train.num_classes:
+        raise ValueError(
+            f"{num} training classes were asked for; {dataset.name} has "
+            f"{train.num_classes}. Ask for 1 to {train.num_classes}."
+        )
+    kept = np.arange(num) * train.num_classes // num
+    rows = np.isin(train.labels, kept)
+    some = dataclasses.replace(
+        train,
+        images=train.images[rows],
+        labels=np.searchsorted(kept, train.labels[rows]).astype(np.int32),
+        class_names=tuple(train.class_names[i] for i in kept),
+        groups=train.groups[kept],
+    )
+    return dataclasses.replace(dataset, train=some)
+
+
 def from_arrays(
     images: np.ndarray,
     labels: Sequence[int] | np.ndarray,

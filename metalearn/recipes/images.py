@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from metalearn import data as image_data
 from metalearn import losses, models, plots
+from metalearn import tasks as task_samplers
 from metalearn._task import Examples, Task, TaskSampler
 from metalearn.algorithms import protonet
 from metalearn.data.few_shot import few_shot
@@ -43,7 +44,10 @@ class ImageRecipe(Recipe):
       split: Which split of the classes, for sets that have several.
       image_size: Side that images are resized to, for sets that can.
       shrink: Sides are divided by this; a pixel becomes the mean of a square.
+      train_classes: Classes that meta-training sees, before rotations; all if None.
       channels: 1 for grey, 3 for colour, for sets that can convert.
+      ambiguous_styles: As many as ways: shows each class of a support set in one of them,
+        and labels queries by class or by style; see `metalearn.tasks.ambiguous`.
       ways: Classes of a training task.
       shots: Support examples of a class in training.
       queries: Query examples of a class in training; reptile trains on both together.
@@ -65,7 +69,9 @@ class ImageRecipe(Recipe):
     split: str | None = None
     image_size: int | None = None
     shrink: int = 1
+    train_classes: int | None = None
     channels: Literal[1, 3] | None = None
+    ambiguous_styles: tuple[str, ...] = ()
     ways: int = 5
     shots: int = 1
     queries: int = 1
@@ -119,6 +125,17 @@ class ImageRecipe(Recipe):
                 f"model is {self.model!r} with {self.algorithm}, whose layers only conv4 "
                 "has here. Leave it at conv4."
             )
+        styles = self.ambiguous_styles
+        if styles and not len(set(styles)) == len(styles) == self.ways == self.test_ways:
+            raise ValueError(
+                f"ambiguous_styles is {styles} for {self.ways}-way training and "
+                f"{self.test_ways}-way test tasks; expected a different one for each class."
+            )
+        if unknown := set(styles) - set(task_samplers.STYLES):
+            raise ValueError(
+                f"ambiguous_styles has {sorted(unknown)}; expected some of "
+                f"{', '.join(task_samplers.STYLES)}."
+            )
         steps = self.eval_inner_steps
         if self.norm_policy == "per_step" and steps not in (None, self.inner_steps):
             raise ValueError(
@@ -140,7 +157,15 @@ class ImageRecipe(Recipe):
         }
         options = {name: value for name, value in options.items() if value is not None}
         data = image_data.load(self.dataset, data_dir=data_dir, parts=parts, **options)
-        return data if self.shrink == 1 else image_data.shrunk(data, self.shrink)
+        return self._reduced(data)
+
+    def _reduced(self, data: image_data.ImageDataset) -> image_data.ImageDataset:
+        """The set with smaller images and fewer classes, as asked."""
+        if self.shrink != 1:
+            data = image_data.shrunk(data, self.shrink)
+        if self.train_classes is not None and data.train is not None:
+            data = image_data.fewer_classes(data, self.train_classes)
+        return data
 
     def describe_data(self, data: Any) -> Record:
         train = data.parts.get("train")
@@ -166,13 +191,16 @@ class ImageRecipe(Recipe):
         training = part == "train"
         ways = self.ways if training else self.test_ways
         shots = self.shots if training else self.test_shots
-        return few_shot(
+        tasks = few_shot(
             data.part(part),
             num_ways=ways,
             num_support=shots,
             num_query=self.queries if training else self.eval_queries,
             name=f"{data.name} {part} {ways}-way {shots}-shot",
         )
+        if not self.ambiguous_styles:
+            return tasks
+        return task_samplers.ambiguous(tasks, self.ambiguous_styles)
 
     def example(self, record: Record) -> Task:
         def examples(per_class: int) -> Examples:

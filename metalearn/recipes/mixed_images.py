@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from metalearn import data as image_data
 from metalearn import losses, models
+from metalearn import tasks as task_samplers
 from metalearn._task import Task, TaskSampler
 from metalearn.data.archives import IMAGE_SUFFIXES
 from metalearn.data.image_sets import ImageClasses, ImageDataset
@@ -17,7 +18,6 @@ from metalearn.model import from_linen
 from metalearn.recipes.base import Record
 from metalearn.recipes.images import ALGORITHMS, ALL_PARTS, ImageRecipe, names_of
 from metalearn.recipes.learners import gradient_learner
-from metalearn.tasks import mixtures
 
 STRUCTURED = ("hsml", "mumomaml")
 SIZE = 28
@@ -56,6 +56,7 @@ class MixedImageRecipe(ImageRecipe):
         "omniglot" and any other name are folders in the data folder (`--data-dir`): the
         Omniglot archives, or `class/image` files, or one zip of such, with a splits.json.
       image_size: Side that images of folders are resized to; 28 if None.
+      train_classes: Classes of each set that meta-training sees; all if None.
       channels: 1 or None: all images become grey.
       styles: What a task looks like, drawn uniformly: "original", "blurred", "edges",
         "inverted".
@@ -87,9 +88,10 @@ class MixedImageRecipe(ImageRecipe):
                 f"dataset is {self.dataset!r}; expected different names of image sets "
                 "joined by '+', such as omniglot:lake+glyphs."
             )
-        if not self.styles or not set(self.styles) <= set(mixtures.STYLES):
+        if not self.styles or not set(self.styles) <= set(task_samplers.STYLES):
             raise ValueError(
-                f"styles is {self.styles}; expected some of {', '.join(mixtures.STYLES)}."
+                f"styles is {self.styles}; expected some of "
+                f"{', '.join(task_samplers.STYLES)}."
             )
 
     def families(self) -> list[tuple[str, str | None]]:
@@ -108,7 +110,7 @@ class MixedImageRecipe(ImageRecipe):
             if split is not None:
                 options = {**options, "split": split}
             loaded = image_data.load(source, parts=parts, **options)
-            sets[name] = image_data.shrunk(loaded, self.shrink)
+            sets[name] = self._reduced(loaded)
         shapes = {name: data.image_shape for name, data in sets.items()}
         if len(set(shapes.values())) > 1:
             raise ValueError(
@@ -167,10 +169,10 @@ class MixedImageRecipe(ImageRecipe):
 
     def tasks(self, data: MixedImages, part: str) -> TaskSampler:
         each = super().tasks
-        tasks = mixtures.mixture([each(found, part) for found in data.sets.values()])
+        tasks = task_samplers.mixture([each(found, part) for found in data.sets.values()])
         if self.styles == ("original",):
             return tasks
-        return mixtures.styled(tasks, self.styles)
+        return task_samplers.styled(tasks, self.styles)
 
     def _class_names(self, data: MixedImages, task: Task) -> list[str]:
         return names_of(data.part("test")[int(task.info["family"])], task)

@@ -108,6 +108,7 @@ _MIXED = {
     "test_tasks": 2000,
     "checkpoint_every": 1000,
 }
+_STYLED = {**_MIXED, "styles": ("original", "blurred", "edges")}
 
 RECIPES: dict[str, Entry] = {
     # Two cores, no download.
@@ -289,6 +290,14 @@ RECIPES: dict[str, Entry] = {
     "mixed-hsml": Entry(
         "HSML (a learned hierarchy of tasks) on the same mixture of image sets",
         MixedImageRecipe(**_MIXED, algorithm="hsml", options=("hidden=40",)),
+    ),
+    "styled-maml": Entry(
+        "MAML on tasks from four image sets in three styles, 28x28 grey, 5-way 1-shot",
+        MixedImageRecipe(**_STYLED, algorithm="maml"),
+    ),
+    "styled-hsml": Entry(
+        "HSML (a learned hierarchy of tasks) on the same twelve kinds of images",
+        MixedImageRecipe(**_STYLED, algorithm="hsml", options=("hidden=40",)),
     ),
     # Features of `python -m benchmarks features`.
     "features-maml": Entry(

@@ -44,8 +44,16 @@ def _twenty(algorithm: str, description: str, **settings: object) -> Entry:
 
 
 def _ambiguous(algorithm: str, description: str, **settings: object) -> Entry:
-    recipe = ImageRecipe(algorithm=algorithm, **_SMALL | {"shrink": 4} | settings)
-    return Entry(f"{description}; Omniglot at 7x7, 5-way 1-shot", recipe)
+    few = {"shrink": 4, "train_classes": 25, "steps": 2000, "validate_every": 500}
+    recipe = ImageRecipe(algorithm=algorithm, **_SMALL | few | settings)
+    return Entry(f"{description}; 100 classes of Omniglot at 7x7, 5-way 1-shot", recipe)
+
+
+def _rules(algorithm: str, description: str, **settings: object) -> Entry:
+    two = {"ways": 2, "shots": 5, "queries": 5, "steps": 2000, "validate_every": 500}
+    two["ambiguous_styles"] = ("original", "inverted")
+    recipe = ImageRecipe(algorithm=algorithm, **_SMALL | two | settings)
+    return Entry(f"{description}; by character or by style, 14x14, 2-way 5-shot", recipe)
 
 
 SMALL: dict[str, Entry] = {
@@ -98,7 +106,8 @@ SMALL: dict[str, Entry] = {
     "small20-maml-plus-plus": _twenty(
         "maml_plus_plus", "MAML++", options=("msl_steps=2000",)
     ),
-    # At 7x7 many characters look the same: a task of one shot is ambiguous.
+    # At 7x7 many characters look the same, and a learner that has seen a hundred classes,
+    # 25 in four rotations, is too sure of new ones.
     "ambiguous-maml": _ambiguous("maml", "MAML: the baseline"),
     "ambiguous-emaml": _ambiguous(
         "emaml", "five MAML learners, averaged", options=("num_particles=5",)
@@ -117,6 +126,24 @@ SMALL: dict[str, Entry] = {
         "platipus", "PLATIPUS", options=("combine=mean", "kl_weight=0.01")
     ),
     "ambiguous-llama": _ambiguous(
+        "llama",
+        "LLAMA, with samples of the head",
+        options=("num_samples=10", "curvature=last_layer", "prior_precision=100.0"),
+    ),
+    # The support set fits two rules; one of them labels all queries of a task.
+    "rules-maml": _rules("maml", "MAML: the baseline"),
+    "rules-emaml": _rules(
+        "emaml", "five MAML learners, averaged", options=("num_particles=5",)
+    ),
+    "rules-bmaml": _rules(
+        "bmaml",
+        "BMAML with the likelihood of whole query sets",
+        options=("num_particles=5", "objective=joint"),
+    ),
+    "rules-platipus": _rules(
+        "platipus", "PLATIPUS", options=("combine=probabilities", "kl_weight=0.01")
+    ),
+    "rules-llama": _rules(
         "llama",
         "LLAMA, with samples of the head",
         options=("num_samples=10", "curvature=last_layer", "prior_precision=100.0"),

@@ -1,9 +1,8 @@
-"""Heterogeneous tasks: a mixture of several distributions, and styles of images."""
+"""Heterogeneous tasks: a mixture of several distributions."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn import _checks
 from metalearn._task import Examples, Task, TaskSampler, TaskStream, as_tasks
-from metalearn._typing import Array, Key, PyTree
+from metalearn._typing import Key, PyTree
 
 
 def mixture(
@@ -57,7 +55,7 @@ def mixture(
                 f"distribution {i} ({sampler.name!r}) is a TaskStream, which is read on "
                 "the host. Give samplers on the device, as of ml.data.few_shot."
             )
-    tasks = [_shape_of_task(sampler) for sampler in samplers]
+    tasks = [shape_of_task(sampler) for sampler in samplers]
     names = [f"{i} ({s.name!r})" for i, s in enumerate(samplers)]
     info = _all_info(tasks, names, label)
     probabilities = _probabilities(weights, len(samplers))
@@ -108,7 +106,12 @@ class _Mixture:
         return dataclasses.replace(task, info={**task.info, self.label: family})
 
 
-def _shape_of_task(sampler: TaskSampler) -> Task:
+def shape_of_task(sampler: TaskSampler) -> Task:
+    """Shapes and dtypes of a task of the sampler.
+
+    Raises:
+      TypeError: it gives no tasks.
+    """
     task = jax.eval_shape(sampler.sample, sampler.data, jax.random.key(0))
     if not isinstance(task, Task):
         raise TypeError(
@@ -168,125 +171,3 @@ def _probabilities(weights: Sequence[float] | None, num: int) -> tuple[float, ..
             "none negative and not all zero."
         )
     return tuple(float(w) for w in given / given.sum())
-
-
-# -- Styles ------------------------------------------------------------------------------
-
-
-def styled(
-    sampler: TaskSampler,
-    styles: Sequence[str] = ("original", "blurred", "edges"),
-    *,
-    blur: float = 1.0,
-) -> TaskSampler:
-    """Image tasks that are each shown in one of several styles, drawn uniformly.
-
-    After Art-Multi of H. Yao, X. Wu, Z. Tao, Y. Li, B. Ding, R. Li, Z. Li, Automated
-    Relational Meta-learning, ICLR 2020, which shows images as they are, blurred, and as
-    pencil drawings. Support and query set of a task have the same style; labels and masks
-    stay.
-
-    Args:
-      sampler: Of tasks whose inputs are images `[N, H, W, C]` of floats in 0..1.
-      styles: S of "original", "blurred" (Gaussian), "edges" (magnitude of the Sobel
-        gradient, a quarter of it and at most 1) and "inverted".
-      blur: Standard deviation of "blurred" in pixels.
-
-    Returns:
-      A sampler; `info["style"]` is the index into `styles`, int32.
-
-    Raises:
-      ValueError: no style, an unknown one, inputs that are no images, or an `info` that
-        has a style already.
-      TypeError: not a `TaskSampler` or a function `key -> Task`.
-
-    Example:
-      >>> tasks = ml.tasks.styled(few_shot(dataset.train), ("original", "edges"))
-    """
-    given = (styles,) if isinstance(styles, str) else styles
-    listed = isinstance(given, Sequence) and len(given) > 0
-    if not listed or any(style not in list(STYLES) for style in given):
-        raise ValueError(f"styles is {styles!r}; expected some of {', '.join(STYLES)}.")
-    styles = tuple(given)
-    _checks.number("blur", blur, positive=True)
-    sampler = as_tasks(sampler)
-    if isinstance(sampler, TaskStream):
-        raise TypeError(
-            f"the tasks ({sampler.name!r}) are a TaskStream, which is read on the host. "
-            "Give a sampler on the device, as of ml.data.few_shot."
-        )
-    task = _shape_of_task(sampler)
-    x = task.support.x
-    if getattr(x, "ndim", 0) != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"inputs are {jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), x)}; "
-            "expected images [N, H, W, C] of floats."
-        )
-    if "style" in task.info:
-        raise ValueError("tasks have 'style' in info already; style them once.")
-    sample = _Styled(sampler.sample, styles, float(blur))
-    return TaskSampler(sample, sampler.data, f"{sampler.name} ({', '.join(styles)})")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Styled:
-    """`(data, key) -> Task`; equal for equal settings, so compilations are shared."""
-
-    sample: Callable[[PyTree, Key], Task]
-    styles: tuple[str, ...]
-    blur: float
-
-    def __call__(self, data: PyTree, key: Key) -> Task:
-        k_style, k_task = jax.random.split(key)
-        style = jax.random.randint(k_style, (), 0, len(self.styles), jnp.int32)
-        task = self.sample(data, k_task)
-        branches = [functools.partial(STYLES[name], blur=self.blur) for name in self.styles]
-
-        def shown(examples: Examples) -> Examples:
-            x = jax.lax.switch(style, branches, examples.x)
-            return dataclasses.replace(examples, x=x)
-
-        return Task(
-            support=shown(task.support),
-            query=shown(task.query),
-            info={**task.info, "style": style},
-        )
-
-
-def _blurred(x: Array, *, blur: float) -> Array:
-    """A Gaussian, cut off at four standard deviations; the border is repeated."""
-    reach = int(4 * blur + 0.5)
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / blur) ** 2)
-    weights = (weights / weights.sum()).tolist()
-    return _filtered(_filtered(x, weights, 1), weights, 2)
-
-
-def _edges(x: Array, *, blur: float) -> Array:
-    """Sobel's gradient; its root has no derivative at 0, which nothing asks for."""
-    del blur
-    smooth, slope = (1.0, 2.0, 1.0), (-1.0, 0.0, 1.0)
-    down = _filtered(_filtered(x, slope, 1), smooth, 2)
-    right = _filtered(_filtered(x, smooth, 1), slope, 2)
-    return jnp.minimum(jnp.sqrt(down**2 + right**2) / 4, 1)
-
-
-def _filtered(x: Array, weights: Sequence[float], axis: int) -> Array:
-    """Correlation with `weights` along an axis, the border repeated."""
-    reach, size = len(weights) // 2, x.shape[axis]
-    pad = [(0, 0)] * x.ndim
-    pad[axis] = (reach, reach)
-    wide = jnp.pad(x, pad, "edge")
-    parts = [
-        weight * jax.lax.slice_in_dim(wide, i, i + size, axis=axis)
-        for i, weight in enumerate(weights)
-        if weight
-    ]
-    return sum(parts[1:], parts[0])
-
-
-STYLES = {
-    "original": lambda x, *, blur: x,
-    "blurred": _blurred,
-    "edges": _edges,
-    "inverted": lambda x, *, blur: 1 - x,
-}

@@ -1,0 +1,108 @@
+"""Image tasks whose support set fits two rules: labels by class, or labels by style."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metalearn._task import Examples, Task, TaskSampler
+from metalearn._typing import Array, Key, PyTree
+from metalearn.tasks.styles import STYLES, image_tasks
+
+
+def ambiguous(
+    sampler: TaskSampler | Callable[[Key], Task],
+    styles: Sequence[str] = ("original", "inverted"),
+    *,
+    blur: float = 1.0,
+) -> TaskSampler:
+    """Tasks that no support set can decide: the label is the class, or it is the style.
+
+    After the ambiguous tasks of C. Finn, K. Xu, S. Levine, Probabilistic Model-Agnostic
+    Meta-Learning, NeurIPS 2018, section 5, where several attributes of faces explain the
+    support set. Here every class of a support set is shown in a style of its own, in an
+    order drawn for each task. Each query image is shown in any of these styles, and one
+    rule, drawn for each task, labels all queries: by class, or by style, which then has
+    the label of the class that it came with.
+
+    A learner that is right about everything it can know gives the two labels of a query
+    in conflict the same probability. One that represents the doubt knows moreover that
+    all queries of a task follow one rule: its samples agree among themselves, and the
+    likelihood of a whole query set shows it where that of single queries does not.
+
+    Args:
+      sampler: Of tasks of W ways with images `[N, H, W, C]` of floats in 0..1.
+      styles: W different of "original", "blurred", "edges", "inverted"; see `styled`.
+      blur: Standard deviation of "blurred" in pixels.
+
+    Returns:
+      A sampler; `info["rule"]` is 0 where the class and 1 where the style decides, int32;
+      `info["conflict"]`, bool `[Q]`, tells where the two disagree.
+
+    Raises:
+      ValueError: styles unknown, given twice or not as many as ways, inputs that are no
+        images, or an `info` that has these names already.
+      TypeError: not a `TaskSampler` or a function `key -> Task`.
+
+    Example:
+      >>> pairs = ml.data.few_shot(dataset.train, num_ways=2, num_support=5)
+      >>> tasks = ml.tasks.ambiguous(pairs, ("original", "inverted"))
+    """
+    sampler, task = image_tasks(sampler)
+    given = (styles,) if isinstance(styles, str) else tuple(styles)
+    if len(given) < 2 or len(set(given)) < len(given) or not set(given) <= set(STYLES):
+        raise ValueError(
+            f"styles is {styles!r}; expected two or more different ones of "
+            f"{', '.join(STYLES)}."
+        )
+    taken = [name for name in ("rule", "conflict") if name in task.info]
+    if taken:
+        raise ValueError(f"tasks have {taken} in info already; make them ambiguous once.")
+    labels = np.asarray(sampler(jax.random.key(0)).support.y)
+    ways = len(np.unique(labels))
+    if ways != len(given) or labels.max() >= ways:
+        raise ValueError(
+            f"tasks have {ways} ways and there are {len(given)} styles; expected one style "
+            "for each class of a support set."
+        )
+    sample = _Ambiguous(sampler.sample, given, float(blur))
+    return TaskSampler(sample, sampler.data, f"{sampler.name} or {', '.join(given)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ambiguous:
+    """`(data, key) -> Task`; equal for equal settings, so compilations are shared."""
+
+    sample: Callable[[PyTree, Key], Task]
+    styles: tuple[str, ...]
+    blur: float
+
+    def __call__(self, data: PyTree, key: Key) -> Task:
+        k_task, k_order, k_look, k_rule = jax.random.split(key, 4)
+        task = self.sample(data, k_task)
+        query, ways = task.query, len(self.styles)
+        style_of = jax.random.permutation(k_order, ways)  # of each label
+        look = jax.random.randint(k_look, query.y.shape, 0, ways, query.y.dtype)
+        rule = jax.random.bernoulli(k_rule).astype(jnp.int32)
+        return Task(
+            support=self._shown(task.support, style_of[task.support.y]),
+            query=dataclasses.replace(
+                self._shown(query, style_of[look]), y=jnp.where(rule == 1, look, query.y)
+            ),
+            info={**task.info, "rule": rule, "conflict": look != query.y},
+        )
+
+    def _shown(self, examples: Examples, style: Array) -> Examples:
+        """Each image in its style, an index `[N]`."""
+        looks = [functools.partial(STYLES[name], blur=self.blur) for name in self.styles]
+
+        def one(style: Array, image: Any) -> Array:
+            return jax.lax.switch(style, looks, image[None])[0]
+
+        return dataclasses.replace(examples, x=jax.vmap(one)(style, examples.x))
