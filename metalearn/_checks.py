@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import numbers
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +40,48 @@ def number(name: str, value: Any, *, positive: bool = False, signed: bool = Fals
     if len(given) > 60:  # a transformation, an array
         given = f"a {type(value).__name__}"
     raise ValueError(f"{name} is {given}; expected a finite number{expected}.")
+
+
+def known_options(
+    owner: Callable,
+    options: Mapping[str, Any],
+    *makers: Callable,
+    but: Sequence[str] = (),
+) -> None:
+    """Checks the options that a constructor hands on to functions its user does not see.
+
+    Args:
+      owner: The constructor that was called.
+      options: What it hands on.
+      makers: Who gets it, and know options by their keyword-only arguments.
+      but: Those of them that `owner` gives itself.
+
+    Raises:
+      TypeError: an option is unknown; names `owner` and the options that are near.
+    """
+    arguments = (inspect.signature(f).parameters.values() for f in (owner, *makers))
+    known = {p.name for found in arguments for p in found if p.kind is p.KEYWORD_ONLY}
+    known = sorted((known | {"name"}) - set(but))
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known)
+            raise TypeError(
+                f"{owner.__name__}() got an unknown option {option!r}. "
+                + (f"Did you mean {' or '.join(near)}? " if near else "")
+                + f"It takes {', '.join(known)}."
+            )
+
+
+def adapt_filter(select: Any) -> None:
+    """Raises a `TypeError` unless `None` or a function."""
+    if select is None or callable(select):
+        return
+    word = isinstance(select, str)
+    given, part = (repr(select), select) if word else (f"a {type(select).__name__}", "head")
+    raise TypeError(
+        f"adapt_filter is {given}; expected None or a function (path, leaf) -> bool, such "
+        f"as lambda path, leaf: {part!r} in path."
+    )
 
 
 def one_set(examples: Examples, name: str) -> None:

@@ -1,13 +1,24 @@
-"""One prediction from those of several parameters of a network."""
+"""One prediction from those of several parameters of a network, or each by itself."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from metalearn._typing import Array
+from metalearn._typing import Array, Key, PyTree
 
 COMBINE = ("probabilities", "mean")
+
+
+def check_combine(combine: str) -> None:
+    """Raises a `ValueError` unless it is one of `COMBINE`."""
+    if combine not in COMBINE:
+        raise ValueError(
+            f"combine is {combine!r}; expected one of {', '.join(COMBINE)}: the first for "
+            "classification, the second for regression."
+        )
 
 
 def combine_outputs(outputs: Array, combine: str) -> Array:
@@ -25,15 +36,49 @@ def combine_outputs(outputs: Array, combine: str) -> Array:
     Raises:
       ValueError: `combine` is neither, or "probabilities" gets outputs that are no logits.
     """
+    check_combine(combine)
     if combine == "mean":
         return jnp.mean(outputs, axis=0)
-    if combine == "probabilities":
-        if outputs.ndim < 3 or outputs.shape[-1] < 2:
-            raise ValueError(
-                f"combine='probabilities' got outputs of shape {outputs.shape[1:]}; "
-                "expected logits [Q, W] of two classes or more. Use combine='mean' for "
-                "regression."
-            )
-        each = jax.nn.log_softmax(outputs, axis=-1)
-        return jax.nn.logsumexp(each, axis=0) - jnp.log(outputs.shape[0])
-    raise ValueError(f"combine is {combine!r}; expected one of {', '.join(COMBINE)}.")
+    if outputs.ndim < 3 or outputs.shape[-1] < 2:
+        raise ValueError(
+            f"combine='probabilities' got outputs of shape {outputs.shape[1:]}; expected "
+            "logits [Q, W] of two classes or more. Use combine='mean' for regression."
+        )
+    each = jax.nn.log_softmax(outputs, axis=-1)
+    return jax.nn.logsumexp(each, axis=0) - jnp.log(outputs.shape[0])
+
+
+def members(learner: Any, adapted: Any, x: PyTree, *, key: Key | None = None) -> Array:
+    """The predictions of each sample by itself, e.g. for the likelihood of a mixture.
+
+    Args:
+      learner: A `MetaLearner` whose adapted object has a leading axis M on every leaf.
+      adapted: What its `adapt` gave.
+      x: Inputs, leaves `[Q, ...]`.
+      key: As for `predict`.
+
+    Returns:
+      `[M, Q, ...]`; log-probabilities where predictions are.
+    """
+
+    def one(member: Any) -> Array:
+        alone = jax.tree.map(lambda leaf: leaf[None], member)
+        return learner.predict(alone, x, key=key)
+
+    return jax.vmap(one)(adapted)
+
+
+def joint_loss(each: Array, num: Array | int) -> Array:
+    """The loss of a whole query set under a uniform mixture, a query.
+
+    Minus `log mean_m prod_q p_m(y_q)`, over Q: all queries under one member, then averaged
+    over members (the likelihood of J. Yoon et al., Bayesian Model-Agnostic Meta-Learning,
+    NeurIPS 2018). `combine_outputs` averages query by query; members that disagree about
+    a task, each consistent in itself, gain nothing there and much here.
+
+    Args:
+      each: `[M]`, mean negative log-likelihood of the queries under each member.
+      num: Q.
+    """
+    total = jax.nn.logsumexp(-num * each) - jnp.log(each.shape[0])
+    return -total / num

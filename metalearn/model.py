@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from metalearn import lowering
 from metalearn._typing import Array, Key, PyTree
@@ -117,6 +118,22 @@ def from_apply_fn(
     return Model(model_init, model_apply)
 
 
+def _with_a_row(apply: ApplyFn) -> ApplyFn:
+    """The same, but that masked rows stand in for valid ones where training has none.
+
+    Batch norm divides by the number of valid rows: none would make NaN of outputs, state
+    and gradients, which no mask of a loss takes away. What the state is worth then is for
+    `metalearn.inner.norm` to say.
+    """
+
+    def guarded(variables, x, *, key=None, train=False, mask=None):
+        if train and mask is not None and jax.tree.leaves(variables.state):
+            mask = jnp.where(jnp.any(mask), mask, True)
+        return apply(variables, x, key=key, train=train, mask=mask)
+
+    return guarded
+
+
 TRAIN_FLAGS = ("train", "training", "is_training")
 
 
@@ -205,7 +222,7 @@ def from_linen(module: Any, *, train_kw: str | None = "auto", lower: bool = True
             return _lowered(run, variables, x, key, mask)
         return run(variables, x, key, mask)
 
-    return Model(model_init, model_apply)
+    return Model(model_init, _with_a_row(model_apply) if has_mask else model_apply)
 
 
 def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
@@ -310,4 +327,4 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
             return _lowered(run, variables, x, key, mask)
         return run(variables, x, key, mask)
 
-    return Model(model_init, model_apply)
+    return Model(model_init, _with_a_row(model_apply) if takes_mask else model_apply)

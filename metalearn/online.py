@@ -118,14 +118,18 @@ def follow_the_meta_leader(
       progress: Whether to draw a progress bar; `None` decides by the terminal.
       checkpoints: Saved to after each task.
       resume: Goes on after the last finished task. `tasks` may have become longer since:
-        the rounds before are as they were, to the bit.
+        the rounds before are as they were, to the bit. Another outer optimiser is refused
+        by its state, or by its functions' names and the numbers they hold. What these do
+        not show is for you to keep: the body of a function of yours, a rate that is an
+        array, the transformations within `optax.partition` or `optax.MultiSteps`.
 
     Returns:
       An `OnlineResult`.
 
     Raises:
       NonFiniteGradient: with the task; checkpoints and sinks keep the finished ones.
-      CheckpointMismatch: what to resume is of other tasks or another setting.
+      CheckpointMismatch: what to resume is of other tasks, another outer optimiser or
+        another setting.
       ValueError: bad arguments or data in any task, found before anything is computed.
 
     Example:
@@ -167,6 +171,7 @@ def follow_the_meta_leader(
     identity = {
         "learner": describe(trainer.learner),
         "adapting": describe(rounds.adapting),
+        **dict(trainer.config),
         "key": jax.random.key_data(key).tolist(),
         "batch_size": batch_size,
         "meta_steps": meta_steps,
@@ -319,9 +324,9 @@ def _restore(
         )
     there, here = extra["identity"], identity
     wrong = [
-        f"{name}: {there.get(name)} there, {value} here"
+        f"{name}: {there[name]} there, {value} here"
         for name, value in here.items()
-        if there.get(name) != value
+        if there.get(name, value) != value  # older checkpoints lack the optimiser
     ]
     wrong += [
         f"task {number}: digest {old} there, {new} here"

@@ -12,7 +12,7 @@ import optax
 from metalearn import _tree
 from metalearn._task import Task
 from metalearn._typing import Array, Key, Metrics, PyTree
-from metalearn.learner import MetaLearner
+from metalearn.learner import MetaLearner, config_of
 from metalearn.model import Variables
 
 
@@ -41,11 +41,14 @@ class MetaTrainer(NamedTuple):
         meta-gradient is not finite the variables stay as they are and
         `metrics["meta/finite"]` `[T]` is 0.
       learner: What is trained.
+      config: The outer optimiser by its names and numbers, as a pair, as far as its
+        functions tell them.
     """
 
     init: Any
     step: Any
     learner: MetaLearner
+    config: tuple[tuple[str, Any], ...] = ()
 
 
 def meta_trainer(
@@ -100,4 +103,5 @@ def meta_trainer(
         flag = jnp.broadcast_to(finite.astype(jnp.float32), (num,))
         return state, {**estimate.metrics, "meta/finite": flag}
 
-    return MetaTrainer(init, step, learner)
+    config = config_of("meta_trainer", outer_opt=outer_opt)[1:]  # no name
+    return MetaTrainer(init, step, learner, config)

@@ -13,6 +13,7 @@ from tiny import INPUTS, WAYS, blob_batch, linen, nnx_net, one, plain, sine_batc
 
 import metalearn as ml
 from metalearn.algorithms.bmaml import bmaml, emaml
+from metalearn.ensemble import joint_loss, members
 from metalearn.inner.posterior import CLASSIFICATION, REGRESSION, Gamma
 from metalearn.testing import check_learner
 
@@ -220,6 +221,22 @@ def test_absent_classes_are_masked():
     after = adapted(learner, jax.jit(learner.init)(KEY, task), support)
     assert after.present.tolist() == [True, True, False]
     assert (learner.predict(after, task.query.x).argmax(-1) != 2).all()
+
+
+@x64
+def test_the_joint_objective_averages_products():
+    """Over the members the likelihood of all queries, which log-sums must not lose."""
+    variables, tasks = wide_variables(False), wide_blobs()
+    learner, task = classifier(objective="joint"), one(tasks)
+    found = jax.jit(lambda v: learner.estimate(v, tasks, key=KEY))(variables)
+    after = adapted(learner, variables, task.support)
+    logs = np.asarray(members(learner, after, task.query.x, key=KEY))  # [M, Q, W]
+    own = np.take_along_axis(logs, np.asarray(task.query.y)[None, :, None], -1)[..., 0]
+    product = np.prod(np.exp(own), axis=1).mean()
+    close(found.metrics["joint/loss"][0], -np.log(product) / own.shape[1])
+    alone = np.array([0.3, 0.3, 0.3])
+    close(joint_loss(alone, 5), np.array(0.3))
+    assert joint_loss(np.array([0.1, 9.0]), 1000) < 0.101  # the better of two decides
 
 
 # -- Contract ---------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from bench import CE, close, differs, grads_of, wide_blobs
 from tiny import INPUTS, WAYS, blob_batch, one
 
 import metalearn as ml
-from metalearn.algorithms.leo import _draw, correlation_penalty, leo
-from metalearn.models.leo import LeoNet
+from metalearn.algorithms.leo import leo
+from metalearn.models.leo import LeoNet, correlation_penalty, draw
 from metalearn.testing import check_learner
 
 LATENTS = 3
@@ -122,16 +122,16 @@ def test_order_padding_and_absent_classes():
 def test_draws_have_the_deviation_and_the_divergence_they_should():
     made = jnp.asarray(np.array([[0.3, -1.0, 0.5, 0.4, -0.7, 1e-3]]))
     keys = jax.random.split(jax.random.key(0), 40_000)
-    samples, kl = jax.vmap(lambda k: _draw(k, made, 0.0))(keys)
+    samples, kl = jax.vmap(lambda k: draw(k, made, 0.0))(keys)
     deviation = np.maximum(np.exp(made[0, 3:]) - 1, 1e-10)
     mean = np.asarray(made[0, :3])
     close(samples.mean(0)[0], mean, rtol=0.02)
     close(samples.std(0)[0], deviation, rtol=0.02)
     exact = 0.5 * (mean**2 + deviation**2 - 1) - np.log(deviation)
     close(kl.mean(0)[0], exact, rtol=0.005)
-    shifted = jax.vmap(lambda k: _draw(k, 0 * made, 0.2)[0])(keys)
+    shifted = jax.vmap(lambda k: draw(k, 0 * made, 0.2)[0])(keys)
     close(shifted.std(0)[0], np.full(3, 0.2), rtol=0.02)
-    mean_alone, none = _draw(None, made, 0.2)
+    mean_alone, none = draw(None, made, 0.2)
     close(mean_alone, made[:, :3], rtol=0)
     assert not none.any()
 

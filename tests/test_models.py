@@ -100,6 +100,31 @@ def test_batch_norm_ignores_masked_rows(make):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), state, short)
 
 
+@pytest.mark.parametrize("policy", NORM_POLICIES)
+@pytest.mark.parametrize("make", [linen, nnx_net])
+def test_a_support_set_without_a_valid_row_does_no_harm(make, policy):
+    """Statistics of no row are NaN, and so is their gradient whatever the loss masks."""
+    learner = ml.maml(make(), CE, optax.sgd(0.1), num_steps=2, norm=policy, task_chunk=8)
+    tasks = blob_batch()
+    mask = tasks.support.mask.at[1].set(False)
+    support = ml.Examples(x=tasks.support.x, y=tasks.support.y, mask=mask)
+    tasks = ml.Task(support=support, query=tasks.query)
+    variables = jax.jit(learner.init)(KEY, one(tasks))
+    adapted = jax.jit(learner.adapt)(variables, one(tasks, 1).support)
+    jax.tree.map(np.testing.assert_array_equal, adapted.params, variables.params)
+    for kept in jax.tree.leaves(adapted.state):
+        assert not np.any(kept != 0) or not np.any(kept != 1), "not as init left them"
+    found = jax.jit(lambda v, t: learner.estimate(v, t, key=KEY))(variables, tasks)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    if policy == "per_step":
+        empty = jax.tree.map(lambda leaf: leaf[1:2], tasks)
+        moved = jax.jit(lambda v, t: learner.estimate(v, t, key=KEY).state)(
+            variables, empty
+        )
+        for new, old in zip(jax.tree.leaves(moved), jax.tree.leaves(variables.state)):
+            np.testing.assert_array_equal(new[:2], old[:2])  # the last is of the queries
+
+
 def _mlp_module():
     return ml.models.MLP(WAYS, widths=(HIDDEN,), norm="batch")
 

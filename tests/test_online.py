@@ -298,6 +298,32 @@ def test_resumed_is_as_uninterrupted_and_tasks_may_be_added(tmp_path):
         follow_the_meta_leader(made, levels()[:2], **options)
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (optax.sgd(OUTER, momentum=0.9), "opt_state/0/trace/w: expected"),
+        (optax.adam(OUTER), "opt_state/0/mu/w: expected"),
+        (
+            optax.sgd(0.25),
+            r"outer_opt: .*step_size=-0\.5.* there, .*step_size=-0\.25.* here",
+        ),
+        (optax.sign_sgd(OUTER), "outer_opt: .* there, .*scale_by_sign.* here"),
+    ],
+)
+def test_another_outer_optimiser_is_refused(other, message, tmp_path):
+    """The last two have the state of what began the work: none."""
+    checkpoints = ml.Checkpoints(tmp_path / "run")
+    options = {**SETTINGS, "batch_size": 2, "meta_steps": 2, "progress": False}
+    options["checkpoints"] = checkpoints
+    follow_the_meta_leader(trainer(), levels()[:1], **options)
+    options["resume"] = True
+    another = ml.meta_trainer(trainer().learner, other)
+    with pytest.raises(ml.CheckpointMismatch, match=message):
+        follow_the_meta_leader(another, levels()[:1], **options)
+    equal = ml.meta_trainer(trainer().learner, optax.sgd(OUTER))
+    follow_the_meta_leader(equal, levels()[:1], **options)
+
+
 def test_checkpoints_of_another_kind_are_refused(tmp_path):
     """The state fits: it is the same trainer's."""
     checkpoints = ml.Checkpoints(tmp_path / "run")

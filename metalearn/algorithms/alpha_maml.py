@@ -59,6 +59,7 @@ def alpha_maml(
       >>> outer = ml.alpha_maml_optimiser(1e-3, alpha_rate=1e-4, beta_rate=1e-6)
       >>> trainer = ml.meta_trainer(learner, outer)
     """
+    _checks.known_options(alpha_maml, options, bilevel, but=("inner_hparams", "settings"))
     _checks.whole_number("num_steps", num_steps, least=0)
     _checks.number("initial_rate", initial_rate)
     refuse_implicit("alpha_maml", options.get("differentiation"))

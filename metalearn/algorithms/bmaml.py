@@ -12,20 +12,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn import _checks, losses, metrics
-from metalearn._task import Examples, Task, concatenate
-from metalearn._typing import Array, Key, LossFn
-from metalearn.bilevel import refuse_implicit
-from metalearn.ensemble import combine_outputs
-from metalearn.estimators import gradient_estimator
-from metalearn.inner import Adapted
-from metalearn.inner.particles import ascent
+from metalearn import _checks, losses
+from metalearn._task import concatenate
+from metalearn._typing import Array, LossFn
+from metalearn.ensemble import joint_loss
 from metalearn.inner.posterior import CLASSIFICATION, REGRESSION, Posterior
 from metalearn.inner.svgd import svgd
-from metalearn.learner import MetaLearner, config_of
-from metalearn.model import Model, Variables
+from metalearn.learner import MetaLearner
+from metalearn.model import Model
+from metalearn.particles import Episode, particle_learner, query_loss
 
-OBJECTIVES = ("chaser", "query")
+OBJECTIVES = ("chaser", "query", "joint")
 
 
 def bmaml(
@@ -62,12 +59,13 @@ def bmaml(
     (`repulsion=0.5`); its median runs over all `M^2` distances, with the zeros of the
     diagonal; noise of deviation 1e-3 parts its first log-precisions. The paper's
     alternative to the chaser loss is the likelihood of the queries, all of them under one
-    particle and then averaged; `objective="query"` averages query by query, as
+    particle and then averaged, `objective="joint"`; `"query"` averages query by query, as
     predictions do.
 
     Args:
       model: The network.
-      loss_fn: Mean loss of one task, for reports and `objective="query"`.
+      loss_fn: Mean loss of one task, for reports and the objectives "query" and "joint";
+        for the latter minus a mean log-likelihood.
       inner_opt: eps, an optax transformation that gets the direction of SVGD, with leaves
         `[M, ...]`; paper: `optax.sgd(1e-3)`.
       num_particles: M; one ascends to the mode of the posterior.
@@ -76,7 +74,8 @@ def bmaml(
       leader_opt: The leader's optimiser; `None` for `inner_opt` with its state.
       posterior: `None` for `REGRESSION` with `ml.losses.mse` and `CLASSIFICATION` with
         `ml.losses.cross_entropy`, see `metalearn.inner.posterior`.
-      objective: "chaser", or "query" for the loss of the averaged prediction.
+      objective: "chaser", "query" for the loss of the averaged prediction, or "joint",
+        see `metalearn.ensemble.joint_loss`.
       repulsion: Factor of the second term; 0 for none.
       name: What `describe` calls it.
       **options: `adapt_filter`, by the path, the weights each particle has of its own
@@ -98,6 +97,9 @@ def bmaml(
     Example:
       >>> learner = ml.bmaml(model, ml.losses.mse, optax.sgd(1e-3), num_particles=10)
     """
+    _checks.known_options(
+        bmaml, options, particle_learner, but=("mixing", "outer", "settings")
+    )
     if objective not in OBJECTIVES:
         raise ValueError(
             f"objective is {objective!r}; expected one of {', '.join(OBJECTIVES)}."
@@ -122,6 +124,26 @@ def bmaml(
             f"posterior is a {type(posterior).__name__}; expected a Posterior, such as "
             "REGRESSION or CLASSIFICATION of metalearn.inner.posterior."
         )
+
+    def chaser_loss(episode: Episode, loss_fn: LossFn) -> tuple[Array, dict]:
+        path, task = episode.path, episode.task
+        # Nothing of the leader is differentiated, so its steps store nothing.
+        start = (episode.variables, path, episode.adapted.present)
+        led = episode.inner.further(
+            *jax.lax.stop_gradient(start),
+            concatenate(task.support, task.query),
+            key=episode.key,
+            opt=leader_opt,
+            num_steps=leader_steps,
+        )
+        gaps = jax.tree.map(
+            lambda chaser, leader: jnp.sum(jnp.square(chaser - leader)),
+            path.params["weights"],
+            led.params["weights"],
+        )
+        loss = sum(jax.tree.leaves(gaps))
+        return loss, {"chaser/loss": loss}
+
     settings = {
         "objective": objective,
         "leader_steps": leader_steps,
@@ -131,7 +153,7 @@ def bmaml(
         "data_precision": str(posterior.data_precision),
         "weight_precision": str(posterior.weight_precision),
     }
-    return _particles(
+    return particle_learner(
         name,
         model,
         loss_fn,
@@ -140,8 +162,7 @@ def bmaml(
         mixing=svgd(repulsion=repulsion),
         num_particles=num_particles,
         num_steps=num_steps,
-        objective=objective,
-        leader={"opt": leader_opt, "num_steps": leader_steps},
+        outer={"chaser": chaser_loss, "query": query_loss, "joint": joint}[objective],
         settings=settings,
         **options,
     )
@@ -184,6 +205,9 @@ def emaml(
     Example:
       >>> learner = ml.emaml(model, ml.losses.mse, optax.sgd(0.01), num_particles=10)
     """
+    _checks.known_options(
+        emaml, options, particle_learner, but=("mixing", "outer", "settings")
+    )
     if combine is None:
         known = {losses.mse: "mean", losses.cross_entropy: "probabilities"}
         combine = _for_loss("combine", loss_fn, known)
@@ -192,7 +216,12 @@ def emaml(
         weight_precision=0.0,
         combine=combine,
     )
-    return _particles(
+
+    def each_loss(episode: Episode, loss_fn: LossFn) -> tuple[Array, dict]:
+        each = jax.vmap(lambda outputs: loss_fn(outputs, episode.task.query))
+        return jnp.sum(each(episode.outputs)), {}
+
+    return particle_learner(
         name,
         model,
         loss_fn,
@@ -201,95 +230,18 @@ def emaml(
         mixing=optax.identity(),
         num_particles=num_particles,
         num_steps=num_steps,
-        objective="each",
-        leader={},
-        settings={},
+        outer=each_loss,
         **options,
     )
 
 
-def _particles(
-    name: str,
-    model: Model,
-    loss_fn: LossFn,
-    inner_opt: optax.GradientTransformation,
-    posterior: Posterior,
-    *,
-    objective: str,
-    leader: dict[str, Any],
-    settings: dict[str, Any],
-    differentiation: str = "reverse",
-    task_chunk: int | str = "auto",
-    **options: Any,
-) -> MetaLearner:
-    """The learner of particles, with or without a kernel and a chaser."""
-    refuse_implicit(name, differentiation)
-    inner = ascent(
-        model, loss_fn, inner_opt, posterior, differentiation=differentiation, **options
-    )
-
-    def init(key: Key, task: Task) -> Variables:
-        _checks.one_task(task)
-        return inner.init(key, task)
-
-    def adapt(
-        variables: Variables, support: Examples, *, key: Key | None = None
-    ) -> Adapted:
-        _checks.one_set(support, "support")
-        return inner.adapt(variables, support, key=key)[0]
-
-    def combined(outputs: Array) -> Array:
-        return combine_outputs(outputs, posterior.combine)
-
-    def predict(adapted, x, *, key=None, mask=None) -> Array:
-        return combined(inner.members(adapted, x, key=key, train=False, mask=mask)[0])
-
-    def chaser_loss(variables, task: Task, path, present, key: Key) -> Array:
-        # Nothing of the leader is differentiated, so its steps store nothing.
-        led = inner.further(
-            *jax.lax.stop_gradient((variables, path, present)),
-            concatenate(task.support, task.query),
-            key=key,
-            **leader,
-        )
-        gaps = jax.tree.map(
-            lambda chaser, lead: jnp.sum(jnp.square(chaser - lead)),
-            path.params["weights"],
-            led.params["weights"],
-        )
-        return sum(jax.tree.leaves(gaps))
-
-    def objective_of(variables: Variables, task: Task, *, key: Key):
-        k_adapt, k_leader, k_query = jax.random.split(key, 3)
-        adapted, path = inner.adapt(variables, task.support, key=k_adapt, train=True)
-        outputs, query_state = inner.members(
-            adapted, task.query.x, key=k_query, train=True, mask=task.query.mask
-        )
-        report = metrics.of_task(loss_fn, combined(outputs), task.query)
-        report = {f"query/{k}": value for k, value in report.items()}
-        report["support/loss"] = loss_fn(combined(path.aux[1][0]), task.support)
-        if objective == "chaser":
-            loss = chaser_loss(variables, task, path, adapted.present, k_leader)
-            report["chaser/loss"] = loss
-        elif objective == "each":
-            loss = jnp.sum(jax.vmap(lambda o: loss_fn(o, task.query))(outputs))
-        else:
-            loss = report["query/loss"]
-        state = inner.collect(variables.state, path, query_state)
-        return loss, (state, report)
-
-    config = config_of(
-        name,
-        inner_opt=inner_opt,
-        num_particles=options["num_particles"],
-        num_steps=options["num_steps"],
-        combine=posterior.combine,
-        differentiation=str(differentiation),
-        norm=options.get("norm", "support"),
-        **settings,
-    )
-    estimate = gradient_estimator(objective_of, task_chunk=task_chunk)
-    return MetaLearner(init, adapt, predict, estimate, config)
+def joint(episode: Episode, loss_fn: LossFn) -> tuple[Array, dict]:
+    """The loss of the whole query set under one particle, averaged over particles."""
+    query = episode.task.query
+    each = jax.vmap(lambda outputs: loss_fn(outputs, query))(episode.outputs)
+    num = jnp.maximum(jnp.sum(query.mask), 1).astype(each.dtype)
+    loss = joint_loss(each, num)
+    return loss, {"joint/loss": loss}
 
 
 def _for_loss(option: str, loss_fn: LossFn, known: dict) -> Any:

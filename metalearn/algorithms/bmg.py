@@ -86,6 +86,7 @@ def bmg(
       >>> learner = ml.bmg(model, ml.losses.cross_entropy, optax.sgd(0.1), num_steps=1,
       ...                  target_steps=5, target_rate=0.1)
     """
+    _checks.known_options(bmg, options, bilevel, but=("outer", "settings"))
     refuse_implicit("bmg", options.get("differentiation"))
     _checks.whole_number("num_steps", num_steps, least=1)
     _checks.whole_number("target_steps", target_steps, least=1)

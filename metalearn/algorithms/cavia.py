@@ -78,6 +78,9 @@ def cavia(
       >>> learner = ml.cavia(model, ml.losses.mse, clip=10.0)
       >>> learner.adapt(variables, task.support).params["context"]  # [5]
     """
+    _checks.known_options(
+        cavia, options, bilevel, but=("adapt_filter", "start", "settings")
+    )
     refuse_implicit("cavia", options.get("differentiation"))
     _checks.number("rate", rate, signed=True)
     if clip is not None:

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn import _checks, _tree, metrics
+from metalearn import _checks, metrics
 from metalearn._task import Examples, Task
 from metalearn._typing import Array, Key, LossFn, PathFilter, PyTree
 from metalearn.estimators import check_chunk, map_tasks, reduce_states
 from metalearn.inner import Adapted, descent, normaliser
-from metalearn.inner.evolution import climb, evolve, smoothed_gradient
+from metalearn.inner.evolution import as_scalar, smoothed_gradient
+from metalearn.inner.search import search
 from metalearn.learner import Estimate, MetaLearner, config_of
-from metalearn.losses import mask_absent, present_classes
 from metalearn.model import Model, Variables
 
 ADAPTATIONS = ("gradient", "es", "hill_climbing")
@@ -147,15 +147,21 @@ def es_maml(
             f"{num_perturbations}."
         )
     criterion = loss_fn if objective_fn is None else objective_fn
-    frame = descent(
-        model,
-        loss_fn,
-        inner_opt,
+    options = dict(
         num_steps=num_steps,
-        differentiation="first_order",
         adapt_filter=adapt_filter,
         norm=norm,
         mask_absent_classes=mask_absent_classes,
+    )
+    frame = descent(model, loss_fn, inner_opt, differentiation="first_order", **options)
+    by_search = search(
+        model,
+        criterion,
+        inner_opt,
+        adaptation=adaptation,
+        num_queries=num_queries,
+        sigma=float(query_sigma),
+        **options,
     )
     policy = normaliser(model, norm, num_steps)
 
@@ -163,48 +169,11 @@ def es_maml(
         _checks.one_task(task)
         return frame.init(key, task)
 
-    def search(
-        variables: Variables, support: Examples, key: Key | None, train: bool
-    ) -> Adapted:
-        """Adaptation by values of the objective on the support set."""
-        if key is None:
-            raise ValueError(
-                f"adaptation={adaptation!r} draws at random; give a key: "
-                "adapt(variables, support, key=jax.random.key(0))."
-            )
-        theta, fixed = _tree.split(variables.params, adapt_filter)
-        k_search, k_model, k_settle = jax.random.split(key, 3)
-        present = None
-
-        def outputs_of(phi: PyTree) -> PyTree:
-            params = _tree.merge(phi, fixed)
-            return policy.support(
-                params, variables.state, support, 0, key=k_model, train=train
-            )[0]
-
-        if mask_absent_classes:
-            width = jax.eval_shape(outputs_of, theta).shape[-1]
-            present = present_classes(support, width)
-
-        def value(phi: PyTree) -> Array:
-            outputs = outputs_of(phi)
-            outputs = outputs if present is None else mask_absent(outputs, present)
-            return _scalar(criterion(outputs, support))
-
-        keys = jax.random.split(k_search, (num_steps, num_queries))
-        if adaptation == "es":
-            phi = evolve(value, theta, inner_opt, keys, float(query_sigma))
-        else:
-            phi = climb(value, theta, keys, float(query_sigma))
-        params = _tree.merge(phi, fixed)
-        state = policy.settle(params, variables.state, support, key=k_settle)
-        return Adapted(params=params, state=state, present=present)
-
     def adapted_by(
         variables: Variables, support: Examples, key: Key | None, train: bool
     ) -> tuple[Adapted, Any]:
         if searching:
-            return search(variables, support, key, train), None
+            return by_search(variables, support, key=key, train=train), None
         return frame.adapt(variables, None, support, key=key, train=train)
 
     def adapt(
@@ -223,7 +192,7 @@ def es_maml(
         outputs, query_state = frame.predict(
             adapted, task.query.x, key=k_query, train=True, mask=task.query.mask
         )
-        value = _scalar(criterion(outputs, task.query))
+        value = as_scalar(criterion(outputs, task.query))
         report = metrics.of_task(loss_fn, outputs, task.query)
         report = {f"query/{name}": number for name, number in report.items()}
         report["query/objective"] = value
@@ -281,15 +250,3 @@ def es_maml(
         norm=norm,
     )
     return MetaLearner(init, adapt, predict, estimate, config)
-
-
-def _scalar(value: Any) -> Array:
-    """Also of a count or a truth value."""
-    value = jnp.asarray(value)
-    if value.shape:
-        raise ValueError(
-            f"the objective gave shape {value.shape}; expected a scalar for one task. Take "
-            "the mean over its valid examples, as metalearn.losses do."
-        )
-    real = jnp.issubdtype(value.dtype, jnp.floating)
-    return value if real else value.astype(jnp.result_type(float))

@@ -91,6 +91,7 @@ def hsml(
       >>> model = ml.from_linen(ml.models.MLP(1))
       >>> learner = ml.hsml(model, ml.losses.mse, optax.sgd(1e-3))
     """
+    _checks.known_options(hsml, options, bilevel, but=("more", "start", "settings"))
     refuse_implicit(name, options.get("differentiation"))
     if not isinstance(tree, Sequence):
         raise ValueError(f"tree is {tree!r}; expected numbers of clusters, as (4, 2, 1).")
@@ -181,6 +182,9 @@ def mumomaml(model: Model, loss_fn: LossFn, inner_opt: Any, **options: Any) -> M
     Meta-Learning via Task-Aware Modulation. NeurIPS 2019; here the gate of `hsml`, of which
     this is the ablation, takes the place of their modulation of layers.
     """
+    _checks.known_options(
+        mumomaml, options, hsml, bilevel, but=("more", "start", "settings")
+    )
     return hsml(model, loss_fn, inner_opt, **{"name": "mumomaml", "tree": (), **options})
 
 

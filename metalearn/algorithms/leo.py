@@ -24,9 +24,13 @@ from metalearn.inner.differentiate import check as check_differentiation
 from metalearn.learner import MetaLearner, config_of
 from metalearn.losses import cross_entropy, mask_absent, present_classes
 from metalearn.model import Variables
-from metalearn.models.leo import LeoNet
-
-LEAST_DEVIATION = 1e-10
+from metalearn.models.leo import (
+    LeoNet,
+    check_features,
+    correlation_penalty,
+    draw,
+    drop_features,
+)
 
 
 class Generated(NamedTuple):
@@ -77,12 +81,10 @@ def leo(
     cosines among the decoder's rows from the identity. KL, the gamma term and R are means
     over coordinates, as in the released code, so the printed weights hold.
 
-    In training z and, at every decode, w are drawn, and features meet dropout wherever
-    they are read. Evaluation takes the means and no dropout: no key, no chance.
-
-    As in the released code a deviation is `max(exp(s) - (1 - offset), 1e-10)` of the
-    network's output s, with offset 0 for z and `sqrt(2 / (D + W))` for w, so that s = 0
-    gives none for z and Glorot's for w; KL is that of the one drawn sample.
+    In training z and, at every decode, w are drawn, by deviations like those of the
+    released code (`metalearn.models.leo.draw`), and features meet dropout wherever they
+    are read. KL is that of the one drawn sample. Evaluation takes the means and no
+    dropout: no key, no chance.
 
     Differs from the released code: losses of the inner loop are means and not sums, so
     its rates (1 and 1e-3) are to be multiplied by the number of ways; they are learned in
@@ -155,16 +157,7 @@ def leo(
     def init(key: Key, task: Task) -> Variables:
         _checks.one_task(task)
         x = task.support.x
-        if getattr(x, "ndim", 0) != 2:
-            raise ValueError(
-                f"leo got inputs of shape {jax.tree.map(jnp.shape, x)}; expected feature "
-                "vectors [N, D]. Give it the outputs of a network trained before."
-            )
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                f"leo got inputs of dtype {x.dtype}, which its rates would have as well; "
-                "expected real numbers. Convert the features, e.g. to float32."
-            )
+        check_features(x)
         members = jnp.zeros((num_ways, x.shape[0]), x.dtype)
         made = network(x.shape[-1]).init(key, x, task.support.mask, members)["params"]
         params = {
@@ -187,7 +180,7 @@ def leo(
         average = members / shots[:, None]  # [W, N]
         k_encoder, k_code, k_latent, k_tune = _split(key, 4)
 
-        x = _dropout(k_encoder, support.x, dropout)
+        x = drop_features(k_encoder, support.x, dropout)
         made = net.apply(
             {"params": params["model"]}, x, support.mask, average, method="encode"
         )
@@ -196,14 +189,14 @@ def leo(
             made, valid, of_class = members.T @ made, support.mask, average
             # A class of several codes moves as fast as one of a single code.
             shares = (members.T @ shots)[:, None]
-        start, kl = _draw(k_code, made, 0.0)
+        start, kl = draw(k_code, made, 0.0)
 
         def weights_of(z: Array, step: Any) -> Array:
             made = net.apply({"params": params["model"]}, z, method="decode")
-            return _draw(_fold(k_latent, step, 0), made, offset)[0]
+            return draw(_fold(k_latent, step, 0), made, offset)[0]
 
         def support_loss(weights: Array, key: Key | None) -> Array:
-            x = _dropout(key, support.x, dropout)
+            x = drop_features(key, support.x, dropout)
             # Logits are linear in the weights: their mean over the codes of a class is
             # the logit of the mean.
             return cross_entropy(logits(of_class @ weights, present, x), support)
@@ -249,7 +242,7 @@ def leo(
         k_adapt, k_query = jax.random.split(key)
         params, query = variables.params, task.query
         adapted, terms, losses = run(params, task.support, k_adapt)
-        outputs = predict(adapted, _dropout(k_query, query.x, dropout))
+        outputs = predict(adapted, drop_features(k_query, query.x, dropout))
         report = metrics.of_task(cross_entropy, outputs, query)
         report = {f"query/{k}": value for k, value in report.items()} | terms
         if num_steps + fine_tune_steps:
@@ -275,35 +268,6 @@ def leo(
     config = config_of(name, **settings, **rates, **weights_of_terms)
     estimate = gradient_estimator(objective, task_chunk=task_chunk)
     return MetaLearner(init, adapt, predict, estimate, config)
-
-
-def correlation_penalty(rows: Array) -> Array:
-    """R: mean squared difference of the cosines among rows `[L, F]` and the identity."""
-    lengths = jnp.sqrt(jnp.sum(jnp.square(rows), -1, keepdims=True) + 1e-30)
-    cosines = (rows / lengths) @ (rows / lengths).T
-    return jnp.mean(jnp.square(cosines - jnp.eye(rows.shape[0], dtype=rows.dtype)))
-
-
-def _draw(key: Key | None, made: Array, offset: float) -> tuple[Array, Array]:
-    """A sample `[M, F]` of the Gaussian of `[M, 2 F]`, and what it says of the KL to
-    N(0, 1); without a key the mean, and zeros."""
-    mean, spread = jnp.split(made, 2, axis=-1)
-    if key is None:
-        return mean, jnp.zeros_like(mean)
-    deviation = jnp.maximum(jnp.exp(spread) - (1 - offset), LEAST_DEVIATION)
-    noise = jax.random.normal(key, mean.shape, mean.dtype)
-    sample = mean + deviation * noise
-    # log q - log p by the noise: (sample - mean) / deviation would have lost its digits.
-    kl = 0.5 * (jnp.square(sample) - jnp.square(noise)) - jnp.log(deviation)
-    return sample, kl
-
-
-def _dropout(key: Key | None, x: Array, rate: float) -> Array:
-    """Without a key, or at rate 0, the same."""
-    if key is None or rate == 0:
-        return x
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(kept, x / (1 - rate), 0)
 
 
 def _split(key: Key | None, num: int) -> list:

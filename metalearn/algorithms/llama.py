@@ -7,25 +7,26 @@ Laplace approximation for meta-adaptation.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
 from metalearn import _checks, _tree, losses
 from metalearn._task import Examples, Task
 from metalearn._typing import Array, Key, LossFn, PathFilter, PyTree
 from metalearn.bilevel import Episode, bilevel, last_step, refuse_implicit
-from metalearn.ensemble import COMBINE, combine_outputs
+from metalearn.ensemble import check_combine, combine_outputs
 from metalearn.inner import Adapted, descent
+from metalearn.inner.laplace import (
+    CURVATURES,
+    Laplace,
+    check_blocks,
+    laplace,
+    output_hessian,
+)
 from metalearn.learner import MetaLearner
 from metalearn.model import Model, Variables
-
-CURVATURES = ("kronecker", "diagonal", "last_layer")
-LARGEST = 2048  # parameters of a dense block
 
 
 def llama(
@@ -119,6 +120,7 @@ def llama(
     Example:
       >>> learner = ml.llama(model, ml.losses.cross_entropy, optax.sgd(0.05), eta=1e-4)
     """
+    _checks.known_options(llama, options, bilevel, but=("outer", "settings"))
     refuse_implicit(name, options.get("differentiation"))
     _checks.number("eta", eta)
     _checks.number("prior_precision", prior_precision, positive=True)
@@ -126,12 +128,11 @@ def llama(
     _checks.whole_number("num_samples", num_samples, least=0)
     if combine is None:
         combine = "mean" if loss_fn is losses.mse else "probabilities"
-    for option, value, known in (
-        ("curvature", curvature, CURVATURES),
-        ("combine", combine, COMBINE),
-    ):
-        if value not in known:
-            raise ValueError(f"{option} is {value!r}; expected one of {', '.join(known)}.")
+    check_combine(combine)
+    if curvature not in CURVATURES:
+        raise ValueError(
+            f"curvature is {curvature!r}; expected one of {', '.join(CURVATURES)}."
+        )
     if norm == "batch":
         raise ValueError(
             "norm='batch' lets examples influence one another, but llama adds up the "
@@ -201,7 +202,14 @@ def llama(
         variables = learner.init(key, task)
         nested = options.get("inner_hparams") is not None
         params = variables.params["model"] if nested else variables.params
-        _check_blocks(_tree.split(params, uncertain)[0], params, curvature, head)
+        chosen = _tree.split(params, uncertain)[0]
+        if not jax.tree.leaves(chosen):
+            raise ValueError(
+                f"head={head!r} occurs in no path of a parameter that adapts, so nothing "
+                "would have a posterior. The paths are: "
+                + ", ".join(_tree.leaf_paths(params))
+            )
+        check_blocks(chosen, curvature)
         return variables
 
     def adapt(
@@ -228,165 +236,3 @@ def llama(
         return combine_outputs(outputs, combine)
 
     return learner._replace(init=init, adapt=adapt, predict=predict)
-
-
-class Laplace(NamedTuple):
-    """A Gaussian of precision H.
-
-    Attributes:
-      log_det: Scalar, log det H.
-      draw: `key -> deviations from the mean`, a tree like the parameters.
-    """
-
-    log_det: Array
-    draw: Callable[[Key], PyTree]
-
-
-def laplace(jacobian: PyTree, hessian: Array, precision: float, kind: str) -> Laplace:
-    """The posterior from the derivatives of a network.
-
-    Args:
-      jacobian: Derivatives of the outputs of each example, leaves `[N, D, ...]`.
-      hessian: Of the loss of each example in its outputs, `[N, D, D]`.
-      precision: tau.
-      kind: One of `CURVATURES`.
-
-    Half precision is not enough for a determinant: it is found in single.
-    """
-    given = jax.tree.map(lambda leaf: leaf.dtype, jacobian)
-    jacobian, hessian = jax.tree.map(
-        lambda leaf: leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf,
-        (jacobian, hessian),
-    )
-    found = _laplace(jacobian, hessian, precision, kind)
-
-    def draw(key: Key) -> PyTree:
-        return jax.tree.map(lambda leaf, like: leaf.astype(like), found.draw(key), given)
-
-    return Laplace(found.log_det, draw)
-
-
-def _laplace(jacobian: PyTree, hessian: Array, precision: float, kind: str) -> Laplace:
-    weighted = jax.tree.map(
-        lambda leaf: jnp.einsum("nij,nj...->ni...", hessian, leaf), jacobian
-    )
-    if kind == "last_layer":
-        flat = jax.vmap(jax.vmap(lambda tree: ravel_pytree(tree)[0]))
-        _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0, 0], jacobian))
-        whole = _dense(flat(jacobian), flat(weighted), precision)
-        return Laplace(whole.log_det, lambda key: unravel(whole.draw(key)))
-    leaves, treedef = jax.tree.flatten(jacobian)
-    blocks = [
-        (_diagonal if kind == "diagonal" else _dense if leaf.ndim <= 3 else _kronecker)(
-            leaf, other, precision
-        )
-        for leaf, other in zip(leaves, jax.tree.leaves(weighted), strict=True)
-    ]
-
-    def draw(key: Key) -> PyTree:
-        keys = jax.random.split(key, len(blocks))
-        draws = [block.draw(k) for block, k in zip(blocks, keys, strict=True)]
-        return jax.tree.unflatten(treedef, draws)
-
-    return Laplace(sum(block.log_det for block in blocks), draw)
-
-
-def _diagonal(jacobian: Array, weighted: Array, precision: float) -> Laplace:
-    found = jnp.sum(jacobian * weighted, axis=(0, 1)) + precision
-
-    def draw(key: Key) -> Array:
-        return jax.random.normal(key, found.shape, found.dtype) / jnp.sqrt(found)
-
-    return Laplace(jnp.sum(jnp.log(found)), draw)
-
-
-def _dense(jacobian: Array, weighted: Array, precision: float) -> Laplace:
-    shape, rows = jacobian.shape[2:], math.prod(jacobian.shape[:2])
-    left, right = jacobian.reshape(rows, -1), weighted.reshape(rows, -1)
-    matrix = left.T @ right
-
-    def draw(key: Key) -> Array:
-        found, vectors = jnp.linalg.eigh(matrix)
-        noise = jax.random.normal(key, found.shape, found.dtype)
-        return (vectors @ (noise / jnp.sqrt(_clean(found) + precision))).reshape(shape)
-
-    values = _clean(jnp.linalg.eigvalsh(matrix)) + precision
-    return Laplace(jnp.sum(jnp.log(values)), draw)
-
-
-def _kronecker(jacobian: Array, weighted: Array, precision: float) -> Laplace:
-    shape, rows = jacobian.shape[2:], math.prod(jacobian.shape[:2])
-    left, right = (a.reshape(rows, -1, shape[-1]) for a in (jacobian, weighted))
-    inputs = jnp.einsum("kio,kjo->ij", left, right)
-    outputs = jnp.einsum("kio,kip->op", left, right)
-    # An array that nothing depends on has no trace; its block is the prior alone.
-    trace = jnp.trace(inputs)
-    outputs = outputs / jnp.where(trace > 0, trace, 1)
-
-    def together(a: Array, b: Array) -> Array:
-        return _clean(a)[:, None] * _clean(b)[None] + precision
-
-    values = together(jnp.linalg.eigvalsh(inputs), jnp.linalg.eigvalsh(outputs))
-
-    def draw(key: Key) -> Array:
-        (a, left), (b, right) = jnp.linalg.eigh(inputs), jnp.linalg.eigh(outputs)
-        noise = jax.random.normal(key, (a.size, b.size), a.dtype)
-        return (left @ (noise / jnp.sqrt(together(a, b))) @ right.T).reshape(shape)
-
-    return Laplace(jnp.sum(jnp.log(values)), draw)
-
-
-def _clean(values: Array) -> Array:
-    """Ascending eigenvalues `[P]`, with zeros for what may be rounding of the largest.
-
-    Of zeros that makes small numbers of either sign, which tau may not outweigh.
-    """
-    rounding = values.size * jnp.finfo(values.dtype).eps * values[-1]
-    return jnp.where(values > rounding, values, 0)
-
-
-def output_hessian(loss_fn: LossFn, outputs: Array, examples: Examples) -> Array:
-    """Second derivative of the loss of each example in its own outputs.
-
-    Args:
-      loss_fn: Mean loss of one task.
-      outputs: `[N, ...]`, of D numbers an example.
-      examples: Their targets, and the mask.
-
-    Returns:
-      `[N, D, D]`, zero for masked rows.
-    """
-    shape = outputs.shape[1:]
-
-    def one(row: Array, x: PyTree, y: PyTree) -> Array:
-        x, y = jax.tree.map(lambda leaf: leaf[None], (x, y))
-        alone = Examples(x=x, y=y, mask=jnp.ones((1,), bool))
-        return loss_fn(row.reshape(1, *shape), alone)
-
-    rows = outputs.reshape(outputs.shape[0], -1)
-    found = jax.vmap(jax.hessian(one))(rows, examples.x, examples.y)
-    return jnp.where(examples.mask[:, None, None], found, 0)
-
-
-def _check_blocks(chosen: PyTree, params: PyTree, curvature: str, head: str) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(chosen)
-    if not leaves:
-        raise ValueError(
-            f"head={head!r} occurs in no path of a parameter that adapts, so nothing would "
-            "have a posterior. The paths are: " + ", ".join(_tree.leaf_paths(params))
-        )
-    sizes = {}
-    if curvature == "last_layer":
-        sizes["the head"] = sum(leaf.size for _, leaf in leaves)
-    elif curvature == "kronecker":
-        for path, leaf in leaves:
-            last = leaf.shape[-1] if leaf.ndim else 1
-            sides = max(last, leaf.size // max(last, 1) if leaf.ndim > 1 else 1)
-            sizes[_tree.path_string(path)] = sides
-    for which, size in sizes.items():
-        if size > LARGEST:
-            raise ValueError(
-                f"curvature={curvature!r} would factor a matrix of {size} x {size} for "
-                f"{which}; the largest is {LARGEST}. Use curvature='diagonal', or let "
-                "adapt_filter leave it out."
-            )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn import _tree
+from metalearn import _checks, _tree
 from metalearn._task import Task
 from metalearn._typing import Key, LossFn, PathFilter, PyTree
 from metalearn.bilevel import bilevel, refuse_implicit
@@ -101,6 +101,7 @@ def fomaml(model: Model, loss_fn: LossFn, inner_opt: Any, **options: Any):
     The outer gradient is the query gradient at the adapted parameters; the query set is
     disjoint from the support set (the "separate tail" variant of Nichol et al. 2018).
     """
+    _checks.known_options(fomaml, options, maml)
     options = {"name": "fomaml", "differentiation": "first_order", **options}
     return maml(model, loss_fn, inner_opt, **options)
 
@@ -120,6 +121,7 @@ def anil(
       head: Regular expression found in the paths of the head's parameters.
       **options: Those of `maml`.
     """
+    _checks.known_options(anil, options, maml, but=("adapt_filter",))
     select = _tree.path_filter(head)
     return maml(
         model, loss_fn, inner_opt, adapt_filter=select, **{"name": "anil", **options}
@@ -141,6 +143,7 @@ def boil(
       head: Regular expression found in the paths of the head's parameters.
       **options: Those of `maml`.
     """
+    _checks.known_options(boil, options, maml, but=("adapt_filter",))
     select = _tree.path_filter(head)
     learner = maml(
         model,
@@ -185,6 +188,7 @@ def meta_sgd(
       initial_rate: A constant, or the range of a uniform draw for each coordinate.
       **options: Those of `maml`.
     """
+    _checks.known_options(meta_sgd, options, maml, but=("inner_hparams",))
 
     def initial(key: Key, params: PyTree) -> PyTree:
         leaves, treedef = jax.tree.flatten(params)

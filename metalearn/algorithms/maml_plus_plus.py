@@ -103,6 +103,12 @@ def maml_plus_plus(
     Example:
       >>> learner = ml.maml_plus_plus(model, ml.losses.cross_entropy, msl_steps=1000)
     """
+    _checks.known_options(
+        maml_plus_plus,
+        options,
+        bilevel,
+        but=("inner_hparams", "outer", "trajectory", "count_steps", "settings"),
+    )
     _checks.whole_number("num_steps", num_steps, least=1)
     _checks.whole_number("msl_steps", msl_steps, least=0)
     _checks.number("initial_rate", initial_rate)

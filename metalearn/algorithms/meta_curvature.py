@@ -76,6 +76,9 @@ def meta_curvature(
     Example:
       >>> learner = ml.meta_curvature(model, ml.losses.cross_entropy, rate=0.4)
     """
+    _checks.known_options(
+        meta_curvature, options, bilevel, but=("inner_hparams", "settings")
+    )
     refuse_implicit("meta_curvature", options.get("differentiation"))
     _checks.number("rate", rate, signed=True)
 

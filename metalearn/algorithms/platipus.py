@@ -16,10 +16,11 @@ from metalearn import _checks, _tree, metrics
 from metalearn._task import Examples, Task
 from metalearn._typing import Array, Key, LossFn, PathFilter, PyTree
 from metalearn.bilevel import refuse_implicit
-from metalearn.ensemble import COMBINE, combine_outputs
+from metalearn.ensemble import check_combine, combine_outputs
 from metalearn.estimators import gradient_estimator
 from metalearn.inner import Adapted, descent, normaliser, unroll
 from metalearn.inner.differentiate import is_second_order
+from metalearn.inner.gaussian import draw, gaussian_kl
 from metalearn.learner import MetaLearner, config_of
 from metalearn.losses import mask_absent, present_classes
 from metalearn.model import Model, Variables
@@ -73,7 +74,7 @@ def platipus(
       inner_opt: An optax transformation.
       combine: How M predictions become one: "probabilities" for classification, whose
         outputs are then log-probabilities of the mixture; "mean" for regression. See
-        `metalearn.ensemble`; `members` gives each sample's own.
+        `metalearn.ensemble`; its `members` gives each sample's own.
       num_steps: S, at least 1; those of the adaptation, each shift is one step.
       num_samples: M, of evaluation.
       kl_weight: Of the KL divergence, which is a sum over parameters; 0 or more. `None`
@@ -116,11 +117,7 @@ def platipus(
     _checks.whole_number("num_samples", num_samples, least=1)
     second_order = is_second_order(differentiation)
     _checks.inner_optimiser(inner_opt, None, second_order=second_order)
-    if combine not in COMBINE:
-        raise ValueError(
-            f"combine is {combine!r}; expected one of {', '.join(COMBINE)}: the first for "
-            "classification, the second for regression."
-        )
+    check_combine(combine)
     _checks.number("initial_std", initial_std, positive=True)
     _checks.number("initial_rate", initial_rate)
     if kl_weight is not None:
@@ -261,51 +258,3 @@ def platipus(
     )
     estimate = gradient_estimator(objective, task_chunk=task_chunk)
     return MetaLearner(init, adapt, predict, estimate, config)
-
-
-def draw(key: Key, mean: PyTree, log_variance: PyTree) -> PyTree:
-    """A sample of a diagonal Gaussian, differentiable in both (reparametrised)."""
-    leaves, treedef = jax.tree.flatten(mean)
-    keys = jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))
-    return jax.tree.map(
-        lambda k, m, s: m + jnp.exp(0.5 * s) * jax.random.normal(k, m.shape, m.dtype),
-        keys,
-        mean,
-        log_variance,
-    )
-
-
-def gaussian_kl(
-    mean: PyTree, log_variance: PyTree, other_mean: PyTree, other_log_variance: PyTree
-) -> Array:
-    """`KL(N(mean, variance) | N(other ...))` of diagonal Gaussians, summed over leaves.
-
-    `1/2 sum [log s^2 - log v + v / s^2 + (m - n)^2 / s^2 - 1]` for N(m, v) and N(n, s^2).
-    """
-
-    def one(m: Array, v: Array, n: Array, s: Array) -> Array:
-        squares = jnp.square(m - n) * jnp.exp(-s)
-        return 0.5 * jnp.sum(s - v + jnp.exp(v - s) + squares - 1)
-
-    terms = jax.tree.map(one, mean, log_variance, other_mean, other_log_variance)
-    return sum(jax.tree.leaves(terms))
-
-
-def members(learner: MetaLearner, adapted: Any, x: PyTree, *, key: Any = None) -> Array:
-    """The predictions of each sample by itself, e.g. for the likelihood of a mixture.
-
-    Args:
-      learner: One whose adapted object has a leading axis M on every leaf.
-      adapted: What its `adapt` gave.
-      x: Inputs, leaves `[Q, ...]`.
-      key: As for `predict`.
-
-    Returns:
-      `[M, Q, ...]`; log-probabilities where predictions are.
-    """
-
-    def one(member: Any) -> Array:
-        alone = jax.tree.map(lambda leaf: leaf[None], member)
-        return learner.predict(alone, x, key=key)
-
-    return jax.vmap(one)(adapted)

@@ -81,6 +81,7 @@ def sharp_maml(
       >>> learner = ml.sharp_maml(model, ml.losses.cross_entropy, optax.sgd(0.1),
       ...                         inner_radius=0.0, outer_radius=0.05)  # "up"
     """
+    _checks.known_options(sharp_maml, options, bilevel, but=("around", "settings"))
     differentiation = options.get("differentiation", "reverse")
     refuse_implicit("sharp_maml", differentiation)
     for label, radius in (("inner_radius", inner_radius), ("outer_radius", outer_radius)):

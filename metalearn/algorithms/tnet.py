@@ -66,6 +66,7 @@ def t_net(
       >>> model = ml.from_linen(ml.models.TNetMLP())
       >>> learner = ml.t_net(model, ml.losses.mse, optax.sgd(0.01))
     """
+    _checks.known_options(t_net, options, bilevel, but=("adapt_filter",))
     refuse_implicit("t_net", options.get("differentiation"))
     return bilevel(
         options.pop("name", "t_net"),
@@ -129,6 +130,9 @@ def mt_net(
       >>> learner = ml.mt_net(model, ml.losses.mse, optax.sgd(0.01))
       >>> adapted = learner.adapt(variables, task.support, key=jax.random.key(0))
     """
+    _checks.known_options(
+        mt_net, options, bilevel, but=("adapt_filter", "inner_hparams", "start", "settings")
+    )
     refuse_implicit("mt_net", options.get("differentiation"))
     if not isinstance(inner_opt, optax.GradientTransformation):
         raise TypeError(

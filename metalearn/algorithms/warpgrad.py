@@ -17,6 +17,7 @@ from metalearn.bilevel import refuse_implicit
 from metalearn.estimators import check_chunk, mean_estimator
 from metalearn.inner import Adapted, descent
 from metalearn.inner.differentiate import is_second_order
+from metalearn.inner.leap import pull
 from metalearn.learner import MetaLearner, config_of
 from metalearn.model import Model, Variables
 
@@ -74,12 +75,9 @@ def warpgrad(
       num_steps: K, at least 1. A learner with another number takes the same variables.
       warp: Regular expression found in the paths of omega, and in no other.
       initialisation: How theta_0 is learned. "maml": by the query loss after K steps
-        (Warp-MAML). "leap": by the length of the path of `(theta, support loss)`, whose
-        gradient is `-sum_k (d_loss grad L(theta_k) + d_theta) / |(d_theta, d_loss)|` (S.
-        Flennerhag, P. Moreno, N. Lawrence, A. Damianou. Transferring Knowledge across
-        Learning Processes. ICLR 2019), with `d_loss` negative also where the loss rose,
-        its stabiliser. "fixed": not at all, its gradient is zero; keep weight decay away
-        from it.
+        (Warp-MAML). "leap": by the length of the path of `(theta, support loss)`
+        (Flennerhag et al. 2019, see `metalearn.inner.leap`). "fixed": not at all, its
+        gradient is zero; keep weight decay away from it.
       approximate: Drops the derivative through the step: omega is then learned by the
         query loss at the states `theta_1..theta_K`.
       differentiation: Of "maml", see `metalearn.inner.differentiate`; "first_order" for
@@ -195,13 +193,7 @@ def warpgrad(
             how = dict(key=k_step, train=True)
             return watched.adapt(variables, None, task.support, **how)[1].losses[0]
 
-        loss, slope = jax.value_and_grad(support_loss)(theta)
-        fall = loss - support_loss(end)
-        back = jax.tree.map(jnp.subtract, theta, end)
-        square = jnp.square(fall) + optax.tree.norm(back, squared=True)
-        size = jnp.where(square > 0, jnp.sqrt(square), 1)
-        pull = jax.tree.map(lambda s, b: (jnp.abs(fall) * s + b) / size, slope, back)
-        return pull, jnp.sqrt(square)
+        return pull(support_loss, theta, end)
 
     def along_the_path(variables: Variables, tasks: Task, keys: Key):
         """Sums over the tasks: gradients of theta (by Leap, else zero) and of omega."""

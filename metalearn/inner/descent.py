@@ -98,6 +98,7 @@ def descent(
     if batch_size is not None:
         _checks.whole_number("batch_size", batch_size, least=1)
     differentiate.check(differentiation)
+    _checks.adapt_filter(adapt_filter)
     policy = normaliser(model, norm, num_steps)
 
     def init(key: Key, task: Any) -> Variables:

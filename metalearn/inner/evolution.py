@@ -7,6 +7,7 @@ Alternative to Reinforcement Learning. arXiv 1703.03864, 2017.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +118,22 @@ def evolve(
         return (optax.apply_updates(params, updates), opt_state), None
 
     return jax.lax.scan(step, (params, inner_opt.init(params)), keys)[0][0]
+
+
+def as_scalar(value: Any) -> Array:
+    """The value of an objective, also of a count or a truth value, as a real number.
+
+    Raises:
+      ValueError: it is no scalar.
+    """
+    value = jnp.asarray(value)
+    if value.shape:
+        raise ValueError(
+            f"the objective gave shape {value.shape}; expected a scalar for one task. Take "
+            "the mean over its valid examples, as metalearn.losses do."
+        )
+    real = jnp.issubdtype(value.dtype, jnp.floating)
+    return value if real else value.astype(jnp.result_type(float))
 
 
 def _normal(key: Key, like: PyTree) -> PyTree:

@@ -9,6 +9,11 @@ A model without state (group norm, layer norm, none) is the same under every pol
 | `"running"` | batch in training, running averages after it | the same | no |
 | `"per_step"` | as `"running"` with its own averages for every inner step | the same | no |
 
+Where a mask leaves a task no support example there are no statistics of it: averages then
+stay as they are, also those by which `"support"` normalises queries (0 and 1, unless the
+model brought others), and the support loss has no gradient. All is finite where
+`from_linen` or `from_nnx` hands the mask on.
+
 Under `"support"` and `"batch"` the training pass of the model also runs at test, with
 whatever else its training flag switches on: leave dropout out of such models.
 
@@ -68,7 +73,11 @@ def normaliser(model: Model, policy: str, num_steps: int) -> Normaliser:
 
     def apply(params, state, x, *, key, train, mask):
         variables = Variables(params=params, state=state)
-        return model.apply(variables, x, key=key, train=train, mask=mask)
+        outputs, new = model.apply(variables, x, key=key, train=train, mask=mask)
+        if train and mask is not None and not always_batch:
+            some = jnp.any(mask)
+            new = jax.tree.map(lambda n, s: jnp.where(some, n, s), new, state)
+        return outputs, new
 
     def init(state: PyTree) -> PyTree:
         if not per_step:
@@ -121,8 +130,11 @@ def batch_statistics(
     towards the statistic `b` of the batch, as every batch norm does: two passes from
     `s = 0` and from a large `s` give `m` and hence `b` (large, so that `m` keeps its
     digits whatever the size of `b`). Their convolutions are the same computation, which
-    the compiler merges. Differentiable in `params`.
+    the compiler merges. Differentiable in `params`. Without a valid row it is `state`.
     """
+
+    # No weight is above 1. As a threshold, for `&` here was seen to change last digits.
+    least = jnp.where(jnp.any(examples.mask), 1e-6, 2.0)
 
     def moved(fill: float) -> PyTree:
         probe = jax.tree.map(
@@ -138,7 +150,7 @@ def batch_statistics(
             return old
         decay = (from_large - from_zero) / _large(old)
         weight = 1 - jax.lax.stop_gradient(decay)
-        moves = weight > 1e-6
+        moves = weight > least
         return jnp.where(moves, from_zero / jnp.where(moves, weight, 1), old)
 
     return jax.tree.map(solve, state, moved(0.0), moved(1.0))

@@ -206,7 +206,8 @@ def population(model: Model, num: int, select: PathFilter | None = None) -> Mode
 
     def apply(variables, x, *, key=None, train=False, mask=None):
         moving, shared = _tree.split(variables.params, select)
-        keys = None if key is None else jax.random.split(key, num)
+        there = jax.tree.leaves(moving)[0].shape[0]  # fewer for `ensemble.members`
+        keys = None if key is None else jax.random.split(key, there)
 
         def one(moving: PyTree, state: PyTree, key: Key | None):
             own = Variables(params=_tree.merge(moving, shared), state=state)

@@ -1,16 +1,20 @@
 """The networks of LEO: a relational encoder and a decoder of classifier weights.
 
 A. Rusu, D. Rao, J. Sygnowski, O. Vinyals, R. Pascanu, S. Osindero, R. Hadsell.
-Meta-Learning with Latent Embedding Optimization. ICLR 2019.
+Meta-Learning with Latent Embedding Optimization. ICLR 2019. Outputs of both stand for
+Gaussians, of which `draw` makes samples.
 """
 
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from metalearn._tree import masked_mean
-from metalearn._typing import Array
+from metalearn._typing import Array, Key, PyTree
+
+LEAST_DEVIATION = 1e-10
 
 
 class LeoNet(nn.Module):
@@ -76,3 +80,58 @@ class LeoNet(nn.Module):
     def decode(self, codes: Array) -> Array:
         """Means and logarithmic deviations of weights: `[M, L]` to `[M, 2 D]`."""
         return self.decoder(codes)
+
+
+def check_features(x: PyTree) -> None:
+    """Raises a `ValueError` unless inputs are real feature vectors `[N, D]`."""
+    if getattr(x, "ndim", 0) != 2:
+        raise ValueError(
+            f"leo got inputs of shape {jax.tree.map(jnp.shape, x)}; expected feature "
+            "vectors [N, D]. Give it the outputs of a network trained before."
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"leo got inputs of dtype {x.dtype}, which its rates would have as well; "
+            "expected real numbers. Convert the features, e.g. to float32."
+        )
+
+
+def correlation_penalty(rows: Array) -> Array:
+    """R: mean squared difference of the cosines among rows `[L, F]` and the identity."""
+    lengths = jnp.sqrt(jnp.sum(jnp.square(rows), -1, keepdims=True) + 1e-30)
+    cosines = (rows / lengths) @ (rows / lengths).T
+    return jnp.mean(jnp.square(cosines - jnp.eye(rows.shape[0], dtype=rows.dtype)))
+
+
+def draw(key: Key | None, made: Array, offset: float) -> tuple[Array, Array]:
+    """A sample of the Gaussians that the network's outputs stand for.
+
+    As in the released code a deviation is `max(exp(s) - (1 - offset), 1e-10)` of the
+    output s. With offset 0, for codes, s = 0 gives none, and with `sqrt(2 / (D + W))`, for
+    weights, Glorot's.
+
+    Args:
+      key: Without one the mean is drawn, and the divergences are zeros.
+      made: Outputs `[M, 2 F]`, means and s.
+      offset: See above.
+
+    Returns:
+      The sample `[M, F]`, and what its coordinates say of the KL divergence to N(0, 1).
+    """
+    mean, spread = jnp.split(made, 2, axis=-1)
+    if key is None:
+        return mean, jnp.zeros_like(mean)
+    deviation = jnp.maximum(jnp.exp(spread) - (1 - offset), LEAST_DEVIATION)
+    noise = jax.random.normal(key, mean.shape, mean.dtype)
+    sample = mean + deviation * noise
+    # log q - log p by the noise: (sample - mean) / deviation would have lost its digits.
+    kl = 0.5 * (jnp.square(sample) - jnp.square(noise)) - jnp.log(deviation)
+    return sample, kl
+
+
+def drop_features(key: Key | None, x: Array, rate: float) -> Array:
+    """Dropout; without a key, or at rate 0, the same."""
+    if key is None or rate == 0:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0)
