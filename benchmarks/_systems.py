@@ -117,14 +117,14 @@ def _measured(name: str, row: dict[str, Any]) -> str:
             f"{_difference(row)} ({way}, {_seeds(row['seeds'])})"
         )
     if kind == "calibration":
-        parts = []
-        for recipe, found in row["rows"].items():
-            if found["settings"]["algorithm"] == name:
-                nll, apart = found["nll"], found["nll_minus_first"]
-                parts.append(
-                    f"`{recipe}` NLL {nll['mean']:.3f} ± {nll['ci95']:.3f}, against MAML "
-                    f"{apart['mean']:+.3f} ± {apart['ci95']:.3f}"
-                )
+        first = next(iter(row["rows"].values()))["calibration_error"]["mean"]
+        parts = [
+            f"`{recipe}` NLL {_short(found['nll'])}, against MAML "
+            f"{_short(found['nll_minus_first'], '+')}; calibration error "
+            f"{found['calibration_error']['mean']:.3f}, of MAML {first:.3f}"
+            for recipe, found in row["rows"].items()
+            if found["settings"]["algorithm"] == name
+        ]
         return f"{'; '.join(parts)} (inductive, {_seeds(row['seeds'])})"
     if kind == "paired":
         apart = row["difference_points"]
@@ -159,6 +159,10 @@ def _measured(name: str, row: dict[str, Any]) -> str:
         f"`{row['recipe']}` {100 * value['mean']:.1f} ± {100 * value['ci95']:.1f} % "
         f"({way}, one seed)"
     )
+
+
+def _short(value: dict[str, Any], sign: str = "") -> str:
+    return f"{value['mean']:{sign}.3f} ± {value['ci95']:.3f}"
 
 
 def _seeds(seeds: list[int]) -> str:

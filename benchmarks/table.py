@@ -269,26 +269,35 @@ def _families_rows(row: dict[str, Any]) -> list[str]:
 def _continual_rows(row: dict[str, Any]) -> list[str]:
     names, settings = row["families"], row["settings"]
     lines = [
-        f"Query MSE after each stage of {settings['steps']:,} outer steps, "
-        f"{settings['shots']} shots; another family arrives with every stage:",
+        f"Query MSE of averaged weights (decay {settings['decay']}) after each stage of "
+        f"{settings['steps']:,} outer steps for each family so far, {settings['shots']} "
+        f"shots, {settings['tasks']:,} tasks of a family, one training seed; another "
+        "family arrives with every stage. In brackets how much of its error before the "
+        "stage a family gained; the interval over old families is paired over tasks:",
         "",
-        f"| | families so far | {' | '.join(names)} | grew at |",
-        "|---" * (3 + len(names)) + "|",
+        f"| | families so far | {' | '.join(names)} | old families | grew at |",
+        "|---" * (4 + len(names)) + "|",
     ]
-    for name, found in row["rows"].items():
-        for errors in found["mse"]:
-            cells = [
-                f"{errors[n]['mean']:.3f} ± {errors[n]['ci95']:.3f}" if n in errors else ""
-                for n in names
-            ]
-            end = settings["steps"] * (len(errors) - 1)
-            grown = [
-                step for step in found["grown"] if end - settings["steps"] < step <= end
-            ]
-            lines.append(
-                f"| {name} | {len(errors)} | {' | '.join(cells)} "
-                f"| {', '.join(f'{step:,}' for step in grown)} |"
+    for method, found in row["rows"].items():
+        end = 0
+        for number, errors in enumerate(found["mse"]):
+            changed = found["old"][number - 1] if number else {}
+            start, end = end, end + settings["steps"] * len(errors)
+            cells = []
+            for name in names:
+                cell = ""
+                if name in errors:
+                    cell = f"{errors[name]['mean']:.3f} ± {errors[name]['ci95']:.3f}"
+                if name in changed:
+                    cell += f" ({100 * changed[name]['mean']:+.0f} %)"
+                cells.append(cell)
+            whole = changed.get("all")
+            cells.append(
+                f"{100 * whole['mean']:+.1f} ± {100 * whole['ci95']:.1f} %" if whole else ""
             )
+            grown = [f"{step:,}" for step in found["grown"] if start < step <= end]
+            cells.append(", ".join(grown))
+            lines.append(f"| {' | '.join([method, str(len(errors)), *cells])} |")
     return lines
 
 
