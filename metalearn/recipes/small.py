@@ -44,7 +44,7 @@ def _twenty(algorithm: str, description: str, **settings: object) -> Entry:
 
 
 def _ambiguous(algorithm: str, description: str, **settings: object) -> Entry:
-    few = {"shrink": 4, "train_classes": 25, "steps": 2000, "validate_every": 500}
+    few = {"shrink": 4, "train_classes": 25, "queries": 5}
     recipe = ImageRecipe(algorithm=algorithm, **_SMALL | few | settings)
     return Entry(f"{description}; 100 classes of Omniglot at 7x7, 5-way 1-shot", recipe)
 
