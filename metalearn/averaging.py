@@ -38,7 +38,9 @@ def averaging(
     training whose rate decays, but nothing has to know when training ends. An optimiser
     that starts anew, as after growth, averages anew.
 
-    Give the whole optimiser: what stands behind it in an `optax.chain` is not seen.
+    Give the whole optimiser: what stands behind it in an `optax.chain` is not seen, and of
+    several, one for each part of the parameters, none is judged. Averages have the dtype of
+    the parameters; in bfloat16 a decay near one is lost to rounding.
 
     Args:
       opt: The optimiser.
@@ -47,7 +49,7 @@ def averaging(
 
     Raises:
       TypeError: not an optax transformation.
-      ValueError: a decay outside `[0, 1)`.
+      ValueError: a decay outside `[0, 1)`; in `update`: no params.
 
     Example:
       >>> trainer = ml.meta_trainer(learner, ml.averaging(optax.adam(1e-3)))
@@ -66,6 +68,11 @@ def averaging(
         return Averaging(opt.init(params), jnp.zeros((), jnp.int32), average)
 
     def update(updates: PyTree, state: Averaging, params: Any = None):
+        if params is None:
+            raise ValueError(
+                "averaging got no params; expected the current ones. Call "
+                "update(grads, state, params)."
+            )
         updates, inner = opt.update(updates, state.inner, params)
         count = optax.safe_increment(state.count)
         # The weight that corrects the bias towards the first parameters.

@@ -111,3 +111,7 @@ def test_bad_averages_are_refused():
             ml.averaging(optax.sgd(0.1), decay)
     with pytest.raises(ValueError, match=r"decay is 1\.0; expected a number from 0"):
         ml.averaging(optax.sgd(0.1), 1.0)
+    opt = ml.averaging(optax.sgd(0.1))
+    params = {"w": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"no params.*update\(grads, state, params\)"):
+        opt.update(params, opt.init(params))

@@ -178,8 +178,8 @@ def shrunk(dataset: ImageDataset, factor: int) -> ImageDataset:
 def fewer_classes(dataset: ImageDataset, num: int) -> ImageDataset:
     """The set with some of its meta-training classes, spread evenly over their order.
 
-    Classes stand by group, so that every group keeps its share. With rotations each of
-    them still counts four times.
+    Where classes stand by group, as the characters of Omniglot by alphabet, every group
+    keeps its share. With rotations each of them still counts four times.
 
     Args:
       dataset: Any; validation and test stay.
