@@ -82,7 +82,10 @@ def _plain(value: Any, depth: int = 0) -> Any:
         for variable, cell in zip(
             getattr(code, "co_freevars", ()), cells or (), strict=False
         ):
-            content = cell.cell_contents
+            try:
+                content = cell.cell_contents
+            except ValueError:  # a name that the function around never bound
+                continue
             if isinstance(content, (bool, int, float, str)):
                 held.append(f"{variable}={content}")
             elif isinstance(content, tuple) and all(callable(c) for c in content):

@@ -97,6 +97,13 @@ def test_going_on_traces_nothing():
     assert len(calls) == traced
 
 
+def test_an_optimiser_that_hides_a_name_can_be_described():
+    """A decay without a bound leaves a cell of its closure empty."""
+    rate = optax.exponential_decay(0.1, 10, 0.5, staircase=True)
+    trainer = ml.meta_trainer(sine_learner(), optax.sgd(rate))
+    assert "decay_rate=0.5" in str(dict(trainer.config)["outer_opt"])
+
+
 # -- Resuming -----------------------------------------------------------------------
 
 
