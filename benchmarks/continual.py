@@ -15,7 +15,9 @@ import metalearn as ml
 from benchmarks import _harness
 from metalearn.metrics import mean_ci95
 
-METHODS = ("maml", "hsml", "hsml, growing")
+METHODS = ("maml", "hsml, growing", "hsml")
+FAMILIES = ml.tasks.FAMILIES
+Losses = list[dict[str, np.ndarray]]  # of every stage: by family, those of the test tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +30,10 @@ class ContinualFamilies:
         many tasks of a family.
       decay: Of the average of the weights that is judged.
       leaves: Leaf clusters at the start.
+      medians: Parts of a window whose median tells whether to grow.
       methods: Which to train.
       tasks: Meta-test tasks of each family.
-      seed: Of training.
+      seeds: Training runs of each method.
       json: Where to write; `benchmarks/results/continual-SHOTSshot.json` by default.
     """
 
@@ -38,58 +41,60 @@ class ContinualFamilies:
     steps: int = 10_000
     decay: float = 0.999
     leaves: int = 2
+    medians: int = 20
     tasks: int = 4000
     methods: tuple[str, ...] = METHODS
-    seed: int = 0
+    seeds: tuple[int, ...] = (0, 1, 2)
     json: str | None = None
 
     def run_benchmark(self) -> None:
-        families = ml.tasks.FAMILIES
-        names = [families[: last + 1] for last in range(1, len(families))]
+        rows = {}
+        for method in self.methods:
+            each: list[tuple[Losses, dict[str, Any]]] = []
+            for seed in self.seeds:
+                each.append(self._trained(method, seed))
+                print(method, seed, each[-1][1], flush=True)
+                rows[method] = {
+                    **_judged(_pooled([losses for losses, _ in each])),
+                    "by_seed": [found for _, found in each],
+                }
+                # After each run, so that what ends the next one costs no finished work.
+                _harness.store(
+                    f"continual-{self.shots}shot",
+                    {
+                        "kind": "continual",
+                        "settings": dataclasses.asdict(self),
+                        "families": FAMILIES,
+                        "rows": rows,
+                    },
+                    self.json,
+                )
+
+    def _trained(self, method: str, seed: int) -> tuple[Losses, dict[str, Any]]:
+        """Errors of every test task after each stage, and what is stored of a run."""
+        names = [FAMILIES[: last + 1] for last in range(1, len(FAMILIES))]
         stages = [
             (ml.tasks.function_families(self.shots, 10, known), self.steps * len(known))
             for known in names
         ]
-        rows = {}
-        for method in self.methods:
-            began = time.perf_counter()
-            learner = self._learner(method)
-            found = ml.fit_continually(
-                learner,
-                ml.averaging(optax.adam(1e-3), self.decay),
-                stages,
-                tasks_per_step=25,
-                key=jax.random.key(self.seed),
-                grow=ml.add_leaf if "growing" in method else None,
-                progress=False,
-            )
-            seconds = round(time.perf_counter() - began, 1)
-            losses = [
-                {name: self._losses(learner, variables, name) for name in known}
-                for known, variables in zip(names, found.stages, strict=True)
-            ]
-            rows[method] = {
-                "grown": found.grown,
-                "seconds": seconds,
-                "mse": [
-                    {name: _interval(values) for name, values in stage.items()}
-                    for stage in losses
-                ],
-                "old": [
-                    _changed(before, after) for before, after in itertools.pairwise(losses)
-                ],
-            }
-            print(method, rows[method], flush=True)
-        _harness.store(
-            f"continual-{self.shots}shot",
-            {
-                "kind": "continual",
-                "settings": dataclasses.asdict(self),
-                "families": families,
-                "rows": rows,
-            },
-            self.json,
+        began = time.perf_counter()
+        learner = self._learner(method)
+        found = ml.fit_continually(
+            learner,
+            ml.averaging(optax.adam(1e-3), self.decay),
+            stages,
+            tasks_per_step=25,
+            key=jax.random.key(seed),
+            grow=ml.add_leaf if "growing" in method else None,
+            medians=self.medians,
+            progress=False,
         )
+        seconds = round(time.perf_counter() - began, 1)
+        losses = [
+            {name: self._losses(learner, variables, name) for name in known}
+            for known, variables in zip(names, found.stages, strict=True)
+        ]
+        return losses, {"grown": found.grown, "seconds": seconds, **_judged(losses)}
 
     def _learner(self, method: str) -> ml.MetaLearner:
         model = ml.from_linen(ml.models.MLP(1))
@@ -110,6 +115,23 @@ class ContinualFamilies:
             key=jax.random.key(0),
         )
         return np.asarray(result.values["query/loss"])
+
+
+def _pooled(runs: list[Losses]) -> Losses:
+    """Means over training runs."""
+    return [
+        {name: np.mean([run[stage][name] for run in runs], 0) for name in known}
+        for stage, known in enumerate(runs[0])
+    ]
+
+
+def _judged(losses: Losses) -> dict[str, Any]:
+    return {
+        "mse": [
+            {name: _interval(values) for name, values in stage.items()} for stage in losses
+        ],
+        "old": [_changed(before, after) for before, after in itertools.pairwise(losses)],
+    }
 
 
 def _interval(values: np.ndarray) -> dict[str, float]:

@@ -271,9 +271,10 @@ def _continual_rows(row: dict[str, Any]) -> list[str]:
     lines = [
         f"Query MSE of averaged weights (decay {settings['decay']}) after each stage of "
         f"{settings['steps']:,} outer steps for each family so far, {settings['shots']} "
-        f"shots, {settings['tasks']:,} tasks of a family, one training seed; another "
-        "family arrives with every stage. In brackets how much of its error before the "
-        "stage a family gained; the interval over old families is paired over tasks:",
+        f"shots, {settings['tasks']:,} tasks of a family, {len(settings['seeds'])} "
+        "training seeds; another family arrives with every stage. In brackets how much of "
+        "its error before the stage a family gained; the interval over old families is "
+        "paired over tasks, with that of each seed in brackets:",
         "",
         f"| | families so far | {' | '.join(names)} | old families | grew at |",
         "|---" * (4 + len(names)) + "|",
@@ -291,12 +292,16 @@ def _continual_rows(row: dict[str, Any]) -> list[str]:
                 if name in changed:
                     cell += f" ({100 * changed[name]['mean']:+.0f} %)"
                 cells.append(cell)
-            whole = changed.get("all")
-            cells.append(
-                f"{100 * whole['mean']:+.1f} ± {100 * whole['ci95']:.1f} %" if whole else ""
-            )
-            grown = [f"{step:,}" for step in found["grown"] if start < step <= end]
-            cells.append(", ".join(grown))
+            cell = ""
+            if whole := changed.get("all"):
+                seeds = [run["old"][number - 1]["all"]["mean"] for run in found["by_seed"]]
+                each = ", ".join(f"{100 * mean:+.0f}" for mean in seeds)
+                cell = f"{100 * whole['mean']:+.1f} ± {100 * whole['ci95']:.1f} % ({each})"
+            grown = [
+                ", ".join(f"{step:,}" for step in run["grown"] if start < step <= end)
+                for run in found["by_seed"]
+            ]
+            cells += [cell, "; ".join(grown).strip("; ")]
             lines.append(f"| {' | '.join([method, str(len(errors)), *cells])} |")
     return lines
 

@@ -66,8 +66,10 @@ def windows_of(values, monkeypatch, **options):
         asked.append((num_steps, log_every))
         zero = trainer.learner.init(jax.random.key(0), one(sine_batch()))
         state = TrainState(step=num_steps, variables=zero, opt_state=None)
-        row = {"query/loss": next(means)}
-        return SimpleNamespace(state=state, history=[row])
+        means_of = next(means)
+        rows = means_of if isinstance(means_of, list) else [means_of]
+        rows = [{"query/loss": mean} for mean in rows]
+        return SimpleNamespace(state=state, history=rows)
 
     monkeypatch.setattr(continual, "fit", fit)
     found = ml.fit_continually(
@@ -115,6 +117,18 @@ def test_what_counts_as_worse(values, worse, grown, monkeypatch):
     assert found.grown == grown
 
 
+def test_a_window_may_count_as_the_median_of_its_parts(monkeypatch):
+    """One part far off grows nothing; all parts a little worse do."""
+    stages = [(ml.tasks.sinusoid(), 12)]
+    values = [[1.0, 1.1, 0.9], [1.0, 90.0, 1.1], [1.5, 1.6, 0.1]]
+    found, asked = windows_of(
+        values, monkeypatch, stages=stages, check_every=4, medians=3, rest=1
+    )
+    assert [row["query/loss"] for row in found.history] == [1.0, 1.1, 1.5]
+    assert found.grown == [12]
+    assert [log_every for _, log_every in asked] == [2, 2, 2]  # three do not divide four
+
+
 def test_stages_may_come_from_a_generator(monkeypatch):
     stages = ((ml.tasks.sinusoid(), 2) for _ in range(2))
     found, _ = windows_of([1.0, 1.0], monkeypatch, stages=stages)
@@ -140,6 +154,8 @@ def test_growth_is_a_function(monkeypatch):
         ({"worse": 1.0}, "above one for a loss"),
         ({"worse": "2"}, "worse is '2'"),
         ({"check_every": 0}, "check_every"),
+        ({"medians": 0}, "medians is 0"),
+        ({"medians": 9, "check_every": 4}, "medians is 9; expected at most check_every=4"),
     ],
 )
 def test_bad_continual_options(options, message):
