@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ class Averaging(NamedTuple):
 
 def averaging(
     opt: optax.GradientTransformation, decay: float = 0.999
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """An optimiser that keeps an exponential average of the parameters it makes.
 
     Training is the same to the bit. `fit` and `fit_continually` judge and return the
@@ -63,20 +64,24 @@ def averaging(
     if decay >= 1:
         raise ValueError(f"decay is {decay}; expected a number from 0 to below 1.")
 
+    opt = optax.with_extra_args_support(opt)
+    log_decay = math.log(decay) if decay else -math.inf
+
     def init(params: PyTree) -> Averaging:
         average = jax.tree.map(jnp.copy, params)  # of its own, to be donated
         return Averaging(opt.init(params), jnp.zeros((), jnp.int32), average)
 
-    def update(updates: PyTree, state: Averaging, params: Any = None):
+    def update(updates: PyTree, state: Averaging, params: Any = None, **extra: Any):
         if params is None:
             raise ValueError(
                 "averaging got no params; expected the current ones. Call "
                 "update(grads, state, params)."
             )
-        updates, inner = opt.update(updates, state.inner, params)
+        updates, inner = opt.update(updates, state.inner, params, **extra)
         count = optax.safe_increment(state.count)
-        # The weight that corrects the bias towards the first parameters.
-        weight = (1 - decay) / (1 - jnp.power(decay, count.astype(jnp.float32)))
+        # The weight that corrects the bias towards the first parameters: 1 - decay over
+        # 1 - decay^count, which in single precision would be 0 for a decay near one.
+        weight = (1 - decay) / -jnp.expm1(count.astype(jnp.float32) * log_decay)
         average = jax.tree.map(
             lambda old, new: old + weight.astype(old.dtype) * (new - old),
             state.average,
@@ -84,7 +89,7 @@ def averaging(
         )
         return updates, Averaging(inner, count, average)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def judged(state: TrainState) -> Variables:

@@ -83,6 +83,7 @@ def test_three_ways_take_three_styles():
         ({"styles": "inverted"}, "two or more different"),
         ({"styles": ("original", "upside down")}, "two or more different"),
         ({"styles": ("original", "inverted", "edges")}, "2 ways and there are 3 styles"),
+        ({"styles": ("original", "blurred"), "blur": 0.0}, r"blur is 0\.0; expected"),
     ],
 )
 def test_wrong_styles_are_refused(change, message):
@@ -120,6 +121,6 @@ def test_fewer_classes_keep_the_share_of_each_group():
     assert some.train.counts.tolist() == [PER_CLASS] * 3
     np.testing.assert_array_equal(some.train.images[:, 0, 0, 0], 20 * some.train.labels)
     assert fewer_classes(whole, 6).train.class_names == train.class_names
-    for num in (0, 7):
+    for num in (0, 7, 2.5):
         with pytest.raises(ValueError, match="Ask for 1 to 6"):
             fewer_classes(whole, num)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 import metalearn as ml
@@ -49,6 +50,26 @@ def test_the_average_is_optax_ema_without_its_bias():
         np.testing.assert_allclose(state.average["w"], average["w"], rtol=1e-6)
     # By hand: the weights of the two last of four are 0.09 and 0.1 of 0.3439.
     assert float(state.count) == 4
+
+
+def test_a_decay_next_to_one_is_the_plain_mean():
+    """In single precision such a decay is one, and one minus its powers nothing."""
+    opt = ml.averaging(optax.sgd(1.0), 1 - 1e-9)
+    params = {"w": jnp.zeros(())}
+    state = opt.init(params)
+    for _ in range(4):
+        updates, state = opt.update({"w": -jnp.ones(())}, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(state.average["w"], 2.5, rtol=1e-6)  # of 1, 2, 3, 4
+
+
+def test_what_the_optimiser_takes_beside_gradients_reaches_it():
+    opt = ml.averaging(optax.contrib.reduce_on_plateau(patience=1, factor=0.5))
+    params = {"w": jnp.ones(())}
+    state = opt.init(params)
+    for _ in range(4):
+        updates, state = opt.update(params, state, params, value=1.0)
+    assert float(updates["w"]) < 1
 
 
 def test_training_is_the_same_and_the_average_is_judged():

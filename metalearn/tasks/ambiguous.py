@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metalearn import _checks
 from metalearn._task import Examples, Task, TaskSampler
 from metalearn._typing import Array, Key, PyTree
 from metalearn.tasks.styles import STYLES, image_tasks
@@ -46,14 +47,15 @@ def ambiguous(
       `info["conflict"]`, bool `[Q]`, tells where the two disagree.
 
     Raises:
-      ValueError: styles unknown, given twice or not as many as ways, inputs that are no
-        images, or an `info` that has these names already.
+      ValueError: styles unknown, given twice or not as many as ways, a blur that is no
+        number above 0, inputs that are no images, or an `info` that has these names.
       TypeError: not a `TaskSampler` or a function `key -> Task`.
 
     Example:
       >>> pairs = ml.data.few_shot(dataset.train, num_ways=2, num_support=5)
       >>> tasks = ml.tasks.ambiguous(pairs, ("original", "inverted"))
     """
+    _checks.number("blur", blur, positive=True)
     sampler, task = image_tasks(sampler)
     given = (styles,) if isinstance(styles, str) else tuple(styles)
     if len(given) < 2 or len(set(given)) < len(given) or not set(given) <= set(STYLES):
