@@ -301,7 +301,7 @@ def _continual_rows(row: dict[str, Any]) -> list[str]:
                 ", ".join(f"{step:,}" for step in run["grown"] if start < step <= end)
                 for run in found["by_seed"]
             ]
-            cells += [cell, "; ".join(grown).strip("; ")]
+            cells += [cell, "; ".join(g or "no" for g in grown) if any(grown) else ""]
             lines.append(f"| {' | '.join([method, str(len(errors)), *cells])} |")
     return lines
 
