@@ -39,9 +39,11 @@ def averaging(
     training whose rate decays, but nothing has to know when training ends. An optimiser
     that starts anew, as after growth, averages anew.
 
-    Give the whole optimiser: what stands behind it in an `optax.chain` is not seen, and of
-    several, one for each part of the parameters, none is judged. Averages have the dtype of
-    the parameters; in bfloat16 a decay near one is lost to rounding.
+    Give the whole optimiser: what stands behind it in an `optax.chain` is not seen, and
+    `judged` refuses averages of parts of the parameters. Averages have the dtype of the
+    parameters; in bfloat16 a decay near one is lost to rounding. Running statistics are
+    those of the last weights, which fit averaged ones less well (`norm="running"`,
+    `"per_step"`); statistics of the support set are unaffected.
 
     Args:
       opt: The optimiser.
@@ -49,7 +51,7 @@ def averaging(
         while they are fewer. 0 is the last parameters.
 
     Raises:
-      TypeError: not an optax transformation.
+      TypeError: not an optax transformation; in `update`: a state of another optimiser.
       ValueError: a decay outside `[0, 1)`; in `update`: no params.
 
     Example:
@@ -64,7 +66,7 @@ def averaging(
     if decay >= 1:
         raise ValueError(f"decay is {decay}; expected a number from 0 to below 1.")
 
-    opt = optax.with_extra_args_support(opt)
+    opt, decay = optax.with_extra_args_support(opt), float(decay)
     log_decay = math.log(decay) if decay else -math.inf
 
     def init(params: PyTree) -> Averaging:
@@ -76,6 +78,12 @@ def averaging(
             raise ValueError(
                 "averaging got no params; expected the current ones. Call "
                 "update(grads, state, params)."
+            )
+        if not isinstance(state, Averaging):
+            raise TypeError(
+                f"averaging got a state that is a {type(state).__name__}; expected its "
+                "own. A run that began without it goes on with a new state of the "
+                "optimiser: dataclasses.replace(state, opt_state=outer_opt.init(params))."
             )
         updates, inner = opt.update(updates, state.inner, params, **extra)
         count = optax.safe_increment(state.count)
@@ -96,14 +104,24 @@ def judged(state: TrainState) -> Variables:
     """The variables to judge and to keep: averaged ones under `averaging`.
 
     The state of the model, such as running statistics, is that of the last step.
+
+    Raises:
+      ValueError: there are several averages, or one of a part of the parameters.
     """
-    found = [
-        leaf
-        for leaf in jax.tree.leaves(
-            state.opt_state, is_leaf=lambda node: isinstance(node, Averaging)
-        )
-        if isinstance(leaf, Averaging)
-    ]
-    if len(found) != 1:
+    found = _averages(state.opt_state)
+    if not found:
         return state.variables
-    return Variables(params=found[0].average, state=state.variables.state)
+    average, params = found[0].average, state.variables.params
+    if len(found) > 1 or jax.tree.structure(average) != jax.tree.structure(params):
+        raise ValueError(
+            f"the optimiser keeps {len(found)} averages, of parts of the parameters or of "
+            "one another; expected one of all. Give averaging the whole optimiser: "
+            "ml.averaging(optax.chain(...)), ml.averaging(optax.partition(...))."
+        )
+    return Variables(params=average, state=state.variables.state)
+
+
+def _averages(state: PyTree) -> list[Averaging]:
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Averaging))
+    found = [node for node in nodes if isinstance(node, Averaging)]
+    return found + [deeper for node in found for deeper in _averages(node.inner)]

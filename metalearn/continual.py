@@ -79,9 +79,11 @@ def fit_continually(
         the metric is negative, as a log-density may be, the difference that the ratio
         makes counts in the same direction.
       check_every: Steps of a window; 1,000 for curves and 100 for images there.
-      medians: Parts of a window; it counts, and is reported, as the median of their means.
-        The mean of a window, 1, has the heavy tails of the losses of tasks and rises
-        by chance; some 20 parts do not, and still see what a new family changes.
+      medians: Parts of a window, a divisor of `check_every`; it counts, and is reported,
+        as the median of their means. The mean of a window, 1, has the heavy tails of the
+        losses of tasks; the median of some 20 has fewer, and still sees what a new family
+        changes. Parts end at multiples of their length: where a stage begins between two,
+        the pieces at the ends of a window are left out.
       rest: Steps between two changes, also before the first.
       progress: Whether to draw progress bars.
 
@@ -90,8 +92,8 @@ def fit_continually(
 
     Raises:
       TypeError: `grow` is no function.
-      ValueError: no stage, one that is no pair, a number below one, more parts than steps
-        of a window, a ratio of one or not above zero, or a metric that is not reported.
+      ValueError: no stage, one that is no pair, a number below one, parts that do not
+        divide a window, a ratio of one or not above zero, or a metric that is not reported.
 
     Example:
       >>> found = ml.fit_continually(
@@ -110,10 +112,10 @@ def fit_continually(
         raise ValueError("stages is empty; expected pairs of tasks and a number of steps.")
     for name, value in (("check_every", check_every), ("medians", medians), ("rest", rest)):
         _checks.whole_number(name, value, least=1)
-    if medians > check_every:
+    if check_every % medians:
         raise ValueError(
-            f"medians is {medians}; expected at most check_every={check_every}: a part of "
-            "a window has a step or more."
+            f"medians is {medians}; expected a divisor of check_every={check_every}, so "
+            "that the parts of a window are as long."
         )
     _checks.number("worse", worse, positive=True)
     if worse == 1:
@@ -140,7 +142,6 @@ def fit_continually(
         end = done + num_steps
         while done < end:
             window = min(check_every, end - done)
-            part = -(-window // medians)
             result = fit(
                 trainer,
                 tasks,
@@ -149,15 +150,15 @@ def fit_continually(
                 tasks_per_step=tasks_per_step,
                 key=k_fit,
                 # Rows end at multiples of this: one for the whole window, or one a part.
-                log_every=done + window if medians == 1 else part,
+                log_every=done + window if medians == 1 else check_every // medians,
                 progress=progress,
             )
-            state, done = result.state, done + window
+            state, begun, done = result.state, done, done + window
             if metric not in (row := result.history[-1]):
                 raise ValueError(
                     f"metric {metric!r} is not reported; there are {sorted(row)}."
                 )
-            value = statistics.median(row[metric] for row in result.history)
+            value = _median(result.history, metric, begun, check_every // medians)
             history.append({"step": done, "stage": stage, metric: value})
             if done == end:
                 ends.append(judged(state))  # before it may grow for the next stage
@@ -175,3 +176,14 @@ def fit_continually(
                 changed = done
             before = value
     return Continual(stages=ends, state=state, history=history, grown=grown)
+
+
+def _median(rows: list[dict[str, Any]], metric: str, begun: int, part: int) -> float:
+    """Of the means of whole parts, or of all rows of a window that has none."""
+    starts = [begun, *(row["step"] for row in rows)]
+    whole = [
+        row[metric]
+        for start, row in zip(starts, rows, strict=False)
+        if row["step"] - start == part
+    ]
+    return statistics.median(whole or [row[metric] for row in rows])

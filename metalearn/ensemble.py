@@ -52,20 +52,35 @@ def members(learner: Any, adapted: Any, x: PyTree, *, key: Key | None = None) ->
     """The predictions of each sample by itself, e.g. for the likelihood of a mixture.
 
     Args:
-      learner: A `MetaLearner` whose adapted object has a leading axis M on every leaf.
+      learner: A `MetaLearner` whose adapted object has a leading axis M on every leaf,
+        but for the classes that are present: all weights are sampled.
       adapted: What its `adapt` gave.
       x: Inputs, leaves `[Q, ...]`.
       key: As for `predict`.
 
     Returns:
       `[M, Q, ...]`; log-probabilities where predictions are.
+
+    Raises:
+      ValueError: leaves have no common leading axis, e.g. weights that samples share.
     """
+    present = getattr(adapted, "present", None)  # [W], the same for all members
+    sampled = adapted if present is None else adapted.replace(present=None)
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(sampled)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            f"leading axes of the adapted object are {sorted(sizes)}; expected one number "
+            "of samples on every leaf. Make a learner whose samples share no weights "
+            "(adapt_filter=None) and that draws some (num_samples)."
+        )
 
     def one(member: Any) -> Array:
         alone = jax.tree.map(lambda leaf: leaf[None], member)
+        if present is not None:
+            alone = alone.replace(present=present)
         return learner.predict(alone, x, key=key)
 
-    return jax.vmap(one)(adapted)
+    return jax.vmap(one)(sampled)
 
 
 def joint_loss(each: Array, num: Array | int) -> Array:

@@ -139,7 +139,8 @@ def fit(
 
     Raises:
       NonFiniteGradient: with the step; the last checkpoint is untouched.
-      CheckpointMismatch: the checkpoint to resume is of another model or optimiser.
+      CheckpointMismatch: the checkpoint to resume is of another model, or of an optimiser
+        whose state is another; another rate of the same optimiser is not noticed.
       MemoryError: an outer step does not fit the device, not even a task at a time.
       ValueError: bad arguments or data, found before anything is computed.
 

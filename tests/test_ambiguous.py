@@ -81,6 +81,8 @@ def test_three_ways_take_three_styles():
         ({"styles": ("original",)}, "two or more different"),
         ({"styles": ("original", "original")}, "two or more different"),
         ({"styles": "inverted"}, "two or more different"),
+        ({"styles": None}, "two or more different"),
+        ({"styles": (["original"], ["inverted"])}, "two or more different"),
         ({"styles": ("original", "upside down")}, "two or more different"),
         ({"styles": ("original", "inverted", "edges")}, "2 ways and there are 3 styles"),
         ({"styles": ("original", "blurred"), "blur": 0.0}, r"blur is 0\.0; expected"),
@@ -89,6 +91,18 @@ def test_three_ways_take_three_styles():
 def test_wrong_styles_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         _tasks(**change)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [([0, 2], "2 ways"), ([-1, 0], "2 ways"), ([0.0, 1.0], "labels are no integers")],
+)
+def test_wrong_labels_are_refused(labels, message):
+    images = np.zeros((2, 4, 4, 1), np.float32)
+    right = ml.Examples.of(images, np.array([0, 1]))
+    wrong = ml.Examples.of(images, np.array(labels))
+    with pytest.raises(ValueError, match=message):
+        ml.tasks.ambiguous(lambda key: ml.Task(support=right, query=wrong))
 
 
 def test_ambiguous_twice_or_without_images_is_refused():

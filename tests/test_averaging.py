@@ -124,6 +124,33 @@ def test_growth_averages_anew():
         np.testing.assert_allclose(after - before, 100, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "opt",
+    [
+        optax.partition(
+            {"a": ml.averaging(optax.sgd(0.1)), "b": optax.sgd(0.1)},
+            lambda params: jax.tree_util.tree_map_with_path(
+                lambda path, _: "a" if "bias" in str(path) else "b", params
+            ),
+        ),
+        optax.chain(ml.averaging(optax.sgd(0.1)), ml.averaging(optax.identity())),
+        ml.averaging(ml.averaging(optax.sgd(0.1))),
+    ],
+    ids=["part", "chain", "nested"],
+)
+def test_averages_of_parts_are_refused_before_training(opt):
+    with pytest.raises(ValueError, match="expected one of all"):
+        ml.fit(
+            ml.meta_trainer(learner(), opt), SINES, num_steps=1, tasks_per_step=2, key=KEY
+        )
+
+
+def test_a_state_of_another_optimiser_is_refused():
+    opt, params = ml.averaging(optax.sgd(0.1)), {"w": jnp.ones(2)}
+    with pytest.raises(TypeError, match="expected its own"):
+        opt.update(params, optax.sgd(0.1).init(params), params)
+
+
 def test_bad_averages_are_refused():
     with pytest.raises(TypeError, match=r"opt is a float.*optax\.adam"):
         ml.averaging(1e-3)

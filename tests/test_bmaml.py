@@ -221,6 +221,13 @@ def test_absent_classes_are_masked():
     after = adapted(learner, jax.jit(learner.init)(KEY, task), support)
     assert after.present.tolist() == [True, True, False]
     assert (learner.predict(after, task.query.x).argmax(-1) != 2).all()
+    each = members(learner, after, task.query.x)
+    assert each.shape[0] == 3 and (each.argmax(-1) != 2).all()
+    mixture = jax.nn.logsumexp(each, 0) - jnp.log(3)
+    close(mixture[:, :2], learner.predict(after, task.query.x)[:, :2], 1e-5)
+    shared = after.replace(params=jax.tree.map(lambda leaf: leaf[0], after.params))
+    with pytest.raises(ValueError, match="expected one number of samples on every leaf"):
+        members(learner, shared, task.query.x)
 
 
 @x64

@@ -68,7 +68,9 @@ def windows_of(values, monkeypatch, **options):
         state = TrainState(step=num_steps, variables=zero, opt_state=None)
         means_of = next(means)
         rows = means_of if isinstance(means_of, list) else [means_of]
-        rows = [{"query/loss": mean} for mean in rows]
+        begun, part = asked[-2][0] if len(asked) > 1 else 0, log_every
+        ends = [begun + part * (i + 1) for i in range(len(rows))]
+        rows = [{"step": e, "query/loss": m} for e, m in zip(ends, rows, strict=True)]
         return SimpleNamespace(state=state, history=rows)
 
     monkeypatch.setattr(continual, "fit", fit)
@@ -119,14 +121,22 @@ def test_what_counts_as_worse(values, worse, grown, monkeypatch):
 
 def test_a_window_may_count_as_the_median_of_its_parts(monkeypatch):
     """One part far off grows nothing; all parts a little worse do."""
-    stages = [(ml.tasks.sinusoid(), 12)]
+    stages = [(ml.tasks.sinusoid(), 18)]
     values = [[1.0, 1.1, 0.9], [1.0, 90.0, 1.1], [1.5, 1.6, 0.1]]
     found, asked = windows_of(
-        values, monkeypatch, stages=stages, check_every=4, medians=3, rest=1
+        values, monkeypatch, stages=stages, check_every=6, medians=3, rest=1
     )
     assert [row["query/loss"] for row in found.history] == [1.0, 1.1, 1.5]
-    assert found.grown == [12]
-    assert [log_every for _, log_every in asked] == [2, 2, 2]  # three do not divide four
+    assert found.grown == [18]
+    assert [log_every for _, log_every in asked] == [2, 2, 2]
+
+
+def test_pieces_at_the_ends_of_a_window_do_not_count():
+    """Rows end at multiples of a part; a window from 11 to 21 has four whole ones."""
+    ends, means = (12, 14, 16, 18, 20, 21), (90.0, 1.0, 2.0, 3.0, 4.0, 0.0)
+    rows = [{"step": s, "loss": m} for s, m in zip(ends, means, strict=True)]
+    assert continual._median(rows, "loss", 11, 2) == 2.5
+    assert continual._median(rows[:1], "loss", 11, 2) == 90.0  # nothing else is there
 
 
 def test_stages_may_come_from_a_generator(monkeypatch):
@@ -155,7 +165,7 @@ def test_growth_is_a_function(monkeypatch):
         ({"worse": "2"}, "worse is '2'"),
         ({"check_every": 0}, "check_every"),
         ({"medians": 0}, "medians is 0"),
-        ({"medians": 9, "check_every": 4}, "medians is 9; expected at most check_every=4"),
+        ({"medians": 3, "check_every": 4}, "medians is 3; expected a divisor of check_ev"),
     ],
 )
 def test_bad_continual_options(options, message):

@@ -189,7 +189,8 @@ def fewer_classes(dataset: ImageDataset, num: int) -> ImageDataset:
       ValueError: there are no training classes, or not as many.
     """
     train = dataset.part("train")
-    if not isinstance(num, (int, np.integer)) or not 1 <= num <= train.num_classes:
+    whole = isinstance(num, (int, np.integer)) and not isinstance(num, bool)
+    if not whole or not 1 <= num <= train.num_classes:
         raise ValueError(
             f"{num!r} training classes were asked for; {dataset.name} has "
             f"{train.num_classes}. Ask for 1 to {train.num_classes}."

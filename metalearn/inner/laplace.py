@@ -85,7 +85,9 @@ def _laplace(jacobian: PyTree, hessian: Array, precision: float, kind: str) -> L
 
 
 def _diagonal(jacobian: Array, weighted: Array, precision: float) -> Laplace:
-    found = jnp.sum(jacobian * weighted, axis=(0, 1)) + precision
+    found = jnp.sum(jacobian * weighted, axis=(0, 1))
+    # As `_clean` does: what is below zero belongs to a loss that is not convex.
+    found = jnp.where(found > 0, found, 0) + precision
 
     def draw(key: Key) -> Array:
         return jax.random.normal(key, found.shape, found.dtype) / jnp.sqrt(found)

@@ -57,8 +57,10 @@ def ambiguous(
     """
     _checks.number("blur", blur, positive=True)
     sampler, task = image_tasks(sampler)
-    given = (styles,) if isinstance(styles, str) else tuple(styles)
-    if len(given) < 2 or len(set(given)) < len(given) or not set(given) <= set(STYLES):
+    listed = isinstance(styles, Sequence) and not isinstance(styles, str)
+    given = tuple(styles) if listed else ()
+    known = all(style in list(STYLES) for style in given)
+    if len(given) < 2 or not known or len(set(given)) < len(given):
         raise ValueError(
             f"styles is {styles!r}; expected two or more different ones of "
             f"{', '.join(STYLES)}."
@@ -66,9 +68,18 @@ def ambiguous(
     taken = [name for name in ("rule", "conflict") if name in task.info]
     if taken:
         raise ValueError(f"tasks have {taken} in info already; make them ambiguous once.")
-    labels = np.asarray(sampler(jax.random.key(0)).support.y)
+    shown = sampler(jax.random.key(0))
+    if not all(
+        getattr(y, "ndim", 0) == 1 and jnp.issubdtype(y.dtype, jnp.integer)
+        for y in (shown.support.y, shown.query.y)
+    ):
+        raise ValueError("labels are no integers [N]; expected those of few-shot tasks.")
+    labels, asked = (
+        np.asarray(e.y)[np.asarray(e.mask)] for e in (shown.support, shown.query)
+    )
     ways = len(np.unique(labels))
-    if ways != len(given) or labels.max() >= ways:
+    both = np.concatenate([labels, asked])
+    if ways != len(given) or both.min() < 0 or both.max() >= ways:
         raise ValueError(
             f"tasks have {ways} ways and there are {len(given)} styles; expected one style "
             "for each class of a support set."
