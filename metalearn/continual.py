@@ -84,7 +84,8 @@ def fit_continually(
         losses of tasks; the median of some 20 has fewer, and still sees what a new family
         changes. Parts end at multiples of their length: where a stage begins between two,
         the pieces at the ends of a window are left out.
-      rest: Steps between two changes, also before the first.
+      rest: Steps between two changes, also before the first. What becomes worse within them
+        is the new standard: it grows nothing later either.
       progress: Whether to draw progress bars.
 
     Returns:

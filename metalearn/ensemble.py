@@ -93,7 +93,8 @@ def joint_loss(each: Array, num: Array | int) -> Array:
 
     Args:
       each: `[M]`, mean negative log-likelihood of the queries under each member.
-      num: Q.
+      num: Q; none counts as one.
     """
+    num = jnp.maximum(num, 1)
     total = jax.nn.logsumexp(-num * each) - jnp.log(each.shape[0])
     return -total / num

@@ -108,7 +108,7 @@ class _Ambiguous:
             query=dataclasses.replace(
                 self._shown(query, style_of[look]), y=jnp.where(rule == 1, look, query.y)
             ),
-            info={**task.info, "rule": rule, "conflict": look != query.y},
+            info={**task.info, "rule": rule, "conflict": (look != query.y) & query.mask},
         )
 
     def _shown(self, examples: Examples, style: Array) -> Examples:
