@@ -93,6 +93,7 @@ class Calibration:
             "nll": -np.log(np.maximum(at, 1e-30)).mean(-1),
             "joint_nll": np.asarray(jax.vmap(joint_loss, (0, None))(-own.mean(-1), num)),
             "accuracy": (mean.argmax(-1) == labels).mean(-1),
+            "confidence": mean.max(-1).mean(-1),
             "calibration_error": calibration_error(
                 mean.reshape(-1, mean.shape[-1]), labels.ravel()
             ),

@@ -105,6 +105,16 @@ def test_wrong_labels_are_refused(labels, message):
         ml.tasks.ambiguous(lambda key: ml.Task(support=right, query=wrong))
 
 
+def test_padded_queries_have_no_conflict():
+    images, labels = np.zeros((2, 4, 4, 1), np.float32), np.array([0, 1])
+    padded = ml.Examples.of(images, labels, np.array([True, False]))
+    task = ml.Task(support=ml.Examples.of(images, labels), query=padded)
+    drawn = jax.vmap(ml.tasks.ambiguous(lambda key: task))(
+        jax.random.split(jax.random.key(0), 64)
+    )
+    assert drawn.info["conflict"][:, 0].any() and not drawn.info["conflict"][:, 1].any()
+
+
 def test_ambiguous_twice_or_without_images_is_refused():
     with pytest.raises(ValueError, match="ambiguous once"):
         ml.tasks.ambiguous(_tasks())
@@ -135,6 +145,6 @@ def test_fewer_classes_keep_the_share_of_each_group():
     assert some.train.counts.tolist() == [PER_CLASS] * 3
     np.testing.assert_array_equal(some.train.images[:, 0, 0, 0], 20 * some.train.labels)
     assert fewer_classes(whole, 6).train.class_names == train.class_names
-    for num in (0, 7, 2.5):
+    for num in (0, 7, 2.5, True):
         with pytest.raises(ValueError, match="Ask for 1 to 6"):
             fewer_classes(whole, num)

@@ -243,6 +243,7 @@ def test_the_joint_objective_averages_products():
     close(found.metrics["joint/loss"][0], -np.log(product) / own.shape[1])
     alone = np.array([0.3, 0.3, 0.3])
     close(joint_loss(alone, 5), np.array(0.3))
+    assert joint_loss(np.zeros(3), 0) == 0  # of no query
     assert joint_loss(np.array([0.1, 9.0]), 1000) < 0.101  # the better of two decides
 
 

@@ -137,6 +137,13 @@ def log_det_of(curvature, **options):
     return grads_of(learner, network(), task).metrics["laplace/log_det"][0]
 
 
+def test_a_diagonal_of_no_convex_loss_is_the_prior():
+    """What is below zero would have no logarithm, and no square root to draw by."""
+    found = laplace([jnp.ones((1, 2, 3))], -jnp.eye(2)[None], TAU, "diagonal")
+    close(found.log_det, 3 * np.log(TAU), 1e-6)
+    assert jnp.isfinite(found.draw(jax.random.key(0))[0]).all()
+
+
 @x64
 def test_diagonal_and_head_are_those_of_the_exact_matrix():
     params, _, matrix = adapted_blobs()

@@ -1,4 +1,4 @@
-"""Training, resuming, validating, checkpointing and evaluating, on tiny tasks."""
+"""Training, resuming, validating and checkpointing, on tiny tasks."""
 
 import functools
 import os
@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy import stats
-from tiny import WAYS, blobs, one, sine_batch
+from tiny import one, sine_batch
 
 import metalearn as ml
 
@@ -323,110 +322,3 @@ def test_unknown_validation_metric_is_named():
     validation = ml.Validation(tasks=SINES, num_tasks=2, every=5)
     with pytest.raises(ValueError, match=r"query/accuracy.*not reported.*query/loss"):
         fit(5, validation=validation)
-
-
-# -- Evaluation -----------------------------------------------------------------------
-
-
-def predictor(function):
-    """A learner that predicts `function(x)` whatever the support set."""
-    return ml.MetaLearner(
-        init=lambda key, task: ml.Variables(params={}, state={}),
-        adapt=lambda variables, support, *, key=None: support,
-        predict=lambda adapted, x, *, key=None, mask=None: function(adapted, x),
-        estimate=lambda variables, tasks, *, key: None,
-    )
-
-
-def nearest(support, x):
-    apart = jnp.sum((x[:, None] - support.x[None]) ** 2, -1)
-    return jax.nn.one_hot(support.y[jnp.argmin(apart, -1)], WAYS)
-
-
-def separated(key):
-    """Blobs far apart."""
-    task = blobs(key)
-    shift = lambda part: ml.Examples.of(
-        part.x + 100 * jax.nn.one_hot(part.y, part.x.shape[-1]), part.y
-    )
-    return ml.Task(support=shift(task.support), query=shift(task.query))
-
-
-def evaluate(function, tasks=separated, num_tasks=20, **options):
-    variables = ml.Variables(params={}, state={})
-    options = {"num_tasks": num_tasks, "key": KEY, **options}
-    return ml.evaluate(predictor(function), variables, tasks, **options)
-
-
-def test_constant_predictor_is_exactly_at_chance_and_an_oracle_perfect():
-    constant = lambda support, x: jnp.zeros((x.shape[0], WAYS))
-    mean, half = evaluate(constant).mean_ci95("query/accuracy")
-    assert mean == np.float32(1 / WAYS) and half == 0
-    result = evaluate(nearest)
-    assert result.mean_ci95("query/accuracy") == (1.0, 0.0)
-    assert result.summary()["query/accuracy"] == {"mean": 1.0, "ci95": 0.0}
-    assert "query/accuracy 100.00 ± 0.00 %" in str(result) and not result.transductive
-
-
-def test_transduction_is_measured():
-    mean = lambda support, x: nearest(support, x) * jnp.mean(x) * 1e-2
-    assert evaluate(mean).transductive
-
-
-def test_transduction_is_measured_beside_masked_classes():
-    def masked(support, x):
-        del support
-        logits = x[:, :WAYS] * jnp.mean(x)
-        return jnp.where(jnp.arange(WAYS)[None] == 0, -1e9, logits)
-
-    assert evaluate(masked).transductive
-
-
-def test_more_tasks_extend_fewer():
-    few = evaluate(lambda s, x: x[:, :WAYS], blobs, num_tasks=5)
-    many = evaluate(lambda s, x: x[:, :WAYS], blobs, num_tasks=11, tasks_per_call=4)
-    for name, values in few.values.items():
-        np.testing.assert_allclose(values, many.values[name][:5], rtol=1e-6)
-    assert len(set(many.values["query/loss"].tolist())) == 11
-
-
-def test_paired_difference_needs_the_same_tasks():
-    first, second = evaluate(nearest), evaluate(lambda s, x: -nearest(s, x))
-    mean, half = ml.paired_difference(first, second)
-    values = first.values["query/accuracy"] - second.values["query/accuracy"]
-    assert (mean, half) == ml.metrics.mean_ci95(values) and mean == 1
-    for options in (dict(num_tasks=21), dict(key=jax.random.key(1))):
-        other = evaluate(nearest, **options)
-        with pytest.raises(ValueError, match="different tasks"):
-            ml.paired_difference(first, other)
-
-
-def test_interval_equals_scipy():
-    values = np.random.default_rng(0).normal(size=50)
-    mean, half = ml.metrics.mean_ci95(values)
-    assert mean == pytest.approx(values.mean(), rel=1e-12)
-    assert half == pytest.approx(1.96 * stats.sem(values), rel=1e-12)
-    with pytest.raises(ValueError, match=r"shape \(1,\)"):
-        ml.metrics.mean_ci95([1.0])
-
-
-def test_accuracy_shares_ties_and_ignores_masked_rows():
-    logits = jnp.array([[1.0, 1.0, 0.0], [0.0, 2.0, 0.0], [9.0, 0.0, 0.0]])
-    examples = ml.Examples.of(
-        logits, jnp.array([0, 1, 2], jnp.int32), jnp.array([True, True, False])
-    )
-    assert float(ml.metrics.accuracy(logits, examples)) == 0.75
-
-
-@functools.cache
-def trained_protonet():
-    encoder = ml.from_linen(ml.models.MLP(num_outputs=4, widths=(8,)), lower=False)
-    learner = ml.protonet(encoder, num_ways=WAYS)
-    return learner, ml.meta_trainer(learner, optax.adam(1e-2))
-
-
-def test_protonet_learns_blobs():
-    learner, trainer = trained_protonet()
-    result = fit(60, trainer, separated)
-    accuracy = ml.evaluate(learner, result.variables, separated, num_tasks=20, key=KEY)
-    assert accuracy.mean_ci95("query/accuracy")[0] > 0.95
