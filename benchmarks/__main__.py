@@ -23,7 +23,7 @@ from benchmarks.recipe import RunRecipe
 from benchmarks.scaling import Scaling
 from benchmarks.table import Table
 from benchmarks.throughput import Throughput
-from metalearn import environment
+from metalearn.runs import environment
 
 BENCHMARKS = {
     "throughput": Throughput,

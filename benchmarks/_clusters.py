@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import metalearn as ml
-from metalearn import plots
+from metalearn.apps import plots
 
 
 def routes(

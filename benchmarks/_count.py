@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from metalearn._cost import subjaxprs
+from metalearn.core.cost import subjaxprs
 
 
 def product_flops(fn: Callable[..., Any], *args: Any) -> int:

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from metalearn import environment
+from metalearn.runs import environment
 
 RESULTS = Path(__file__).parent / "results"
 

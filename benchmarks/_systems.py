@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metalearn.recipes.systems import SYSTEMS
+from metalearn.algorithms.registry import SYSTEMS
 
 START, END = "<!-- systems -->", "<!-- end of systems -->"
 

@@ -10,8 +10,10 @@ import numpy as np
 
 from benchmarks import _harness
 from benchmarks.recipe import summary
-from metalearn import cli, run_folder, runs
-from metalearn.metrics import mean_ci95
+from metalearn import runs
+from metalearn.cli import main as cli
+from metalearn.core.metrics import mean_ci95
+from metalearn.runs import folder as run_folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,11 @@ import numpy as np
 
 from benchmarks import _harness
 from benchmarks.against import trained
-from metalearn import run_folder, runs
-from metalearn.ensemble import joint_loss, members
-from metalearn.metrics import calibration_error, mean_ci95
-from metalearn.recipes.base import Recipe
+from metalearn import runs
+from metalearn.algorithms.bayesian.ensemble import joint_loss, members
+from metalearn.apps.base import Recipe
+from metalearn.core.metrics import calibration_error, mean_ci95
+from metalearn.runs import folder as run_folder
 
 SAMPLED = ("llama", "platipus", "bmaml", "emaml")  # adapted objects have an axis of samples
 

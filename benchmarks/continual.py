@@ -13,7 +13,7 @@ import optax
 
 import metalearn as ml
 from benchmarks import _harness
-from metalearn.metrics import mean_ci95
+from metalearn.core.metrics import mean_ci95
 
 METHODS = ("maml", "hsml, growing", "hsml")
 FAMILIES = ml.tasks.FAMILIES

@@ -10,7 +10,8 @@ import numpy as np
 
 import metalearn as ml
 from benchmarks import _clusters, _harness
-from metalearn import run_folder, runs
+from metalearn import runs
+from metalearn.runs import folder as run_folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn import run_folder, runs
-from metalearn.model import Variables
+from metalearn import runs
+from metalearn.core.model import Variables
+from metalearn.runs import folder as run_folder
 
 
 @dataclasses.dataclass(frozen=True)

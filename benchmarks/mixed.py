@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import _clusters, _harness
-from metalearn import run_folder, runs
+from metalearn import runs
+from metalearn.runs import folder as run_folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import optax
 
 import metalearn as ml
 from benchmarks import _harness
-from metalearn import online
+from metalearn.training import online
 
 COLOURS = np.asarray(
     [

@@ -6,8 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from benchmarks import _harness
-from metalearn import run_folder, runs
-from metalearn.evaluation import paired_difference
+from metalearn import runs
+from metalearn.runs import folder as run_folder
+from metalearn.training.evaluation import paired_difference
 
 
 @dataclasses.dataclass(frozen=True)

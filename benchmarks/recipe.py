@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 
 from benchmarks import _harness
-from metalearn import cli, run_folder
-from metalearn.checkpoint import read_json
+from metalearn.cli import main as cli
+from metalearn.runs import folder as run_folder
+from metalearn.training.checkpoint import read_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ CHILD = """
 import json, sys, time
 import jax
 devices, tasks, workload, steps, processes, process, port = json.loads(sys.argv[1])
-from metalearn import environment
+from metalearn.runs import environment
 environment.connect(
     devices=devices,
     processes=processes,

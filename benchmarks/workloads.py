@@ -24,7 +24,7 @@ import optax
 
 import metalearn as ml
 from benchmarks._harness import Contender
-from metalearn import _mesh
+from metalearn.core import mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,14 +147,14 @@ def metalearn_step(
     """
 
     def setup():
-        spread = 1 if work.kind == "sine" else _mesh.fitting(work.tasks)
-        mesh = ml.task_mesh(spread if devices is None else devices)
+        spread = 1 if work.kind == "sine" else mesh.fitting(work.tasks)
+        tasks_mesh = ml.task_mesh(spread if devices is None else devices)
         tasks = jax.tree.map(np.asarray, as_tasks(arrays(work)))
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(tasks_mesh):
             step = compiled(tasks)
 
         def in_mesh() -> None:
-            with jax.set_mesh(mesh):
+            with jax.set_mesh(tasks_mesh):
                 step()
 
         return in_mesh
@@ -162,9 +162,9 @@ def metalearn_step(
     def compiled(tasks: ml.Task):
         trainer = ml.meta_trainer(learner_of(work, **options), optax.adam(1e-3))
         one = jax.tree.map(lambda x: x[0], tasks)
-        here = _mesh.local_share(work.tasks) or slice(None)
-        tasks = _mesh.place_tasks(jax.tree.map(lambda x: x[here], tasks))
-        holder = [_mesh.everywhere(trainer.init(jax.random.key(0), one))]
+        here = mesh.local_share(work.tasks) or slice(None)
+        tasks = mesh.place_tasks(jax.tree.map(lambda x: x[here], tasks))
+        holder = [mesh.everywhere(trainer.init(jax.random.key(0), one))]
         keys = jax.random.split(jax.random.key(0), steps_per_call)
 
         def steps(state: Any, tasks: ml.Task) -> Any:

@@ -2,7 +2,7 @@
 
 import sys
 
-from metalearn.cli import main
+from metalearn.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

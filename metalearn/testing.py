@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metalearn import _checks, _typing
-from metalearn._task import Examples, Task, concatenate, take
-from metalearn._typing import Array, Key, PyTree
-from metalearn.learner import Estimate, MetaLearner, is_transductive
-from metalearn.model import Variables
+from metalearn.core import checks, types
+from metalearn.core.learner import Estimate, MetaLearner, is_transductive
+from metalearn.core.model import Variables
+from metalearn.core.task import Examples, Task, concatenate, take
+from metalearn.core.types import Array, Key, PyTree
 
 PADDING = 2  # rows added to every set
 GARBAGE = 100.0  # what they hold
@@ -104,7 +104,7 @@ def assert_differentiable(inner_opt: optax.GradientTransformation) -> None:
     Raises:
       AssertionError: its update has no finite derivative where a gradient is zero.
     """
-    assert _checks.is_differentiable(inner_opt) is not False, (
+    assert checks.is_differentiable(inner_opt) is not False, (
         "the update has no finite derivative where a gradient is zero, so meta-gradients "
         "through it become NaN. Square roots need a positive number under them: "
         "optax.adam(rate, eps_root=1e-8), for example."
@@ -112,15 +112,15 @@ def assert_differentiable(inner_opt: optax.GradientTransformation) -> None:
 
 
 def check_signatures(learner: MetaLearner) -> None:
-    """The functions have the arguments of the Protocols in `metalearn._typing`."""
-    protocols = (_typing.InitFn, _typing.AdaptFn, _typing.PredictFn, _typing.EstimateFn)
+    """The functions have the arguments of the Protocols in `metalearn.core.types`."""
+    protocols = (types.InitFn, types.AdaptFn, types.PredictFn, types.EstimateFn)
     for name, protocol in zip(("init", "adapt", "predict", "estimate"), protocols):
         expected = list(inspect.signature(protocol.__call__).parameters.values())[1:]
         found = inspect.signature(getattr(learner, name)).parameters
         for argument in expected:
             assert argument.name in found, (
                 f"{name} takes {list(found)}; expected {[a.name for a in expected]}, as "
-                f"in metalearn._typing.{protocol.__name__}."
+                f"in metalearn.core.types.{protocol.__name__}."
             )
             assert argument.default is not None or found[argument.name].default is None, (
                 f"{name} requires {argument.name!r}; it needs the default None, so that "

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import metalearn as ml
-from metalearn import plots
+from metalearn.apps import plots
 
 FAST = bool(os.environ.get("METALEARN_FAST"))  # fewer steps, for continuous integration
 STEPS = 100 if FAST else 4_000

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metalearn import cli, runs
+from metalearn import runs
+from metalearn.cli import main as cli
 
 SIZE, PER_CLASS = 28, 4
 PARTS = {"train": 5, "val": 4, "test": 4}

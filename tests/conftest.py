@@ -25,7 +25,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from commands import base, sine, tiny, trained, trained_sine  # noqa: E402, F401
 
-from metalearn import environment  # noqa: E402
+from metalearn.runs import environment  # noqa: E402
 
 environment.share_compilations(CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

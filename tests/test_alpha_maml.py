@@ -22,7 +22,7 @@ from bench import (
 from tiny import blob_batch, blobs, plain
 
 import metalearn as ml
-from metalearn.algorithms.alpha_maml import (
+from metalearn.algorithms.gradient.alpha_maml import (
     alpha_maml,
     alpha_maml_optimiser,
     hypergradient_descent,

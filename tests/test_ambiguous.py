@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import metalearn as ml
+from metalearn.apps.images.recipe import ImageRecipe
 from metalearn.data import fewer_classes
-from metalearn.data.image_sets import ImageDataset, from_arrays
-from metalearn.recipes.images import ImageRecipe
+from metalearn.data.images.image_sets import ImageDataset, from_arrays
 
 CLASSES, PER_CLASS = 6, 8
 

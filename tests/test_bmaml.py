@@ -12,9 +12,9 @@ from bench import CE, close, differs, wide_blobs
 from tiny import INPUTS, WAYS, blob_batch, linen, nnx_net, one, plain, sine_batch
 
 import metalearn as ml
-from metalearn.algorithms.bmaml import bmaml, emaml
-from metalearn.ensemble import joint_loss, members
-from metalearn.inner.posterior import CLASSIFICATION, REGRESSION, Gamma
+from metalearn.algorithms.bayesian.bmaml import bmaml, emaml
+from metalearn.algorithms.bayesian.ensemble import joint_loss, members
+from metalearn.algorithms.bayesian.posterior import CLASSIFICATION, REGRESSION, Gamma
 from metalearn.testing import check_learner
 
 x64 = pytest.mark.usefixtures("x64")
@@ -133,7 +133,9 @@ def test_emaml_is_maml_for_each_member():
 @x64
 def test_meta_gradient_is_that_of_a_leader_that_stands_still(monkeypatch):
     """By finite differences of the whole objective with leader and bandwidth held."""
-    monkeypatch.setattr("metalearn.inner.svgd.median_bandwidth", lambda d, floor: 30.0)
+    monkeypatch.setattr(
+        "metalearn.algorithms.bayesian.svgd.median_bandwidth", lambda d, floor: 30.0
+    )
     variables, task = wide_variables(True), one(wide_sines())
     learner, tasks = chaser(), jax.tree.map(lambda leaf: leaf[None], task)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), task.support, task.query)

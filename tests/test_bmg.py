@@ -26,7 +26,7 @@ from jax.flatten_util import ravel_pytree
 from tiny import blob_batch, linen, one, plain, sine_batch, tanh_net
 
 import metalearn as ml
-from metalearn.algorithms.bmg import bmg, divergence
+from metalearn.algorithms.gradient.bmg import bmg, divergence
 from metalearn.inner import Implicit
 from metalearn.testing import check_learner
 

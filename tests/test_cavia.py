@@ -12,7 +12,7 @@ from bench import CE, close, differs, grads_of, wide_blobs
 from tiny import INPUTS, WAYS, blob_batch, one, plain
 
 import metalearn as ml
-from metalearn.algorithms.cavia import cavia
+from metalearn.algorithms.context.cavia import cavia
 from metalearn.models.context import ContextMLP, FilmConv4
 from metalearn.testing import check_learner
 

@@ -11,9 +11,10 @@ import pytest
 from tiny import INPUTS, WAYS, blob_batch, blobs, linen, one, plain
 
 import metalearn as ml
-from metalearn import _checks, algorithms
-from metalearn.bilevel import bilevel
-from metalearn.particles import particle_learner
+from metalearn import algorithms
+from metalearn.algorithms.bayesian.builder import particle_learner
+from metalearn.algorithms.bilevel import bilevel
+from metalearn.core import checks
 
 KEY = jax.random.key(0)
 CE = ml.losses.cross_entropy
@@ -121,7 +122,7 @@ def test_nan_in_masked_rows_is_refused_too():
     query = ml.Examples(x=x, y=task.query.y, mask=mask)
     outputs = jax.ShapeDtypeStruct((6, WAYS), jnp.float32)
     bad = ml.Task(support=task.support, query=query)
-    refused(ValueError, ["query.x", "masked rows"], _checks.values_of_task, bad, outputs)
+    refused(ValueError, ["query.x", "masked rows"], checks.values_of_task, bad, outputs)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from commands import PER_CLASS, _png, ok, refused, rows, run
 
-from metalearn import cli, cli_options, environment, recipes
+from metalearn import apps
+from metalearn.cli import main as cli
+from metalearn.cli import options as cli_options
+from metalearn.runs import environment
 
 # Orbax leaves its event loop and threads to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -82,7 +85,7 @@ def test_evaluate_with_other_statistics(trained):
     assert "expected one of" in refused("evaluate", trained, "--norm-policy=all")
     assert "has no effect" in refused("evaluate", trained, "--norm-policy=batch")  # no norm
     options = cli_options.EvaluateOptions(run="", norm_policy="batch")
-    recipe = recipes.find("glyphs-maml").recipe
+    recipe = apps.find("glyphs-maml").recipe
     assert cli_options.for_evaluation(recipe, options).norm_policy == "batch"
     options = cli_options.EvaluateOptions(run="", norm_policy="running")
     with pytest.raises(ValueError, match="averages are not those"):
@@ -282,7 +285,7 @@ def test_a_shared_cache_loses_what_a_killed_process_left(tmp_path):
 def test_picture_of_a_tie_and_of_many_ways(tmp_path):
     """Equal logits are no prediction; more columns than fit are left out."""
     import metalearn as ml
-    from metalearn import plots
+    from metalearn.apps import plots
 
     y = np.repeat(np.arange(30, dtype=np.int32), 2)
     x = np.zeros((60, 8, 8, 3), np.float32)

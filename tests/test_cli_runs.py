@@ -13,7 +13,7 @@ import jax
 import pytest
 from commands import assert_same_run, ok, refused, rows, run
 
-from metalearn import cli
+from metalearn.cli import main as cli
 
 # Orbax leaves its event loop and threads to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -8,8 +8,8 @@ import pytest
 from tiny import one, plain, sine_batch
 
 import metalearn as ml
-from metalearn import continual
-from metalearn.trainer import TrainState
+from metalearn.training import continual
+from metalearn.training.trainer import TrainState
 
 
 def test_growth_waits_and_starts_the_optimiser_anew():

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from metalearn import data
-from metalearn.data import builders, records, splits
+from metalearn.data import builders, records
+from metalearn.data.images import splits
 
 
 @pytest.fixture(autouse=True)

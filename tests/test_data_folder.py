@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from metalearn import data
-from metalearn.data.archives import decode_image
-from metalearn.data.folder import folder_source
+from metalearn.data.images.archives import decode_image
+from metalearn.data.images.folder import folder_source
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
 SPLITS = {"train": ["ant", "bee", "cat"], "val": ["dog"], "test": ["eel"]}

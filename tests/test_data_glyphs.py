@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from metalearn import data
-from metalearn.data import glyph_classes, glyphs
-from metalearn.data.glyph_faces import FACES, Face
+from metalearn.data.images import glyph_classes, glyphs
+from metalearn.data.images.glyph_faces import FACES, Face
 
 # SHA-256 of each part's images, by the versions that drew them.
 VERSIONS = {

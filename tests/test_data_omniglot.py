@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from metalearn import data
-from metalearn.data import builders, catalogue, omniglot, records
+from metalearn.data import builders, catalogue, records
+from metalearn.data.images import omniglot
 
 BACKGROUND = ("Armenian", "Greek", "Hebrew", "Korean", "Latin", "Tifinagh")
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 from tiny import blobs, linen, plain
 
 import metalearn as ml
-from metalearn import _mesh
+from metalearn.core import mesh
 
 CE = ml.losses.cross_entropy
 LEARNERS = {
@@ -138,7 +138,7 @@ def test_tasks_at_once_are_not_those_of_the_remainder():
 
 CONNECT = """
 import sys, jax
-from metalearn import environment
+from metalearn.runs import environment
 if sys.argv[1] == "late":
     jax.numpy.ones(1)
 environment.cores = lambda: 3
@@ -173,9 +173,9 @@ def test_a_hundred_steps_on_eight_devices():
 
 def test_devices_when_nobody_says():
     assert len(jax.devices()) == 8  # by conftest.py
-    assert _mesh.fitting(32) == 8
-    assert _mesh.fitting(2) == 2
-    assert _mesh.fitting(7) == 7
-    assert _mesh.fitting(25) == 8  # three each and one for all: four in turn
-    assert _mesh.fitting(15) == 5  # one each and seven for all eight would be more
-    assert _mesh.fitting(15, padded=True) == 8
+    assert mesh.fitting(32) == 8
+    assert mesh.fitting(2) == 2
+    assert mesh.fitting(7) == 7
+    assert mesh.fitting(25) == 8  # three each and one for all: four in turn
+    assert mesh.fitting(15) == 5  # one each and seven for all eight would be more
+    assert mesh.fitting(15, padded=True) == 8

@@ -27,8 +27,8 @@ from jax.flatten_util import ravel_pytree
 from tiny import WAYS, blob_batch, linen, one, plain
 
 import metalearn as ml
-from metalearn.algorithms.es_maml import es_maml
-from metalearn.inner.evolution import climb, smoothed_gradient
+from metalearn.algorithms.gradient.es_maml import es_maml
+from metalearn.algorithms.gradient.evolution import climb, smoothed_gradient
 from metalearn.testing import check_learner
 
 x64 = pytest.mark.usefixtures("x64")

@@ -11,9 +11,9 @@ from bench import CE, INNER, close, differs, grads_of, network, wide_blobs
 from tiny import WAYS, blob_batch, one, plain, sine_batch, tanh_net
 
 import metalearn as ml
-from metalearn import plots
-from metalearn.algorithms.hsml import add_leaf
-from metalearn.clusters import climb
+from metalearn.algorithms.context.clusters import climb
+from metalearn.algorithms.context.hsml import add_leaf
+from metalearn.apps import plots
 from metalearn.testing import check_learner
 
 SMALL = {"hidden": 3, "example_size": 2, "num_ways": WAYS, "num_steps": 2}

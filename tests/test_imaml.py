@@ -24,7 +24,7 @@ from bench import (
 from tiny import blob_batch, linen, one, plain
 
 import metalearn as ml
-from metalearn.algorithms.imaml import imaml
+from metalearn.algorithms.gradient.imaml import imaml
 from metalearn.inner import Implicit, unroll
 from metalearn.testing import check_learner
 

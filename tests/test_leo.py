@@ -10,8 +10,8 @@ from bench import CE, close, differs, grads_of, wide_blobs
 from tiny import INPUTS, WAYS, blob_batch, one
 
 import metalearn as ml
-from metalearn.algorithms.leo import leo
-from metalearn.models.leo import LeoNet, correlation_penalty, draw
+from metalearn.algorithms.context.leo import leo
+from metalearn.algorithms.context.leo_net import LeoNet, correlation_penalty, draw
 from metalearn.testing import check_learner
 
 LATENTS = 3

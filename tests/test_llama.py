@@ -12,8 +12,8 @@ from jax.flatten_util import ravel_pytree
 from tiny import WAYS, blob_batch, linen, one, plain, sine_batch, tanh_net
 
 import metalearn as ml
-from metalearn.algorithms.llama import llama
-from metalearn.inner.laplace import CURVATURES, laplace, output_hessian
+from metalearn.algorithms.bayesian.laplace import CURVATURES, laplace, output_hessian
+from metalearn.algorithms.bayesian.llama import llama
 from metalearn.testing import check_learner
 
 x64 = pytest.mark.usefixtures("x64")

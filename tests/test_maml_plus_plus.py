@@ -28,7 +28,7 @@ from bench import (
 from tiny import blob_batch, linen, one, plain
 
 import metalearn as ml
-from metalearn.algorithms.maml_plus_plus import maml_plus_plus, step_weights
+from metalearn.algorithms.gradient.maml_plus_plus import maml_plus_plus, step_weights
 from metalearn.testing import check_learner
 
 x64 = pytest.mark.usefixtures("x64")

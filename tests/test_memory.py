@@ -7,7 +7,8 @@ import pytest
 from tiny import blobs, plain
 
 import metalearn as ml
-from metalearn import _cost, _loop
+from metalearn.core import cost
+from metalearn.training import loop
 
 
 class Crowded:
@@ -15,7 +16,7 @@ class Crowded:
 
     def __init__(self, room, monkeypatch):
         self.tried = []
-        advance_of = _loop.advance_of
+        advance_of = loop.advance_of
 
         def make(*args):
             advance, choice = advance_of(*args)
@@ -29,7 +30,7 @@ class Crowded:
 
             return call, choice
 
-        monkeypatch.setattr("metalearn.training.advance_of", make)
+        monkeypatch.setattr("metalearn.training.fit.advance_of", make)
 
 
 LEARNER = ml.maml(plain(), ml.losses.cross_entropy, optax.sgd(0.1))
@@ -76,8 +77,8 @@ def test_other_errors_pass(monkeypatch):
         def call(*args):
             raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
-        return call, _cost.Choice()
+        return call, cost.Choice()
 
-    monkeypatch.setattr("metalearn.training.advance_of", make)
+    monkeypatch.setattr("metalearn.training.fit.advance_of", make)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         run()

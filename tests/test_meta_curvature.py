@@ -9,7 +9,7 @@ from bench import CE, INNER, close, differs, grads_of, network, wide_blobs
 from tiny import WAYS, blob_batch, one, plain
 
 import metalearn as ml
-from metalearn.algorithms.meta_curvature import meta_curvature, transform
+from metalearn.algorithms.gradient.meta_curvature import meta_curvature, transform
 from metalearn.testing import check_learner
 
 

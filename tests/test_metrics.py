@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from metalearn.metrics import calibration_error
+from metalearn.core.metrics import calibration_error
 
 
 def test_by_hand():

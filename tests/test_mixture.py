@@ -13,8 +13,8 @@ from PIL import Image
 from scipy import ndimage
 
 import metalearn as ml
-from metalearn import data, recipes
-from metalearn.recipes.mixed_images import MixedImageRecipe, MixedImages
+from metalearn import apps, data
+from metalearn.apps.images.mixed import MixedImageRecipe, MixedImages
 from metalearn.tasks import mixture, styled
 
 SIDE, TASKS = 8, 300
@@ -351,7 +351,7 @@ def test_bad_settings(settings, message):
 
 def test_registered_recipes_differ_in_the_learner_only():
     settings = [
-        recipes.find(f"mixed-{name}").recipe.settings()
+        apps.find(f"mixed-{name}").recipe.settings()
         for name in ("maml", "mumomaml", "hsml")
     ]
     for other in settings[1:]:

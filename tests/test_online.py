@@ -10,8 +10,8 @@ import pytest
 from tiny import blobs, plain
 
 import metalearn as ml
-from metalearn import _rounds
-from metalearn.online import (
+from metalearn.training import rounds
+from metalearn.training.online import (
     OnlineResult,
     best_in_hindsight,
     follow_the_meta_leader,
@@ -130,14 +130,14 @@ def test_current_task_alone_by_hand():
 def test_all_so_far_follows_the_tasks_that_were_drawn(kind, monkeypatch):
     """The draws are watched; the steps between are by hand."""
     drawn = []
-    original = _rounds.Episode.__call__
+    original = rounds.Episode.__call__
 
     def watched(self, data, key):
         task = original(self, data, key)
         jax.debug.callback(lambda t: drawn.append(int(t)), task.info["task"], ordered=True)
         return task
 
-    monkeypatch.setattr(_rounds.Episode, "__call__", watched)
+    monkeypatch.setattr(rounds.Episode, "__call__", watched)
     made = ml.meta_trainer(trainer(kind).learner, optax.sgd(OUTER))  # not a cached one
     shared = {**SETTINGS, "tasks_per_step": 1, "progress": False, "loss_fn": half_mse}
     found = follow_the_meta_leader(made, levels(), batch_size=2, meta_steps=3, **shared)

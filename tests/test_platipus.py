@@ -25,9 +25,9 @@ from bench import (
 from tiny import WAYS, blob_batch, linen, one, plain
 
 import metalearn as ml
-from metalearn.algorithms.platipus import platipus
-from metalearn.ensemble import members
-from metalearn.inner.gaussian import draw, gaussian_kl
+from metalearn.algorithms.bayesian.ensemble import members
+from metalearn.algorithms.bayesian.gaussian import draw, gaussian_kl
+from metalearn.algorithms.bayesian.platipus import platipus
 from metalearn.testing import check_learner
 
 x64 = pytest.mark.usefixtures("x64")

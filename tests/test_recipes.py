@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 import metalearn as ml
-from metalearn import data, recipes, runs
-from metalearn.recipes import ImageRecipe, SinusoidRecipe, images
-from metalearn.recipes.base import WITHOUT_START
-from metalearn.recipes.features import FeatureRecipe
-from metalearn.recipes.learners import learner_options
-from metalearn.recipes.mixed_images import MixedImageRecipe
+from metalearn import apps, data, runs
+from metalearn.apps import ImageRecipe, SinusoidRecipe
+from metalearn.apps.base import WITHOUT_START
+from metalearn.apps.images import recipe as images
+from metalearn.apps.images.features import FeatureRecipe
+from metalearn.apps.images.mixed import MixedImageRecipe
+from metalearn.apps.learners import learner_options
 
 RECORDS = {
     "images": {"name": "made", "image_shape": [28, 28, 1], "num_classes": 12},
@@ -52,9 +53,9 @@ IMAGE_VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", apps.RECIPES)
 def test_recipe_is_valid_and_builds(name):
-    entry = recipes.find(name)
+    entry = apps.find(name)
     recipe = entry.recipe
     recipe.check()
     assert entry.description
@@ -78,7 +79,7 @@ def test_recipe_is_valid_and_builds(name):
 
 
 def test_default_is_a_recipe():
-    assert recipes.DEFAULT in recipes.RECIPES
+    assert apps.DEFAULT in apps.RECIPES
 
 
 def _dataset():
@@ -235,18 +236,18 @@ def test_options_reach_the_outer_optimiser():
 
 
 def test_every_learner_has_a_row_in_the_table_of_systems():
-    names = [system.name for system in recipes.SYSTEMS]
+    names = [system.name for system in apps.SYSTEMS]
     assert len(set(names)) == len(names)
     drivers = {"follow_the_meta_leader"}
     assert set(names) == set(ml.algorithms.__all__) | drivers
-    for system in recipes.SYSTEMS:
+    for system in apps.SYSTEMS:
         assert not system.published or system.published.endswith(("[P]", "[S]"))
 
 
 def test_results_of_the_table_of_systems_are_stored():
     stored = Path(__file__).parents[1] / "benchmarks" / "results"
     found = {path.stem for path in stored.glob("*.json")}
-    missing = [s.name for s in recipes.SYSTEMS if s.result not in found]
+    missing = [s.name for s in apps.SYSTEMS if s.result not in found]
     assert missing == ["fine_tune", "no_adaptation"]  # baselines without a comparison
 
 
@@ -268,7 +269,7 @@ def test_settings_of_another_version_are_named():
 
 def test_find_suggests():
     with pytest.raises(ValueError, match=r"Did you mean .*glyphs-maml"):
-        recipes.find("glyph-maml")
+        apps.find("glyph-maml")
 
 
 @pytest.mark.parametrize(
@@ -304,13 +305,13 @@ def test_clipping_bounds_the_norm():
 
 
 def test_published_settings():
-    maml = recipes.find("omniglot-maml-paper").recipe
+    maml = apps.find("omniglot-maml-paper").recipe
     assert (maml.inner_rate, maml.tasks_per_step, maml.steps) == (2.0, 32, 60_000)
     assert (maml.inner_steps, maml.norm_policy, maml.width) == (1, "batch", 64)
-    protonet = recipes.find("omniglot-protonet-paper").recipe
+    protonet = apps.find("omniglot-protonet-paper").recipe
     assert (protonet.ways, protonet.queries, protonet.halve_every) == (60, 5, 2000)
     assert (protonet.downsample, protonet.schedule) == ("pool", "halving")
-    reptile = recipes.find("omniglot-reptile-paper").recipe
+    reptile = apps.find("omniglot-reptile-paper").recipe
     assert (reptile.inner_optimizer, reptile.inner_b1) == ("adam", 0.0)
     assert (reptile.inner_batch, reptile.inner_steps) == (10, 5)
     assert (reptile.eval_inner_batch, reptile.eval_inner_steps) == (5, 50)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import metalearn as ml
-from metalearn import _rounds
+from metalearn.training import rounds
 
 KEY = jax.random.key(3)
 
@@ -20,7 +20,7 @@ def numbered(num_tasks=3, room=6):
 
 @pytest.mark.parametrize("have", [2, 3, 4, 6])
 def test_mini_batches_are_disjoint_and_of_what_has_arrived(have):
-    sample = jax.jit(jax.vmap(_rounds.Episode(2, 2), in_axes=(None, 0)))
+    sample = jax.jit(jax.vmap(rounds.Episode(2, 2), in_axes=(None, 0)))
     data = {
         "examples": numbered(),
         "info": {},
@@ -53,7 +53,7 @@ def test_mini_batches_are_disjoint_and_of_what_has_arrived(have):
 
 def test_support_is_whole_once_enough_has_arrived():
     """K of K + Q examples, also where K is more than half; half of them before."""
-    sample = jax.jit(jax.vmap(_rounds.Episode(4, 1), in_axes=(None, 0)))
+    sample = jax.jit(jax.vmap(rounds.Episode(4, 1), in_axes=(None, 0)))
     data = {"examples": numbered(), "info": {}, "counts": jnp.asarray([6, 5, 4])}
     drawn = sample({**data, "first": 0, "num": 3}, jax.random.split(KEY, 60))
     rows = (drawn.info["task"], drawn.support.mask.sum(-1), drawn.query.mask.sum(-1))

@@ -25,7 +25,7 @@ from jax.flatten_util import ravel_pytree
 from tiny import blob_batch, linen, one, plain, tanh_net
 
 import metalearn as ml
-from metalearn.algorithms.sharp_maml import ascent, sharp_maml
+from metalearn.algorithms.gradient.sharp_maml import ascent, sharp_maml
 from metalearn.inner import Implicit
 from metalearn.testing import check_learner
 

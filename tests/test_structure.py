@@ -1,6 +1,7 @@
 """The shape of the package: layers, file sizes, documentation, cost of an import."""
 
 import ast
+import graphlib
 import inspect
 import subprocess
 import sys
@@ -13,30 +14,16 @@ import metalearn as ml
 ROOT = Path(ml.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-# A file may import from earlier lines only, and not from its own line. A folder stands
-# for all of its files, which order themselves.
+# A folder may import from earlier lines only; files of one folder order themselves, but
+# those of `algorithms`, whose order is held below.
 LAYERS = (
-    ("_clash", "_typing", "_cost", "lowering", "sinks", "environment"),
-    ("_mesh",),
-    ("_tree", "_task"),
-    ("losses", "_checks", "ensemble"),
-    ("metrics", "model", "checkpoint"),
-    ("clusters", "learner", "models", "tasks", "data", "inner"),
-    ("set_encoder",),
-    ("estimators", "trainer", "testing"),
-    ("averaging", "bilevel"),
-    ("particles",),
-    ("algorithms",),
-    ("evaluation",),
-    ("_loop",),
+    ("_clash", "lowering"),
+    ("core",),
+    ("inner", "models", "tasks", "data"),
+    ("testing", "algorithms"),
     ("training",),
-    ("continual", "_rounds"),
-    ("online",),
-    ("plots",),
-    ("recipes",),
-    ("run_folder",),
+    ("apps",),
     ("runs",),
-    ("cli_options",),
     ("cli",),
     ("__main__",),
 )
@@ -82,17 +69,47 @@ def test_files_import_only_lower_layers():
     assert not wrong, wrong
 
 
-def test_algorithms_do_not_import_one_another():
-    for file in (ROOT / "algorithms").glob("*.py"):
-        if file.name != "__init__.py":
-            used = [m for m in imports(file) if m.startswith("algorithms")]
-            assert not used, f"{file.name} imports {used}"
+FAMILIES = sorted(p.name for p in (ROOT / "algorithms").iterdir() if p.is_dir())
+SHARED = ("algorithms.bilevel", "algorithms.options")
+
+
+def test_the_root_holds_four_files_and_folders():
+    files = sorted(file.name for file in ROOT.glob("*.py"))
+    assert files == ["__init__.py", "__main__.py", "_clash.py", "testing.py"]
+
+
+def test_files_do_not_import_in_a_circle():
+    graph = {module_of(file): imports(file) for file in FILES}
+    graph = {
+        module: {m for m in used if m in graph and not module.startswith(f"{m}.")}
+        for module, used in graph.items()
+    }
+    graph.pop("__init__")
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        raise AssertionError(f"imports in a circle: {error.args[1]}") from None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_import_their_own_files_and_what_they_share(family):
+    for file in (ROOT / "algorithms" / family).glob("*.py"):
+        used = {m for m in imports(file) if m.startswith("algorithms")}
+        others = {m for m in used if not m.startswith(f"algorithms.{family}.")}
+        assert others <= set(SHARED), f"{module_of(file)} imports {others - set(SHARED)}"
+
+
+def test_shared_algorithms_import_no_family():
+    for module in (*SHARED, "algorithms.baselines"):
+        file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+        used = {m for m in imports(file) if m.startswith("algorithms")}
+        assert used <= set(SHARED), f"{module} imports {used}"
 
 
 def test_data_imports_no_learning():
-    for file in (ROOT / "data").glob("*.py"):
+    for file in (ROOT / "data").rglob("*.py"):
         outside = {m for m in imports(file) if not m.startswith("data")}
-        assert outside <= {"_task", "_typing", "environment"}, (
+        assert outside <= {"core.task", "core.types", "core.cache"}, (
             f"{file.name} imports {outside}"
         )
 

@@ -12,7 +12,7 @@ from scipy import stats
 from tiny import one
 
 import metalearn as ml
-from metalearn.inner.posterior import (
+from metalearn.algorithms.bayesian.posterior import (
     CLASSIFICATION,
     REGRESSION,
     Gamma,
@@ -20,7 +20,12 @@ from metalearn.inner.posterior import (
     gaussian,
     log_posterior,
 )
-from metalearn.inner.svgd import median_bandwidth, rbf_kernel, squared_distances, svgd
+from metalearn.algorithms.bayesian.svgd import (
+    median_bandwidth,
+    rbf_kernel,
+    squared_distances,
+    svgd,
+)
 
 x64 = pytest.mark.usefixtures("x64")
 

@@ -11,7 +11,7 @@ from bench import CE, INNER, close, differs, grads_of, wide_blobs
 from tiny import INPUTS, WAYS, blob_batch, linen, one
 
 import metalearn as ml
-from metalearn.algorithms.tnet import draw_masks, mt_net, t_net
+from metalearn.algorithms.gradient.tnet import draw_masks, mt_net, t_net
 from metalearn.models.tnet import TConv, TNetConv4, TNetMLP
 from metalearn.testing import check_learner
 

@@ -12,8 +12,8 @@ from bench import CE, INNER, close, differs, grads_of, wide_blobs
 from tiny import INPUTS, WAYS, blob_batch, one, plain
 
 import metalearn as ml
-from metalearn.algorithms.tnet import t_net
-from metalearn.algorithms.warpgrad import warpgrad
+from metalearn.algorithms.gradient.tnet import t_net
+from metalearn.algorithms.gradient.warpgrad import warpgrad
 from metalearn.models.tnet import TNetMLP
 from metalearn.models.warp import Warp, WarpConv4, WarpMLP
 from metalearn.testing import check_learner

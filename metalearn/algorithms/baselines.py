@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn import _checks, metrics
-from metalearn._task import Examples, Task, concatenate
-from metalearn._typing import Key, LossFn, PathFilter, PyTree
-from metalearn.estimators import gradient_estimator
+from metalearn.core import checks, metrics
+from metalearn.core.estimators import gradient_estimator
+from metalearn.core.learner import MetaLearner, config_of
+from metalearn.core.model import Model, Variables
+from metalearn.core.task import Examples, Task, concatenate
+from metalearn.core.types import Key, LossFn, PathFilter, PyTree
 from metalearn.inner import Adapted, descent
-from metalearn.learner import MetaLearner, config_of
-from metalearn.model import Model, Variables
 
 
 def no_adaptation(
@@ -82,7 +82,7 @@ def fine_tune(
     Raises:
       ValueError: `num_classes` without `num_ways`, or tasks without `class_ids`.
     """
-    _checks.inner_optimiser(opt, None, second_order=False)
+    checks.inner_optimiser(opt, None, second_order=False)
     if (num_classes is None) != (num_ways is None):
         raise ValueError(
             f"num_classes={num_classes} and num_ways={num_ways}: give both (features and "
@@ -108,7 +108,7 @@ def fine_tune(
         )
 
     def init(key: Key, task: Task) -> Variables:
-        _checks.one_task(task)
+        checks.one_task(task)
         if not with_head:
             return inner.init(key, task)
         body = model.init(key, task.support.x)
@@ -122,7 +122,7 @@ def fine_tune(
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
-        _checks.one_set(support, "support")
+        checks.one_set(support, "support")
         if with_head:
             trained = variables.params["head"]["kernel"]
             head = _linear(trained.shape[0], num_ways, trained.dtype)

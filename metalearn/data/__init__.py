@@ -2,7 +2,7 @@
 
 from metalearn.data.catalogue import CatalogueRow, available, load, open_records, prepare
 from metalearn.data.few_shot import few_shot
-from metalearn.data.image_sets import (
+from metalearn.data.images.image_sets import (
     ImageClasses,
     ImageDataset,
     fewer_classes,

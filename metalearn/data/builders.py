@@ -27,8 +27,8 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from metalearn.core.cache import cache_root
 from metalearn.data.records import VERSION, record_dir
-from metalearn.environment import cache_root
 
 _SCRATCH = ".building-"
 _SCRATCH_LIFETIME_S = 24 * 3600

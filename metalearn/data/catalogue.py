@@ -19,13 +19,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from metalearn.core.cache import cache_root
 from metalearn.data import builders, records
-from metalearn.data.folder import folder_source
-from metalearn.data.glyphs import glyphs_config, glyphs_source
-from metalearn.data.image_sets import PARTS, ImageDataset
-from metalearn.data.omniglot import how_to_get, omniglot_source
-from metalearn.data.tfds_sets import download_omniglot, load_tfds
-from metalearn.environment import cache_root
+from metalearn.data.images.folder import folder_source
+from metalearn.data.images.glyphs import glyphs_config, glyphs_source
+from metalearn.data.images.image_sets import PARTS, ImageDataset
+from metalearn.data.images.omniglot import how_to_get, omniglot_source
+from metalearn.data.images.tfds_sets import download_omniglot, load_tfds
 
 _CHOSEN = "chosen.json"
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn._task import Examples, Task, TaskSampler
-from metalearn._typing import Array, Key, PyTree
+from metalearn.core.task import Examples, Task, TaskSampler
+from metalearn.core.types import Array, Key, PyTree
 
 Range = int | tuple[int, int]
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from metalearn.data.archives import decode_image
-from metalearn.data.image_sets import PARTS, ImageClasses, ImageDataset
-from metalearn.environment import cache_root
+from metalearn.core.cache import cache_root
+from metalearn.data.images.archives import decode_image
+from metalearn.data.images.image_sets import PARTS, ImageClasses, ImageDataset
 
 VERSION = "1.0.0"
 

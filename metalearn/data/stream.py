@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from metalearn._task import Examples, Task, TaskStream
+from metalearn.core.task import Examples, Task, TaskStream
 from metalearn.data.few_shot import check_enough, count_classes, range_of
 
 MANY = 2**40  # episodes; more than anyone draws

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metalearn import _checks
-from metalearn._typing import Array, PyTree
+from metalearn.core import checks
+from metalearn.core.types import Array, PyTree
 
 
 class Solution(NamedTuple):
@@ -58,7 +58,7 @@ def conjugate_gradients(
       >>> conjugate_gradients(lambda v: 4.0 * v, jnp.ones(3), max_steps=1).x
       Array([0.25, 0.25, 0.25], dtype=float32)
     """
-    _checks.whole_number("max_steps", max_steps, least=1)
+    checks.whole_number("max_steps", max_steps, least=1)
     size = _dot(b, b)
     eps = float(jnp.finfo(size.dtype).eps)
 

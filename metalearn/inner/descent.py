@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metalearn import _checks, _tree
-from metalearn._task import Examples
-from metalearn._typing import Array, Key, LossFn, PathFilter, PyTree
+from metalearn.core import checks, trees
+from metalearn.core.losses import mask_absent, present_classes
+from metalearn.core.model import Model, Variables
+from metalearn.core.task import Examples
+from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree
 from metalearn.inner import differentiate
 from metalearn.inner.norm import normaliser
 from metalearn.inner.unroll import Unrolled, resolve, unroll
-from metalearn.losses import mask_absent, present_classes
-from metalearn.model import Model, Variables
 
 
 @jax.tree_util.register_dataclass
@@ -80,7 +80,7 @@ def descent(
 
     Args:
       model: The network.
-      loss_fn: Loss of one task, e.g. `metalearn.losses.mse`.
+      loss_fn: Loss of one task, e.g. `metalearn.core.losses.mse`.
       inner_opt: An optax transformation, or `hparams -> transformation`.
       num_steps: S, static.
       differentiation: How derivatives pass through the steps, see `unroll`.
@@ -94,11 +94,11 @@ def descent(
       around: `(loss, params) -> loss`, what is descended in place of the support loss of
         the moving params, `(params, step) -> (scalar, state)`.
     """
-    _checks.whole_number("num_steps", num_steps, least=0)
+    checks.whole_number("num_steps", num_steps, least=0)
     if batch_size is not None:
-        _checks.whole_number("batch_size", batch_size, least=1)
+        checks.whole_number("batch_size", batch_size, least=1)
     differentiate.check(differentiation)
-    _checks.adapt_filter(adapt_filter)
+    checks.adapt_filter(adapt_filter)
     policy = normaliser(model, norm, num_steps)
 
     def init(key: Key, task: Any) -> Variables:
@@ -110,7 +110,7 @@ def descent(
         return outputs if present is None else mask_absent(outputs, present)
 
     def adapt(variables, hparams, support, *, key, train=False, opt_state=None):
-        moving, fixed = _tree.split(variables.params, adapt_filter)
+        moving, fixed = trees.split(variables.params, adapt_filter)
         k_order, k_model, k_settle = _split(key, 3)
         batches = _batches(k_order, support, batch_size, num_steps)
         present = None
@@ -120,7 +120,7 @@ def descent(
         def loss(moving: PyTree, step: Array) -> tuple[Array, PyTree]:
             examples = support if batches is None else batches(step)
             outputs, state = policy.support(
-                _tree.merge(moving, fixed),
+                trees.merge(moving, fixed),
                 variables.state,
                 examples,
                 step,
@@ -138,7 +138,7 @@ def descent(
             differentiation=differentiation,
             trajectory=trajectory,
         )
-        params = _tree.merge(result.params, fixed)
+        params = trees.merge(result.params, fixed)
         state = policy.settle(params, variables.state, support, key=k_settle)
         return Adapted(params=params, state=state, present=present), result
 
@@ -194,9 +194,9 @@ def _batches(
 def _check_selection(params: PyTree, adapt_filter: PathFilter | None) -> None:
     if adapt_filter is None:
         return
-    moving, fixed = _tree.split(params, adapt_filter)
+    moving, fixed = trees.split(params, adapt_filter)
     if not jax.tree.leaves(moving):
         raise ValueError(
             "adapt_filter selects no parameter, so nothing would adapt. The paths are: "
-            + ", ".join(_tree.leaf_paths(fixed))
+            + ", ".join(trees.leaf_paths(fixed))
         )

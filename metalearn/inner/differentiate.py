@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
-from metalearn._typing import Array, PyTree
+from metalearn.core.types import Array, PyTree
 from metalearn.inner.conjugate import conjugate_gradients
 from metalearn.inner.hoist import explicit
 
@@ -229,3 +229,13 @@ def at_minimum(loss_fn: LossAndAux, params: PyTree, how: Implicit) -> PyTree:
 
     minimum.defvjp(lambda *args: (args[0], args), backward)
     return minimum(params, real, others)
+
+
+def refuse_implicit(name: str, differentiation: Any) -> None:
+    """Raises a `ValueError` for `Implicit`, which needs a proximal term to learn."""
+    if isinstance(differentiation, Implicit):
+        raise ValueError(
+            f"{name} cannot learn through the minimum of its support loss, which does not "
+            "depend on the initialisation: the meta-gradient would be zero. Give unroll a "
+            "loss with a proximal term and differentiation=Implicit() there."
+        )

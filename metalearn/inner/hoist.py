@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from metalearn._typing import PyTree
+from metalearn.core.types import PyTree
 
 
 def hoist(fn: Callable[..., PyTree], *varying: PyTree) -> Callable[..., PyTree]:

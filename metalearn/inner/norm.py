@@ -30,9 +30,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metalearn._task import Examples
-from metalearn._typing import Array, PyTree
-from metalearn.model import Model, Variables
+from metalearn.core.model import Model, Variables
+from metalearn.core.task import Examples
+from metalearn.core.types import Array, PyTree
 
 NORM_POLICIES = ("support", "batch", "running", "per_step")
 

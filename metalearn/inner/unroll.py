@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn import _checks
-from metalearn._typing import Array, PyTree
+from metalearn.core import checks
+from metalearn.core.types import Array, PyTree
 from metalearn.inner import differentiate
 from metalearn.inner.differentiate import Implicit
 from metalearn.inner.hoist import hoist
@@ -70,7 +70,7 @@ def unroll(
     Raises:
       ValueError: `num_steps` is negative, or an unknown `differentiation`.
     """
-    _checks.whole_number("num_steps", num_steps, least=0)
+    checks.whole_number("num_steps", num_steps, least=0)
     differentiate.check(differentiation)
     if num_steps > 1:
         loss_fn = hoist(loss_fn, params, jnp.zeros((), jnp.int32))

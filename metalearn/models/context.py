@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from metalearn import _checks
-from metalearn._typing import Array, Key
+from metalearn.core import checks
+from metalearn.core.types import Array, Key
 from metalearn.models.conv4 import pools
 from metalearn.models.norm import Norm
 
@@ -105,7 +105,7 @@ class FilmConv4(nn.Module):
 
 def _context(module: nn.Module) -> Array:
     num = module.num_context
-    _checks.whole_number("num_context", num, least=1)
+    checks.whole_number("num_context", num, least=1)
     return module.param("context", nn.initializers.zeros, (num,), jnp.float32)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 
-from metalearn._typing import Array
+from metalearn.core.types import Array
 from metalearn.models.norm import Norm
 
 

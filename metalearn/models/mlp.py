@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from metalearn._typing import Array
+from metalearn.core.types import Array
 from metalearn.models.norm import Norm
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from metalearn._typing import Array
+from metalearn.core.types import Array
 
 NORMS = ("batch", "group", "layer", "none")
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metalearn._typing import Array
+from metalearn.core.types import Array
 from metalearn.models.norm import Norm
 
 

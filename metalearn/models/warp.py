@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from metalearn._typing import Array, Key
+from metalearn.core.types import Array, Key
 from metalearn.models.conv4 import pools
 from metalearn.models.norm import Norm
 

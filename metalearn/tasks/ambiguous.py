@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn import _checks
-from metalearn._task import Examples, Task, TaskSampler
-from metalearn._typing import Array, Key, PyTree
+from metalearn.core import checks
+from metalearn.core.task import Examples, Task, TaskSampler
+from metalearn.core.types import Array, Key, PyTree
 from metalearn.tasks.styles import STYLES, image_tasks
 
 
@@ -55,7 +55,7 @@ def ambiguous(
       >>> pairs = ml.data.few_shot(dataset.train, num_ways=2, num_support=5)
       >>> tasks = ml.tasks.ambiguous(pairs, ("original", "inverted"))
     """
-    _checks.number("blur", blur, positive=True)
+    checks.number("blur", blur, positive=True)
     sampler, task = image_tasks(sampler)
     listed = isinstance(styles, Sequence) and not isinstance(styles, str)
     given = tuple(styles) if listed else ()

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn import _checks
-from metalearn._task import Examples, Task, TaskSampler
-from metalearn._typing import Array, Key, PyTree
+from metalearn.core import checks
+from metalearn.core.task import Examples, Task, TaskSampler
+from metalearn.core.types import Array, Key, PyTree
 
 FAMILIES = ("sine", "line", "quadratic", "cubic")
 
@@ -51,8 +51,8 @@ def function_families(
     Example:
       >>> task = ml.tasks.function_families(num_support=5)(jax.random.key(0))
     """
-    _checks.whole_number("num_support", num_support, least=1)
-    _checks.whole_number("num_query", num_query, least=1)
+    checks.whole_number("num_support", num_support, least=1)
+    checks.whole_number("num_query", num_query, least=1)
     if not families or not set(families) <= set(FAMILIES):
         raise ValueError(f"families is {families}; expected some of {FAMILIES}.")
     return _sampler(num_support, num_query, tuple(families))

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn._task import Examples, Task, TaskSampler, TaskStream, as_tasks
-from metalearn._typing import Key, PyTree
+from metalearn.core.task import Examples, Task, TaskSampler, TaskStream, as_tasks
+from metalearn.core.types import Key, PyTree
 
 
 def mixture(

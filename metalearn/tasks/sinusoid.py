@@ -7,8 +7,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from metalearn._task import Examples, Task, TaskSampler
-from metalearn._typing import Key, PyTree
+from metalearn.core.task import Examples, Task, TaskSampler
+from metalearn.core.types import Key, PyTree
 
 
 @functools.lru_cache

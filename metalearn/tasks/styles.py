@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn import _checks
-from metalearn._task import Examples, Task, TaskSampler, TaskStream, as_tasks
-from metalearn._typing import Array, Key, PyTree
+from metalearn.core import checks
+from metalearn.core.task import Examples, Task, TaskSampler, TaskStream, as_tasks
+from metalearn.core.types import Array, Key, PyTree
 from metalearn.tasks.mixtures import shape_of_task
 
 
@@ -52,7 +52,7 @@ def styled(
     if not listed or any(style not in list(STYLES) for style in given):
         raise ValueError(f"styles is {styles!r}; expected some of {', '.join(STYLES)}.")
     styles = tuple(given)
-    _checks.number("blur", blur, positive=True)
+    checks.number("blur", blur, positive=True)
     sampler, task = image_tasks(sampler)
     if "style" in task.info:
         raise ValueError("tasks have 'style' in info already; style them once.")

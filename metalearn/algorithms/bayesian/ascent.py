@@ -1,0 +1,222 @@
+"""Adaptation of a set of networks that ascend the posterior of a task together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metalearn.algorithms.bayesian.posterior import (
+    Posterior,
+    initial_precisions,
+    log_posterior,
+)
+from metalearn.core import checks, trees
+from metalearn.core.losses import mask_absent, present_classes
+from metalearn.core.model import Model, Variables
+from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree
+from metalearn.inner.descent import Adapted, descent
+from metalearn.inner.differentiate import is_second_order
+from metalearn.inner.norm import normaliser
+from metalearn.inner.unroll import Unrolled, unroll
+
+
+class Ascent(NamedTuple):
+    """Adaptation and prediction of M particles under one set of options.
+
+    Attributes:
+      init: `(key, task) -> Variables`. Params are those of M networks or, where
+        precisions are sampled too, `{"model": ..., "log_precision": ...}`.
+      adapt: `(variables, support, *, key, train=False) -> (Adapted, Unrolled)`; particles
+        are `{"weights": the adapted subset, "log_precision": ...}`.
+      further: `(variables, unrolled, present, examples, *, key, opt, num_steps)
+        -> Unrolled`: goes on from there on other examples, in training; with the state
+        of the optimiser if `opt` is `None`.
+      members: `(adapted, x, *, key, train, mask) -> (outputs [M, Q, ...], state)`.
+      collect: `(state, unrolled, query_state) -> state` after a training task.
+    """
+
+    init: Callable[..., Variables]
+    adapt: Callable[..., tuple[Adapted, Unrolled]]
+    further: Callable[..., Unrolled]
+    members: Callable[..., tuple[Array, PyTree]]
+    collect: Callable[..., PyTree]
+
+
+def ascent(
+    model: Model,
+    loss_fn: LossFn,
+    inner_opt: optax.GradientTransformation,
+    posterior: Posterior,
+    *,
+    mixing: optax.GradientTransformation,
+    num_particles: int,
+    num_steps: int,
+    differentiation: str = "reverse",
+    adapt_filter: PathFilter | None = None,
+    norm: str = "support",
+    mask_absent_classes: bool = False,
+) -> Ascent:
+    """Gradient ascent of M particles on a posterior as a record of pure functions.
+
+    Args:
+      model: The network of one particle.
+      loss_fn: Mean loss of one task.
+      inner_opt: An optax transformation of leaves `[M, ...]`.
+      posterior: What is ascended.
+      mixing: Stands before `inner_opt`, e.g. `bayesian.svgd.svgd()`; with
+        `optax.identity()` particles know nothing of one another.
+      num_particles: M.
+      num_steps: K, at least 1.
+      differentiation: See `metalearn.inner.differentiate`.
+      adapt_filter: Which weights are particles; the others are shared.
+      norm: Batch-norm policy, see `metalearn.inner.norm`.
+      mask_absent_classes: For tasks with a variable number of ways.
+    """
+    checks.whole_number("num_particles", num_particles, least=1)
+    checks.whole_number("num_steps", num_steps, least=1)
+    second_order = is_second_order(differentiation)
+    checks.inner_optimiser(inner_opt, None, second_order=second_order)
+    networks = population(model, num_particles, adapt_filter)
+    options = dict(num_steps=num_steps, adapt_filter=adapt_filter, norm=norm)
+    frame = descent(
+        networks, loss_fn, inner_opt, differentiation=differentiation, **options
+    )
+    policy = normaliser(networks, norm, num_steps)
+
+    def init(key: Key, task: Any) -> Variables:
+        variables = frame.init(key, task)
+        moving = trees.split(variables.params, adapt_filter)[0]
+        if second_order:
+            checks.inner_optimiser_on(moving, inner_opt, None)
+        logs = initial_precisions(posterior, num_particles)
+        if not logs:
+            return variables
+        params = {"model": variables.params, "log_precision": logs}
+        return Variables(params=params, state=variables.state)
+
+    def parts(params: PyTree) -> tuple[PyTree, PyTree]:
+        """The particles, and the weights they share."""
+        weights, logs = params, {}
+        if initial_precisions(posterior, 1):
+            weights, logs = params["model"], params["log_precision"]
+        moving, shared = trees.split(weights, adapt_filter)
+        return {"weights": moving, "log_precision": logs}, shared
+
+    def hide_absent(outputs: Array, present: Array | None) -> Array:
+        if present is None:
+            return outputs
+        return jax.vmap(mask_absent, in_axes=(0, None))(outputs, present)
+
+    def energy(shared, state, examples, present, *, key, train):
+        """`(particles, step) -> (minus the sum of log-posteriors, aux)`."""
+
+        def loss(particles: PyTree, step: Array) -> tuple[Array, tuple[PyTree, Array]]:
+            outputs, new_state = policy.support(
+                trees.merge(particles["weights"], shared),
+                state,
+                examples,
+                jnp.minimum(step, num_steps - 1),  # `further` may take more steps
+                key=None if key is None else jax.random.fold_in(key, step),
+                train=train,
+            )
+            outputs = hide_absent(outputs, present)
+            each = jax.vmap(lambda p, o: log_posterior(posterior, p, o, examples))
+            return -jnp.sum(each(particles, outputs)), (new_state, outputs)
+
+        return loss
+
+    def adapt(variables, support, *, key, train=False):
+        k_loss, k_settle = (None, None) if key is None else jax.random.split(key)
+        particles, shared = parts(variables.params)
+        given = dict(key=k_loss, train=train)
+        present = None
+        if mask_absent_classes:
+            loss = energy(shared, variables.state, support, None, **given)
+            outputs = jax.eval_shape(loss, particles, jnp.zeros((), jnp.int32))[1][1]
+            present = present_classes(support, outputs.shape[-1])
+        path = unroll(
+            energy(shared, variables.state, support, present, **given),
+            particles,
+            optax.chain(mixing, inner_opt),
+            num_steps=num_steps,
+            differentiation=differentiation,
+        )
+        params = trees.merge(path.params["weights"], shared)
+        adapted = Adapted(
+            params=params,
+            state=policy.settle(params, variables.state, support, key=k_settle),
+            present=present,
+            info=path.params["log_precision"],
+        )
+        return adapted, path
+
+    def further(variables, path, present, examples, *, key, opt, num_steps):
+        shared = parts(variables.params)[1]
+        return unroll(
+            energy(shared, variables.state, examples, present, key=key, train=True),
+            path.params,
+            optax.chain(mixing, inner_opt if opt is None else opt),
+            num_steps=num_steps,
+            opt_state=path.opt_state if opt is None else None,
+        )
+
+    def members(adapted, x, *, key, train, mask):
+        outputs, state = policy.query(
+            adapted.params, adapted.state, x, key=key, train=train, mask=mask
+        )
+        return hide_absent(outputs, adapted.present), state
+
+    def collect(state: PyTree, path: Unrolled, query_state: PyTree) -> PyTree:
+        return policy.collect(state, path.aux[0], query_state)
+
+    return Ascent(init, adapt, further, members, collect)
+
+
+def population(model: Model, num: int, select: PathFilter | None = None) -> Model:
+    """Networks of one architecture as one model.
+
+    Args:
+      model: The network.
+      num: M; each is initialised from a key of its own, and draws from one of its own.
+      select: `(path, leaf) -> bool`: weights that each has of its own; all when `None`.
+        The others are shared: what depends on them alone is computed once.
+
+    Returns:
+      A `Model` with weights `[M, ...]`, except shared ones, outputs and state `[M, ...]`.
+
+    Raises:
+      ValueError: in `init`: `select` depends on shapes, to which M is added.
+    """
+
+    def init(key: Key, x: PyTree) -> Variables:
+        made = jax.vmap(lambda k: model.init(k, x))(jax.random.split(key, num))
+        moving, shared = trees.split(made.params, select)
+        shared = jax.tree.map(lambda leaf: leaf[0], shared)
+        params = trees.merge(moving, shared)
+        one = jax.tree.map(lambda leaf: leaf[0], made.params)
+        for tree in (one, params):
+            found = trees.leaf_paths(trees.split(tree, select)[0])
+            if found != trees.leaf_paths(moving):
+                raise ValueError(
+                    "adapt_filter selects other weights of one network than of "
+                    f"{num} with a leading axis, so it depends on shapes. Choose weights "
+                    "by their paths, e.g. lambda path, leaf: path.startswith('head')."
+                )
+        return Variables(params=params, state=made.state)
+
+    def apply(variables, x, *, key=None, train=False, mask=None):
+        moving, shared = trees.split(variables.params, select)
+        there = jax.tree.leaves(moving)[0].shape[0]  # fewer for `ensemble.members`
+        keys = None if key is None else jax.random.split(key, there)
+
+        def one(moving: PyTree, state: PyTree, key: Key | None):
+            own = Variables(params=trees.merge(moving, shared), state=state)
+            return model.apply(own, x, key=key, train=train, mask=mask)
+
+        return jax.vmap(one)(moving, variables.state, keys)
+
+    return Model(init, apply)

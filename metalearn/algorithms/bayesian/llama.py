@@ -1,0 +1,239 @@
+"""LLAMA: MAML as empirical Bayes, with the curvature of the task's posterior.
+
+E. Grant, C. Finn, S. Levine, T. Darrell, T. Griffiths. Recasting Gradient-Based
+Meta-Learning as Hierarchical Bayes. ICLR 2018. The name is that of the paper's lightweight
+Laplace approximation for meta-adaptation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metalearn.algorithms.bayesian.ensemble import check_combine, combine_outputs
+from metalearn.algorithms.bayesian.laplace import (
+    CURVATURES,
+    Laplace,
+    check_blocks,
+    laplace,
+    output_hessian,
+)
+from metalearn.algorithms.bilevel import Episode, bilevel, last_step
+from metalearn.core import checks, losses, trees
+from metalearn.core.learner import MetaLearner
+from metalearn.core.model import Model, Variables
+from metalearn.core.task import Examples, Task
+from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree
+from metalearn.inner import Adapted, descent
+from metalearn.inner.differentiate import refuse_implicit
+
+
+def llama(
+    model: Model,
+    loss_fn: LossFn,
+    inner_opt: Any,
+    *,
+    num_steps: int = 1,
+    eta: float = 1e-6,
+    prior_precision: float = 1e-3,
+    likelihood_weight: float = 1.0,
+    curvature: str = "kronecker",
+    head: str = "head",
+    num_samples: int = 0,
+    combine: str | None = None,
+    adapt_filter: PathFilter | None = None,
+    norm: str = "support",
+    name: str = "llama",
+    **options: Any,
+) -> MetaLearner:
+    """MAML that also asks for a posterior of large volume at the adapted parameters.
+
+    The steps of MAML find a mode `phi` of the posterior of a task under the prior that
+    initialisation, rate and number of steps imply. Laplace's approximation integrates
+    around it, and the objective of a task becomes
+
+        L(phi; query) + eta/2 log det H,    H = sum_n G_n(phi; support) + tau I,
+
+    minus the logarithm of the evidence up to what does not depend on theta, for `eta = 1`
+    and losses that are sums. `G_n` is the generalised Gauss-Newton matrix of the
+    log-likelihood of one support example, which for a softmax is its Fisher information.
+    Batch norm's statistics are held fixed in it, at those of predictions.
+
+    With `num_samples` predictions are the mixture of `phi + H^-1/2 noise`, by which the
+    paper draws its samples of sinusoids; without, those of `phi`, as in its classification.
+
+    Differs from the paper, of which we know of no released code: it has K-FAC, which
+    needs to see the layers of a network. "kronecker" takes any array of two or more axes
+    as a matrix of (all axes but the last) x (last) and the partial traces `A`, `B` of its
+    exact block of `sum_n G_n`, of trace `t`, for `A (x) B / t`. Like K-FAC it is exact for
+    a dense layer and one example, and it keeps the trace of the block; it does not assume
+    inputs and gradients of a layer independent. The determinant is exact in the
+    eigenvalues, without factored damping. Objectives that are written as
+    `L + eta log det H` have half of this eta.
+
+    Args:
+      model: The network.
+      loss_fn: Mean over examples of minus the log-likelihood, twice differentiable and
+        convex in the outputs, e.g. `ml.losses.cross_entropy`.
+      inner_opt: As in `maml`.
+      num_steps: S, inner steps.
+      eta: Weight of the determinant, 0 or more; 0 is MAML. The mean loss of the queries
+        is the Q-th part of their sum, so the evidence has `eta = 1/Q`; the paper's weight
+        is of the order of 1e-6.
+      prior_precision: tau, positive: isotropic precision of the prior of phi around theta.
+        Samples deviate by `tau^-1/2` in directions that no support example speaks of, so
+        for them take one over the variance of the weights, and much more for a network of
+        many.
+      likelihood_weight: Makes a log-likelihood of `loss_fn` in H: for `ml.losses.mse` of
+        one output with errors of variance s^2 it is `1 / (2 s^2)`.
+      curvature: "kronecker": one block an array; those of one axis are exact.
+        "diagonal": the exact diagonal. "last_layer": one exact block of the head alone,
+        the other parameters have neither determinant nor noise.
+      head: Regular expression found in the paths of the head's parameters, for
+        "last_layer".
+      num_samples: M, samples of evaluation, or 0 for `phi` itself.
+      combine: How M predictions become one: "probabilities" for classification, whose
+        outputs are then log-probabilities; "mean" for regression. `None` for the second
+        with `ml.losses.mse` and else the first.
+      adapt_filter: `(path, leaf) -> bool`: parameters that adapt, and have a posterior;
+        all when `None`.
+      norm: "support", "running" or "per_step", see `metalearn.inner.norm`.
+      name: What `describe` calls it.
+      **options: Those of `maml`: `differentiation`, `inner_hparams`,
+        `mask_absent_classes`, `task_chunk`.
+
+    Memory: the derivative of every output of every support example in every parameter,
+    `N W P` numbers a task.
+
+    Returns:
+      A `MetaLearner` with the variables of `maml`. Its adapted object is an `Adapted`,
+      under `num_samples` with a leading axis M on every leaf, drawn by the key of `adapt`;
+      without one by a fixed key, the same draws for every task. The metric
+      `laplace/log_det` is log det H.
+
+    Raises:
+      ValueError: an option is out of range; `norm="batch"`, under which examples have no
+        curvature of their own; in `init`: a block is larger than 2048, or `head` occurs
+        in no path of a parameter that adapts.
+
+    Example:
+      >>> learner = ml.llama(model, ml.losses.cross_entropy, optax.sgd(0.05), eta=1e-4)
+    """
+    checks.known_options(llama, options, bilevel, but=("outer", "settings"))
+    refuse_implicit(name, options.get("differentiation"))
+    checks.number("eta", eta)
+    checks.number("prior_precision", prior_precision, positive=True)
+    checks.number("likelihood_weight", likelihood_weight, positive=True)
+    checks.whole_number("num_samples", num_samples, least=0)
+    if combine is None:
+        combine = "mean" if loss_fn is losses.mse else "probabilities"
+    check_combine(combine)
+    if curvature not in CURVATURES:
+        raise ValueError(
+            f"curvature is {curvature!r}; expected one of {', '.join(CURVATURES)}."
+        )
+    if norm == "batch":
+        raise ValueError(
+            "norm='batch' lets examples influence one another, but llama adds up the "
+            "curvature of single ones. Use norm='support', 'running' or 'per_step'."
+        )
+    frame = descent(
+        model,
+        loss_fn,
+        inner_opt,
+        num_steps=num_steps,
+        norm=norm,
+        mask_absent_classes=options.get("mask_absent_classes", False),
+    )
+    in_head = trees.path_filter(head)
+
+    def uncertain(path: str, leaf: Any) -> bool:
+        """Which parameters have a posterior."""
+        if curvature == "last_layer" and not in_head(path, leaf):
+            return False
+        return adapt_filter is None or adapt_filter(path, leaf)
+
+    def predict_all(adapted, x, *, key=None, mask=None) -> Array:
+        return frame.predict(adapted, x, key=key, mask=mask)[0]
+
+    def posterior(adapted: Adapted, support: Examples) -> Laplace:
+        params, rest = trees.split(adapted.params, uncertain)
+
+        def outputs(params: PyTree, x: PyTree) -> Array:
+            """`[D]`, of one example."""
+            whole = adapted.replace(params=trees.merge(params, rest))
+            row = jax.tree.map(lambda leaf: leaf[None], x)
+            return jnp.ravel(predict_all(whole, row)[0])
+
+        like = jax.eval_shape(predict_all, adapted, support.x)
+        rows = jax.vmap(outputs, in_axes=(None, 0))(params, support.x)
+        jacobian = jax.vmap(jax.jacrev(outputs), in_axes=(None, 0))(params, support.x)
+        hessian = output_hessian(loss_fn, rows.reshape(like.shape), support)
+        return laplace(jacobian, likelihood_weight * hessian, prior_precision, curvature)
+
+    def outer(episode: Episode, loss_fn: LossFn) -> tuple[Array, dict, PyTree]:
+        loss, report, state = last_step(episode, loss_fn)
+        if eta:
+            log_det = posterior(episode.adapted, episode.task.support).log_det
+            loss, report = loss + 0.5 * eta * log_det, report | {"laplace/log_det": log_det}
+        return loss, report, state
+
+    learner = bilevel(
+        name,
+        model,
+        loss_fn,
+        inner_opt,
+        num_steps=num_steps,
+        adapt_filter=adapt_filter,
+        norm=norm,
+        outer=outer,
+        settings={
+            "eta": eta,
+            "prior_precision": prior_precision,
+            "likelihood_weight": likelihood_weight,
+            "curvature": curvature,
+            "num_samples": num_samples,
+        },
+        **options,
+    )
+
+    def init(key: Key, task: Task) -> Variables:
+        variables = learner.init(key, task)
+        nested = options.get("inner_hparams") is not None
+        params = variables.params["model"] if nested else variables.params
+        chosen = trees.split(params, uncertain)[0]
+        if not jax.tree.leaves(chosen):
+            raise ValueError(
+                f"head={head!r} occurs in no path of a parameter that adapts, so nothing "
+                "would have a posterior. The paths are: "
+                + ", ".join(trees.leaf_paths(params))
+            )
+        check_blocks(chosen, curvature)
+        return variables
+
+    def adapt(
+        variables: Variables, support: Examples, *, key: Key | None = None
+    ) -> Adapted:
+        keys = (jax.random.key(0), None)
+        k_draw, k_adapt = keys if key is None else jax.random.split(key)
+        adapted = learner.adapt(variables, support, key=k_adapt)
+        if not num_samples:
+            return adapted
+        around = posterior(adapted, support)
+        params, rest = trees.split(adapted.params, uncertain)
+
+        def one(key: Key) -> Adapted:
+            moved = jax.tree.map(jnp.add, params, around.draw(key))
+            return adapted.replace(params=trees.merge(moved, rest))
+
+        return jax.vmap(one)(jax.random.split(k_draw, num_samples))
+
+    def predict(adapted, x, *, key=None, mask=None) -> Array:
+        if not num_samples:
+            return predict_all(adapted, x, key=key, mask=mask)
+        outputs = jax.vmap(lambda one: predict_all(one, x, key=key, mask=mask))(adapted)
+        return combine_outputs(outputs, combine)
+
+    return learner._replace(init=init, adapt=adapt, predict=predict)

@@ -1,0 +1,38 @@
+"""Learners of an initialisation, of rates or of a metric for gradient descent."""
+
+from metalearn.algorithms.gradient.alpha_maml import (
+    alpha_maml,
+    alpha_maml_optimiser,
+    hypergradient_descent,
+)
+from metalearn.algorithms.gradient.bmg import bmg
+from metalearn.algorithms.gradient.es_maml import es_maml
+from metalearn.algorithms.gradient.imaml import imaml
+from metalearn.algorithms.gradient.maml import anil, boil, fomaml, maml, meta_sgd
+from metalearn.algorithms.gradient.maml_plus_plus import maml_plus_plus
+from metalearn.algorithms.gradient.meta_curvature import meta_curvature
+from metalearn.algorithms.gradient.reptile import reptile
+from metalearn.algorithms.gradient.sharp_maml import sharp_maml
+from metalearn.algorithms.gradient.tnet import mt_net, t_net
+from metalearn.algorithms.gradient.warpgrad import warpgrad
+
+__all__ = [
+    "alpha_maml",
+    "alpha_maml_optimiser",
+    "anil",
+    "bmg",
+    "boil",
+    "es_maml",
+    "fomaml",
+    "hypergradient_descent",
+    "imaml",
+    "maml",
+    "maml_plus_plus",
+    "meta_curvature",
+    "meta_sgd",
+    "mt_net",
+    "reptile",
+    "sharp_maml",
+    "t_net",
+    "warpgrad",
+]

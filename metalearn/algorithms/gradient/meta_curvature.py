@@ -1,0 +1,155 @@
+"""Meta-Curvature: a learned linear transformation of every inner gradient.
+
+E. Park, J. Oliva. Meta-Curvature. NeurIPS 2019.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metalearn.algorithms.bilevel import bilevel
+from metalearn.core import checks, trees
+from metalearn.core.learner import MetaLearner
+from metalearn.core.model import Model
+from metalearn.core.types import Array, Key, LossFn, PyTree
+from metalearn.inner.differentiate import refuse_implicit
+
+# A gradient seen as [taps t, inputs i, outputs o] times a factor on one of the axes:
+# (M G)[new] = sum over old of M[new, old] G[old].
+_PRODUCTS = {
+    "taps": "st,tio->sio",  # M_f
+    "inputs": "ji,tio->tjo",  # M_i
+    "outputs": "po,tio->tip",  # M_o
+}
+
+
+def meta_curvature(
+    model: Model,
+    loss_fn: LossFn,
+    *,
+    num_steps: int = 1,
+    rate: float = 0.01,
+    learn_rate: bool = False,
+    **options: Any,
+) -> MetaLearner:
+    """MAML whose inner gradients pass through learned matrices, one for each mode.
+
+    `phi_{k+1} = phi_k - alpha MC(grad L(phi_k; support))` with
+    `MC(G) = G x_3 M_f x_2 M_i x_1 M_o` for a convolution, G being `[out, in, taps]` in the
+    paper; `MC(G) = M_o G M_i'` for a dense layer. The factors start at the identity, which
+    is MAML, and are learned with the initialisation; nothing keeps them symmetric or
+    positive.
+
+    The paper says nothing of biases and normalisation layers, and no code was released
+    that would: here every vector `[out]` has one matrix `[out, out]`. The paper's cheaper
+    variant, MC1, is not offered.
+
+    Args:
+      model: The network, with kernels in the layout of flax: dense `[in, out]`,
+        convolutions `[height, width, in, out]` (HWIO). A kernel in another layout, e.g.
+        OIHW, would be transformed along the wrong axes without an error. Any matrix counts
+        as `[in, out]`: an embedding table of V rows gets a factor `[V, V]`.
+      loss_fn: Loss of one task.
+      num_steps: K; the paper uses 1 for regression and Omniglot, 5 for mini-ImageNet.
+      rate: alpha. As MAML's; losses are means, so rates printed for that code's
+        classification are to be multiplied by the number of ways.
+      learn_rate: Whether the rate is learned too. The factors can scale already, each
+        layer by itself; a common rate moves them together.
+      **options: Those of `maml`: `differentiation`, `adapt_filter`, `norm`,
+        `mask_absent_classes`, `task_chunk`, `name`. With a filter only the parameters
+        that adapt have factors.
+
+    Returns:
+      A `MetaLearner` whose adapted object is a `metalearn.inner.Adapted`. Its params are
+      `{"model": ..., "inner": {"factors": tree}}`, and `"rate"` beside the factors if
+      learned. In the tree stands for every parameter
+      `{"taps": [t, t], "inputs": [i, i], "outputs": [o, o]}` with `t = height * width`,
+      without taps for a dense kernel, with outputs only for a vector.
+
+    Raises:
+      ValueError: `rate` is not a finite number; in `init`: a parameter has three axes,
+        or more than four, so that its modes are unclear.
+
+    Example:
+      >>> learner = ml.meta_curvature(model, ml.losses.cross_entropy, rate=0.4)
+    """
+    checks.known_options(
+        meta_curvature, options, bilevel, but=("inner_hparams", "settings")
+    )
+    refuse_implicit("meta_curvature", options.get("differentiation"))
+    checks.number("rate", rate, signed=True)
+
+    def initial(key: Key, params: PyTree) -> PyTree:
+        del key
+        factors = jax.tree_util.tree_map_with_path(_identities, params)
+        return {"factors": factors} | ({"rate": float(rate)} if learn_rate else {})
+
+    def inner_opt(hparams: PyTree) -> optax.GradientTransformation:
+        return curved_sgd(hparams["factors"], hparams.get("rate", rate))
+
+    return bilevel(
+        options.pop("name", "meta_curvature"),
+        model,
+        loss_fn,
+        inner_opt,
+        num_steps=num_steps,
+        inner_hparams=initial,
+        settings={"rate": float(rate), "learn_rate": bool(learn_rate)},
+        **options,
+    )
+
+
+def curved_sgd(factors: PyTree, rate: Any) -> optax.GradientTransformation:
+    """SGD along transformed gradients.
+
+    Args:
+      factors: For every gradient a dictionary as in `meta_curvature`.
+      rate: A number or scalar array.
+    """
+
+    def step(gradient: Array, of: dict[str, Array]) -> Array:
+        return -jnp.asarray(rate, gradient.dtype) * transform(gradient, of)
+
+    return optax.stateless(lambda grads, _: jax.tree.map(step, grads, factors))
+
+
+def transform(gradient: Array, factors: dict[str, Array]) -> Array:
+    """`MC(G)` of one gradient.
+
+    Args:
+      gradient: `[]`, `[out]`, `[in, out]` or `[height, width, in, out]`.
+      factors: Square matrices by the names of the modes; a mode left out keeps still.
+    """
+    shape = gradient.shape
+    outputs = shape[-1] if shape else 1
+    inputs = shape[-2] if len(shape) > 1 else 1
+    # The axes of HWIO in this order: height and width become one, rows first.
+    result = gradient.reshape((-1, inputs, outputs))
+    for mode, product in _PRODUCTS.items():
+        if mode in factors:
+            result = jnp.einsum(product, factors[mode], result)
+    return result.reshape(shape)
+
+
+def _identities(path: Any, leaf: Array) -> dict[str, Array]:
+    """Identity factors for one parameter."""
+    shape = leaf.shape
+    if len(shape) == 3 or len(shape) > 4:
+        name = trees.path_string(path)
+        raise ValueError(
+            f"meta_curvature got the parameter {name!r} of shape {shape}; expected a "
+            "vector [out], a dense kernel [in, out] or a convolution "
+            "[height, width, in, out], for which it is clear what the axes are. Keep it "
+            "out of the inner loop: "
+            f"adapt_filter=lambda path, leaf: path != {name!r}, or store it as a matrix."
+        )
+    sizes = {"outputs": shape[-1] if shape else 1}
+    if len(shape) > 1:
+        sizes["inputs"] = shape[-2]
+    if len(shape) == 4:
+        sizes["taps"] = shape[0] * shape[1]
+    return {mode: jnp.eye(size, dtype=leaf.dtype) for mode, size in sizes.items()}

@@ -1,0 +1,7 @@
+"""Learners of a space in which distances classify."""
+
+from metalearn.algorithms.metric.protonet import protonet
+
+__all__ = [
+    "protonet",
+]

@@ -1,0 +1,128 @@
+"""Prototypical networks: a class is the mean of its support embeddings.
+
+J. Snell, K. Swersky, R. Zemel. Prototypical Networks for Few-shot Learning. NeurIPS 2017.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from metalearn.core import checks, metrics
+from metalearn.core.estimators import gradient_estimator
+from metalearn.core.learner import MetaLearner, config_of
+from metalearn.core.losses import cross_entropy, mask_absent
+from metalearn.core.model import Model, Variables
+from metalearn.core.task import Examples, Task, concatenate
+from metalearn.core.types import Array, Key
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prototypes:
+    """What a task leaves behind.
+
+    Attributes:
+      means: `[W, D]`, mean embedding of each class.
+      present: Bool `[W]`, classes with at least one support example.
+      encoder: Variables of the shared encoder.
+    """
+
+    means: Array
+    present: Array
+    encoder: Variables
+
+
+def protonet(
+    encoder: Model,
+    *,
+    num_ways: int,
+    norm: str = "running",
+    scale: float = 1.0,
+    task_chunk: int | str = "auto",
+) -> MetaLearner:
+    """Classifies by the squared Euclidean distance to class prototypes.
+
+    `c_k = mean of f(x_i) over y_i = k`; `logit_k = -scale ||f(x) - c_k||^2` (equations 1
+    and 2). The term `||f(x)||^2`, common to all classes, is left out: softmax ignores it
+    and it costs digits.
+
+    Args:
+      encoder: Network from inputs to embeddings `[N, D]`.
+      num_ways: W, classes the logits have room for: the largest number in training or at
+        test. Classes absent from a support set get a logit that never wins.
+      norm: "running": batch norm learns from support and query together in training and
+        uses its running averages at test (inductive), as the paper's code; "batch":
+        statistics of each batch at test too (transductive).
+      scale: Multiplies the distances; use `1 / D` for wide embeddings.
+      task_chunk: Tasks handled at once, or "auto".
+
+    Returns:
+      A `MetaLearner` whose adapted object is `Prototypes`. The paper trains with more
+      ways than at test (60 on Omniglot) and the shots of the test.
+
+    Raises:
+      ValueError: an option is out of range.
+
+    Example:
+      >>> learner = ml.protonet(ml.from_linen(ml.models.Conv4()), num_ways=20)
+    """
+    if norm not in ("running", "batch"):
+        raise ValueError(f"norm is {norm!r}; protonet knows 'running' and 'batch'.")
+    if num_ways < 2:
+        raise ValueError(f"num_ways is {num_ways}; expected 2 or more.")
+
+    def embed(variables: Variables, x, *, key, train, mask=None):
+        outputs, state = encoder.apply(
+            variables, x, key=key, train=train or norm == "batch", mask=mask
+        )
+        if outputs.ndim != 2:
+            raise ValueError(
+                f"the encoder gave embeddings of shape {outputs.shape}; expected [N, D]. "
+                "Flatten or pool in the encoder."
+            )
+        return outputs, state
+
+    def prototypes(embedded: Array, support: Examples, encoder_: Variables):
+        members = jax.nn.one_hot(support.y, num_ways, dtype=embedded.dtype)
+        members = jnp.where(support.mask[:, None], members, 0)
+        counts = members.sum(0)
+        sums = members.T @ jnp.where(support.mask[:, None], embedded, 0)
+        means = sums / jnp.maximum(counts, 1)[:, None]
+        return Prototypes(means=means, present=counts > 0, encoder=encoder_)
+
+    def logits(adapted: Prototypes, embedded: Array) -> Array:
+        cross = 2 * embedded @ adapted.means.T
+        distance = jnp.sum(jnp.square(adapted.means), -1)[None] - cross
+        return mask_absent(-scale * distance, adapted.present)
+
+    def init(key: Key, task: Task) -> Variables:
+        checks.one_task(task)
+        return encoder.init(key, task.support.x)
+
+    def adapt(
+        variables: Variables, support: Examples, *, key: Key | None = None
+    ) -> Prototypes:
+        checks.one_set(support, "support")
+        embedded, _ = embed(variables, support.x, key=key, train=False, mask=support.mask)
+        return prototypes(embedded, support, variables)
+
+    def predict(adapted, x, *, key=None, mask=None) -> Array:
+        embedded, _ = embed(adapted.encoder, x, key=key, train=False, mask=mask)
+        return logits(adapted, embedded)
+
+    def objective(variables: Variables, task: Task, *, key: Key):
+        both = concatenate(task.support, task.query)
+        embedded, state = embed(variables, both.x, key=key, train=True, mask=both.mask)
+        num = task.support.mask.shape[0]
+        adapted = prototypes(embedded[:num], task.support, variables)
+        outputs = logits(adapted, embedded[num:])
+        report = metrics.of_task(cross_entropy, outputs, task.query)
+        report = {f"query/{k}": v for k, v in report.items()}
+        return report["query/loss"], (state, report)
+
+    config = config_of("protonet", num_ways=num_ways, norm=norm, scale=scale)
+    estimate = gradient_estimator(objective, task_chunk=task_chunk)
+    return MetaLearner(init, adapt, predict, estimate, config)

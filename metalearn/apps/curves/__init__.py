@@ -1,0 +1,1 @@
+"""Few-shot regression of functions of one variable."""

@@ -1,0 +1,252 @@
+"""Validation from shapes, dtypes and structures, with messages that name the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+from metalearn.core.task import Examples, Task
+
+
+def whole_number(name: str, value: Any, *, least: int) -> None:
+    """Checks a count.
+
+    Raises:
+      ValueError: not an integer, or below `least`.
+    """
+    integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not integer or value < least:
+        raise ValueError(f"{name} is {value!r}; expected an integer of {least} or more.")
+
+
+def number(name: str, value: Any, *, positive: bool = False, signed: bool = False) -> None:
+    """Raises a `ValueError` unless finite and, unless `signed`, 0 or more, or positive."""
+    expected = "" if signed else " above 0" if positive else " of 0 or more"
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        below = not signed and (value <= 0 if positive else value < 0)
+        if math.isfinite(value) and not below:
+            return
+    given = repr(value)
+    if len(given) > 60:  # a transformation, an array
+        given = f"a {type(value).__name__}"
+    raise ValueError(f"{name} is {given}; expected a finite number{expected}.")
+
+
+def known_options(
+    owner: Callable,
+    options: Mapping[str, Any],
+    *makers: Callable,
+    but: Sequence[str] = (),
+) -> None:
+    """Checks the options that a constructor hands on to functions its user does not see.
+
+    Args:
+      owner: The constructor that was called.
+      options: What it hands on.
+      makers: Who gets it, and know options by their keyword-only arguments.
+      but: Those of them that `owner` gives itself.
+
+    Raises:
+      TypeError: an option is unknown; names `owner` and the options that are near.
+    """
+    arguments = (inspect.signature(f).parameters.values() for f in (owner, *makers))
+    known = {p.name for found in arguments for p in found if p.kind is p.KEYWORD_ONLY}
+    known = sorted((known | {"name"}) - set(but))
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known)
+            raise TypeError(
+                f"{owner.__name__}() got an unknown option {option!r}. "
+                + (f"Did you mean {' or '.join(near)}? " if near else "")
+                + f"It takes {', '.join(known)}."
+            )
+
+
+def adapt_filter(select: Any) -> None:
+    """Raises a `TypeError` unless `None` or a function."""
+    if select is None or callable(select):
+        return
+    word = isinstance(select, str)
+    given, part = (repr(select), select) if word else (f"a {type(select).__name__}", "head")
+    raise TypeError(
+        f"adapt_filter is {given}; expected None or a function (path, leaf) -> bool, such "
+        f"as lambda path, leaf: {part!r} in path."
+    )
+
+
+def one_set(examples: Examples, name: str) -> None:
+    """Checks that `examples` are of one task and agree on their leading axis.
+
+    Raises:
+      TypeError: not `Examples`.
+      ValueError: shapes do not fit.
+    """
+    if not isinstance(examples, Examples):
+        raise TypeError(
+            f"{name} is a {type(examples).__name__}; expected ml.Examples, made by "
+            "ml.Examples.of(x, y)."
+        )
+    if jnp.ndim(examples.mask) != 1:
+        raise ValueError(
+            f"{name}.mask has shape {jnp.shape(examples.mask)}; expected [N]. For a "
+            "batch of tasks call estimate or evaluate, not adapt."
+        )
+    num = jnp.shape(examples.mask)[0]
+    for part in ("x", "y"):
+        for leaf in jax.tree.leaves(getattr(examples, part)):
+            if jnp.shape(leaf)[:1] != (num,):
+                raise ValueError(
+                    f"{name}.{part} has shape {jnp.shape(leaf)} but {name}.mask has "
+                    f"{num} rows. All need the same leading axis [N]."
+                )
+
+
+def one_task(task: Task) -> None:
+    """Checks a single task; see `one_set`."""
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"expected ml.Task, got {type(task).__name__}. Make one with "
+            "ml.Task(support=ml.Examples.of(x, y), query=ml.Examples.of(x, y))."
+        )
+    one_set(task.support, "support")
+    one_set(task.query, "query")
+
+
+def values_of_task(task: Task, outputs_like: Any) -> None:
+    """Checks concrete values of one task before training or evaluation starts.
+
+    Args:
+      task: With concrete arrays.
+      outputs_like: Shape and dtype of the predictions for `task.query.x`.
+
+    Raises:
+      ValueError: non-finite inputs or targets, or labels outside the logits.
+    """
+    for name in ("support", "query"):
+        examples = getattr(task, name)
+        mask = np.asarray(examples.mask)
+        for part in ("x", "y"):
+            for leaf in jax.tree.leaves(getattr(examples, part)):
+                if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                    continue
+                bad = int(np.sum(~np.isfinite(np.asarray(leaf))))
+                if bad:
+                    raise ValueError(
+                        f"{name}.{part} holds {bad} non-finite values; expected finite "
+                        "numbers, in masked rows too (0 times NaN is NaN in a gradient). "
+                        "Clean the data, or put zeros in masked rows."
+                    )
+        y = examples.y
+        if not (hasattr(y, "dtype") and jnp.issubdtype(y.dtype, jnp.integer)):
+            continue
+        if y.ndim != 1 or getattr(outputs_like, "ndim", 0) != 2:
+            continue
+        ways = outputs_like.shape[-1]
+        labels = np.asarray(y)[mask]
+        if labels.size and (labels.min() < 0 or labels.max() >= ways):
+            raise ValueError(
+                f"{name}.y holds labels {labels.min()}..{labels.max()}, but the model "
+                f"gives {ways} logits; expected labels 0..{ways - 1}. Give the model at "
+                "least as many outputs as the tasks have ways."
+            )
+
+
+def inner_optimiser(inner_opt: Any, hparams: Any, *, second_order: bool) -> None:
+    """Checks an inner optimiser before anything is traced.
+
+    Raises:
+      TypeError: not an optax transformation, nor a function together with hparams.
+      ValueError: its update has no finite derivative at a zero gradient, as
+        `optax.adam` with `eps_root=0`; `inner_optimiser_on` finds what shows only on
+        the parameters.
+    """
+    transformation = isinstance(inner_opt, optax.GradientTransformation)
+    if not transformation and not (callable(inner_opt) and hparams is not None):
+        raise TypeError(
+            f"inner_opt is a {type(inner_opt).__name__}; expected an optax "
+            "transformation such as optax.sgd(0.01), or a function "
+            "`hparams -> transformation` together with inner_hparams."
+        )
+    if second_order and transformation and is_differentiable(inner_opt) is False:
+        raise ValueError(_NOT_DIFFERENTIABLE)
+
+
+_NOT_DIFFERENTIABLE = (
+    "the inner optimiser has no finite derivative where a gradient is zero (the square "
+    "root of Adam's second moment, with eps_root=0), so second-order meta-gradients "
+    "become NaN. Use e.g. optax.adam(rate, eps_root=1e-8), plain optax.sgd, or "
+    "differentiation='first_order'."
+)
+_SAMPLE = [np.array([[0.0, 1.0], [0.5, 0.0]]), np.array([0.0, -1.0])]
+
+
+def inner_optimiser_on(params: Any, inner_opt: Any, hparams: Any) -> None:
+    """Checks an inner optimiser on the parameters it will move, shapes only.
+
+    For what `inner_optimiser` cannot know: an optimiser made from hyper-parameters, or
+    one that looks at the structure of the parameters.
+
+    Raises:
+      ValueError: its update has no finite derivative at a zero gradient.
+    """
+    transformation = isinstance(inner_opt, optax.GradientTransformation)
+    if transformation and is_differentiable(inner_opt) is not None:
+        return  # decided when the learner was made
+
+    def concrete(leaf: Any) -> Any:
+        """The number itself, or inside a trace one that stands for it."""
+        if isinstance(leaf, jax.core.Tracer):
+            return np.full(leaf.shape, 0.1, leaf.dtype)
+        return leaf
+
+    with jax.ensure_compile_time_eval():
+        flat, unflatten = ravel_pytree(
+            jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.result_type(p)), params)
+        )
+        # Ones and zeros in turn, for all zeros are a case of their own.
+        grads = unflatten((jnp.arange(flat.size) % 2).astype(flat.dtype))
+    if is_differentiable(inner_opt, grads, jax.tree.map(concrete, hparams)) is False:
+        raise ValueError(_NOT_DIFFERENTIABLE)
+
+
+def is_differentiable(
+    inner_opt: Any, grads: Any = None, hparams: Any = None
+) -> bool | None:
+    """Whether two updates have finite derivatives with respect to these gradients.
+
+    `None` if that cannot be told: the optimiser refuses the structure of the gradients,
+    which are a small sample unless given.
+
+    Args:
+      inner_opt: An optax transformation, or a function of `hparams` that makes one.
+      grads: Concrete arrays.
+      hparams: Concrete arrays.
+    """
+
+    def moved(grads: Any) -> jax.Array:
+        transformation = isinstance(inner_opt, optax.GradientTransformation)
+        opt = inner_opt if transformation else inner_opt(hparams)
+        params = jax.tree.map(jnp.ones_like, grads)
+        state = opt.init(params)
+        for _ in range(2):
+            updates, state = opt.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return sum(jnp.sum(p) for p in jax.tree.leaves(params))
+
+    with jax.ensure_compile_time_eval():
+        grads = jax.tree.map(jnp.asarray, _SAMPLE if grads is None else grads)
+        try:
+            slopes = jax.jit(jax.grad(moved))(grads)
+            return all(bool(jnp.all(jnp.isfinite(s))) for s in jax.tree.leaves(slopes))
+        except (TypeError, ValueError, KeyError):
+            return None

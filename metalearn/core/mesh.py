@@ -1,0 +1,263 @@
+"""Tasks shared among devices and processes, on JAX's own meshes.
+
+A mesh from `task_mesh`, made current by `jax.set_mesh`, is all there is to ask for:
+sampling, meta-gradients and evaluation then run on each device's share of the tasks, and
+what is learned is the same on all of them. Without one, everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from metalearn.core.types import PyTree
+
+TASKS = "tasks"
+
+
+def task_mesh(devices: int | None = None) -> Mesh:
+    """A mesh that shares tasks among devices, those of all processes together.
+
+    Args:
+      devices: How many, at least 1; all there are if `None`. With several processes the
+        number has to be a multiple of theirs.
+
+    Raises:
+      ValueError: there are fewer devices, or they do not divide over the processes.
+
+    Example:
+      >>> with jax.set_mesh(ml.task_mesh(8)):
+      ...     result = ml.fit(trainer, tasks, ...)
+    """
+    found = jax.devices()
+    num = len(found) if devices is None else devices
+    if not isinstance(num, int) or not 1 <= num <= len(found):
+        hint = ""
+        if found[0].platform == "cpu":
+            hint = (
+                " A CPU counts as one device; split it before anything is computed by "
+                f"jax.config.update('jax_num_cpu_devices', {num})."
+            )
+        raise ValueError(
+            f"devices is {devices}; expected 1 to {len(found)}, the number of "
+            f"{found[0].platform} devices here.{hint}"
+        )
+    processes = jax.process_count()
+    if num % processes:
+        raise ValueError(
+            f"{num} devices do not divide over {processes} processes; ask for a multiple."
+        )
+    each = num // processes
+    chosen = [
+        device
+        for process in range(processes)
+        for device in [d for d in found if d.process_index == process][:each]
+    ]
+    return jax.make_mesh((num,), (TASKS,), axis_types=(AxisType.Auto,), devices=chosen)
+
+
+def fitting(num_tasks: int, *, padded: bool = False) -> int:
+    """How many devices to use for `num_tasks` tasks at a time if nobody says.
+
+    Cores of one CPU are there to be used; further accelerators may be meant for others.
+
+    Args:
+      num_tasks: Of an outer step, or of an evaluation.
+      padded: Whether tasks are added until they divide, as in an evaluation. Otherwise
+        all devices do what is left over, by a program twice as large.
+    """
+    if jax.default_backend() != "cpu":
+        return 1
+    rest = (lambda n: num_tasks % n > 0) if padded else (lambda n: num_tasks % n)
+    # Rounds of one task each; of equals the fewer.
+    found = range(1, len(jax.devices()) + 1)
+    return min(found, key=lambda n: num_tasks // n + rest(n))
+
+
+def shares() -> int:
+    """Devices that share tasks in the current mesh; 1 without such a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or TASKS not in mesh.axis_names or TASKS in mesh.manual_axes:
+        return 1
+    kind = mesh.axis_types[mesh.axis_names.index(TASKS)]
+    if kind != AxisType.Auto:
+        raise ValueError(
+            f"the current mesh has an axis {TASKS!r} of type {kind.name}; expected Auto. "
+            "Make the mesh by ml.task_mesh."
+        )
+    return mesh.shape[TASKS]
+
+
+def share(
+    fn: Callable[..., tuple[PyTree, PyTree]], common: PyTree, *batched: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Runs `fn` on every device's share of the tasks.
+
+    Args:
+      fn: `(common, *batched) -> (to_sum, per_task [T', ...])` of any number of tasks T'.
+        It must not close over traced arrays.
+      common: Arrays that every device reads.
+      *batched: Arrays `[T, ...]`.
+
+    Returns:
+      The sum over the shares, and the per-task results `[T, ...]`. The tasks left over
+      where T does not divide over the devices are done by each of them.
+
+    Raises:
+      ValueError: there are fewer tasks than devices.
+    """
+    num, num_tasks = shares(), jax.tree.leaves(batched)[0].shape[0]
+    if num == 1:
+        return fn(common, *batched)
+    even = num_tasks // num * num
+    check_enough(num_tasks, num)
+    if even < num_tasks:
+        total, stacked = share(fn, common, *jax.tree.map(lambda x: x[:even], batched))
+        rest, others = fn(common, *jax.tree.map(lambda x: x[even:], batched))
+        return (
+            jax.tree.map(jnp.add, total, rest),
+            jax.tree.map(lambda a, b: jnp.concatenate([a, b]), stacked, others),
+        )
+
+    def local(common: PyTree, batched: tuple):
+        to_sum, per_task = fn(common, *batched)
+        return jax.lax.psum(to_sum, TASKS), per_task
+
+    # Without tracking of varying values: the derivatives inside are of this share alone.
+    return jax.shard_map(
+        local, in_specs=(P(), P(TASKS)), out_specs=(P(), P(TASKS)), check_vma=False
+    )(common, batched)
+
+
+def check_enough(num_tasks: int, num: int) -> None:
+    """Raises a `ValueError` unless each of `num` devices gets a task."""
+    if num_tasks < num:
+        raise ValueError(
+            f"{num_tasks} tasks for {num} devices; expected a task for each at least. Take "
+            f"{num} tasks or more, or {num_tasks} devices or fewer."
+        )
+
+
+def check_divides(num_tasks: int, num: int) -> None:
+    """Raises a `ValueError` unless the tasks divide over `num` devices."""
+    if num_tasks % num:
+        below = num_tasks // num * num
+        near = f"{below} or {below + num}" if below else str(num)
+        raise ValueError(
+            f"{num_tasks} tasks do not divide over {num} devices. Take {near} tasks, or a "
+            "number of devices that divides them."
+        )
+
+
+def everywhere(tree: PyTree) -> PyTree:
+    """The same arrays on all devices of the current mesh; concrete arrays only."""
+    mesh = _tasks_mesh()
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def local_share(num_tasks: int) -> slice | None:
+    """Which tasks of a batch this process has to provide; `None` for all."""
+    processes, here = jax.process_count(), jax.process_index()
+    if processes == 1 or shares() == 1:
+        return None
+    each = num_tasks // processes
+    return slice(here * each, (here + 1) * each)
+
+
+def place_tasks(tasks: PyTree) -> PyTree:
+    """Tasks of the host `[T, ...]` on the devices that share them."""
+    if shares() == 1:
+        return jax.device_put(tasks)
+    divide = jax.tree.leaves(tasks)[0].shape[0] % shares() == 0
+    if jax.process_count() == 1 and not divide:
+        return everywhere(tasks)
+    sharding = NamedSharding(jax.sharding.get_mesh(), P(TASKS))
+    if jax.process_count() == 1:
+        return jax.device_put(tasks, sharding)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tasks
+    )
+
+
+def replicated(tree: PyTree) -> PyTree:
+    """Inside a compiled function: results that every device and process holds."""
+    if shares() == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, P())
+
+
+def sharding() -> Any:
+    """Where arrays of a checkpoint are restored to."""
+    mesh = _tasks_mesh()
+    if mesh is None:
+        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return NamedSharding(mesh, P())
+
+
+def _tasks_mesh() -> Mesh | None:
+    mesh = jax.sharding.get_mesh()
+    return None if mesh.empty or TASKS not in mesh.axis_names else mesh
+
+
+def leads() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return jax.process_index() == 0
+
+
+def agree(number: int) -> int:
+    """The number that the first process gives; all have to ask at the same place.
+
+    What decides how a compiled program is called must not differ between processes.
+    """
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def all_succeed(error: Exception | None) -> None:
+    """Raises on every process if any has an error; all have to come here.
+
+    Raises:
+      Exception: the own error.
+      RuntimeError: another process has one.
+    """
+    failed = np.zeros(1)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        failed = multihost_utils.process_allgather(np.int32(error is not None))
+    if error is not None:
+        raise error
+    if np.any(failed):
+        raise RuntimeError(
+            f"process {int(np.argmax(failed))} of this run has failed; its own message "
+            "says why."
+        )
+
+
+@contextlib.contextmanager
+def leader_first() -> Iterator[None]:
+    """The first process goes through this block before the others enter it.
+
+    Raises:
+      RuntimeError: on every process without an error of its own, if another has one.
+    """
+    if not leads():
+        all_succeed(None)
+    error = None
+    try:
+        yield
+    except Exception as caught:  # of whatever kind: the others wait to hear of it
+        error = caught
+    if leads():
+        all_succeed(error)
+    all_succeed(error)

@@ -1,0 +1,89 @@
+"""Splitting parameter trees by path, and means that respect masks."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+
+from metalearn.core.types import Array, PathFilter, PyTree
+
+
+def path_string(path) -> str:
+    """`"Dense_0/kernel"` for the key path of a leaf."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaf_paths(tree: PyTree) -> list[str]:
+    """Paths of all leaves, in the order of `jax.tree.leaves`."""
+    return [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def split(tree: PyTree, select: PathFilter | None) -> tuple[PyTree, PyTree]:
+    """Splits a tree in two of the same shape, with `None` for the other's leaves.
+
+    Args:
+      tree: Any pytree of arrays.
+      select: `(path, leaf) -> bool`; `None` selects every leaf.
+
+    Returns:
+      The selected part and the rest; `merge` joins them again.
+    """
+    if select is None:
+        return tree, jax.tree.map(lambda _: None, tree)
+    chosen = jax.tree_util.tree_map_with_path(
+        lambda p, x: bool(select(path_string(p), x)), tree
+    )
+    selected = jax.tree.map(lambda x, c: x if c else None, tree, chosen)
+    rest = jax.tree.map(lambda x, c: None if c else x, tree, chosen)
+    return selected, rest
+
+
+def merge(selected: PyTree, rest: PyTree) -> PyTree:
+    """Undoes `split`."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, selected, rest, is_leaf=lambda x: x is None
+    )
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+    """Mean over axis 0 of the rows whose mask is set; 0 when no row is.
+
+    Args:
+      values: `[N, ...]`.
+      mask: Bool `[N]`.
+
+    Returns:
+      `[...]`. Masked rows influence neither the value nor the gradient, even where
+      they hold NaN.
+    """
+    weights = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
+    total = jnp.sum(jnp.where(weights, values, 0), axis=0)
+    return total / jnp.maximum(jnp.sum(mask), 1).astype(total.dtype)
+
+
+def all_finite(tree: PyTree) -> Array:
+    """Scalar bool: whether every floating leaf is finite everywhere."""
+    leaves = [
+        jnp.all(jnp.isfinite(x))
+        for x in jax.tree.leaves(tree)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
+
+
+def path_filter(pattern: str) -> PathFilter:
+    """`(path, leaf) -> bool`: whether the regular expression occurs in the path.
+
+    Raises:
+      ValueError: `pattern` is no regular expression.
+    """
+    try:
+        regex = re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"{pattern!r} is no regular expression ({error}); expected one that occurs in "
+            'paths of parameters, such as "head" or r"(^|/)warp".'
+        ) from None
+    return lambda path, leaf: regex.search(path) is not None

@@ -1,0 +1,166 @@
+"""The embedded data set: characters of the world's scripts, drawn by typefaces.
+
+It needs no download and is an Omniglot of sorts: a class is a character, a drawer is
+a typeface, and the scripts of meta-test are never seen in meta-training. Every class
+has `IMAGES_PER_CLASS` images, by as many different faces as draw the character, and
+if those are fewer, by the same faces once more with another jitter. Jitter is modest:
+small rotation, slant, stretch, shift, and stroke weight.
+
+Images are 28x28 with ink = 255; the glyph is centred and fits a box of 20 pixels
+before jitter. Everything is seeded: the same versions of Pillow, FreeType and the
+font packages give the same bytes. They are part of the cache key.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image, ImageFilter, features
+
+from metalearn.data.builders import PartSource, RecordSource
+from metalearn.data.images.archives import fingerprint
+from metalearn.data.images.glyph_classes import (
+    MIN_FACES,
+    SCRIPTS,
+    GlyphClass,
+    find_classes,
+)
+from metalearn.data.images.glyph_faces import FACES, Face
+
+IMAGE_SIZE = 28
+IMAGES_PER_CLASS = 20
+BOX = 20
+# Jitter: standard deviations, cut at two of them.
+ROTATION_DEGREES = 4.0
+SLANT = 0.07
+STRETCH = 0.06
+SHIFT_PIXELS = 0.8
+_OVERSAMPLING = 4
+_FONT_SIZE = 80
+# Part of the cache key: raise it when the same fonts would give other records.
+_FORMAT = 5
+
+
+def glyphs_config() -> str:
+    """Name of the cache entry; cheap, unlike finding the classes."""
+    key = fingerprint([*drawing_versions().items(), ("format", _FORMAT)])
+    return f"{IMAGE_SIZE}px-{key}"
+
+
+def drawing_versions() -> dict[str, str]:
+    """Versions of everything that decides what the pixels are."""
+    packages = {
+        name: importlib.metadata.version(name)
+        for name in ("pillow", "matplotlib", "pymupdf-fonts")
+    }
+    return {**packages, "freetype": str(features.version("freetype2"))}
+
+
+def glyphs_source() -> RecordSource:
+    """Opens the faces, finds the classes (some twenty seconds) and describes the set."""
+    faces = [Face(name, size=_FONT_SIZE) for name in FACES]
+    classes = find_classes(faces)
+    parts = {}
+    for part in SCRIPTS:
+        members = [found for found in classes if found.part == part]
+        parts[part] = PartSource(
+            class_names=tuple(found.name for found in members),
+            class_groups=tuple(found.script for found in members),
+            images=lambda index, members=members: draw_class(members[index], faces),
+            rotations=part == "train",
+        )
+    return RecordSource(
+        name="glyphs",
+        config=glyphs_config(),
+        description="Characters drawn by typefaces, 28x28 greyscale, ink = 255.",
+        image_shape=(IMAGE_SIZE, IMAGE_SIZE, 1),
+        parts=parts,
+        info=_info(classes),
+    )
+
+
+def draw_class(glyph: GlyphClass, faces: Sequence[Face]) -> Iterator[np.ndarray]:
+    """Yields the `IMAGES_PER_CLASS` images of one class, uint8 `[28, 28, 1]`."""
+    for drawing in range(IMAGES_PER_CLASS):
+        face = faces[glyph.faces[drawing % len(glyph.faces)]]
+        rng = np.random.default_rng([glyph.code_point, drawing])
+        yield draw(face.render(glyph.code_point), rng)[..., None]
+
+
+def draw(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draws one glyph with jitter.
+
+    Args:
+      ink: uint8 `[h, w]`, the glyph cut to its ink.
+      rng: Source of the jitter.
+
+    Returns:
+      uint8 `[28, 28]`, anti-aliased.
+    """
+    angle, slant, stretch_x, stretch_y, shift_x, shift_y = np.clip(
+        rng.standard_normal(6), -2, 2
+    )
+    weight = rng.integers(-1, 2)
+    angle = np.deg2rad(ROTATION_DEGREES * angle)
+    glyph = _change_weight(Image.fromarray(ink), weight)
+    scale = BOX * _OVERSAMPLING / max(glyph.size)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    slope = np.array([[1.0, SLANT * slant], [0.0, 1.0]])
+    size = np.diag(scale * np.exp(STRETCH * np.array([stretch_x, stretch_y])))
+    # Pillow asks where each pixel of the result comes from: the inverse map.
+    back = np.linalg.inv(turn @ slope @ size)
+    side = IMAGE_SIZE * _OVERSAMPLING
+    shift = SHIFT_PIXELS * _OVERSAMPLING * np.array([shift_x, shift_y])
+    origin = np.array(glyph.size) / 2 - back @ (side / 2 + shift)
+    matrix = (*back[0], origin[0], *back[1], origin[1])
+    canvas = glyph.transform(
+        (side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+    )
+    return np.asarray(canvas.reduce(_OVERSAMPLING))
+
+
+def _change_weight(glyph, weight):
+    """Thins (-1) or thickens (1) the strokes by about a fortieth of the glyph."""
+    margin = 4  # an empty border, so that nothing is cut and edges blend out
+    wide = Image.new("L", (glyph.width + 2 * margin, glyph.height + 2 * margin))
+    wide.paste(glyph, (margin, margin))
+    if weight == 1:
+        wide = wide.filter(ImageFilter.MaxFilter(3))
+    elif weight == -1:
+        thin = wide.filter(ImageFilter.MinFilter(3))
+        # Hairlines would vanish: they stay as they are.
+        if np.asarray(thin).sum() > 0.7 * np.asarray(wide).sum():
+            wide = thin
+    return wide.crop(wide.getbbox())
+
+
+def _info(classes):
+    scripts = {part: Counter() for part in SCRIPTS}
+    for found in classes:
+        scripts[found.part][found.script] += 1
+    numbers = ", ".join(
+        f"{part} {counts.total()} characters ({', '.join(counts)})"
+        for part, counts in scripts.items()
+    )
+    return {
+        "source": "drawn by the typefaces inside matplotlib and pymupdf-fonts",
+        "licence": "fonts: DejaVu, STIX, BaKoMa, SIL OFL 1.1, Ubuntu Font Licence",
+        "split": "by script",
+        "protocol": (
+            f"Scripts disjoint: {numbers}. Rotations are further classes in training "
+            f"only. Every class has {IMAGES_PER_CLASS} images by at least {MIN_FACES} "
+            "faces. Print, not handwriting: numbers are not comparable with Omniglot's."
+        ),
+        "characters_per_script": {p: dict(c) for p, c in scripts.items()},
+        "faces_per_class": {found.name: len(found.faces) for found in classes},
+        "merged": {
+            found.name: [f"U+{c:04X}" for c in found.merged]
+            for found in classes
+            if found.merged
+        },
+        "versions": drawing_versions(),
+        "preprocessing": "28x28, ink 255 on 0, centred, 20 pixel box, jittered",
+    }

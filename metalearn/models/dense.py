@@ -1,0 +1,20 @@
+"""Dense layers as plain parameters, for networks of a few lines."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from metalearn.core.types import Array, Key, PyTree
+
+glorot = nn.initializers.glorot_uniform()
+
+
+def dense(key: Key, inputs: int, outputs: int) -> PyTree:
+    """Params of `linear`."""
+    return {"w": glorot(key, (inputs, outputs)), "b": jnp.zeros((outputs,))}
+
+
+def linear(params: PyTree, x: Array) -> Array:
+    """`x W + b` over the last axis."""
+    return x @ params["w"] + params["b"].reshape((1,) * (x.ndim - 1) + (-1,))

@@ -1,0 +1,235 @@
+"""The folder of a run: created once, compared before it is resumed.
+
+config.json         recipe, every setting, seed, data, versions, device
+metrics.jsonl       rows of training and validation
+checkpoints/        state to go on from, and the best variables by validation
+results.json        accuracy on meta-test classes
+learning_curve.png  training and validation against steps
+episode.png         one meta-test task before and after adaptation
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from metalearn.runs import environment
+from metalearn.training.checkpoint import Checkpoints, read_json
+from metalearn.apps import KINDS, Recipe
+from metalearn.apps.base import Record
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder and what its `config.json` says.
+
+    Attributes:
+      folder: Where it is.
+      name: Name of the recipe.
+      recipe: Settings.
+      seed: Of training: initialisation and tasks.
+      record: Of the training data, from `Recipe.describe_data`.
+    """
+
+    folder: Path
+    name: str
+    recipe: Recipe
+    seed: int
+    record: Record
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "config.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def results_path(self) -> Path:
+        return self.folder / "results.json"
+
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints")
+
+
+def stored_config(folder: Path) -> dict[str, Any] | None:
+    """What `config.json` of a folder says; None if there is no such file.
+
+    Raises:
+      ValueError: it is damaged or of another kind of file.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    config = read_json(path)
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is not the configuration of a run of this version (format {FORMAT})."
+        )
+    return config
+
+
+def stored_data_dir(folder: Path) -> str | None:
+    """Where the data of a run came from, if that was said and is still there."""
+    data_dir = (stored_config(folder) or {}).get("data_dir")
+    return data_dir if data_dir and Path(data_dir).is_dir() else None
+
+
+def check_folder(
+    folder: Path, *, name: str, recipe: Recipe, seed: int, resume: bool
+) -> None:
+    """Refuses a folder that training would mix up, before anything is computed.
+
+    Raises:
+      ValueError: the folder holds something and `resume` is not asked for, or it holds
+        a run with other settings; lists every difference.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; a run needs a folder. Give another --out.")
+    # A .part is what a process killed while writing leaves behind.
+    if not folder.is_dir() or all(p.suffix == ".part" for p in folder.iterdir()):
+        return
+    config = stored_config(folder)
+    if not resume:
+        what = "a run" if config else "files that are not a run"
+        remedy = "go on with it by --resume, or give" if config else "give"
+        raise ValueError(
+            f"{folder} already holds {what}; {remedy} another folder with --out."
+        )
+    if config is None:
+        raise ValueError(
+            f"{folder} holds files but no config.json, so there is no run to resume. Give "
+            "the folder of a run with --out."
+        )
+    wanted = _identity(name, recipe, seed)
+    if lines := _differences(_identity_of(config), wanted):
+        hint = ""
+        if any(line.startswith("steps:") for line in lines):
+            hint = (
+                "\nA run cannot be made longer: its outer learning rate was scheduled "
+                "over the number of steps."
+            )
+        raise ValueError(
+            f"{folder} holds a run with other settings, which --resume cannot change:\n  "
+            + "\n  ".join(lines)
+            + f"{hint}\nRepeat its settings, or start a new run with another --out."
+        )
+
+
+def start(
+    folder: Path,
+    *,
+    name: str,
+    recipe: Recipe,
+    seed: int,
+    record: Record,
+    data_dir: str | None = None,
+) -> Run:
+    """Creates a run folder, or opens the one that `check_folder` let pass.
+
+    Raises:
+      ValueError: the run there was trained on other data.
+    """
+    run = Run(folder=folder, name=name, recipe=recipe, seed=seed, record=record)
+    config = stored_config(folder)
+    if config is not None:
+        if lines := _differences(_contents(config["data"]), _contents(record)):
+            raise ValueError(
+                f"{folder} holds a run on other data:\n  "
+                + "\n  ".join(lines)
+                + "\nGive it the data it began with, or start a new run."
+            )
+        return run
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "format": FORMAT,
+        "recipe": name,
+        "kind": recipe.kind,
+        "seed": seed,
+        "settings": recipe.settings(),
+        "data": record,
+        "data_dir": data_dir and str(Path(data_dir).absolute()),
+        "versions": environment.versions(),
+        "device": environment.device(),
+    }
+    write_json(folder / "config.json", config)
+    return run
+
+
+def load(folder: str | Path) -> Run:
+    """Opens a run folder.
+
+    Raises:
+      FileNotFoundError: there is no run.
+      ValueError: it is damaged, or written by an incompatible version.
+
+    Example:
+      >>> run = runs.load("runs/glyphs-maml-seed0")
+      >>> variables = runs.best(run)
+    """
+    folder = Path(folder)
+    config = stored_config(folder)
+    if config is None:
+        raise FileNotFoundError(
+            f"{folder} holds no run (no config.json). Train one with: metalearn train "
+            f"RECIPE --out {folder}"
+        )
+    try:
+        return Run(
+            folder=folder,
+            name=config["recipe"],
+            recipe=KINDS[config["kind"]].from_settings(config["settings"]),
+            seed=config["seed"],
+            record=config["data"],
+        )
+    except KeyError as error:
+        raise ValueError(
+            f"{folder / 'config.json'} is damaged: {error} is missing or unknown. Train "
+            "the run again in another folder."
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _identity(name: str, recipe: Recipe, seed: int) -> dict[str, Any]:
+    return {
+        "recipe": name,
+        "kind": recipe.kind,
+        "seed": seed,
+        **recipe.settings(),
+    }
+
+
+def _identity_of(config: dict[str, Any]) -> dict[str, Any]:
+    # Through the recipe, so that fields added since have their defaults.
+    recipe = KINDS[config["kind"]].from_settings(config["settings"])
+    return _identity(config["recipe"], recipe, config["seed"])
+
+
+def _contents(record: Record) -> dict[str, Any]:
+    """What makes two data sets the same, wherever they lie and however described."""
+    contents = {k: record[k] for k in ("image_shape", "num_classes") if k in record}
+    for part, numbers in record.get("parts", {}).items():
+        contents |= {f"{part} {name}": value for name, value in numbers.items()}
+    return contents
+
+
+def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    missing = "(nothing)"
+    return [
+        f"{name}: the run has {stored.get(name, missing)}, asked for "
+        f"{wanted.get(name, missing)}"
+        for name in sorted(stored.keys() | wanted.keys())
+        if stored.get(name, missing) != wanted.get(name, missing)
+    ]

@@ -1,0 +1,216 @@
+"""What is done with a run: train, evaluate, report, draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from metalearn.apps import plots
+from metalearn.core import mesh
+from metalearn.runs import environment
+from metalearn.training.checkpoint import Checkpoints
+from metalearn.training.evaluation import Evaluation, evaluate
+from metalearn.core.model import Variables
+from metalearn.apps import Recipe
+from metalearn.apps.base import Record
+from metalearn.runs.folder import (
+    Run,
+    check_folder,
+    load,
+    start,
+    stored_data_dir,
+    write_json,
+)
+from metalearn.training.sinks import Sink, json_lines, rewrite
+from metalearn.training.fit import FitResult, Validation, fit
+
+
+def train(
+    run: Run,
+    data: Any,
+    *,
+    sinks: Sequence[Sink] = (),
+    progress: bool | None = None,
+) -> FitResult:
+    """Trains, or goes on from the latest checkpoint, exactly as if never interrupted."""
+    recipe, checkpoints = run.recipe, run.checkpoints()
+    # Rows after the latest checkpoint will be written again.
+    history = _restore(run, checkpoints)[1].get("history", [])
+    if mesh.leads():
+        rewrite(run.metrics_path, history)
+    validation = Validation(
+        tasks=recipe.tasks(data, "validation"),
+        learner=recipe.evaluation_learner(run.record),
+        num_tasks=recipe.validation_tasks,
+        every=recipe.validate_every,
+        metric=recipe.metric,
+        patience=recipe.patience,
+    )
+    try:
+        return fit(
+            recipe.trainer(run.record),
+            recipe.tasks(data, "train"),
+            num_steps=recipe.steps,
+            tasks_per_step=recipe.tasks_per_step,
+            key=jax.random.key(run.seed),
+            validation=validation,
+            log_every=recipe.log_every,
+            sinks=(json_lines(run.metrics_path), *sinks),
+            progress=progress,
+            checkpoints=checkpoints,
+            checkpoint_every=recipe.checkpoint_every,
+            nonfinite=recipe.nonfinite,
+            resume=True,
+        )
+    finally:
+        checkpoints.close()
+
+
+def checkpoint_step(run: Run) -> int | None:
+    """Step of the latest checkpoint; None if there is none."""
+    checkpoints = run.checkpoints()
+    step = checkpoints.latest()
+    checkpoints.close()
+    return step
+
+
+def best(run: Run) -> tuple[Variables, dict[str, Any]]:
+    """The best variables by validation, and `{"step": ..., "best_step": ...}`.
+
+    Raises:
+      FileNotFoundError: the run has no checkpoint yet.
+    """
+    checkpoints = run.checkpoints()
+    tree, extra = _restore(run, checkpoints)
+    step = checkpoints.latest()
+    checkpoints.close()
+    if tree is None:
+        raise FileNotFoundError(
+            f"{run.folder} has no checkpoint yet. Go on training it with --resume."
+        )
+    done = step >= run.recipe.steps or extra["stopped"]
+    return tree["best"], {
+        "step": step,
+        "best_step": extra["best_step"],
+        "finished": done,
+        "training_seconds": round(extra["seconds"], 1),
+    }
+
+
+def judge(
+    run: Run,
+    variables: Variables,
+    data: Any,
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Evaluation:
+    """Evaluates on meta-test classes.
+
+    The test tasks depend on `seed` only, not on the seed of training, so that runs can
+    be compared task by task.
+
+    Args:
+      run: Whose learner to use.
+      variables: From `best`.
+      data: With a test part; may be of another set than the run was trained on.
+      recipe: That of the run with other evaluation settings.
+      seed: Of the test tasks.
+      progress: Whether to draw a progress bar; `None` decides by the terminal.
+    """
+    recipe = recipe or run.recipe
+    return evaluate(
+        recipe.evaluation_learner(run.record),
+        variables,
+        recipe.tasks(data, "test"),
+        num_tasks=recipe.test_tasks,
+        key=jax.random.key(seed),
+        progress=progress,
+    )
+
+
+def results(
+    run: Run,
+    evaluation: Evaluation,
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    record: Record | None = None,
+    seconds: float | None = None,
+) -> dict[str, Any]:
+    """Everything that a reported number has to carry, as JSON values.
+
+    Args:
+      run: The run that was evaluated.
+      evaluation: From `judge`.
+      recipe: As given to `judge`.
+      seed: As given to `judge`.
+      record: Of the test data; that of the run if None.
+      seconds: How long it took.
+    """
+    recipe = recipe or run.recipe
+    names = ("test_ways", "test_shots", "eval_queries", "eval_inner_steps", "norm_policy")
+    settings = {name: getattr(recipe, name) for name in names if hasattr(recipe, name)}
+    return {
+        "recipe": run.name,
+        "training_seed": run.seed,
+        "test_seed": seed,
+        **settings,
+        **evaluation.summary(),
+        **best(run)[1],
+        "evaluation_seconds": seconds and round(seconds, 1),
+        "training_data": run.record,
+        "test_data": record or run.record,
+        "versions": environment.versions(),
+        "device": environment.device(),
+    }
+
+
+def draw(run: Run, data: Any, trained: FitResult) -> list[Path]:
+    """Writes the learning curve and one meta-test task; returns their paths."""
+    curve, episode = run.folder / "learning_curve.png", run.folder / "episode.png"
+    plots.learning_curve(curve, trained.history, f"{run.name}, seed {run.seed}")
+    variables = jax.device_get(trained.variables)
+    run.recipe.draw_episode(episode, run.record, data, variables)
+    return [path for path in (curve, episode) if path.is_file()]
+
+
+def check_images(run: Run, record: Record) -> None:
+    """Refuses images of another size or colour than the run was trained on.
+
+    Raises:
+      ValueError: names both and the options that convert.
+    """
+    trained, given = run.record.get("image_shape"), record.get("image_shape")
+    if trained == given:
+        return
+
+    def words(shape: list[int]) -> str:
+        return f"{shape[0]}x{shape[1]} {'grey' if shape[2] == 1 else 'colour'}"
+
+    raise ValueError(
+        f"the run was trained on {words(trained)} images, but {record['name']!r} holds "
+        f"{words(given)} images. Where the data set can convert (folder:PATH), add "
+        f"--image-size {trained[0]} --channels {trained[2]}."
+    )
+
+
+def same_test_data(run: Run, record: Record) -> bool:
+    """Whether the test images are those that were there when training began."""
+    return _test_part(run.record) == _test_part(record)
+
+
+def _test_part(record: Record) -> Any:
+    return record.get("parts", {}).get("test")
+
+
+def _restore(run: Run, checkpoints: Checkpoints) -> tuple[Any, dict[str, Any]]:
+    step = checkpoints.latest()
+    if step is None:
+        return None, {}
+    state = run.recipe.state_like(run.record)
+    return checkpoints.restore(step, like={"state": state, "best": state.variables})

@@ -1,0 +1,1 @@
+"""Meta-training, its resumption and its judgement."""

@@ -1,0 +1,283 @@
+"""What a learner is worth: means over tasks with intervals, and paired comparisons."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metalearn.core import checks, cost, mesh, metrics
+from metalearn.core.learner import MetaLearner, describe, is_transductive
+from metalearn.core.model import Variables
+from metalearn.core.task import Examples, Task, TaskStream, as_tasks, next_batch
+from metalearn.core.types import Array, Key, LossFn, PyTree
+from metalearn.training.sinks import Progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Per-task results.
+
+    Attributes:
+      values: `{name: float [T]}`, e.g. `query/loss`, `query/accuracy`.
+      transductive: Whether the prediction of one query depended on the others; measured.
+      learner: Name of the algorithm.
+      tasks: Name of the sampler.
+      fingerprint: Digest of all support and query sets; equal for equal tasks.
+    """
+
+    values: dict[str, np.ndarray]
+    transductive: bool
+    learner: str
+    tasks: str
+    fingerprint: str
+
+    @property
+    def num_tasks(self) -> int:
+        return len(next(iter(self.values.values())))
+
+    def mean_ci95(self, name: str) -> tuple[float, float]:
+        """Mean over tasks and half-width of its 95 % interval."""
+        return metrics.mean_ci95(self.values[name])
+
+    def summary(self) -> dict[str, Any]:
+        """A dictionary of plain numbers for JSON."""
+        numbers = {}
+        for name in self.values:
+            mean, half = self.mean_ci95(name)
+            numbers[name] = {"mean": mean, "ci95": half}
+        return {
+            "learner": self.learner,
+            "tasks": self.tasks,
+            "num_tasks": self.num_tasks,
+            "transductive": self.transductive,
+            "interval": "1.96 * std(ddof=1) / sqrt(num_tasks), over tasks only",
+            **numbers,
+        }
+
+    def __str__(self) -> str:
+        parts = []
+        for name in self.values:
+            mean, half = self.mean_ci95(name)
+            if name.endswith("accuracy"):
+                parts.append(f"{name} {100 * mean:.2f} ± {100 * half:.2f} %")
+            else:
+                parts.append(f"{name} {mean:.4g} ± {half:.2g}")
+        kind = "transductive" if self.transductive else "inductive"
+        return f"{', '.join(parts)} ({self.num_tasks} tasks, 95 % interval, {kind})"
+
+
+def evaluate(
+    learner: MetaLearner,
+    variables: Variables,
+    tasks: Any,
+    loss_fn: LossFn | None = None,
+    *,
+    num_tasks: int = 600,
+    key: Key,
+    tasks_per_call: int = 100,
+    progress: bool | None = False,
+) -> Evaluation:
+    """Adapts to `num_tasks` tasks and reports their query loss and accuracy.
+
+    Task i depends on `key` and i only, so two learners with the same key see the same
+    tasks, and more tasks extend fewer.
+
+    Args:
+      learner: Its `adapt` and `predict` are used.
+      variables: What was learned.
+      tasks: A `TaskSampler`, a function `key -> Task`, or a `TaskStream`, of which the
+        first tasks are taken whatever the key.
+      loss_fn: Loss of one task; default: cross-entropy for integer targets, mean squared
+        error for real ones.
+      num_tasks: T, at least 2.
+      key: Consumed.
+      tasks_per_call: Tasks in one compiled call.
+      progress: Whether to draw a progress bar; `None` decides by the terminal.
+
+    Returns:
+      An `Evaluation`; `print` shows means, intervals and whether it is transductive.
+
+    Raises:
+      ValueError: bad arguments, non-finite data, labels outside the logits.
+
+    Example:
+      >>> print(ml.evaluate(learner, variables, tasks, key=jax.random.key(1)))
+    """
+    if num_tasks < 2:
+        raise ValueError(f"num_tasks is {num_tasks}; an interval needs 2 or more.")
+    if tasks_per_call < 1:
+        raise ValueError(f"tasks_per_call is {tasks_per_call}; expected 1 or more.")
+    tasks = as_tasks(tasks)
+    first = tasks.first(jax.random.split(jax.random.fold_in(key, 0), 3)[0])
+    check_task(learner, variables, first, loss_fn)
+    batch, shares = min(tasks_per_call, num_tasks), mesh.shares()
+    batch = -(-batch // shares) * shares
+    if isinstance(tasks, TaskStream):
+        draw, batches = _row, tasks.batches(batch, 0)
+    else:
+        draw, data = _Drawn(tasks.sample), mesh.everywhere(tasks.data)
+    key, variables = mesh.everywhere((key, variables))
+    run = None
+    bar = Progress(num_tasks, show=progress, label="evaluate", unit="task")
+    parts, transductive = [], False
+    for start in range(0, num_tasks, batch):
+        # The last batch runs over the end and is cut, so that all share one program.
+        numbers = jnp.arange(start, start + batch, dtype=jnp.int32)
+        if draw is _row:
+            data = mesh.everywhere(next_batch(batches, start // batch))
+        common = (variables, data, key)
+        if run is None:
+            make = functools.partial(_evaluator, learner, draw, loss_fn)
+            call = lambda run, *args: jax.block_until_ready(run(*args))
+            run, (values, flag), _ = cost.with_room(make, call, common, numbers)
+        else:
+            values, flag = run(common, numbers)
+        transductive |= bool(flag)
+        used = min(batch, num_tasks - start)
+        parts.append({k: np.asarray(v)[:used] for k, v in values.items()})
+        bar.update(used)
+    bar.close()
+    values = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    digests = values.pop("digest")
+    if not values.pop("labels_fit").all():
+        raise ValueError(
+            "some tasks hold labels outside the logits of the model. Give the model at "
+            "least as many outputs as the tasks have ways, and labels from 0."
+        )
+    return Evaluation(
+        values=values,
+        transductive=transductive,
+        learner=str(describe(learner).get("name", "custom")),
+        tasks=tasks.name,
+        fingerprint=hashlib.sha256(digests.tobytes()).hexdigest()[:16],
+    )
+
+
+def check_task(
+    learner: MetaLearner, variables: Variables, task: Task, loss_fn: LossFn | None = None
+) -> list[str]:
+    """Checks the values of one concrete task, by shapes alone on the learner's side.
+
+    Returns:
+      The names that `evaluate` would report.
+
+    Raises:
+      ValueError: non-finite data, or labels outside the logits.
+    """
+    report = _report_of(learner, loss_fn or metrics.default_loss(task.query))
+    outputs, reported = jax.eval_shape(report, variables, task)
+    checks.values_of_task(task, outputs)
+    return [f"query/{name}" for name in reported]
+
+
+@functools.lru_cache(maxsize=64)
+def _report_of(learner: MetaLearner, loss_fn: LossFn) -> Any:
+    """One function a learner and loss, so that a second check traces nothing."""
+
+    def report(variables: Variables, task: Task):
+        adapted = learner.adapt(variables, task.support, key=jax.random.key(0))
+        query = task.query
+        outputs = learner.predict(adapted, query.x, key=jax.random.key(0), mask=query.mask)
+        return outputs, metrics.of_task(loss_fn, outputs, query)
+
+    return report
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+    """Task `number` of a sampler."""
+
+    sample: Any
+
+    def __call__(self, data: PyTree, key: Key, number: Array) -> Task:
+        del number
+        return self.sample(data, key)
+
+
+def _row(tasks: Task, key: Key, number: Array) -> Task:
+    """Task `number` of a stream, whose batch `[T, ...]` is at hand."""
+    del key
+    place = number % tasks.support.mask.shape[0]
+    return jax.tree.map(lambda leaf: leaf[place], tasks)
+
+
+@functools.lru_cache(maxsize=64)
+def _evaluator(learner: MetaLearner, draw: Any, loss_fn: LossFn | None, limit: int):
+    """The compiled evaluation; cached so that a second call compiles nothing."""
+    choice = cost.Choice(limit)
+
+    def adapted_to(common: tuple, number: Array) -> tuple[Task, Any, Key]:
+        variables, data, key = common
+        k_task, k_adapt, k_predict = jax.random.split(jax.random.fold_in(key, number), 3)
+        task = draw(data, k_task, number)
+        return task, learner.adapt(variables, task.support, key=k_adapt), k_predict
+
+    def report_of(common: tuple, number: Array) -> dict[str, Array]:
+        task, adapted, key = adapted_to(common, number)
+        query = task.query
+        outputs = learner.predict(adapted, query.x, key=key, mask=query.mask)
+        report = metrics.of_task(loss_fn or metrics.default_loss(query), outputs, query)
+        report = {f"query/{k}": v for k, v in report.items()}
+        fits = _labels_fit(outputs, query)
+        return report | {"digest": _digest(task), "labels_fit": fits}
+
+    def several(common: tuple, numbers: Array) -> tuple[tuple, dict[str, Array]]:
+        one = functools.partial(report_of, common)
+        chunk = min(numbers.shape[0], cost.tasks_at_once(jax.vmap(one), numbers[:1]))
+        cost.note(chunk)
+        return (), jax.lax.map(one, numbers, batch_size=chunk)
+
+    def run(common: tuple, numbers: Array) -> tuple[dict[str, Array], Array]:
+        with cost.choosing(choice):
+            values = mesh.share(several, common, numbers)[1]
+        task, adapted, key = adapted_to(common, numbers[0])
+        flag = is_transductive(learner, adapted, task.query.x, key=key)
+        return mesh.replicated((values, flag))
+
+    return jax.jit(run), choice
+
+
+def _labels_fit(outputs: Any, query: Examples) -> Array:
+    """Whether every valid class index has a logit; true for other targets."""
+    y = query.y
+    classes = hasattr(y, "dtype") and jnp.issubdtype(y.dtype, jnp.integer)
+    if not classes or y.ndim != 1 or getattr(outputs, "ndim", 0) != 2:
+        return jnp.array(True)
+    return jnp.all((y >= 0) & (y < outputs.shape[-1]) | ~query.mask)
+
+
+def _digest(task: Task) -> Array:
+    """A checksum of the examples of a task, uint32."""
+    total = jnp.zeros((), jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves((task.support, task.query))):
+        bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+        places = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(2654435761)
+        places = places + jnp.uint32(2 * number + 1)
+        total = total + jnp.sum(bits.reshape(-1) * places, dtype=jnp.uint32)
+    return total
+
+
+def paired_difference(
+    first: Evaluation, second: Evaluation, name: str = "query/accuracy"
+) -> tuple[float, float]:
+    """Mean of `first - second` over the same tasks, and its 95 % half-width.
+
+    Far tighter than the difference of two separate intervals.
+
+    Raises:
+      ValueError: the evaluations are not over the same tasks.
+    """
+    if first.fingerprint != second.fingerprint or first.num_tasks != second.num_tasks:
+        raise ValueError(
+            f"the evaluations are over different tasks: {first.num_tasks} of "
+            f"{first.tasks!r} and {second.num_tasks} of {second.tasks!r}, digests "
+            f"{first.fingerprint} and {second.fingerprint}. "
+            "Evaluate both with the same sampler, key and num_tasks."
+        )
+    return metrics.mean_ci95(first.values[name] - second.values[name])

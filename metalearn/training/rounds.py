@@ -1,0 +1,281 @@
+"""What an online run is made of: a buffer of tasks, outer steps on it, judgement.
+
+The buffer is whole on the device from the start. Counts say what has arrived of each task;
+they are arguments of the compiled programs, so that none is compiled again as it grows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metalearn.core import checks, cost, mesh, metrics
+from metalearn.core.learner import MetaLearner
+from metalearn.core.task import Examples, Task, TaskSampler, stack_tasks
+from metalearn.core.types import Array, Key, LossFn, PyTree
+from metalearn.training.fit import NonFiniteGradient
+from metalearn.training.loop import Advance, advance_of, no_totals
+from metalearn.training.trainer import MetaTrainer, TrainState
+
+
+class Rounds(NamedTuple):
+    """A checked sequence of T tasks and what is done with it.
+
+    Attributes:
+      start: `task -> TrainState`, new variables and a new optimiser, other ones for
+        another task.
+      train: `(state, counts [T], (first, num), steps, task) -> state`: outer steps on
+        tasks `first` to `first + num - 1`, of which `counts` examples have arrived.
+      judge: `(state, task, have) -> {name: float}` after adaptation to the first `have`
+        examples of a task.
+      adapting: The update procedure.
+      sizes: Int `[T]`, examples that each task brings.
+      digests: One string a task.
+      reported: Names of the metrics.
+    """
+
+    start: Callable[[int], TrainState]
+    train: Callable[..., TrainState]
+    judge: Callable[[TrainState, int, int], dict[str, float]]
+    adapting: MetaLearner
+    sizes: np.ndarray
+    digests: list[str]
+    reported: tuple[str, ...]
+
+
+def prepare(
+    trainer: MetaTrainer,
+    tasks: Any,
+    *,
+    tasks_per_step: int,
+    num_support: int,
+    num_query: int,
+    key: Key,
+    adapting: MetaLearner | None,
+    loss_fn: LossFn | None,
+) -> Rounds:
+    """Finds everything that can be wrong with tasks, before anything is computed.
+
+    Raises:
+      TypeError: not a trainer, or not tasks.
+      ValueError: a number below one, shapes or values that do not fit; names the task.
+    """
+    if not isinstance(trainer, MetaTrainer):
+        raise TypeError(
+            f"trainer is a {type(trainer).__name__}; expected "
+            "ml.meta_trainer(learner, outer_opt)."
+        )
+    for name, value in (
+        ("num_support", num_support),
+        ("num_query", num_query),
+        ("tasks_per_step", tasks_per_step),
+    ):
+        checks.whole_number(name, value, least=1)
+    mesh.check_enough(tasks_per_step, mesh.shares())
+    tasks = _stacked(tasks)
+    sizes, most = _sizes(tasks), tasks.support.mask.shape[1]
+    if num_support + num_query > most:
+        raise ValueError(
+            f"num_support + num_query is {num_support + num_query}, but a task has room "
+            f"for {most} examples. Ask for fewer, or bring larger tasks."
+        )
+    adapting = adapting or trainer.learner
+    first = jax.tree.map(lambda leaf: leaf[0], tasks)
+    like = jax.eval_shape(trainer.init, key, first)
+    report = functools.partial(_report, adapting, loss_fn)
+    outputs, reported = jax.eval_shape(report, like.variables, first, key)
+    digests = []
+    for number, task in enumerate(_rows(jax.device_get(tasks))):
+        try:
+            checks.values_of_task(task, outputs)
+        except ValueError as error:
+            raise ValueError(f"task {number}: {error}") from error
+        digests.append(_digest(task))
+
+    tasks = mesh.everywhere(tasks)
+    k_start, k_train, k_judge = mesh.everywhere(jax.random.split(key, 3))
+    sample = Episode(num_support, num_query)
+    buffer = {"examples": tasks.support, "info": tasks.info}
+    drawn = jax.eval_shape(
+        sample, {**buffer, "counts": jnp.asarray(sizes), "first": 0, "num": 1}, key
+    )
+    fresh = mesh.everywhere(no_totals(trainer, like, drawn, tasks_per_step))
+    init, limit = jax.jit(trainer.init), None
+
+    def start(task: int) -> TrainState:
+        return mesh.everywhere(init(jax.random.fold_in(k_start, task), first))
+
+    def train(
+        state: TrainState,
+        counts: np.ndarray,
+        among: tuple[int, int],
+        steps: int,
+        task: int,
+    ) -> TrainState:
+        nonlocal limit
+        numbers = {"first": np.int32(among[0]), "num": np.int32(among[1])}
+        data = {**buffer, "counts": counts.astype(np.int32), **numbers}
+        # A key for each task: where variables restart, the number of the step does too.
+        key, stop = jax.random.fold_in(k_train, task), int(state.step) + steps
+        make = functools.partial(
+            advance_of,
+            *(trainer, TaskSampler(sample, data, "online"), tasks_per_step, key),
+            *(True, stop),
+        )
+        if limit is None:
+            _, done, choice = cost.with_room(make, _first_call, state, fresh, stop)
+            limit = choice.limit
+        else:
+            done = make(limit)[0](state, _copy(fresh), stop)
+        state, totals = done
+        bad = int(totals["first_bad"])
+        if bad >= 0:
+            raise NonFiniteGradient(
+                f"the meta-gradient, loss or update of outer step {bad} is not finite, "
+                f"during task {task}. Checkpoints and sinks keep what came before. Lower "
+                "the inner or outer rate, or clip gradients (optax.clip_by_global_norm)."
+            )
+        return state
+
+    def judge(state: TrainState, task: int, have: int) -> dict[str, float]:
+        run = _compiled_judge(adapting, loss_fn)
+        found = run(state.variables, tasks, np.int32(task), np.int32(have), k_judge)
+        return {name: float(value) for name, value in jax.device_get(found).items()}
+
+    return Rounds(start, train, judge, adapting, sizes, digests, tuple(reported))
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """`(data, key) -> Task`: a task of the buffer and disjoint mini-batches of its data.
+
+    Equal for equal settings, so compilations are shared.
+
+    Attributes:
+      num_support: K.
+      num_query: Q.
+    """
+
+    num_support: int
+    num_query: int
+
+    def __call__(self, data: PyTree, key: Key) -> Task:
+        """Reads `examples` `[T, N, ...]`, `info`, `counts` `[T]`, `first` and `num`."""
+        k_task, k_rows = jax.random.split(key)
+        task = data["first"] + jax.random.randint(k_task, (), 0, data["num"])
+        count, num = data["counts"][task], data["examples"].mask.shape[1]
+        scores = jax.random.uniform(k_rows, (num,))
+        # What has arrived in random order, then the rest, which the masks hide.
+        scores = jnp.where(jnp.arange(num) < count, scores, -1.0)
+        order = jax.lax.top_k(scores, self.num_support + self.num_query)[1]
+        wanted = self.num_support + self.num_query
+        half = jnp.minimum(self.num_support, count // 2)
+        split = jnp.where(count < wanted, half, self.num_support)
+        left = jnp.minimum(self.num_query, count - split)
+
+        def part(start: Array | int, size: int, valid: Array) -> Examples:
+            rows = order[start + jnp.arange(size)]
+            chosen = jax.tree.map(lambda leaf: leaf[task, rows], data["examples"])
+            return _hide(chosen, jnp.arange(size) < valid)
+
+        return Task(
+            support=part(0, self.num_support, split),
+            query=part(split, self.num_query, left),
+            info={"task": task, **jax.tree.map(lambda leaf: leaf[task], data["info"])},
+        )
+
+
+def _hide(examples: Examples, mask: Array) -> Examples:
+    """Zeros in masked rows too: a model may look across examples without a mask."""
+
+    def zeroed(leaf: Array) -> Array:
+        wide = mask.reshape(mask.shape + (1,) * (leaf.ndim - 1))
+        return jnp.where(wide, leaf, jnp.zeros_like(leaf))
+
+    x, y = jax.tree.map(zeroed, (examples.x, examples.y))
+    return Examples(x=x, y=y, mask=mask)
+
+
+def _stacked(tasks: Any) -> Task:
+    """A batch `[T, N, ...]` on the device."""
+    if not isinstance(tasks, Task):
+        tasks = list(tasks)
+        for number, task in enumerate(tasks):
+            if not isinstance(task, Task):
+                raise TypeError(
+                    f"task {number} is a {type(task).__name__}; expected ml.Task with the "
+                    "data that arrive as support and the held-out data as query."
+                )
+        return stack_tasks(tasks)
+    if np.ndim(tasks.support.mask) != 2 or not len(tasks.support.mask):
+        raise ValueError(
+            f"tasks.support.mask has shape {np.shape(tasks.support.mask)}; expected a "
+            "batch of tasks [T, N] or a sequence of tasks. Put one task into a list."
+        )
+    return jax.tree.map(jnp.asarray, tasks)
+
+
+def _sizes(tasks: Task) -> np.ndarray:
+    """Examples of each task, int `[T]`."""
+    mask = np.asarray(tasks.support.mask)
+    sizes = mask.sum(1)
+    for number, (row, size) in enumerate(zip(mask, sizes, strict=True)):
+        if size < 2 or not row[:size].all():
+            raise ValueError(
+                f"task {number} has {size} valid examples and mask {row.astype(int)}; "
+                "expected 2 or more, with padded rows after them. Sort its rows."
+            )
+    return sizes.astype(np.int64)
+
+
+def _report(
+    learner: MetaLearner, loss_fn: LossFn | None, variables: PyTree, task: Task, key: Key
+) -> tuple[PyTree, dict[str, Array]]:
+    k_adapt, k_predict = jax.random.split(key)
+    adapted = learner.adapt(variables, task.support, key=k_adapt)
+    query = task.query
+    outputs = learner.predict(adapted, query.x, key=k_predict, mask=query.mask)
+    found = metrics.of_task(loss_fn or metrics.default_loss(query), outputs, query)
+    return outputs, {f"query/{name}": value for name, value in found.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled_judge(learner: MetaLearner, loss_fn: LossFn | None):
+    """One program for all tasks and all numbers of examples."""
+
+    def run(variables: PyTree, tasks: Task, number: Array, have: Array, key: Key):
+        task = jax.tree.map(lambda leaf: leaf[number], tasks)
+        support = _hide(task.support, jnp.arange(task.support.mask.shape[0]) < have)
+        task = dataclasses.replace(task, support=support)
+        key = jax.random.fold_in(jax.random.fold_in(key, number), have)
+        return _report(learner, loss_fn, variables, task, key)[1]
+
+    return jax.jit(run)
+
+
+def _rows(tasks: Task) -> list[Task]:
+    leaves, treedef = jax.tree.flatten(tasks)
+    return [treedef.unflatten(row) for row in zip(*leaves, strict=True)]
+
+
+def _digest(task: Task) -> str:
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves((task.support, task.query)):
+        found.update(f"{leaf.dtype}{leaf.shape}".encode() + np.asarray(leaf).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _first_call(advance: Advance, state: TrainState, totals: PyTree, stop: int) -> tuple:
+    """On copies: what memory ends for is still needed for another try."""
+    return jax.block_until_ready(advance(*_copy((state, totals)), stop))
+
+
+def _copy(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.copy, tree)
