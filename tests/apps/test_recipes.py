@@ -245,7 +245,7 @@ def test_every_learner_has_a_row_in_the_table_of_systems():
 
 
 def test_results_of_the_table_of_systems_are_stored():
-    stored = Path(__file__).parents[1] / "benchmarks" / "results"
+    stored = Path(__file__).parents[2] / "benchmarks" / "results"
     found = {path.stem for path in stored.glob("*.json")}
     missing = [s.name for s in apps.SYSTEMS if s.result not in found]
     assert missing == ["fine_tune", "no_adaptation"]  # baselines without a comparison

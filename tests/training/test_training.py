@@ -150,7 +150,7 @@ with jax.numpy_rank_promotion("raise"):
 def test_killed_training_resumes_bit_identically(tmp_path):
     """SIGKILL at a random moment, in the middle of a checkpoint perhaps."""
     steps, folder = 400, str(tmp_path / "run")
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     code = KILLED.format(here=here, steps=100_000, folder=folder)
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=tmp_path, text=True

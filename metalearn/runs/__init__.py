@@ -1,0 +1,23 @@
+"""Runs: a folder each, and what is done with it."""
+
+from metalearn.runs.folder import Run, check_folder, load, start, stored_data_dir, write_json
+from metalearn.runs.run import (
+    best, check_images, checkpoint_step, draw, judge, results, same_test_data, train,
+)
+
+__all__ = [
+    "Run",
+    "best",
+    "check_folder",
+    "check_images",
+    "checkpoint_step",
+    "draw",
+    "judge",
+    "load",
+    "results",
+    "same_test_data",
+    "start",
+    "stored_data_dir",
+    "train",
+    "write_json",
+]
