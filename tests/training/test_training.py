@@ -137,7 +137,7 @@ def test_a_logging_window_goes_on_after_a_resume(tmp_path):
 
 KILLED = """
 import sys
-sys.path.insert(0, {here!r})
+sys.path[:0] = [{here!r}, {here!r} + "/training"]
 import conftest, jax
 import metalearn as ml
 from test_training import fit
