@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metalearn.algorithms.registry import SYSTEMS
+from metalearn.algorithms.registry import DRIVERS, RECORDS
 
 START, END = "<!-- systems -->", "<!-- end of systems -->"
 
@@ -16,7 +16,7 @@ def rows(stored: list[dict[str, Any]]) -> list[str]:
         "| constructor | paper | good for | published | measured here |",
         "|---|---|---|---|---|",
     ]
-    for system in SYSTEMS:
+    for system in (*RECORDS, *DRIVERS):
         found = results.get(system.result)
         ours = "" if found is None else _measured(system.name, found)
         cells = (f"`ml.{system.name}`", system.paper, system.good_for, system.published)
@@ -39,7 +39,7 @@ def against_rows(row: dict[str, Any]) -> str:
 def calibration_rows(row: dict[str, Any]) -> list[str]:
     """The table of a `calibration` result."""
     first = next(iter(row["rows"].values()))
-    settings, rules = first["settings"], "both_rules" in first
+    settings, rules = _app(first["settings"]), "both_rules" in first
     side, ways, shots = 28 // settings["shrink"], settings["ways"], settings["shots"]
     classes = settings.get("train_classes")
     what = f"Omniglot at {side}x{side}, {ways}-way {shots}-shot"
@@ -123,7 +123,7 @@ def _measured(name: str, row: dict[str, Any]) -> str:
             f"{_short(found['nll_minus_first'], '+')}; calibration error "
             f"{found['calibration_error']['mean']:.3f}, of MAML {first:.3f}"
             for recipe, found in row["rows"].items()
-            if found["settings"]["algorithm"] == name
+            if _learner(found["settings"]) == name
         ]
         return f"{'; '.join(parts)} (inductive, {_seeds(row['seeds'])})"
     if kind == "paired":
@@ -143,7 +143,7 @@ def _measured(name: str, row: dict[str, Any]) -> str:
         )
     if kind == "families":
         found = next(
-            (r for r in row["rows"].values() if r["settings"]["algorithm"] == name), None
+            (r for r in row["rows"].values() if _learner(r["settings"]) == name), None
         )
         if found is None:
             return ""
@@ -167,3 +167,13 @@ def _short(value: dict[str, Any], sign: str = "") -> str:
 
 def _seeds(seeds: list[int]) -> str:
     return "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+
+
+def _learner(settings: dict[str, Any]) -> str:
+    """Name of the learner, also of settings stored when they were one flat record."""
+    return settings["learner"]["name"] if "learner" in settings else settings["algorithm"]
+
+
+def _app(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the application, likewise."""
+    return settings.get("app", settings)

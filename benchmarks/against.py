@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks import _harness
 from benchmarks.recipe import summary
-from metalearn import runs
+from metalearn import apps, runs
 from metalearn.cli import main as cli
 from metalearn.core.metrics import mean_ci95
 from metalearn.runs import folder as run_folder
@@ -24,7 +24,8 @@ class Against:
       recipe: The system; see `metalearn list`.
       baseline: What it is compared with.
       seeds: Training runs of each.
-      set: Fields to override in both recipes, such as `--set steps=100`.
+      set: Fields to override in both recipes, such as `--set steps=100`; `inner_rate` is
+        the rate of the inner loop, wherever a learner has it.
       data_dir: Folder of the original archives, where the data set needs them.
       runs: Where run folders go; finished ones are taken as they are.
       json: Where to write; `benchmarks/results/against-RECIPE.json` by default.
@@ -63,13 +64,13 @@ class Against:
             folder = trained(name, seed, self.runs, self.data_dir, self.set)
             run = run_folder.load(folder)
             variables, _ = runs.best(run)
-            data = run.recipe.load_data(self.data_dir, ("test",))
+            data = run.recipe.app.load(self.data_dir, ("test",))
             evaluation = runs.judge(run, variables, data)
             print(f"{name} seed {seed}: {evaluation}", flush=True)
             each.append({k: np.asarray(v) for k, v in evaluation.values.items()})
             found = summary(folder)
             seconds.append(round(found["training_seconds"], 1))
-        metric = run.recipe.metric
+        metric = run.recipe.app.metric
         pooled = {
             key: mean_ci95(np.mean([e[key] for e in each], 0))
             for key in each[0]
@@ -96,9 +97,19 @@ def trained(
         argv = ["train", name, "--out", str(folder), "--seed", str(seed)]
         for pair in overrides:
             field, _, value = pair.partition("=")
+            if field == "inner_rate":
+                field = _place_of_rate(apps.find(name).recipe)
             argv += [f"--{field.replace('_', '-')}", value]
         argv += ["--data-dir", data_dir] if data_dir else []
         argv += ["--resume"] if (folder / "config.json").is_file() else []
         if code := cli.main(argv):
             raise SystemExit(code)
     return folder
+
+
+def _place_of_rate(recipe: apps.Recipe) -> str:
+    """Where the settings of a recipe hold the rate of the inner loop."""
+    for name in ("inner_opt", "initial_rate", "rate"):
+        if hasattr(recipe.learner, name):
+            return f"learner.{name}.rate" if name == "inner_opt" else f"learner.{name}"
+    raise ValueError(f"{recipe.learner.name} has no inner rate; leave inner_rate out.")

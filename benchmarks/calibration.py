@@ -27,7 +27,7 @@ class Calibration:
     Attributes:
       recipes: Their names; the first is the baseline.
       seeds: Training runs of each.
-      set: Fields to override in all recipes, such as `--set steps=100`.
+      set: Fields to override in all recipes, see `against`.
       part: "test", or "validation" to choose settings by.
       data_dir: Folder of the original archives, where the data set needs them.
       runs: Where run folders go; finished ones are taken as they are.
@@ -82,8 +82,8 @@ class Calibration:
     def _judged(self, name: str, seed: int) -> dict[str, Any]:
         run = run_folder.load(trained(name, seed, self.runs, self.data_dir, self.set))
         variables, _ = runs.best(run)
-        data = run.recipe.load_data(self.data_dir, (self.part,))
-        tasks = run.recipe.tasks(data, self.part)
+        data = run.recipe.app.load(self.data_dir, (self.part,))
+        tasks = run.recipe.app.tasks(data, self.part)
         found = _predictions(run.recipe, run.record, tasks, variables)
         mean, logs, labels, conflict = found
         own = np.take_along_axis(logs, labels[:, None, :, None], -1)[..., 0]  # [T, M, Q]
@@ -119,7 +119,7 @@ def _predictions(
       one for learners that draw none; labels `[T, Q]`; and, for tasks of two rules, where
       they disagree, bool `[T, Q]`.
     """
-    learner = recipe.evaluation_learner(record)
+    learner = recipe.build_judged(record)
 
     def one(number: Any) -> Any:
         key = jax.random.fold_in(jax.random.key(0), number)
@@ -128,7 +128,7 @@ def _predictions(
         adapted = learner.adapt(variables, task.support, key=k_adapt)
         outputs = learner.predict(adapted, task.query.x, key=k_predict)
         each = outputs[None]
-        if recipe.algorithm in SAMPLED:
+        if recipe.learner.name in SAMPLED:
             each = members(learner, adapted, task.query.x, key=k_predict)
         conflict = task.info.get("conflict", jnp.zeros((0,), bool))
         return (jax.nn.softmax(outputs), jax.nn.log_softmax(each), task.query.y, conflict)

@@ -38,9 +38,9 @@ class Families:
             recipe = dataclasses.replace(run.recipe, test_tasks=self.tasks)
             evaluation = runs.judge(run, variables, None, recipe=recipe, seed=0)
             info, route = _clusters.routes(
-                recipe.evaluation_learner(run.record),
+                recipe.build_judged(run.record),
                 variables,
-                recipe.tasks(None, "test"),
+                recipe.app.tasks(None, "test"),
                 self.tasks,
             )
             families, names = info["family"], ml.tasks.FAMILIES
@@ -61,7 +61,7 @@ class Families:
                 row["times_first"] = float(losses.mean() / baseline.mean())
             if route is not None:
                 row["clusters"] = _clusters.information(families, route.leaves, len(names))
-                shots = recipe.test_shots
+                shots = recipe.app.test_shots
                 beside = Path(self.json).parent if self.json else _harness.RESULTS
                 _clusters.draw(
                     beside / f"clusters-families-{shots}shot.png",
@@ -73,7 +73,7 @@ class Families:
             rows[run.name] = row
             print(run.name, {k: v for k, v in row.items() if k != "settings"})
         _harness.store(
-            f"families-{recipe.test_shots}shot",
+            f"families-{recipe.app.test_shots}shot",
             {"kind": "families", "test_seed": 0, "num_tasks": self.tasks, "rows": rows},
             self.json,
         )

@@ -20,7 +20,7 @@ class Features:
     """Writes what the `features-*` recipes read: `[I, D]` and labels of every part.
 
     Attributes:
-      run: Run folder of a recipe with algorithm protonet.
+      run: Run folder of a recipe whose learner needs an encoder, such as protonet.
       out: Where to write, an .npz file.
       data_dir: Folder of the original archives, where the data set needs them.
     """
@@ -31,20 +31,21 @@ class Features:
 
     def run_benchmark(self) -> None:
         run = run_folder.load(Path(self.run))
-        if run.recipe.algorithm != "protonet":
+        learner = run.recipe.learner
+        if learner.record.family != "metric":
             raise ValueError(
-                f"{self.run} is a run of {run.recipe.algorithm}; expected one of protonet, "
+                f"{self.run} is a run of {learner.name}; expected one of a metric learner, "
                 "whose network is an encoder."
             )
         variables, _ = runs.best(run)
-        network = run.recipe._network(None)
+        network = run.recipe.app.offers(learner, run.record, evaluating=True)["encoder"]
 
         @jax.jit
         def encode(variables: Variables, images: Any) -> Any:
             x = images.astype(jnp.float32) / 255
             return network.apply(variables, x, train=False)[0]
 
-        data = run.recipe.load_data(self.data_dir, ("train", "validation", "test"))
+        data = run.recipe.app.load(self.data_dir, ("train", "validation", "test"))
         arrays = {}
         for part, classes in data.parts.items():
             turns = 4 if classes.rotations else 1

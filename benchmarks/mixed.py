@@ -40,16 +40,16 @@ class Mixed:
             recipe = dataclasses.replace(run.recipe, test_tasks=self.tasks)
             if data is None:
                 data_dir = self.data_dir or runs.stored_data_dir(run.folder)
-                data = recipe.load_data(data_dir, ("test",))
+                data = recipe.app.load(data_dir, ("test",))
                 names = tuple(data.sets)
             evaluation = runs.judge(run, variables, data, recipe=recipe, seed=0)
             info, route = _clusters.routes(
-                recipe.evaluation_learner(run.record),
+                recipe.build_judged(run.record),
                 variables,
-                recipe.tasks(data, "test"),
+                recipe.app.tasks(data, "test"),
                 self.tasks,
             )
-            groups = _groups(info, names, recipe.styles)
+            groups = _groups(info, names, recipe.app.styles)
             accuracy = 100 * np.asarray(evaluation.values["query/accuracy"])
             row: dict[str, Any] = {
                 "training_seed": run.seed,
@@ -76,7 +76,7 @@ class Mixed:
                 )
                 if "style" in info:
                     row["clusters_and_styles"] = _clusters.information(
-                        info["style"], route.leaves, len(recipe.styles)
+                        info["style"], route.leaves, len(recipe.app.styles)
                     )
                 folder = Path(self.json).parent if self.json else _harness.RESULTS
                 _clusters.draw(

@@ -20,7 +20,7 @@ class Paired:
       second: Run folder, of the same data set, ways and shots.
       data_dir: Folder of the original archives, where the data set needs them.
       tasks: Meta-test tasks.
-      seed: Of the test tasks.
+      seed: Seed of the test tasks.
       json: Where to write; `benchmarks/results/paired-FIRST-SECOND.json` by default.
     """
 
@@ -36,7 +36,7 @@ class Paired:
         for folder in (self.first, self.second):
             run = run_folder.load(Path(folder))
             recipe = dataclasses.replace(run.recipe, test_tasks=self.tasks)
-            data = recipe.load_data(self.data_dir, ("test",))
+            data = recipe.app.load(self.data_dir, ("test",))
             variables, _ = runs.best(run)
             evaluation = runs.judge(run, variables, data, recipe=recipe, seed=self.seed)
             print(f"{run.name}: {evaluation}")
@@ -52,7 +52,7 @@ class Paired:
                 "first": names[0],
                 "second": names[1],
                 "training_seeds": [run.seed for run in loaded],
-                "settings": [dataclasses.asdict(run.recipe) for run in loaded],
+                "settings": [run.recipe.settings() for run in loaded],
                 "test_seed": self.seed,
                 "num_tasks": self.tasks,
                 "first_result": evaluations[0].summary(),

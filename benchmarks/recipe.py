@@ -21,7 +21,7 @@ class RunRecipe:
     Attributes:
       recipe: Its name; see `metalearn list`.
       data_dir: Folder of the original archives, where the data set needs them.
-      seed: Of training.
+      seed: Seed of training.
       run: Run folder; a finished run there is taken as it is, an unfinished one resumed.
       evaluation: Options of `metalearn evaluate` for a second judgement of the run, such
         as `--evaluation ways=20 queries=5`; kept in a file of its own.
@@ -66,7 +66,7 @@ def summary(folder: Path) -> dict:
     result = read_json(folder / "results.json")
     return {
         "recipe": run.name,
-        "settings": dataclasses.asdict(run.recipe),
+        "settings": run.recipe.settings(),
         "training_seed": run.seed,
         "training_seconds": trained[-1]["seconds"],
         "tasks_per_s_median": rates[len(rates) // 2],

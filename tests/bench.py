@@ -4,6 +4,7 @@ The quadratic bench: support loss `(phi - c)' A (phi - c) / 2`, query loss
 `(phi - e)' B (phi - e) / 2`, for which all meta-gradients have closed forms.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -55,10 +56,26 @@ def bench(same=False):
 THETA = np.array([0.7, -1.2, 0.4])
 
 
+def of(model, step=0, **learned):
+    """Variables of a learner that `bilevel` builds, of a model without state."""
+    params = jax.tree.map(jnp.asarray, {"model": model, **learned})
+    state = {"model": {}, "step": jnp.asarray(step, jnp.int32)}
+    return ml.Variables(params=params, state=state)
+
+
 def grads_of(learner, params, tasks):
-    variables = ml.Variables(params=jax.tree.map(jnp.asarray, params), state={})
+    """The estimate at params of a learner without state, or at its variables."""
+    variables = params
+    if not isinstance(params, ml.Variables):
+        variables = ml.Variables(params=jax.tree.map(jnp.asarray, params), state={})
     run = jax.jit(lambda v, t: learner.estimate(v, t, key=jax.random.key(0)))
     return run(variables, tasks)
+
+
+def model_grads(learner, model, tasks):
+    """The estimate of a learner that `bilevel` builds, with the model's gradients alone."""
+    found = grads_of(learner, of(model), tasks)
+    return dataclasses.replace(found, grads=found.grads["model"])
 
 
 def quadratic_maml(steps=1, **options):

@@ -53,13 +53,13 @@ def tiny(base):
     """
     folder = _images(base / "images")
     options = {
-        "dataset": f"folder:{folder}",
-        "channels": 1,
-        "ways": 3,
-        "queries": 2,
-        "eval-queries": 2,
-        "width": 4,
-        "norm": "none",
+        "app.dataset": f"folder:{folder}",
+        "app.channels": 1,
+        "app.ways": 3,
+        "app.queries": 2,
+        "app.eval-queries": 2,
+        "app.width": 4,
+        "app.norm": "none",
         "steps": 20,
         "tasks-per-step": 2,
         "validate-every": 10,
@@ -77,7 +77,7 @@ def sine():
     options = {
         "steps": 20,
         "tasks-per-step": 2,
-        "eval-queries": 5,
+        "app.eval-queries": 5,
         "validate-every": 10,
         "validation-tasks": 4,
         "test-tasks": 5,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import metalearn as ml
+from metalearn.algorithms import registry
 
 ROOT = Path(ml.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -104,6 +105,40 @@ def test_shared_algorithms_import_no_family():
         file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
         used = {m for m in imports(file) if m.startswith("algorithms")}
         assert used <= set(SHARED), f"{module} imports {used}"
+
+
+def _words(file):
+    """Names and strings of the code of a file, documentation aside."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names)
+
+
+def test_only_the_registry_and_recipes_name_a_learner():
+    """What a learner is stands in its record, and not in lists of names elsewhere."""
+    learners = {record.name for record in registry.RECORDS}
+    named = []
+    for file in FILES:
+        module = module_of(file)
+        own = module.startswith("algorithms.") and module.split(".")[1] in FAMILIES
+        recipes = module.startswith("apps.") and file.stem in (
+            "recipes",
+            "small",
+            "published",
+        )
+        if own or recipes or module in ("algorithms.registry", "algorithms.baselines"):
+            continue
+        if module == "algorithms":  # the baselines have no folder
+            continue
+        named += [f"{module}: {word}" for word in _words(file) if word in learners]
+    assert not named, named
 
 
 def test_data_imports_no_learning():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,18 @@ from metalearn.core.estimators import gradient_estimator
 from metalearn.core.learner import MetaLearner, config_of
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task, concatenate
-from metalearn.core.types import Key, LossFn, PathFilter, PyTree
+from metalearn.core.types import Key, LossFn, PathFilter, PyTree, TaskChunk
 from metalearn.inner import Adapted, descent
+
+JointNorm = Literal["support", "batch", "running"]
 
 
 def no_adaptation(
     model: Model,
     loss_fn: LossFn,
     *,
-    norm: str = "running",
-    task_chunk: int | str = "auto",
+    norm: JointNorm = "running",
+    task_chunk: TaskChunk = "auto",
 ) -> MetaLearner:
     """One model for all tasks, trained on their support and query sets, without adapting.
 
@@ -32,7 +34,7 @@ def no_adaptation(
     Args:
       model: The network.
       loss_fn: Loss of one task.
-      norm: Batch-norm policy, see `metalearn.inner.norm`.
+      norm: Batch-norm policy: "support", "batch" or "running"; see `metalearn.inner.norm`.
       task_chunk: Tasks handled at once, or "auto".
     """
     learner = fine_tune(
@@ -44,14 +46,14 @@ def no_adaptation(
 def fine_tune(
     model: Model,
     loss_fn: LossFn,
-    opt: Any,
+    opt: optax.GradientTransformation,
     *,
     num_steps: int,
     num_classes: int | None = None,
     num_ways: int | None = None,
     adapt_filter: PathFilter | None = None,
-    norm: str = "running",
-    task_chunk: int | str = "auto",
+    norm: JointNorm = "running",
+    task_chunk: TaskChunk = "auto",
 ) -> MetaLearner:
     """Joint training on all tasks, then plain fine-tuning on the support set.
 
@@ -68,12 +70,12 @@ def fine_tune(
       model: The network, or the feature extractor `[N, D]` with `num_classes`.
       loss_fn: Loss of one task.
       opt: An optax transformation for the fine-tuning.
-      num_steps: Fine-tuning steps on the whole support set.
+      num_steps: K, fine-tuning steps on the whole support set.
       num_classes: Number of training classes.
       num_ways: Classes of a task at test; needed with `num_classes`.
       adapt_filter: `(path, leaf) -> bool` over `body/...` and `head/...`, or over the
         model's own paths without `num_classes`: what fine-tuning moves.
-      norm: Batch-norm policy, see `metalearn.inner.norm`.
+      norm: Batch-norm policy: "support", "batch" or "running"; see `metalearn.inner.norm`.
       task_chunk: Tasks handled at once, or "auto".
 
     Returns:
@@ -153,9 +155,7 @@ def fine_tune(
         report = {f"joint/{k}": v for k, v in report.items()}
         return report["joint/loss"], (state, report)
 
-    config = config_of(
-        "fine_tune", opt=opt, num_steps=num_steps, num_classes=num_classes, norm=norm
-    )
+    config = config_of("fine_tune", num_steps=num_steps, num_classes=num_classes, norm=norm)
     estimate = gradient_estimator(objective, task_chunk=task_chunk)
     return MetaLearner(init, adapt, predict, estimate, config)
 

@@ -1,215 +1,390 @@
-"""The table of systems: what `metalearn list` and the README say of each learner."""
+"""The table of learners: one record each, and the only file that lists them.
+
+Read by `metalearn list`, the README's table, recipes and the conformance suite.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import linen as nn
+
+from metalearn import models
+from metalearn.algorithms import baselines, bayesian, context, gradient, metric
+from metalearn.core.learner import MetaLearner
 
 
-@dataclasses.dataclass(frozen=True)
-class System:
-    """One learner.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a table says of a system.
 
     Attributes:
-      name: Its constructor in `metalearn`.
+      name: Name in `metalearn`, as in `ml.maml`.
+      title: Name in the literature, as in "MAML++".
       paper: Authors, venue and year.
-      good_for: What it is for, in a few words.
-      published: A number that its paper or another source prints, and where; empty if we
-        have none whose source we could read or that is quoted by a second source.
+      good_for: Purpose in a few words.
+      published: A number that the paper or another source prints, and where; empty where
+        no source could be read and no second source quotes one.
       result: Stem of the stored result in `benchmarks/results/` that measures it here.
     """
 
     name: str
-    paper: str
-    good_for: str
+    title: str
+    paper: str = ""
+    good_for: str = ""
     published: str = ""
     result: str = ""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record(Card):
+    """A learner: its card, and what its signature does not say.
+
+    Attributes:
+      build: The constructor.
+      networks: Networks with layers that the learner needs, by the name of the network
+        that they replace: "mlp", "conv4".
+      start: Whether the learner can be asked for a prediction after no inner step.
+      fixed_head: Whether the model has a logit for each class of a training task; else it
+        is an encoder, and test tasks may have more classes.
+      outer: The outer optimiser of its own, `(learning_rate, *, inner, ...)`, where
+        `inner` is a direction such as `optax.scale_by_adam()`.
+      tiny: Arguments of a small instance for the conformance suite.
+      curves: Whether that instance regresses curves; else it classifies.
+      traits: What the instance declares, as keyword arguments of
+        `metalearn.testing.check_learner`.
+    """
+
+    build: Callable[..., MetaLearner]
+    networks: Mapping[str, type[nn.Module]] = dataclasses.field(default_factory=dict)
+    start: bool = True
+    fixed_head: bool = True
+    outer: Callable[..., Any] | None = None
+    tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    curves: bool = False
+    traits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def family(self) -> str:
+        """The folder of the learner, or "baselines"."""
+        return self.build.__module__.split(".")[2]
+
+    def make(self, offers: Mapping[str, Any], **settings: Any) -> MetaLearner:
+        """The learner from what its surroundings offer and settings of its own.
+
+        Args:
+          offers: Values by the names of parameters, such as `model`, `loss_fn`,
+            `num_ways`; those that the constructor does not take are left out.
+          **settings: Further arguments of the constructor.
+        """
+        taken = parameters(self.build)
+        return self.build(**{k: v for k, v in offers.items() if k in taken}, **settings)
+
+
+def parameters(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Parameters of a constructor by name, those of its `Options` included."""
+    return dict(inspect.signature(build, eval_str=True).parameters)
+
+
+def _record(
+    build: Callable[..., MetaLearner], title: str, paper: str, **rest: Any
+) -> Record:
+    return Record(build=build, name=build.__name__, title=title, paper=paper, **rest)
+
+
 # Accuracies of "mini" are on mini-ImageNet, 5-way, 1-shot. [P]: read in the paper or in
 # its released code; [S]: quoted by a second source.
-SYSTEMS = (
-    System(
-        "maml",
+RECORDS: tuple[Record, ...] = (
+    _record(
+        gradient.maml,
+        "MAML",
         "Finn et al., ICML 2017",
-        "an initialisation that a few steps adapt",
-        "mini 48.70 ± 1.84 [S]",
-        "omniglot-maml-seed0",
+        good_for="an initialisation that a few steps adapt",
+        published="mini 48.70 ± 1.84 [S]",
+        result="omniglot-maml-seed0",
     ),
-    System(
-        "fomaml",
+    _record(
+        gradient.fomaml,
+        "FOMAML",
         "Finn et al., ICML 2017",
-        "the same without second derivatives",
-        "mini 48.07 ± 1.75 [S]",
-        "against-small-fomaml",
+        good_for="the same without second derivatives",
+        published="mini 48.07 ± 1.75 [S]",
+        result="against-small-fomaml",
     ),
-    System(
-        "reptile",
+    _record(
+        gradient.reptile,
+        "Reptile",
         "Nichol et al., arXiv 2018",
-        "first order, no query set, long adaptation",
-        "mini 47.07 ± 0.26 [S]",
-        "omniglot-reptile-seed0",
+        good_for="first order, no query set, long adaptation",
+        published="mini 47.07 ± 0.26 [S]",
+        result="omniglot-reptile-seed0",
+        tiny={"num_steps": 2},
     ),
-    System(
-        "anil",
+    _record(
+        gradient.anil,
+        "ANIL",
         "Raghu et al., ICLR 2020",
-        "features that serve as they are: only the head adapts",
-        "mini 46.7 ± 0.4 against their MAML 46.9 ± 0.2 [P]",
-        "paired-glyphs-anil-glyphs-maml",
+        good_for="features that serve as they are: only the head adapts",
+        published="mini 46.7 ± 0.4 against their MAML 46.9 ± 0.2 [P]",
+        result="paired-glyphs-anil-glyphs-maml",
     ),
-    System(
-        "boil",
+    _record(
+        gradient.boil,
+        "BOIL",
         "Oh et al., ICLR 2021",
-        "other domains: the body adapts, the head does not",
-        "mini 49.65 ± 0.19 against their MAML 48.47 ± 0.26 [P]",
-        "against-small-boil",
+        good_for="other domains: the body adapts, the head does not",
+        published="mini 49.65 ± 0.19 against their MAML 48.47 ± 0.26 [P]",
+        result="against-small-boil",
     ),
-    System(
-        "meta_sgd",
+    _record(
+        gradient.meta_sgd,
+        "Meta-SGD",
         "Li et al., arXiv 2017",
-        "one step with a learned rate for every weight",
-        "mini 50.47 ± 1.87 [S]",
-        "paired-glyphs-meta-sgd-glyphs-maml",
+        good_for="one step with a learned rate for every weight",
+        published="mini 50.47 ± 1.87 [S]",
+        result="paired-glyphs-meta-sgd-glyphs-maml",
     ),
-    System(
-        "maml_plus_plus",
+    _record(
+        gradient.maml_plus_plus,
+        "MAML++",
         "Antoniou et al., ICLR 2019",
-        "MAML that trains steadily: loss and rates for every step",
-        "mini 52.15 ± 0.26 [S]",
-        "against-small20-maml-plus-plus",
+        good_for="MAML that trains steadily: loss and rates for every step",
+        published="mini 52.15 ± 0.26 [S]",
+        result="against-small20-maml-plus-plus",
+        start=False,
+        tiny={"num_steps": 2},
     ),
-    System(
-        "alpha_maml",
+    _record(
+        gradient.alpha_maml,
+        "Alpha MAML",
         "Behl et al., ICML workshop 2019",
-        "no search for the inner and the outer rate",
-        "",
-        "against-small-alpha-maml-inner_rate=0.1-steps=2000",
+        good_for="no search for the inner and the outer rate",
+        result="against-small-alpha-maml-inner_rate=0.1-steps=2000",
+        outer=gradient.alpha_maml_optimiser,
     ),
-    System(
-        "imaml",
+    _record(
+        gradient.imaml,
+        "iMAML",
         "Rajeswaran et al., NeurIPS 2019",
-        "long inner loops in constant memory, any inner optimiser",
-        "Omniglot 20-way 1-shot 94.46 ± 0.42 [S]",
-        "against-small-imaml",
+        good_for="long inner loops in constant memory, any inner optimiser",
+        published="Omniglot 20-way 1-shot 94.46 ± 0.42 [S]",
+        result="against-small-imaml",
+        start=False,
+        tiny={"num_steps": 2},
     ),
-    System(
-        "cavia",
+    _record(
+        context.cavia,
+        "CAVIA",
         "Zintgraf et al., ICML 2019",
-        "a small vector that describes the task adapts",
-        "mini 47.24 ± 0.65 (32 filters) [S]",
-        "against-sinusoid-cavia",
+        good_for="a small vector that describes the task adapts",
+        published="mini 47.24 ± 0.65 (32 filters) [S]",
+        result="against-sinusoid-cavia",
+        networks={"mlp": models.ContextMLP, "conv4": models.FilmConv4},
+        curves=True,
     ),
-    System(
-        "leo",
+    _record(
+        context.leo,
+        "LEO",
         "Rusu et al., ICLR 2019",
-        "classifiers on features of a large pre-trained network",
-        "mini 61.76 ± 0.08 [P]",
-        "against-features-leo",
+        good_for="classifiers on features of a large pre-trained network",
+        published="mini 61.76 ± 0.08 [P]",
+        result="against-features-leo",
+        tiny={"latents": 4, "num_steps": 2, "fine_tune_steps": 1, "latent_rate": 0.1},
     ),
-    System(
-        "meta_curvature",
+    _record(
+        gradient.meta_curvature,
+        "Meta-Curvature",
         "Park & Oliva, NeurIPS 2019",
-        "one inner step along a learned curvature",
-        "mini 55.73 (MC2+) [S]",
-        "against-small-meta-curvature",
+        good_for="one inner step along a learned curvature",
+        published="mini 55.73 (MC2+) [S]",
+        result="against-small-meta-curvature",
     ),
-    System(
-        "warpgrad",
+    _record(
+        gradient.kfo,
+        "KFO",
+        "Arnold et al., AISTATS 2021",
+        good_for="shallow models: a learned map of the gradients adapts with the weights",
+        result="against-sinusoid-kfo",
+        tiny={"num_steps": 2},
+    ),
+    _record(
+        gradient.warpgrad,
+        "WarpGrad",
         "Flennerhag et al., ICLR 2020",
-        "long adaptation: warp layers learn from single steps",
-        "mini 52.3 ± 0.8 (Warp-MAML) [S]",
-        "against-small-warpgrad",
+        good_for="long adaptation: warp layers learn from single steps",
+        published="mini 52.3 ± 0.8 (Warp-MAML) [S]",
+        result="against-small-warpgrad",
+        networks={"mlp": models.WarpMLP, "conv4": models.WarpConv4},
+        start=False,
+        tiny={"num_steps": 2},
+        curves=True,
     ),
-    System(
-        "t_net",
+    _record(
+        gradient.t_net,
+        "T-net",
         "Lee & Choi, ICML 2018",
-        "a learned metric for the inner gradient",
-        "",
-        "against-small-t-net",
+        good_for="a learned metric for the inner gradient",
+        result="against-small-t-net",
+        networks={"mlp": models.TNetMLP, "conv4": models.TNetConv4},
+        curves=True,
     ),
-    System(
-        "mt_net",
+    _record(
+        gradient.mt_net,
+        "MT-net",
         "Lee & Choi, ICML 2018",
-        "the same, with a learned choice of what adapts",
-        "mini 51.70 ± 1.84 [S]",
-        "against-small-mt-net",
+        good_for="the same, with a learned choice of what adapts",
+        published="mini 51.70 ± 1.84 [S]",
+        result="against-small-mt-net",
+        networks={"mlp": models.TNetMLP, "conv4": models.TNetConv4},
+        curves=True,
     ),
-    System(
-        "bmg",
+    _record(
+        gradient.bmg,
+        "BMG",
         "Flennerhag et al., ICLR 2022",
-        "a longer horizon than the steps that are differentiated",
-        "",
-        "against-small-bmg",
+        good_for="a longer horizon than the steps that are differentiated",
+        result="against-small-bmg",
+        start=False,
     ),
-    System(
-        "sharp_maml",
+    _record(
+        gradient.sharp_maml,
+        "Sharp-MAML",
         "Abbas et al., ICML 2022",
-        "flat minima, in the inner loop, the outer one or both",
-        "",
-        "against-small-sharp-maml",
+        good_for="flat minima, in the inner loop, the outer one or both",
+        result="against-small-sharp-maml",
     ),
-    System(
-        "es_maml",
+    _record(
+        gradient.es_maml,
+        "ES-MAML",
         "Song et al., ICLR 2020",
-        "objectives and adaptation without a derivative, small networks",
-        "",
-        "against-sinusoid-es-maml",
+        good_for="objectives and adaptation without a derivative, small networks",
+        result="against-sinusoid-es-maml",
+        start=False,
+        tiny={"num_perturbations": 4},
     ),
-    System(
-        "llama",
+    _record(
+        bayesian.llama,
+        "LLAMA",
         "Grant et al., ICLR 2018",
-        "MAML as empirical Bayes: a Laplace posterior around the adapted weights",
-        "mini 49.40 ± 1.83 [S]",
-        "calibration-ambiguous-maml",
+        good_for="MAML as empirical Bayes: a Laplace posterior around the adapted weights",
+        published="mini 49.40 ± 1.83 [S]",
+        result="calibration-ambiguous-maml",
+        start=False,
     ),
-    System(
-        "platipus",
+    _record(
+        bayesian.platipus,
+        "PLATIPUS",
         "Finn et al., NeurIPS 2018",
-        "ambiguous tasks: a Gaussian of initialisations",
-        "mini 50.13 ± 1.86 [S]",
-        "calibration-ambiguous-maml",
+        good_for="ambiguous tasks: a Gaussian of initialisations",
+        published="mini 50.13 ± 1.86 [S]",
+        result="calibration-ambiguous-maml",
+        start=False,
+        tiny={"combine": "mean", "num_samples": 2},
     ),
-    System(
-        "bmaml",
+    _record(
+        bayesian.bmaml,
+        "BMAML",
         "Yoon et al., NeurIPS 2018",
-        "ambiguous tasks: particles that sample the posterior",
-        "",
-        "calibration-ambiguous-maml",
+        good_for="ambiguous tasks: particles that sample the posterior",
+        result="calibration-ambiguous-maml",
+        start=False,
+        tiny={"num_particles": 2},
     ),
-    System(
-        "emaml",
+    _record(
+        bayesian.emaml,
+        "EMAML",
         "baseline of Yoon et al., NeurIPS 2018",
-        "an ensemble of MAML learners",
-        "",
-        "calibration-ambiguous-maml",
+        good_for="an ensemble of MAML learners",
+        result="calibration-ambiguous-maml",
+        start=False,
+        tiny={"num_particles": 2},
     ),
-    System(
-        "hsml",
+    _record(
+        context.hsml,
+        "HSML",
         "Yao et al., ICML 2019",
-        "tasks of several kinds: a learned tree of clusters gates the start",
-        "mini 50.38 [S]",
-        "families-10shot",
+        good_for="tasks of several kinds: a learned tree of clusters gates the start",
+        published="mini 50.38 [S]",
+        result="families-10shot",
+        tiny={"num_steps": 1, "tree": (2, 1), "hidden": 4, "aggregator": "mean"},
     ),
-    System(
-        "mumomaml",
+    _record(
+        context.mumomaml,
+        "MuMoMAML",
         "after Vuorio et al., NeurIPS 2019",
-        "tasks of several kinds: a task embedding gates the start",
-        "",
-        "families-10shot",
+        good_for="tasks of several kinds: a task embedding gates the start",
+        result="families-10shot",
+        tiny={"num_steps": 1, "hidden": 4, "aggregator": "mean"},
     ),
-    System(
-        "follow_the_meta_leader",
-        "Finn et al., ICML 2019",
-        "tasks that arrive one after another: meta-learning on a buffer of them",
-        "",
-        "online",
-    ),
-    System(
-        "protonet",
+    _record(
+        metric.protonet,
+        "ProtoNet",
         "Snell et al., NeurIPS 2017",
-        "class means in a learned space; any number of ways",
-        "",
-        "omniglot-protonet-seed0",
+        good_for="class means in a learned space; any number of ways",
+        result="omniglot-protonet-seed0",
+        start=False,
+        fixed_head=False,
+        traits={"relabelling": True},
     ),
-    System("fine_tune", "Chen et al., ICLR 2019", "baseline: a new head on joint training"),
-    System("no_adaptation", "", "baseline: the floor"),
+    _record(
+        baselines.fine_tune,
+        "Fine-tuning",
+        "Chen et al., ICLR 2019",
+        good_for="baseline: a new head on joint training",
+        fixed_head=False,
+        tiny={"num_steps": 2},
+        traits={"relabelling": True},
+    ),
+    _record(baselines.no_adaptation, "No adaptation", "", good_for="baseline: the floor"),
 )
+# Drivers of whole trainings, which take any learner.
+DRIVERS: tuple[Card, ...] = (
+    Card(
+        name="follow_the_meta_leader",
+        title="Online MAML",
+        paper="Finn et al., ICML 2019",
+        good_for="tasks that arrive one after another: meta-learning on a buffer of them",
+        result="online",
+    ),
+)
+LEARNERS: dict[str, Record] = {record.name: record for record in RECORDS}
+
+
+def find(name: str) -> Record:
+    """The record of a learner, or of a constructor of yours.
+
+    Args:
+      name: Name of a record, or "package.module:function".
+
+    Raises:
+      ValueError: there is none of that name, or nothing to import; suggests the nearest.
+    """
+    if name in LEARNERS:
+        return LEARNERS[name]
+    module, colon, function = name.partition(":")
+    if not colon:
+        near = difflib.get_close_matches(name, LEARNERS, n=3, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(
+            f"unknown learner {name!r}.{hint} See them all with metalearn list, or give a "
+            "constructor of yours as package.module:function."
+        )
+    try:
+        build = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"learner {name!r} cannot be imported ({error}); expected "
+            "package.module:function, where Python finds the package: install it, or set "
+            "PYTHONPATH."
+        ) from error
+    if not callable(build):
+        raise ValueError(
+            f"learner {name!r} is a {type(build).__name__}; expected a function that makes "
+            "a MetaLearner."
+        )
+    return Record(build=build, name=name, title=function)

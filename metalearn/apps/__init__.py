@@ -1,19 +1,26 @@
-"""Recipes: every choice of a training run as one typed record."""
+"""Recipes: every choice of a training run as one typed record, made of records."""
 
-from metalearn.algorithms.registry import SYSTEMS
-from metalearn.apps.base import Entry, Recipe
-from metalearn.apps.curves.recipe import SinusoidRecipe
-from metalearn.apps.images.recipe import ImageRecipe
-from metalearn.apps.registry import DEFAULT, KINDS, RECIPES, find
+from metalearn.apps.base import Application, Entry, Recipe
+from metalearn.apps.curves import Curves
+from metalearn.apps.images import FewShotFeatures, FewShotImages, MixedImages
+from metalearn.apps.optimisers import Optimiser, Outer, adam, sgd
+from metalearn.apps.registry import DEFAULT, KINDS, RECIPES, find, recipe_of
 
 __all__ = [
     "DEFAULT",
     "KINDS",
     "RECIPES",
-    "SYSTEMS",
+    "Application",
+    "Curves",
     "Entry",
-    "ImageRecipe",
+    "FewShotFeatures",
+    "FewShotImages",
+    "MixedImages",
+    "Optimiser",
+    "Outer",
     "Recipe",
-    "SinusoidRecipe",
+    "adam",
     "find",
+    "recipe_of",
+    "sgd",
 ]

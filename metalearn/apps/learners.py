@@ -1,121 +1,200 @@
-"""From the fields of a recipe to a learner: the one place that calls the algorithms."""
+"""Settings of a learner: a record made from the signature of its constructor.
+
+    from metalearn.apps import learners
+
+    learners.HSML(inner_opt=sgd(1e-3), tree=(4, 2, 1))
+
+has the keyword arguments of `ml.hsml` as fields, with their types, defaults and help; the
+model, the loss and the number of ways come from the application. `settings_of` makes such a
+record from any constructor.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
-from typing import Any
+import re
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
-import optax
-
-from metalearn import algorithms
-from metalearn.algorithms.bilevel import bilevel
-from metalearn.apps import options
-from metalearn.apps.base import MAML_FAMILY, OPTIONED, RATED, Recipe
+from metalearn.algorithms import registry
+from metalearn.algorithms.registry import Record
+from metalearn.apps.optimisers import Optimiser, OwnOuter
+from metalearn.apps.records import from_json, members, to_json
 from metalearn.core.learner import MetaLearner
-from metalearn.core.model import Model
-from metalearn.core.types import LossFn
+
+# What the application decides, and what only code can give.
+FROM_APPLICATION = ("num_ways", "num_classes", "mask_absent_classes", "name")
+PLAIN = (int, float, str, bool, type(None))
 
 
-def gradient_learner(
-    recipe: Recipe,
-    model: Model,
-    loss_fn: LossFn,
-    *,
-    evaluating: bool,
-    steps: int | None = None,
-    norm: str | None = None,
-    fewer_ways: bool = False,
-    **head: Any,
-) -> MetaLearner:
-    """The learner of every algorithm that adapts by gradient descent, or not at all.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learner:
+    """Settings of a learner; a subclass for each constructor has its fields.
+
+    Attributes:
+      record: What the registry says of the constructor.
+    """
+
+    record: ClassVar[Record]
+
+    @property
+    def name(self) -> str:
+        """Name in the registry, or "package.module:function"."""
+        return self.record.name
+
+    def build(self, offers: Mapping[str, Any], **changes: Any) -> MetaLearner:
+        """The learner.
+
+        Args:
+          offers: Values that the application has for parameters of the constructor, by
+            their names, see `Record.make`.
+          **changes: Arguments in place of those of the settings.
+        """
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        own = {k: v.build() if isinstance(v, Optimiser) else v for k, v in own.items()}
+        offers = {k: v for k, v in offers.items() if k not in own}
+        return self.record.make(offers, **own | changes)
+
+    def steps(self, number: int) -> dict[str, int]:
+        """Arguments for `build` by which adaptation takes so many steps.
+
+        Raises:
+          ValueError: the learner takes no number of steps.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in ("eval_steps", "num_steps"):
+            if name in names:
+                return {name: number}
+        if number == 0 and self.record.start:
+            return {}
+        raise ValueError(f"{self.name} takes no number of inner steps. Leave it out.")
+
+
+def settings_of(name: str) -> type[Learner]:
+    """The record of settings of a learner in the registry, or of any constructor.
 
     Args:
-      recipe: Says which algorithm and its settings.
-      model: The network; features for fine_tune with a head.
-      loss_fn: Loss of one task.
-      evaluating: Whether with the settings of validation and test.
-      steps: Inner steps in place of those of the recipe.
-      norm: Policy of batch norm; the learner's default if None.
-      fewer_ways: Tasks have fewer ways than the model has logits.
-      **head: What the data decides: of fine_tune `num_classes` and `num_ways`, of hsml
-        `features` and `num_ways`.
-    """
-    name = recipe.algorithm
-    shared = {"task_chunk": recipe.task_chunk}
-    if norm is not None:
-        shared["norm"] = norm
-    if name == "no_adaptation":
-        return algorithms.no_adaptation(model, loss_fn, **shared)
-    if steps is None:
-        longer = recipe.eval_inner_steps if evaluating else None
-        steps = recipe.inner_steps if longer is None else longer
-    shared["num_steps"] = steps
-    if name == "meta_sgd":
-        low, high = recipe.inner_rate_low, recipe.inner_rate
-        rate = high if low is None else (low, high)
-        return algorithms.meta_sgd(
-            model, loss_fn, initial_rate=rate, mask_absent_classes=fewer_ways, **shared
-        )
-    if name in RATED:
-        rates = {"rate", "initial_rate"}
-        build = getattr(algorithms, name)
-        (rate,) = rates.intersection(inspect.signature(build).parameters)
-        shared[rate] = recipe.inner_rate
-        if fewer_ways:
-            shared["mask_absent_classes"] = True
-        return build(model, loss_fn, **shared, **learner_options(recipe))
-    opt = inner_opt(recipe)
-    if name == "reptile":
-        return algorithms.reptile(
-            model,
-            loss_fn,
-            opt,
-            batch_size=recipe.inner_batch,
-            eval_steps=steps,
-            eval_batch_size=recipe.eval_inner_batch,
-            carry_opt_state=recipe.carry_opt_state,
-            **shared | {"num_steps": recipe.inner_steps},
-        )
-    if name == "fine_tune":
-        return algorithms.fine_tune(model, loss_fn, opt, **head, **shared)
-    if name in OPTIONED:
-        build = getattr(algorithms, name)
-        if fewer_ways:
-            shared["mask_absent_classes"] = True
-        chosen = learner_options(recipe)
-        if chosen.get("adaptation") == "hill_climbing":
-            opt = None  # es_maml: it takes no gradient
-        return build(model, loss_fn, opt, **shared, **head, **chosen)
-    if name in MAML_FAMILY:
-        build = getattr(algorithms, name)
-        return build(model, loss_fn, opt, mask_absent_classes=fewer_ways, **shared)
-    raise ValueError(f"algorithm is {name!r}, which does not adapt by gradient descent.")
-
-
-def learner_options(recipe: Recipe) -> dict[str, Any]:
-    """`options` of a recipe as arguments of its learner.
+      name: Name of a learner, or "package.module:function".
 
     Raises:
-      ValueError: see `recipes.options.parse`.
+      ValueError: see `registry.find`.
+
+    Example:
+      >>> settings_of("maml")(inner_opt=sgd(0.4), num_steps=1)
     """
-    makers = [getattr(algorithms, recipe.algorithm)]
-    if recipe.algorithm == "mumomaml":
-        makers.append(algorithms.hsml)
-    if any(
-        p.kind is p.VAR_KEYWORD for p in inspect.signature(makers[0]).parameters.values()
-    ):
-        makers.append(bilevel)
-    outer = dict(recipe.outer_options())
-    chosen = options.parse(recipe.options, [*makers, *recipe.outer_makers()])
-    return {name: value for name, value in chosen.items() if name not in outer}
+    return _settings(registry.find(name))
 
 
-def inner_opt(recipe: Recipe) -> optax.GradientTransformation:
-    """The optimiser of the inner loop."""
-    if recipe.inner_optimizer == "sgd":
-        return optax.sgd(recipe.inner_rate)
-    # Second-order learners differentiate the square root of Adam's second moment.
-    second_order = recipe.algorithm in ("maml", "anil", "boil", *OPTIONED)
-    return optax.adam(
-        recipe.inner_rate, b1=recipe.inner_b1, eps_root=1e-8 if second_order else 0.0
+@functools.lru_cache(maxsize=256)
+def _settings_by_name(name: str) -> type[Learner]:
+    record = registry.find(name)
+    return _make(_camel(record.title), Learner, record.build, {"record": record})
+
+
+def _settings(record: Record) -> type[Learner]:
+    return _settings_by_name(record.name)
+
+
+def own_outer(record: Record) -> type[OwnOuter] | None:
+    """The record of settings of the outer optimiser that belongs to a learner."""
+    return None if record.outer is None else _outer_by_name(record.name)
+
+
+@functools.lru_cache(maxsize=256)
+def _outer_by_name(name: str) -> type[OwnOuter]:
+    record = registry.find(name)
+    title = f"{_camel(record.title)}Outer"
+    assert record.outer is not None
+    return _make(title, OwnOuter, record.outer, {"constructor": staticmethod(record.outer)})
+
+
+def _make(title: str, base: type, build: Callable[..., Any], shared: dict) -> Any:
+    """A frozen subclass of `base` with the plain arguments of a constructor as fields."""
+    told, own = arguments(build), _fields(build, optimisers=base is Learner)
+    fields = [
+        (name, kind)
+        if default is inspect.Parameter.empty
+        else (name, kind, dataclasses.field(default=default))
+        for name, (kind, default) in own.items()
+    ]
+    made = dataclasses.make_dataclass(
+        title, fields, bases=(base,), frozen=True, kw_only=True, namespace=shared
     )
+    kinds = typing.get_type_hints(base) | {name: kind for name, (kind, _) in own.items()}
+    help_of = arguments(base) | told
+    names = [field.name for field in dataclasses.fields(made)]
+    made.__field_types__ = {name: kinds[name] for name in names}
+    summary = (inspect.getdoc(build) or title).split("\n")[0]
+    lines = [f"  {name}: {help_of.get(name, '')}".rstrip() for name in names]
+    made.__doc__ = "\n".join([summary, "", "Attributes:", *lines])
+    made.__module__ = __name__
+    return made
+
+
+def _fields(build: Callable[..., Any], *, optimisers: bool) -> dict[str, tuple[Any, Any]]:
+    """Type and default of each argument that is plain, or an inner optimiser."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, parameter in registry.parameters(build).items():
+        if name in FROM_APPLICATION:
+            continue
+        kinds = members(parameter.annotation)
+        if optimisers and name in ("inner_opt", "opt"):
+            kind = Optimiser | None if type(None) in kinds else Optimiser
+            found[name] = (kind, Optimiser())
+            continue
+        plain = tuple(kind for kind in kinds if _is_plain(kind))
+        if plain and plain != (type(None),):
+            found[name] = (_union(plain), parameter.default)
+    return found
+
+
+def _is_plain(kind: Any) -> bool:
+    if get_origin(kind) is tuple:
+        return all(member in PLAIN or member is Ellipsis for member in get_args(kind))
+    return kind in PLAIN or get_origin(kind) is Literal
+
+
+def _union(kinds: tuple[Any, ...]) -> Any:
+    return typing.Union[tuple(dict.fromkeys(kinds))]  # noqa: UP007
+
+
+def arguments(thing: Any) -> dict[str, str]:
+    """Text of each argument in the docstring of a function, or attribute of a record."""
+    text = inspect.getdoc(thing) or ""
+    found = re.search(r"^(?:Args|Attributes):\n((?:  .*\n?|\n)*)", text, re.MULTILINE)
+    parts = re.split(
+        r"^  \*{0,2}(\w+): ", found.group(1) if found else "", flags=re.MULTILINE
+    )
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    told = {name: " ".join(text.split()) for name, text in pairs}
+    return told
+
+
+def _camel(title: str) -> str:
+    """`"MAMLPlusPlus"` for "MAML++", `"FineTuning"` for "Fine-tuning"."""
+    words = re.split(r"\W+|_", title.replace("+", " Plus"))
+    return "".join(word[:1].upper() + word[1:] for word in words)
+
+
+def as_json(learner: Learner) -> dict[str, Any]:
+    """Name and settings as JSON values."""
+    return {"name": learner.name, **to_json(learner)}
+
+
+def read_json(settings: Mapping[str, Any]) -> Learner:
+    """The inverse of `as_json`."""
+    rest = dict(settings)
+    return from_json(settings_of(rest.pop("name")), rest)
+
+
+def __getattr__(title: str) -> Any:
+    """Records by the titles of learners, such as `learners.HSML`."""
+    for record in registry.RECORDS:
+        if title == _camel(record.title):
+            return _settings(record)
+        if title == f"{_camel(record.title)}Outer" and record.outer is not None:
+            return _outer_by_name(record.name)
+    raise AttributeError(f"no learner has the title {title!r}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from metalearn import apps, runs
-from metalearn.apps import Recipe
-
-SWITCHES = ("--resume", "--carry-opt-state")
+from metalearn.algorithms import registry
+from metalearn.apps import Recipe, learners
+from metalearn.apps.records import changed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +31,14 @@ class TrainOptions:
     Attributes:
       out: Run folder; runs/RECIPE-seedN if not given.
       data_dir: Folder of original archives, for data sets that need one.
-      seed: Of initialisation and training tasks.
+      seed: Seed of initialisation and training tasks.
       resume: Goes on with the run in the folder: exactly, or on another number of
         devices up to rounding.
       devices: Devices that share the tasks of a step, over all processes. If not given:
         one accelerator, or the cores of the CPU as far as the tasks need them; with
         several processes all devices there are.
       processes: Processes that train together; start the command once for each.
-      process: Which of them this is, from 0; the first writes the run folder.
+      process: Number of this process, from 0; the first writes the run folder.
       coordinator: HOST:PORT at which the first process is reached by the others.
     """
 
@@ -69,7 +69,7 @@ class EvaluateOptions:
       queries: Query examples of a class.
       norm_policy: Which statistics batch norm uses: "batch" is transductive, "support"
         is not; as in training if None.
-      seed: Of the test tasks; not related to the seed of training.
+      seed: Seed of the test tasks; not related to the seed of training.
       json: Prints JSON alone to stdout.
     """
 
@@ -139,23 +139,93 @@ def parse(options: type, argv: Sequence[str], command: str) -> Any:
 def parse_train(argv: Sequence[str]) -> tuple[str, TrainOptions, Recipe]:
     """Name of the recipe, options and settings of `metalearn train`.
 
+    `--learner NAME` or `--learner package.module:function` takes another learner, with
+    the settings that both have; `--learner.NAME VALUE` changes one of its settings.
+
     Raises:
-      ValueError: unknown recipe.
+      ValueError: unknown recipe or learner.
       SystemExit: as in `parse`.
     """
+    import tyro
+
     name, rest = _split_name(argv)
     if name is not None:
         recipe = apps.find(name).recipe
     else:
         name, recipe = _default(rest)
-    fields = [
-        ("run", TrainOptions, TrainOptions()),
-        ("recipe", type(recipe), dataclasses.field(default=recipe)),
+    learner, rest = _split_learner(rest)
+    if learner is not None:
+        recipe = with_learner(recipe, learner)
+    parts = ("app", "learner", "outer")
+    top = [f for f in dataclasses.fields(Recipe) if f.name not in parts]
+    settings: Any = dataclasses.make_dataclass(
+        "Settings", [(f.name, f.type, getattr(recipe, f.name)) for f in top], frozen=True
+    )
+    settings.__doc__, settings.__module__ = Recipe.__doc__, Recipe.__module__
+    alone = tyro.conf.arg(name="")  # without a prefix
+    fields: list[Any] = [
+        ("run", Annotated[TrainOptions, alone], TrainOptions()),
+        ("settings", Annotated[settings, alone], dataclasses.field(default=settings())),
+        *(
+            (part, type(value), dataclasses.field(default=value))
+            for part, value in ((part, getattr(recipe, part)) for part in parts)
+        ),
     ]
     both = dataclasses.make_dataclass("Train", fields)
-    both.__doc__ = f"Meta-trains {name}. The defaults shown are those of this recipe."
-    parsed = parse(both, rest, "train [RECIPE]")
-    return name, parsed.run, parsed.recipe
+    both.__doc__ = (
+        f"Meta-trains {name}. The defaults shown are those of this recipe. Another "
+        "learner: --learner NAME, or --learner package.module:function for one of yours."
+    )
+    found = tyro.cli(
+        both,
+        args=list(rest),
+        prog="metalearn train [RECIPE]",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    made = {part: getattr(found, part) for part in parts}
+    return name, found.run, Recipe(**made, **vars(found.settings))
+
+
+def with_learner(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with another learner, which keeps the settings that both have.
+
+    Raises:
+      ValueError: unknown learner.
+    """
+    import tyro
+
+    def default_of(kind: type, old: Any) -> Any:
+        known = {f.name: getattr(old, f.name) for f in dataclasses.fields(old)}
+        values = {
+            f.name: known.get(f.name, tyro.MISSING)  # to be said by the user
+            for f in dataclasses.fields(kind)
+            if f.name in known or f.default is dataclasses.MISSING
+        }
+        return kind(**values)
+
+    kind = learners.settings_of(name)
+    outer = learners.own_outer(kind.record)
+    had = learners.own_outer(recipe.learner.record)
+    changes: dict[str, Any] = {"learner": default_of(kind, recipe.learner)}
+    if outer is not None:
+        changes["outer"] = default_of(outer, recipe.outer)
+    elif had is not None:
+        changes["outer"] = apps.Outer()
+    return dataclasses.replace(recipe, **changes)
+
+
+def _split_learner(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of `--learner`, and the other words."""
+    rest, name = [], None
+    words = iter(argv)
+    for word in words:
+        if word == "--learner":
+            name = next(words, "")
+        elif word.startswith("--learner="):
+            name = word.removeprefix("--learner=")
+        else:
+            rest.append(word)
+    return name, rest
 
 
 def _split_name(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -163,10 +233,23 @@ def _split_name(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     for i, word in enumerate(argv):
         # A word after an option is its value, unless the option is a switch.
         before = argv[i - 1] if i else ""
-        free = before.startswith("--no-") or before in SWITCHES or before[:1] != "-"
+        free = before[:1] != "-" or "=" in before or before == "--resume"
+        free |= before.startswith("--learner.") and before.rpartition(".")[2] in _switches()
         if free and not word.startswith("-") and (i == 0 or word in apps.RECIPES):
             return word, [*argv[:i], *argv[i + 1 :]]
     return None, list(argv)
+
+
+def _switches() -> set[str]:
+    """Settings of learners that are true or false, as words of the command line."""
+    names = {
+        name
+        for record in registry.RECORDS
+        for name, parameter in registry.parameters(record.build).items()
+        if parameter.annotation is bool
+    }
+    words = {name.replace("_", "-") for name in names}
+    return names | words | {f"no-{word}" for word in words}
 
 
 def _default(argv: Sequence[str]) -> tuple[str, Recipe]:
@@ -187,38 +270,57 @@ def for_evaluation(recipe: Recipe, options: EvaluateOptions) -> Recipe:
     """The recipe with the data and test tasks that the options ask for.
 
     Raises:
-      ValueError: an option that this kind of recipe does not have.
+      ValueError: an option that this application does not have.
     """
     asked = {
         "dataset": options.dataset,
         "split": options.split,
         "image_size": options.image_size,
         "channels": options.channels,
-        "test_tasks": options.tasks,
         "eval_ways": options.ways,
         "eval_shots": options.shots,
         "eval_queries": options.queries,
-        "norm_policy": options.norm_policy,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
     if options.dataset is not None:
         # Another set has other options; those of the training set do not carry over.
         asked = {"split": None, "image_size": None, "channels": None, **asked}
-    known = {field.name for field in dataclasses.fields(recipe)}
+    known = {field.name for field in dataclasses.fields(recipe.app)}  # type: ignore
     if unknown := [n for n in asked if n not in known and asked[n] is not None]:
         raise ValueError(
-            f"a run of kind {recipe.kind!r} has no setting {', '.join(unknown)}. Leave "
+            f"a run of kind {recipe.app.kind!r} has no setting {', '.join(unknown)}. Leave "
             "the option out."
         )
-    asked = {name: value for name, value in asked.items() if name in known}
-    changed = dataclasses.replace(recipe, **asked)
-    changed.check()
-    if options.norm_policy in ("running", "per_step") or (
-        options.norm_policy and recipe.norm_policy == "per_step"
-    ):
+    found = recipe
+    for name, value in asked.items():
+        if name in known:
+            found = changed(found, f"app.{name}", value)
+    if options.tasks is not None:
+        found = dataclasses.replace(found, test_tasks=options.tasks)
+    if options.norm_policy is not None:
+        found = _with_policy(found, options.norm_policy)
+    found.check()
+    return found
+
+
+def _with_policy(recipe: Recipe, policy: str) -> Recipe:
+    if not hasattr(recipe.learner, "norm"):
         raise ValueError(
-            f"norm_policy {options.norm_policy!r} was given to a run trained with "
-            f"{recipe.norm_policy or 'the default'!r}: its averages are not those that "
-            "would be read. Evaluate with support or batch, or leave the option out."
+            f"{recipe.learner.name} has no policy of batch norm. Leave the option out."
         )
-    return changed
+    found = changed(recipe, "learner.norm", policy)
+    trained = getattr(recipe.learner, "norm", None)
+    found.check()
+    if policy in ("running", "per_step") or trained == "per_step":
+        raise ValueError(
+            f"norm_policy {policy!r} was given to a run trained with {trained!r}: its "
+            "averages are not those that would be read. Evaluate with support or batch, or "
+            "leave the option out."
+        )
+    return found
+
+
+def check_seed(seed: int) -> None:
+    """Raises a `ValueError` unless a seed that jax takes."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; expected 0 or more, below 2**32.")

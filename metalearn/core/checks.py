@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -42,38 +40,14 @@ def number(name: str, value: Any, *, positive: bool = False, signed: bool = Fals
     raise ValueError(f"{name} is {given}; expected a finite number{expected}.")
 
 
-def known_options(
-    owner: Callable,
-    options: Mapping[str, Any],
-    *makers: Callable,
-    but: Sequence[str] = (),
-) -> None:
-    """Checks the options that a constructor hands on to functions its user does not see.
-
-    Args:
-      owner: The constructor that was called.
-      options: What it hands on.
-      makers: Who gets it, and know options by their keyword-only arguments.
-      but: Those of them that `owner` gives itself.
-
-    Raises:
-      TypeError: an option is unknown; names `owner` and the options that are near.
-    """
-    arguments = (inspect.signature(f).parameters.values() for f in (owner, *makers))
-    known = {p.name for found in arguments for p in found if p.kind is p.KEYWORD_ONLY}
-    known = sorted((known | {"name"}) - set(but))
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known)
-            raise TypeError(
-                f"{owner.__name__}() got an unknown option {option!r}. "
-                + (f"Did you mean {' or '.join(near)}? " if near else "")
-                + f"It takes {', '.join(known)}."
-            )
+def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises a `ValueError` unless `value` is one of the words."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
 
 
 def adapt_filter(select: Any) -> None:
-    """Raises a `TypeError` unless `None` or a function."""
+    """Raises a `TypeError` unless `select` is `None` or a function."""
     if select is None or callable(select):
         return
     word = isinstance(select, str)

@@ -1,4 +1,4 @@
-"""From the objective of one task to a meta-gradient over a batch of tasks.
+"""From what one task says to a meta-gradient over a batch of tasks.
 
 The only code that splits keys over tasks, maps over them, chunks and reduces.
 """
@@ -16,14 +16,26 @@ from metalearn.core import cost, mesh, trees
 from metalearn.core.learner import Estimate
 from metalearn.core.model import Variables
 from metalearn.core.task import Task
-from metalearn.core.types import EstimateFn, Key, Objective, PyTree
+from metalearn.core.types import (
+    Array,
+    EstimateFn,
+    Key,
+    Objective,
+    PyTree,
+    TaskChunk,
+)
+
+ReduceState = str | Callable[[PyTree], PyTree]
+# `(variables, tasks [C, ...], keys [C]) -> (gradients summed over the tasks, their states,
+# metrics and whatever else [C, ...])`.
+ChunkFn = Callable[[Variables, Task, Key], tuple[PyTree, tuple]]
 
 
 def gradient_estimator(
     objective: Objective,
     *,
-    task_chunk: int | str = "auto",
-    reduce_state: str | Callable[[PyTree], PyTree] = "mean",
+    task_chunk: TaskChunk = "auto",
+    reduce_state: ReduceState = "mean",
 ) -> EstimateFn:
     """Builds `estimate` from the objective of one task.
 
@@ -39,12 +51,15 @@ def gradient_estimator(
         the states `[T, ...]`.
 
     Returns:
-      `estimate(variables, tasks, *, key) -> Estimate`.
+      `estimate(variables, tasks, *, key) -> Estimate`. While a program is traced, the
+      Python of the objective runs once for each shape of its arguments.
+
+    Raises:
+      ValueError: `task_chunk` is neither `"auto"` nor a positive integer.
 
     Example:
       >>> learner = ml.MetaLearner(init, adapt, predict, ml.gradient_estimator(objective))
     """
-    check_chunk(task_chunk)
 
     def summed(params: PyTree, state: PyTree, tasks: Task, keys: Key):
         def one(task: Task, key: Key):
@@ -59,57 +74,105 @@ def gradient_estimator(
             )
         return jnp.sum(losses), aux
 
-    def chunk_grads(variables: Variables, tasks: Task, keys: Key):
+    def chunk_fn(variables: Variables, tasks: Task, keys: Key):
+        # Of the sum, not a sum of gradients: what all tasks share is never copied.
         return jax.grad(summed, has_aux=True)(
             variables.params, variables.state, tasks, keys
         )
 
-    return mean_estimator(chunk_grads, task_chunk=task_chunk, reduce_state=reduce_state)
+    return _mean_over_tasks(chunk_fn, task_chunk, reduce_state)
 
 
 def mean_estimator(
-    summed: Callable[[Variables, Task, Key], tuple[PyTree, tuple[PyTree, PyTree]]],
+    gradient: Callable[..., tuple[PyTree, tuple]],
     *,
-    task_chunk: int | str = "auto",
-    reduce_state: str | Callable[[PyTree], PyTree] = "mean",
+    task_chunk: TaskChunk = "auto",
+    reduce_state: ReduceState = "mean",
+    divisor: Callable[[PyTree], Array] | None = None,
 ) -> EstimateFn:
-    """Builds `estimate` of a learner that makes its meta-gradient in its own way.
+    """Builds `estimate` of a learner that makes the gradient of a task in its own way.
 
     Args:
-      summed: `(variables, tasks [C, ...], keys [C]) -> (gradients summed over the tasks,
-        (their states [C, ...], metrics {name: [C]}))`.
+      gradient: `(variables, task, *, key) -> (gradient, (state, metrics))` of one task, the
+        gradient like `variables.params`.
       task_chunk: See `gradient_estimator`.
       reduce_state: See `gradient_estimator`.
+      divisor: `values -> scalar` by which the mean gradient is divided. The values are
+        stacked `[T, ...]`, and `gradient` returns those of its task as a third part:
+        `(gradient, (state, metrics, values))`.
 
     Returns:
       `estimate(variables, tasks, *, key) -> Estimate` of the mean over tasks.
+
+    Raises:
+      ValueError: `task_chunk` is neither `"auto"` nor a positive integer.
+
+    Example:
+      >>> estimate = mean_estimator(lambda variables, task, *, key: (grads, (state, {})))
     """
 
-    def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
-        grads, (states, metrics), num = map_tasks(
-            summed, variables, tasks, key, task_chunk=task_chunk
+    def chunk_fn(variables: Variables, tasks: Task, keys: Key):
+        def one(task: Task, key: Key):
+            return gradient(variables, task, key=key)
+
+        grads, aux = jax.vmap(one)(tasks, keys)
+        return jax.tree.map(lambda g: g.sum(0), grads), aux
+
+    return _mean_over_tasks(chunk_fn, task_chunk, reduce_state, divisor)
+
+
+def check_chunk(task_chunk: Any) -> None:
+    """Raises a `ValueError` unless `"auto"` or a positive integer."""
+    integer = isinstance(task_chunk, (int, np.integer)) and not isinstance(task_chunk, bool)
+    if task_chunk != "auto" and not (integer and task_chunk > 0):
+        raise ValueError(
+            f"task_chunk is {task_chunk!r}; expected 'auto' or a positive integer."
         )
-        grads = jax.tree.map(lambda g: g / num, grads)
-        state = reduce_states(reduce_state, variables.state, states)
+
+
+def _mean_over_tasks(
+    chunk_fn: ChunkFn,
+    task_chunk: TaskChunk,
+    reduce_state: ReduceState,
+    divisor: Callable[[PyTree], Array] | None = None,
+) -> EstimateFn:
+    """`estimate` from the summed gradients of a chunk of tasks."""
+    check_chunk(task_chunk)
+    # JAX keeps the trace of a jitted function, so its Python runs once for each shape,
+    # however often it is called: to count bytes, to know shapes, in a scan, in the next
+    # program. Inlined, it leaves no mark in a program.
+    traced_once = jax.jit(chunk_fn, inline=True)
+
+    def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
+        leaves = jax.tree.leaves((variables, tasks, key))
+        # Nothing is compiled where the caller compiles nothing.
+        compiling = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        total, (states, metrics, *values), num = _map_tasks(
+            traced_once if compiling else chunk_fn, variables, tasks, key, task_chunk
+        )
+        if divisor is None:
+            grads = jax.tree.map(lambda g: g / num, total)
+        else:
+            by = num * divisor(*values)
+            grads = jax.tree.map(lambda g: g / by.astype(g.dtype), total)
+        state = _reduce_states(reduce_state, variables.state, states)
         return Estimate(grads=grads, state=state, metrics=metrics)
 
     return estimate
 
 
-def map_tasks(
-    fn: Callable[[PyTree, Task, Key], tuple[PyTree, PyTree]],
-    common: PyTree,
+def _map_tasks(
+    chunk_fn: ChunkFn,
+    variables: Variables,
     tasks: Task,
     key: Key,
-    *,
-    task_chunk: int | str,
-) -> tuple[PyTree, PyTree, int]:
-    """Applies `fn` to chunks of tasks: sums its first result, stacks its second.
+    task_chunk: TaskChunk,
+) -> tuple[PyTree, tuple, int]:
+    """Applies a function to chunks of tasks, on each device to its share of them.
 
     Args:
-      fn: `(common, tasks [C, ...], keys [C]) -> (to_sum, per_task [C, ...])`. With a mesh
-        of `task_mesh` each device does its share of the tasks.
-      common: Arrays that all tasks read, such as the variables of the learner.
+      chunk_fn: Sums its first result, stacks its second.
+      variables: Of the learner.
       tasks: Batch with leading axis `[T]`.
       key: Split over the tasks, so results do not depend on chunks and devices.
       task_chunk: C, or `"auto"`.
@@ -117,27 +180,24 @@ def map_tasks(
     Returns:
       The sum, the stacked per-task results `[T, ...]`, and T.
     """
-    num = num_tasks(tasks)
+    num = _num_tasks(tasks)
 
-    def share(common: PyTree, *pairs: PyTree) -> tuple[PyTree, PyTree]:
-        return _in_chunks(fn, common, pairs, task_chunk)
+    def share(variables: Variables, *pairs: PyTree) -> tuple[PyTree, tuple]:
+        return _in_chunks(chunk_fn, variables, pairs, task_chunk)
 
-    total, stacked = mesh.share(share, common, tasks, jax.random.split(key, num))
+    total, stacked = mesh.share(share, variables, tasks, jax.random.split(key, num))
     return total, stacked, num
 
 
 def _in_chunks(
-    fn: Callable[[PyTree, Task, Key], tuple[PyTree, PyTree]],
-    common: PyTree,
-    pairs: tuple[Task, Key],
-    task_chunk: int | str,
-) -> tuple[PyTree, PyTree]:
-    """`map_tasks` on one device."""
-    num = num_tasks(pairs[0])
-    chunk = resolve_chunk(lambda *pair: fn(common, *pair), pairs, num, task_chunk)
+    chunk_fn: ChunkFn, variables: Variables, pairs: tuple[Task, Key], task_chunk: TaskChunk
+) -> tuple[PyTree, tuple]:
+    """`_map_tasks` on one device."""
+    num = jax.tree.leaves(pairs)[0].shape[0]
+    chunk = _resolve_chunk(chunk_fn, variables, pairs, task_chunk)
     cost.note(chunk)
     if chunk >= num:
-        return fn(common, *pairs)
+        return chunk_fn(variables, *pairs)
 
     full = num // chunk * chunk
     chunks = jax.tree.map(
@@ -145,22 +205,22 @@ def _in_chunks(
     )
 
     def step(total: PyTree, pair: tuple[Task, Key]):
-        part, stacked = fn(common, *pair)
+        part, stacked = chunk_fn(variables, *pair)
         return jax.tree.map(jnp.add, total, part), stacked
 
     first = jax.tree.map(lambda x: x[0], chunks)
-    like = jax.eval_shape(lambda *pair: fn(common, *pair)[0], *first)
+    like = jax.eval_shape(chunk_fn, variables, *first)[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     total, stacked = jax.lax.scan(step, zeros, chunks)
     stacked = jax.tree.map(lambda x: x.reshape((full, *x.shape[2:])), stacked)
     if full < num:
-        part, rest = fn(common, *jax.tree.map(lambda x: x[full:], pairs))
+        part, rest = chunk_fn(variables, *jax.tree.map(lambda x: x[full:], pairs))
         total = jax.tree.map(jnp.add, total, part)
         stacked = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), stacked, rest)
     return total, stacked
 
 
-def num_tasks(tasks: Task) -> int:
+def _num_tasks(tasks: Task) -> int:
     """T of a batch.
 
     Raises:
@@ -184,37 +244,26 @@ def num_tasks(tasks: Task) -> int:
     return num
 
 
-def resolve_chunk(
-    fn: Callable[..., Any], pairs: PyTree, num: int, task_chunk: int | str
+def _resolve_chunk(
+    chunk_fn: ChunkFn, variables: Variables, pairs: tuple[Task, Key], task_chunk: TaskChunk
 ) -> int:
-    """The number of tasks to handle at once.
+    """The number of tasks to handle at once."""
+    num = jax.tree.leaves(pairs)[0].shape[0]
+    if task_chunk != "auto":
+        return min(num, task_chunk)
+    one = jax.tree.map(lambda x: x[:1], pairs)
+    limit = min(num, cost.tasks_at_once(chunk_fn, variables, *one))
+    # A divisor leaves no remainder, which would be compiled a second time.
+    divisor = max(d for d in range(1, limit + 1) if num % d == 0)
+    return divisor if 2 * divisor > limit else limit
+
+
+def _reduce_states(how: ReduceState, old: PyTree, states: PyTree) -> PyTree:
+    """One state from those of the tasks `[T, ...]`; see `gradient_estimator`.
 
     Raises:
-      ValueError: neither `"auto"` nor a positive integer.
+      ValueError: an unknown word.
     """
-    if task_chunk == "auto":
-        one = jax.tree.map(lambda x: x[:1], pairs)
-        limit = min(num, cost.tasks_at_once(fn, *one))
-        # A divisor leaves no remainder, which would be compiled a second time.
-        divisor = max(d for d in range(1, limit + 1) if num % d == 0)
-        return divisor if 2 * divisor > limit else limit
-    check_chunk(task_chunk)
-    return min(num, task_chunk)
-
-
-def check_chunk(task_chunk: Any) -> None:
-    """Raises a `ValueError` unless `"auto"` or a positive integer."""
-    integer = isinstance(task_chunk, (int, np.integer)) and not isinstance(task_chunk, bool)
-    if task_chunk != "auto" and not (integer and task_chunk > 0):
-        raise ValueError(
-            f"task_chunk is {task_chunk!r}; expected 'auto' or a positive integer."
-        )
-
-
-def reduce_states(
-    how: str | Callable[[PyTree], PyTree], old: PyTree, states: PyTree
-) -> PyTree:
-    """One state from those of the tasks `[T, ...]`; see `gradient_estimator`."""
     if callable(how):
         return how(states)
     if how == "keep":

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+import optax
 
 from metalearn.core.types import (
     AdaptFn,
     Array,
     EstimateFn,
     InitFn,
+    Key,
     Metrics,
     PredictFn,
     PyTree,
 )
+
+Plain = bool | int | float | str | None
 
 
 @jax.tree_util.register_dataclass
@@ -25,8 +29,8 @@ class Estimate:
     """What one batch of tasks says about the outer update.
 
     Attributes:
-      grads: Like `Variables.params`; a gradient or, for Reptile, what stands for one.
-      state: Like `Variables.state`, the state after this batch.
+      grads: Gradients, like `Variables.params`; for Reptile what stands for them.
+      state: State of the model after this batch, like `Variables.state`.
       metrics: `{name: [T]}`, one number a task.
     """
 
@@ -60,49 +64,52 @@ class MetaLearner(NamedTuple):
     adapt: AdaptFn
     predict: PredictFn
     estimate: EstimateFn
-    config: tuple[tuple[str, Any], ...] = ()
+    config: tuple[tuple[str, Plain], ...] = ()
 
 
-def config_of(name: str, **hparams: Any) -> tuple[tuple[str, Any], ...]:
-    """The `config` of a learner: hashable pairs, the same in every process."""
-    return (("name", name), *((k, _plain(v)) for k, v in hparams.items()))
+def config_of(name: str, **hparams: Any) -> tuple[tuple[str, Plain], ...]:
+    """The `config` of a learner: hashable pairs, the same in every process.
+
+    Args:
+      name: Name of the algorithm.
+      **hparams: Its own numbers and words: bool, int, float, str or `None`, where numbers
+        of NumPy become those of Python; a tuple of such is kept as its `str`.
+
+    Raises:
+      TypeError: an option is something else, such as a function or an optimiser: what it
+        does cannot be read from it, so two that differ would look alike.
+    """
+    pairs = []
+    for option, value in hparams.items():
+        moving = isinstance(value, optax.GradientTransformation) or callable(value)
+        # Constructors that still pass these; none of them is described.
+        if option in ("inner_opt", "objective_fn") and moving:
+            continue
+        pairs.append((option, _plain(option, value)))
+    return (("name", name), *pairs)
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """A number or string as it is, a function by its name and the numbers it holds."""
+def _plain(option: str, value: Any) -> Plain:
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, tuple) and depth < 6:  # also an optax transformation
-        parts = [_plain(v, depth + 1) for v in value[-1:] if value]
-        return parts[0] if hasattr(value, "_fields") else f"({', '.join(map(str, parts))})"
-    if isinstance(value, Callable) and depth < 6:
-        name = getattr(value, "__qualname__", type(value).__name__).split(".<locals>")[0]
-        code, cells = getattr(value, "__code__", None), getattr(value, "__closure__", None)
-        held = []
-        for variable, cell in zip(
-            getattr(code, "co_freevars", ()), cells or (), strict=False
-        ):
-            try:
-                content = cell.cell_contents
-            except ValueError:  # a name that the function around never bound
-                continue
-            if isinstance(content, (bool, int, float, str)):
-                held.append(f"{variable}={content}")
-            elif isinstance(content, tuple) and all(callable(c) for c in content):
-                held += [str(_plain(c, depth + 1)) for c in content]
-            elif callable(content) and not isinstance(content, type):
-                held.append(str(_plain(content, depth + 1)))
-        return f"{name}({', '.join(held)})" if held else name
-    return type(value).__name__
+    if type(value) is tuple:
+        return str(tuple(_plain(option, part) for part in value))
+    raise TypeError(
+        f"the option {option} of a learner is a {type(value).__name__}; its description "
+        "takes bool, int, float, str, None or a tuple of these. Give its numbers by name, "
+        "or leave it out of config_of."
+    )
 
 
-def describe(learner: MetaLearner) -> dict[str, Any]:
+def describe(learner: MetaLearner) -> dict[str, Plain]:
     """Name and hyper-parameters of a learner, for logs and results."""
     return dict(learner.config) or {"name": "custom"}
 
 
 def is_transductive(
-    learner: MetaLearner, adapted: Any, x: Array, *, key: Any = None
+    learner: MetaLearner, adapted: PyTree, x: PyTree, *, key: Key | None = None
 ) -> Array:
     """Scalar bool, measured: does the prediction of one query depend on the others?
 
@@ -118,7 +125,8 @@ def is_transductive(
     alone = learner.predict(adapted, jax.tree.map(keep_first, x), key=key)
 
     def scale(leaf: Array) -> Array:
-        # Without the logits of absent classes (`losses.mask_absent`).
+        # The logits of absent classes (`losses.mask_absent`) are huge by construction;
+        # beside them no change of the others would count.
         return jnp.max(jnp.where(jnp.abs(leaf) < 1e8, jnp.abs(leaf), 0))
 
     changed = [

@@ -31,6 +31,11 @@ def mse(outputs: Array, examples: Examples) -> Array:
 
     Raises:
       ValueError: shapes of outputs and targets differ.
+
+    Example:
+      >>> examples = ml.Examples.of(jnp.zeros((2, 1)), jnp.array([[1.0], [3.0]]))
+      >>> float(ml.losses.mse(jnp.zeros((2, 1)), examples))
+      5.0
     """
     _check_rows(outputs, examples, "mse")
     if outputs.shape != examples.y.shape:
@@ -59,6 +64,12 @@ def cross_entropy(outputs: Array, examples: Examples) -> Array:
     Raises:
       TypeError: `y` is not of integer type.
       ValueError: shapes do not fit.
+
+    Example:
+      >>> examples = ml.Examples.of(jnp.zeros((2, 1)), jnp.array([0, 3]))
+      >>> loss = ml.losses.cross_entropy(jnp.zeros((2, 4)), examples)
+      >>> round(float(loss), 4)  # the logarithm of four classes
+      1.3863
     """
     _check_rows(outputs, examples, "cross_entropy")
     if not jnp.issubdtype(examples.y.dtype, jnp.integer):
@@ -76,7 +87,13 @@ def cross_entropy(outputs: Array, examples: Examples) -> Array:
 
 
 def present_classes(support: Examples, num_ways: int) -> Array:
-    """Bool `[W]`: which classes have at least one valid support example."""
+    """Bool `[W]`: which classes have at least one valid support example.
+
+    Example:
+      >>> support = ml.Examples.of(jnp.zeros((2, 1)), jnp.array([0, 2]))
+      >>> ml.losses.present_classes(support, 4).tolist()
+      [True, False, True, False]
+    """
     ways = jnp.arange(num_ways, dtype=support.y.dtype)
     hits = (support.y[:, None] == ways[None]) & support.mask[:, None]
     return jnp.any(hits, axis=0)

@@ -1,4 +1,4 @@
-"""Numbers that are reported: accuracy, means with their intervals, paired differences."""
+"""Numbers that are reported: accuracy, directions, means with intervals, calibration."""
 
 from __future__ import annotations
 
@@ -10,6 +10,44 @@ from metalearn.core.task import Examples
 from metalearn.core.trees import masked_mean
 from metalearn.core.types import Array, LossFn
 
+# Whether more is better, by the last part of a metric's name ("query/loss": "loss").
+HIGHER_IS_BETTER = {
+    "accuracy": True,
+    "calibration_error": False,
+    "error": False,
+    "log_likelihood": True,
+    "loss": False,
+    "mae": False,
+    "mse": False,
+    "multi_step_loss": False,
+    "nll": False,
+    "objective": False,
+    "rmse": False,
+}
+
+
+def higher_is_better(name: str, said: bool | None = None) -> bool:
+    """Whether more of a metric is better.
+
+    Args:
+      name: Name of the metric, such as "query/accuracy".
+      said: What the caller says; goes before `HIGHER_IS_BETTER`, which counts if `None`.
+
+    Raises:
+      ValueError: neither the caller nor the table says it, or `said` is no bool.
+    """
+    if said is None:
+        said = HIGHER_IS_BETTER.get(str(name).rpartition("/")[2])
+    if said is None:
+        raise ValueError(
+            f"whether more of the metric {name!r} is better is not known; known are "
+            f"{', '.join(HIGHER_IS_BETTER)}, after any prefix. Correct the name, or say "
+            "higher_is_better=True or False."
+        )
+    if not isinstance(said, (bool, np.bool_)):
+        raise ValueError(f"higher_is_better is {said!r}; expected True, False or None.")
+    return bool(said)
+
 
 def accuracy(logits: Array, examples: Examples) -> Array:
     """Share of valid examples whose largest logit is their class, in 0..1.
@@ -20,6 +58,12 @@ def accuracy(logits: Array, examples: Examples) -> Array:
     Args:
       logits: Float `[N, W]`.
       examples: Class indices `y` int `[N]`, `mask` `[N]`.
+
+    Example:
+      >>> logits = jnp.array([[2.0, 1.0], [0.0, 0.0]])  # the second is a tie
+      >>> examples = ml.Examples.of(jnp.zeros((2, 1)), jnp.array([0, 1]))
+      >>> float(ml.metrics.accuracy(logits, examples))
+      0.75
     """
     best = logits == jnp.max(logits, axis=-1, keepdims=True)
     hit = jnp.take_along_axis(best, examples.y[:, None], axis=-1)[:, 0]
@@ -52,6 +96,11 @@ def mean_ci95(values) -> tuple[float, float]:
 
     Args:
       values: `[T]`, one number a task, `T >= 2`.
+
+    Example:
+      >>> mean, half = ml.metrics.mean_ci95([0.0, 1.0, 2.0, 1.0])
+      >>> mean, round(half, 3)
+      (1.0, 0.8)
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or values.size < 2:
@@ -87,8 +136,8 @@ def calibration_error(probabilities, labels, *, num_bins: int = 15) -> float:
         labels are no classes, or there are no bins.
 
     Example:
-      >>> calibration_error([[0.9, 0.1], [0.6, 0.4]], [0, 1])
-      0.35
+      >>> ml.metrics.calibration_error([[0.75, 0.25], [0.5, 0.5]], [0, 1])
+      0.375
     """
     checks.whole_number("num_bins", num_bins, least=1)
     probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)

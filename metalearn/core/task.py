@@ -34,6 +34,11 @@ class Examples:
 
         Raises:
           ValueError: leading axes differ, or the mask is not bool `[N]`.
+
+        Example:
+          >>> examples = ml.Examples.of(jnp.zeros((3, 2)), jnp.array([0, 1, 1]))
+          >>> examples.mask.tolist()
+          [True, True, True]
         """
         sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((x, y))}
         if len(sizes) != 1 or () in sizes:
@@ -114,6 +119,10 @@ class TaskStream:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), next(self.batches(1, 0)))
 
 
+# What `fit` and `evaluate` take; `as_tasks` makes a sampler of a function.
+Tasks = TaskSampler | TaskStream | Callable[[Key], Task]
+
+
 def next_batch(batches: Iterator[Task], number: int) -> Task:
     """The next batch of a stream.
 
@@ -128,9 +137,7 @@ def next_batch(batches: Iterator[Task], number: int) -> Task:
     )
 
 
-def as_tasks(
-    tasks: TaskSampler | TaskStream | Callable[[Key], Task],
-) -> TaskSampler | TaskStream:
+def as_tasks(tasks: Tasks) -> TaskSampler | TaskStream:
     """A sampler or a stream as it is, a plain function `key -> Task` as a sampler.
 
     Raises:
@@ -167,7 +174,14 @@ def sample_batch(sampler: TaskSampler, data: PyTree, keys: Key) -> Task:
 
 
 def stack_tasks(tasks: Sequence[Task]) -> Task:
-    """A batch from tasks of equal shapes (pad them first with `pad_examples`)."""
+    """A batch from tasks of equal shapes (pad them first with `pad_examples`).
+
+    Example:
+      >>> sine = ml.tasks.sinusoid(num_support=5)
+      >>> batch = ml.stack_tasks([sine(jax.random.key(seed)) for seed in range(3)])
+      >>> batch.support.x.shape
+      (3, 5, 1)
+    """
     if not tasks:
         raise ValueError("stack_tasks needs at least one task, got none.")
     shapes = [jax.tree.map(jnp.shape, t) for t in tasks]
@@ -185,6 +199,11 @@ def pad_examples(examples: Examples, size: int) -> Examples:
 
     Raises:
       ValueError: there are more than `size` rows already.
+
+    Example:
+      >>> examples = ml.Examples.of(jnp.ones((2, 1)), jnp.ones((2, 1)))
+      >>> ml.pad_examples(examples, 4).mask.tolist()
+      [True, True, False, False]
     """
     num = examples.mask.shape[0]
     if num > size:

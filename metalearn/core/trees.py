@@ -16,7 +16,12 @@ def path_string(path) -> str:
 
 
 def leaf_paths(tree: PyTree) -> list[str]:
-    """Paths of all leaves, in the order of `jax.tree.leaves`."""
+    """Paths of all leaves, in the order of `jax.tree.leaves`.
+
+    Example:
+      >>> leaf_paths({"head": {"bias": 0, "kernel": 0}, "scale": 0})
+      ['head/bias', 'head/kernel', 'scale']
+    """
     return [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
@@ -29,6 +34,10 @@ def split(tree: PyTree, select: PathFilter | None) -> tuple[PyTree, PyTree]:
 
     Returns:
       The selected part and the rest; `merge` joins them again.
+
+    Example:
+      >>> split({"body": 1, "head": 2}, path_filter("head"))
+      ({'body': None, 'head': 2}, {'body': 1, 'head': None})
     """
     if select is None:
         return tree, jax.tree.map(lambda _: None, tree)
@@ -57,6 +66,11 @@ def masked_mean(values: Array, mask: Array) -> Array:
     Returns:
       `[...]`. Masked rows influence neither the value nor the gradient, even where
       they hold NaN.
+
+    Example:
+      >>> values = jnp.array([1.0, 3.0, jnp.nan])
+      >>> float(ml.masked_mean(values, jnp.array([True, True, False])))
+      2.0
     """
     weights = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
     total = jnp.sum(jnp.where(weights, values, 0), axis=0)

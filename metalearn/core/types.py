@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
+import optax
 
 Array = jax.Array
 Key = jax.Array  # a typed PRNG key, `jax.random.key(seed)`
 PyTree = Any
 Metrics = Mapping[str, Array]
 PathFilter = Callable[[str, Any], bool]  # ("Dense_0/kernel", leaf) -> adapted?
+TaskChunk = int | Literal["auto"]  # tasks handled at once
+# The optimiser of the inner loop, or `hparams -> optimiser` where those are learned.
+InnerOpt = optax.GradientTransformation | Callable[[PyTree], optax.GradientTransformation]
+# Initial hyper-parameters, or `(key, adapted params) -> hparams`.
+InnerHparams = PyTree | Callable[[Key, PyTree], PyTree]
 
 
 class LossFn(Protocol):

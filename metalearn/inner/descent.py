@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from metalearn.core import checks, trees
+from metalearn.core.keys import fold_key, split_key
 from metalearn.core.losses import mask_absent, present_classes
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples
-from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree
+from metalearn.core.types import Array, InnerOpt, Key, LossFn, PathFilter, PyTree
 from metalearn.inner import differentiate
-from metalearn.inner.norm import normaliser
+from metalearn.inner.differentiate import Differentiation, Implicit
+from metalearn.inner.norm import NormPolicy, normaliser
 from metalearn.inner.unroll import Unrolled, resolve, unroll
 
 
@@ -65,12 +67,12 @@ class Descent(NamedTuple):
 def descent(
     model: Model,
     loss_fn: LossFn,
-    inner_opt: Any,
+    inner_opt: InnerOpt,
     *,
     num_steps: int,
-    differentiation: Any = "reverse",
+    differentiation: Differentiation | Implicit = "reverse",
     adapt_filter: PathFilter | None = None,
-    norm: str = "support",
+    norm: NormPolicy = "support",
     trajectory: bool = False,
     batch_size: int | None = None,
     mask_absent_classes: bool = False,
@@ -111,7 +113,7 @@ def descent(
 
     def adapt(variables, hparams, support, *, key, train=False, opt_state=None):
         moving, fixed = trees.split(variables.params, adapt_filter)
-        k_order, k_model, k_settle = _split(key, 3)
+        k_order, k_model, k_settle = split_key(key, 3)
         batches = _batches(k_order, support, batch_size, num_steps)
         present = None
         if mask_absent_classes:
@@ -124,7 +126,7 @@ def descent(
                 variables.state,
                 examples,
                 step,
-                key=None if k_model is None else jax.random.fold_in(k_model, step),
+                key=fold_key(k_model, step),
                 train=train,
             )
             return loss_fn(hide_absent(outputs, present), examples), state
@@ -152,10 +154,6 @@ def descent(
         return policy.collect(state, unrolled.aux, query_state)
 
     return Descent(init, adapt, predict, collect)
-
-
-def _split(key: Key | None, num: int) -> list:
-    return [None] * num if key is None else list(jax.random.split(key, num))
 
 
 def _present(model: Model, variables: Variables, support: Examples) -> Array:

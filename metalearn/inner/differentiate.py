@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,8 @@ from metalearn.core.types import Array, PyTree
 from metalearn.inner.conjugate import conjugate_gradients
 from metalearn.inner.hoist import explicit
 
-DIFFERENTIATION = ("reverse", "remat", "nested", "mixed", "first_order")
+Differentiation = Literal["reverse", "remat", "nested", "mixed", "first_order"]
+DIFFERENTIATION: tuple[str, ...] = get_args(Differentiation)
 INNER_GRADS = "metalearn.inner_grads"
 
 
@@ -56,7 +57,7 @@ class Implicit:
     damping: float = 0.0
 
 
-def check(choice: Any) -> None:
+def check(choice: Differentiation | Implicit) -> None:
     """Raises a `ValueError` unless one of the choices."""
     if isinstance(choice, Implicit):
         if choice.cg_steps < 1 or choice.damping < 0:
@@ -68,7 +69,7 @@ def check(choice: Any) -> None:
         )
 
 
-def is_second_order(choice: Any) -> bool:
+def is_second_order(choice: Differentiation | Implicit) -> bool:
     """Whether derivatives of the inner optimiser's update are taken."""
     return choice in ("reverse", "remat", "nested", "mixed")
 
@@ -76,7 +77,7 @@ def is_second_order(choice: Any) -> bool:
 LossAndAux = Callable[[PyTree, Array], tuple[Array, PyTree]]
 
 
-def value_and_grad(loss_fn: LossAndAux, choice: Any) -> Callable:
+def value_and_grad(loss_fn: LossAndAux, choice: Differentiation | Implicit) -> Callable:
     """`(params, step) -> ((loss, aux), grads)` with the derivative that is asked for."""
     if choice == "mixed":
         return _forward_over_reverse(loss_fn)
@@ -164,7 +165,9 @@ def _filled(cotangents: PyTree, like: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, [one(c, leaf) for c, leaf in leaves])
 
 
-def scan(update: Callable, carry: PyTree, num_steps: int, choice: Any) -> tuple:
+def scan(
+    update: Callable, carry: PyTree, num_steps: int, choice: Differentiation | Implicit
+) -> tuple:
     """`lax.scan` of `update(carry, step)` over `0..S-1`, storing what the choice says."""
     steps = jnp.arange(num_steps, dtype=jnp.int32)
     policy = None
@@ -231,7 +234,7 @@ def at_minimum(loss_fn: LossAndAux, params: PyTree, how: Implicit) -> PyTree:
     return minimum(params, real, others)
 
 
-def refuse_implicit(name: str, differentiation: Any) -> None:
+def refuse_implicit(name: str, differentiation: Differentiation | Implicit) -> None:
     """Raises a `ValueError` for `Implicit`, which needs a proximal term to learn."""
     if isinstance(differentiation, Implicit):
         raise ValueError(

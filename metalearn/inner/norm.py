@@ -25,7 +25,7 @@ statistics of MAML++ (Antoniou et al., 2019).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,8 @@ from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, PyTree
 
-NORM_POLICIES = ("support", "batch", "running", "per_step")
+NormPolicy = Literal["support", "batch", "running", "per_step"]
+NORM_POLICIES: tuple[str, ...] = get_args(NormPolicy)
 
 
 class Normaliser(NamedTuple):
@@ -57,7 +58,7 @@ class Normaliser(NamedTuple):
     collect: Callable[[PyTree, PyTree, PyTree], PyTree]
 
 
-def normaliser(model: Model, policy: str, num_steps: int) -> Normaliser:
+def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
     """The way to apply `model` under a policy of `NORM_POLICIES`.
 
     Raises:

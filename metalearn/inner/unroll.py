@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from metalearn.core import checks
-from metalearn.core.types import Array, PyTree
+from metalearn.core.types import Array, InnerOpt, PyTree
 from metalearn.inner import differentiate
-from metalearn.inner.differentiate import Implicit
+from metalearn.inner.differentiate import Differentiation, Implicit
 from metalearn.inner.hoist import hoist
 
 
@@ -42,7 +42,7 @@ def unroll(
     *,
     num_steps: int,
     opt_state: PyTree | None = None,
-    differentiation: str | Implicit = "reverse",
+    differentiation: Differentiation | Implicit = "reverse",
     trajectory: bool = False,
 ) -> Unrolled:
     """Runs `num_steps` of an optimiser, so that the result can be differentiated.
@@ -101,7 +101,7 @@ def unroll(
     return Unrolled(*carry, losses, aux, path)
 
 
-def resolve(inner_opt: Any, hparams: PyTree) -> optax.GradientTransformation:
+def resolve(inner_opt: InnerOpt, hparams: PyTree) -> optax.GradientTransformation:
     """The transformation itself, or the one that `inner_opt(hparams)` makes.
 
     Raises:

@@ -1,8 +1,22 @@
 """Runs: a folder each, and what is done with it."""
 
-from metalearn.runs.folder import Run, check_folder, load, start, stored_data_dir, write_json
+from metalearn.runs.folder import (
+    Run,
+    check_folder,
+    load,
+    start,
+    stored_data_dir,
+    write_json,
+)
 from metalearn.runs.run import (
-    best, check_images, checkpoint_step, draw, judge, results, same_test_data, train,
+    best,
+    check_images,
+    checkpoint_step,
+    draw,
+    judge,
+    results,
+    same_test_data,
+    train,
 )
 
 __all__ = [

@@ -15,12 +15,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from metalearn.apps import Recipe, recipe_of
+from metalearn.apps.base import DataRecord
 from metalearn.runs import environment
 from metalearn.training.checkpoint import Checkpoints, read_json
-from metalearn.apps import KINDS, Recipe
-from metalearn.apps.base import Record
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,15 +31,15 @@ class Run:
       folder: Where it is.
       name: Name of the recipe.
       recipe: Settings.
-      seed: Of training: initialisation and tasks.
-      record: Of the training data, from `Recipe.describe_data`.
+      seed: Seed of training: initialisation and tasks.
+      record: Description of the training data, from `Application.describe`.
     """
 
     folder: Path
     name: str
     recipe: Recipe
     seed: int
-    record: Record
+    record: DataRecord
 
     @property
     def config_path(self) -> Path:
@@ -69,7 +69,8 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
     config = read_json(path)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(
-            f"{path} is not the configuration of a run of this version (format {FORMAT})."
+            f"{path} is not the configuration of a run of this version (format {FORMAT}). "
+            "Use the version of metalearn that wrote it, or train anew in another folder."
         )
     return config
 
@@ -127,7 +128,7 @@ def start(
     name: str,
     recipe: Recipe,
     seed: int,
-    record: Record,
+    record: DataRecord,
     data_dir: str | None = None,
 ) -> Run:
     """Creates a run folder, or opens the one that `check_folder` let pass.
@@ -149,7 +150,6 @@ def start(
     config = {
         "format": FORMAT,
         "recipe": name,
-        "kind": recipe.kind,
         "seed": seed,
         "settings": recipe.settings(),
         "data": record,
@@ -183,7 +183,7 @@ def load(folder: str | Path) -> Run:
         return Run(
             folder=folder,
             name=config["recipe"],
-            recipe=KINDS[config["kind"]].from_settings(config["settings"]),
+            recipe=recipe_of(config["settings"]),
             seed=config["seed"],
             record=config["data"],
         )
@@ -203,21 +203,26 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _identity(name: str, recipe: Recipe, seed: int) -> dict[str, Any]:
-    return {
-        "recipe": name,
-        "kind": recipe.kind,
-        "seed": seed,
-        **recipe.settings(),
-    }
+    return {"recipe": name, "seed": seed, **_flat(recipe.settings())}
 
 
 def _identity_of(config: dict[str, Any]) -> dict[str, Any]:
-    # Through the recipe, so that fields added since have their defaults.
-    recipe = KINDS[config["kind"]].from_settings(config["settings"])
-    return _identity(config["recipe"], recipe, config["seed"])
+    # Through the recipe, so that settings added since have their defaults.
+    return _identity(config["recipe"], recipe_of(config["settings"]), config["seed"])
 
 
-def _contents(record: Record) -> dict[str, Any]:
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"app.ways": 5}` for `{"app": {"ways": 5}}`."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _contents(record: DataRecord) -> dict[str, Any]:
     """What makes two data sets the same, wherever they lie and however described."""
     contents = {k: record[k] for k in ("image_shape", "num_classes") if k in record}
     for part, numbers in record.get("parts", {}).items():

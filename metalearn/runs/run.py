@@ -8,24 +8,18 @@ from typing import Any
 
 import jax
 
-from metalearn.apps import plots
+from metalearn.apps import Recipe, plots
+from metalearn.apps.base import DataRecord
 from metalearn.core import mesh
-from metalearn.runs import environment
-from metalearn.training.checkpoint import Checkpoints
-from metalearn.training.evaluation import Evaluation, evaluate
 from metalearn.core.model import Variables
-from metalearn.apps import Recipe
-from metalearn.apps.base import Record
+from metalearn.runs import environment
 from metalearn.runs.folder import (
     Run,
-    check_folder,
-    load,
-    start,
-    stored_data_dir,
-    write_json,
 )
-from metalearn.training.sinks import Sink, json_lines, rewrite
+from metalearn.training.checkpoint import Checkpoints
+from metalearn.training.evaluation import Evaluation, evaluate
 from metalearn.training.fit import FitResult, Validation, fit
+from metalearn.training.sinks import Sink, json_lines, rewrite
 
 
 def train(
@@ -42,17 +36,17 @@ def train(
     if mesh.leads():
         rewrite(run.metrics_path, history)
     validation = Validation(
-        tasks=recipe.tasks(data, "validation"),
-        learner=recipe.evaluation_learner(run.record),
+        tasks=recipe.app.tasks(data, "validation"),
+        learner=recipe.build_judged(run.record),
         num_tasks=recipe.validation_tasks,
         every=recipe.validate_every,
-        metric=recipe.metric,
+        metric=recipe.app.metric,
         patience=recipe.patience,
     )
     try:
         return fit(
             recipe.trainer(run.record),
-            recipe.tasks(data, "train"),
+            recipe.app.tasks(data, "train"),
             num_steps=recipe.steps,
             tasks_per_step=recipe.tasks_per_step,
             key=jax.random.key(run.seed),
@@ -119,14 +113,14 @@ def judge(
       variables: From `best`.
       data: With a test part; may be of another set than the run was trained on.
       recipe: That of the run with other evaluation settings.
-      seed: Of the test tasks.
+      seed: Seed of the test tasks.
       progress: Whether to draw a progress bar; `None` decides by the terminal.
     """
     recipe = recipe or run.recipe
     return evaluate(
-        recipe.evaluation_learner(run.record),
+        recipe.build_judged(run.record),
         variables,
-        recipe.tasks(data, "test"),
+        recipe.app.tasks(data, "test"),
         num_tasks=recipe.test_tasks,
         key=jax.random.key(seed),
         progress=progress,
@@ -139,7 +133,7 @@ def results(
     *,
     recipe: Recipe | None = None,
     seed: int = 0,
-    record: Record | None = None,
+    record: DataRecord | None = None,
     seconds: float | None = None,
 ) -> dict[str, Any]:
     """Everything that a reported number has to carry, as JSON values.
@@ -149,12 +143,16 @@ def results(
       evaluation: From `judge`.
       recipe: As given to `judge`.
       seed: As given to `judge`.
-      record: Of the test data; that of the run if None.
+      record: Description of the test data; that of the run if None.
       seconds: How long it took.
     """
     recipe = recipe or run.recipe
-    names = ("test_ways", "test_shots", "eval_queries", "eval_inner_steps", "norm_policy")
-    settings = {name: getattr(recipe, name) for name in names if hasattr(recipe, name)}
+    names = ("test_ways", "test_shots", "eval_queries")
+    settings = {
+        name: getattr(recipe.app, name) for name in names if hasattr(recipe.app, name)
+    }
+    settings["eval_steps"] = recipe.eval_steps
+    settings["norm"] = getattr(recipe.learner, "norm", None)
     return {
         "recipe": run.name,
         "training_seed": run.seed,
@@ -175,11 +173,12 @@ def draw(run: Run, data: Any, trained: FitResult) -> list[Path]:
     curve, episode = run.folder / "learning_curve.png", run.folder / "episode.png"
     plots.learning_curve(curve, trained.history, f"{run.name}, seed {run.seed}")
     variables = jax.device_get(trained.variables)
-    run.recipe.draw_episode(episode, run.record, data, variables)
+    predictor = run.recipe.predictor(run.record, variables, data)
+    run.recipe.app.draw(episode, run.record, data, predictor)
     return [path for path in (curve, episode) if path.is_file()]
 
 
-def check_images(run: Run, record: Record) -> None:
+def check_images(run: Run, record: DataRecord) -> None:
     """Refuses images of another size or colour than the run was trained on.
 
     Raises:
@@ -199,12 +198,12 @@ def check_images(run: Run, record: Record) -> None:
     )
 
 
-def same_test_data(run: Run, record: Record) -> bool:
+def same_test_data(run: Run, record: DataRecord) -> bool:
     """Whether the test images are those that were there when training began."""
     return _test_part(run.record) == _test_part(record)
 
 
-def _test_part(record: Record) -> Any:
+def _test_part(record: DataRecord) -> Any:
     return record.get("parts", {}).get("test")
 
 

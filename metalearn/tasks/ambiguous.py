@@ -52,8 +52,11 @@ def ambiguous(
       TypeError: not a `TaskSampler` or a function `key -> Task`.
 
     Example:
-      >>> pairs = ml.data.few_shot(dataset.train, num_ways=2, num_support=5)
-      >>> tasks = ml.tasks.ambiguous(pairs, ("original", "inverted"))
+      >>> images, labels = jnp.ones((20, 8, 8, 1)), jnp.arange(20) // 4
+      >>> pairs = ml.data.few_shot(images, labels, num_ways=2, num_query=2)
+      >>> task = ml.tasks.ambiguous(pairs, ("original", "inverted"))(jax.random.key(0))
+      >>> task.info["conflict"].shape
+      (4,)
     """
     checks.number("blur", blur, positive=True)
     sampler, task = image_tasks(sampler)

@@ -50,6 +50,8 @@ def function_families(
 
     Example:
       >>> task = ml.tasks.function_families(num_support=5)(jax.random.key(0))
+      >>> task.support.x.shape, sorted(task.info)
+      ((5, 1), ['coefficients', 'family'])
     """
     checks.whole_number("num_support", num_support, least=1)
     checks.whole_number("num_query", num_query, least=1)
@@ -94,6 +96,11 @@ def curve(family: Array, coefficients: Array, x: Array) -> Array:
       family: Int32 scalar, index into `FAMILIES`.
       coefficients: `[4]`, the constant term last, zeros before those of the family.
       x: Any shape.
+
+    Example:
+      >>> line = ml.tasks.FAMILIES.index("line")
+      >>> curve(line, jnp.array([0.0, 0.0, 2.0, 1.0]), jnp.array([0.0, 3.0])).tolist()
+      [1.0, 7.0]
     """
     c3, c2, c1, c0 = coefficients
     sine = c2 * jnp.sin(c1 * x) + c0

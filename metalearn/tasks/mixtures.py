@@ -43,8 +43,10 @@ def mixture(
       TypeError: not a `TaskSampler` or a function `key -> Task`.
 
     Example:
-      >>> tasks = ml.tasks.mixture([few_shot(birds.train), few_shot(fungi.train)])
-      >>> family = tasks(jax.random.key(0)).info["family"]
+      >>> lines = ml.tasks.function_families(families=("line",))
+      >>> tasks = ml.tasks.mixture([ml.tasks.sinusoid(), lines], label="kind")
+      >>> sorted(tasks(jax.random.key(0)).info)
+      ['amplitude', 'coefficients', 'family', 'kind', 'phase']
     """
     samplers = [as_tasks(sampler) for sampler in samplers]
     if not samplers:

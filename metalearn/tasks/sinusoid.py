@@ -27,6 +27,8 @@ def sinusoid(num_support: int = 10, num_query: int = 10) -> TaskSampler:
 
     Example:
       >>> task = ml.tasks.sinusoid(num_support=10)(jax.random.key(0))
+      >>> task.support.x.shape, sorted(task.info)
+      ((10, 1), ['amplitude', 'phase'])
     """
     if num_support < 1 or num_query < 1:
         raise ValueError(

@@ -45,7 +45,11 @@ def styled(
       TypeError: not a `TaskSampler` or a function `key -> Task`.
 
     Example:
-      >>> tasks = ml.tasks.styled(few_shot(dataset.train), ("original", "edges"))
+      >>> images, labels = jnp.ones((20, 8, 8, 1)), jnp.arange(20) // 4
+      >>> tasks = ml.data.few_shot(images, labels, num_ways=3, num_query=2)
+      >>> task = ml.tasks.styled(tasks, ("original", "edges"))(jax.random.key(0))
+      >>> task.support.x.shape, sorted(task.info)
+      ((3, 8, 8, 1), ['class_ids', 'num_ways', 'style'])
     """
     given = (styles,) if isinstance(styles, str) else styles
     listed = isinstance(given, Sequence) and len(given) > 0

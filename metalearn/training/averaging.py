@@ -19,9 +19,9 @@ class Averaging(NamedTuple):
     """State of `averaging`.
 
     Attributes:
-      inner: Of the optimiser.
-      count: Int32 scalar, updates so far.
-      average: Of the parameters after each update; the first ones before any.
+      inner: State of the optimiser within.
+      count: Number of updates so far, an int32 scalar.
+      average: Average of the parameters after each update; the first ones before any.
     """
 
     inner: PyTree
@@ -47,8 +47,9 @@ def averaging(
 
     Args:
       opt: The optimiser.
-      decay: In 0..1: the average reaches back `1 / (1 - decay)` updates, or all of them
-        while they are fewer. 0 is the last parameters.
+      decay: Decay of the average, from 0 to below 1. The average reaches back
+        `1 / (1 - decay)` updates, or all of them while they are fewer; with 0 it is the
+        last parameters.
 
     Raises:
       TypeError: not an optax transformation; in `update`: a state of another optimiser.

@@ -24,8 +24,8 @@ class Checkpoints:
     killed at any moment leaves the previous one usable.
 
     Args:
-      folder: Created when missing.
-      keep: How many of the latest to keep.
+      folder: Folder that holds them; created when missing.
+      keep: Number of the latest checkpoints that are kept.
 
     Example:
       >>> checkpoints = ml.Checkpoints("run/checkpoints")

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import jax
 import optax
 
-from metalearn.core import checks
+from metalearn.core import checks, metrics
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Variables
+from metalearn.core.task import Tasks
 from metalearn.core.types import Key
 from metalearn.training.averaging import judged
 from metalearn.training.fit import fit
@@ -32,60 +32,66 @@ class Continual:
     Attributes:
       stages: Variables at the end of each stage, before what grows there; averages of
         them under `averaging`.
-      state: After the last step.
-      history: A row for each window: `step`, `stage`, the metric.
+      state: State after the last step.
+      history: Rows, one for each window: `step`, `stage`, the metric.
       grown: Steps after which the model grew.
     """
 
     stages: list[Variables]
     state: TrainState
-    history: list[dict[str, Any]]
+    history: list[dict[str, float]]
     grown: list[int]
 
 
 def fit_continually(
     learner: MetaLearner,
     outer_opt: optax.GradientTransformation,
-    stages: Sequence[tuple[Any, int]],
+    stages: Iterable[tuple[Tasks, int]],
     *,
     tasks_per_step: int,
     key: Key,
     grow: Grow | None = None,
     metric: str = "query/loss",
-    worse: float = 1.25,
+    worse: float | None = None,
     check_every: int = 1000,
     medians: int = 1,
     rest: int = 8000,
+    higher_is_better: bool | None = None,
     progress: bool | None = None,
 ) -> Continual:
     """Trains on one stage after another; grows the model when a window is much worse.
 
     Every `check_every` steps the mean metric of that window is compared with the one
-    before. If it is more than `worse` times that (less, if `worse` is below one), and
+    before. If it is more than `worse` times that (less, where more is better), and
     `rest` steps have passed since the model last grew, `grow` changes the variables and
     the outer optimiser starts anew. What a stage has left over, fewer steps than a window,
     is reported but not compared: the mean of a few steps is mostly noise.
 
     Args:
-      learner: Any; `add_leaf` grows an `hsml`.
+      learner: Learner of any kind; `add_leaf` grows an `hsml`.
       outer_opt: The outer optimiser. A rate that decays would have to know when the next
         stage comes; `averaging` need not.
       stages: Pairs of tasks, as `fit` takes them, and the number of outer steps on them.
-      tasks_per_step: T.
+      tasks_per_step: T, tasks of one outer step.
       key: Consumed.
       grow: `(variables, key) -> variables`; never grows if `None`.
-      metric: Of the history of `fit`.
-      worse: A ratio: 1.25 for a loss, 0.85 for an accuracy in the released code. Where
-        the metric is negative, as a log-density may be, the difference that the ratio
-        makes counts in the same direction.
-      check_every: Steps of a window; 1,000 for curves and 100 for images there.
-      medians: Parts of a window, a divisor of `check_every`; it counts, and is reported,
-        as the median of their means. The mean of a window, 1, has the heavy tails of the
-        losses of tasks; the median of some 20 has fewer, and still sees what a new family
-        changes. Parts end at multiples of their length: where a stage begins between two,
-        the pieces at the ends of a window are left out.
-      rest: Steps between two changes, also before the first. What becomes worse within them
-        is the new standard: it grows nothing later either.
+      metric: Name of a number in the history of `fit`.
+      worse: Ratio of two windows, above one where less is better and below one where more
+        is. `None` is that of the released code: 1.25 for a loss, 0.85 for an accuracy.
+        Where the metric is negative, as a log-density may be, the difference that the
+        ratio makes counts in the same direction.
+      check_every: Number of steps of a window; 1,000 for curves and 100 for images in the
+        released code.
+      medians: Number of parts of a window, a divisor of `check_every`. A window counts,
+        and is reported, as the median of the means of its parts. With one part that is
+        the mean, which has the heavy tails of the losses of tasks; the median of some 20
+        has lighter ones, and still sees what a new family changes. Parts end at multiples
+        of their length: where a stage begins between two, the pieces at the ends of a
+        window are left out.
+      rest: Number of steps between two changes, also before the first. What becomes worse
+        within them is the new standard: it grows nothing later either.
+      higher_is_better: Whether more of `metric` is better; `None` for the metrics of
+        `ml.metrics.HIGHER_IS_BETTER`, which says it.
       progress: Whether to draw progress bars.
 
     Returns:
@@ -94,7 +100,8 @@ def fit_continually(
     Raises:
       TypeError: `grow` is no function.
       ValueError: no stage, one that is no pair, a number below one, parts that do not
-        divide a window, a ratio of one or not above zero, or a metric that is not reported.
+        divide a window, a ratio of one, not above zero or on the wrong side of one, or a
+        metric that is not reported or of which nothing says whether more is better.
 
     Example:
       >>> found = ml.fit_continually(
@@ -104,13 +111,7 @@ def fit_continually(
       ...      (ml.tasks.function_families(), 20_000)],
       ...     tasks_per_step=25, key=jax.random.key(0), grow=ml.add_leaf)
     """
-    if not isinstance(stages, Iterable):
-        raise ValueError(
-            f"stages is {stages!r}; expected pairs of tasks and a number of steps."
-        )
-    stages = list(stages)
-    if not stages:
-        raise ValueError("stages is empty; expected pairs of tasks and a number of steps.")
+    stages = _checked(stages)
     for name, value in (("check_every", check_every), ("medians", medians), ("rest", rest)):
         checks.whole_number(name, value, least=1)
     if check_every % medians:
@@ -118,23 +119,12 @@ def fit_continually(
             f"medians is {medians}; expected a divisor of check_every={check_every}, so "
             "that the parts of a window are as long."
         )
-    checks.number("worse", worse, positive=True)
-    if worse == 1:
-        raise ValueError(
-            "worse is 1; expected a ratio above one for a loss, below one for an accuracy."
-        )
+    worse = _ratio(worse, metric, higher_is_better)
     if grow is not None and not callable(grow):
         raise TypeError(
             f"grow is a {type(grow).__name__}; expected `(variables, key) -> variables`, "
             "such as ml.add_leaf, or None."
         )
-    for stage in stages:
-        if not isinstance(stage, (tuple, list)) or len(stage) != 2:
-            raise ValueError(
-                f"a stage is a {type(stage).__name__}; expected a pair of tasks and a "
-                "number of steps, such as (ml.tasks.sinusoid(), 1000)."
-            )
-        checks.whole_number("the steps of a stage", stage[1], least=1)
     trainer = meta_trainer(learner, outer_opt)
     k_fit, k_grow = jax.random.split(key)
     state, before, changed, done = None, None, 0, 0
@@ -165,10 +155,7 @@ def fit_continually(
                 ends.append(judged(state))  # before it may grow for the next stage
             if window < check_every:
                 continue
-            fell = False
-            if before is not None:
-                limit = before + (worse - 1) * abs(before)
-                fell = value > limit if worse > 1 else value < limit
+            fell = before is not None and _is_worse(value, before, worse)
             if grow is not None and fell and done - changed >= rest:
                 variables = grow(state.variables, jax.random.fold_in(k_grow, done))
                 opt_state = outer_opt.init(variables.params)
@@ -179,8 +166,54 @@ def fit_continually(
     return Continual(stages=ends, state=state, history=history, grown=grown)
 
 
-def _median(rows: list[dict[str, Any]], metric: str, begun: int, part: int) -> float:
-    """Of the means of whole parts, or of all rows of a window that has none."""
+def _checked(stages: Iterable[tuple[Tasks, int]]) -> list[tuple[Tasks, int]]:
+    if not isinstance(stages, Iterable):
+        raise ValueError(
+            f"stages is {stages!r}; expected pairs of tasks and a number of steps."
+        )
+    stages = list(stages)
+    if not stages:
+        raise ValueError("stages is empty; expected pairs of tasks and a number of steps.")
+    for stage in stages:
+        if not isinstance(stage, (tuple, list)) or len(stage) != 2:
+            raise ValueError(
+                f"a stage is a {type(stage).__name__}; expected a pair of tasks and a "
+                "number of steps, such as (ml.tasks.sinusoid(), 1000)."
+            )
+        checks.whole_number("the steps of a stage", stage[1], least=1)
+    return stages
+
+
+def _ratio(worse: float | None, metric: str, said: bool | None) -> float:
+    """The ratio of two windows beyond which the later one is worse."""
+    if worse is not None:
+        checks.number("worse", worse, positive=True)
+        if worse == 1:
+            raise ValueError(
+                "worse is 1; expected a ratio above one for a loss, below one for an "
+                "accuracy."
+            )
+    more = metrics.higher_is_better(metric, said)
+    if worse is None:
+        return 0.85 if more else 1.25
+    if more == (worse > 1):
+        better, side = ("more", "below") if more else ("less", "above")
+        raise ValueError(
+            f"worse is {worse} for the metric {metric!r}, of which {better} is better; "
+            f"expected a ratio {side} one. Give such a ratio, or say "
+            f"higher_is_better={not more} if that is wrong."
+        )
+    return worse
+
+
+def _is_worse(value: float, before: float, worse: float) -> bool:
+    # The difference and not the quotient, whose direction a negative metric would turn.
+    limit = before + (worse - 1) * abs(before)
+    return value > limit if worse > 1 else value < limit
+
+
+def _median(rows: list[dict[str, float]], metric: str, begun: int, part: int) -> float:
+    """Median of the means of whole parts, or of all rows if a window has no whole part."""
     starts = [begun, *(row["step"] for row in rows)]
     whole = [
         row[metric]

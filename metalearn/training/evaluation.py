@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,17 +15,17 @@ import numpy as np
 from metalearn.core import checks, cost, mesh, metrics
 from metalearn.core.learner import MetaLearner, describe, is_transductive
 from metalearn.core.model import Variables
-from metalearn.core.task import Examples, Task, TaskStream, as_tasks, next_batch
+from metalearn.core.task import Examples, Task, Tasks, TaskStream, as_tasks, next_batch
 from metalearn.core.types import Array, Key, LossFn, PyTree
 from metalearn.training.sinks import Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Per-task results.
+    """Results of every task.
 
     Attributes:
-      values: `{name: float [T]}`, e.g. `query/loss`, `query/accuracy`.
+      values: Metrics `{name: float [T]}`, e.g. `query/loss`, `query/accuracy`.
       transductive: Whether the prediction of one query depended on the others; measured.
       learner: Name of the algorithm.
       tasks: Name of the sampler.
@@ -64,7 +65,7 @@ class Evaluation:
         parts = []
         for name in self.values:
             mean, half = self.mean_ci95(name)
-            if name.endswith("accuracy"):
+            if name.rpartition("/")[2] == "accuracy":
                 parts.append(f"{name} {100 * mean:.2f} ± {100 * half:.2f} %")
             else:
                 parts.append(f"{name} {mean:.4g} ± {half:.2g}")
@@ -75,7 +76,7 @@ class Evaluation:
 def evaluate(
     learner: MetaLearner,
     variables: Variables,
-    tasks: Any,
+    tasks: Tasks,
     loss_fn: LossFn | None = None,
     *,
     num_tasks: int = 600,
@@ -89,15 +90,15 @@ def evaluate(
     tasks, and more tasks extend fewer.
 
     Args:
-      learner: Its `adapt` and `predict` are used.
-      variables: What was learned.
+      learner: Learner whose `adapt` and `predict` are used.
+      variables: Variables that were learned.
       tasks: A `TaskSampler`, a function `key -> Task`, or a `TaskStream`, of which the
         first tasks are taken whatever the key.
       loss_fn: Loss of one task; default: cross-entropy for integer targets, mean squared
         error for real ones.
-      num_tasks: T, at least 2.
+      num_tasks: T, number of tasks, at least 2.
       key: Consumed.
-      tasks_per_call: Tasks in one compiled call.
+      tasks_per_call: Number of tasks in one compiled call.
       progress: Whether to draw a progress bar; `None` decides by the terminal.
 
     Returns:
@@ -123,26 +124,24 @@ def evaluate(
     else:
         draw, data = _Drawn(tasks.sample), mesh.everywhere(tasks.data)
     key, variables = mesh.everywhere((key, variables))
-    run = None
-    bar = Progress(num_tasks, show=progress, label="evaluate", unit="task")
-    parts, transductive = [], False
-    for start in range(0, num_tasks, batch):
-        # The last batch runs over the end and is cut, so that all share one program.
-        numbers = jnp.arange(start, start + batch, dtype=jnp.int32)
-        if draw is _row:
-            data = mesh.everywhere(next_batch(batches, start // batch))
-        common = (variables, data, key)
-        if run is None:
-            make = functools.partial(_evaluator, learner, draw, loss_fn)
-            call = lambda run, *args: jax.block_until_ready(run(*args))
-            run, (values, flag), _ = cost.with_room(make, call, common, numbers)
-        else:
-            values, flag = run(common, numbers)
-        transductive |= bool(flag)
-        used = min(batch, num_tasks - start)
-        parts.append({k: np.asarray(v)[:used] for k, v in values.items()})
-        bar.update(used)
-    bar.close()
+    run, parts, transductive = None, [], False
+    with Progress(num_tasks, show=progress, label="evaluate", unit="task") as bar:
+        for start in range(0, num_tasks, batch):
+            # The last batch runs over the end and is cut, so that all share one program.
+            numbers = jnp.arange(start, start + batch, dtype=jnp.int32)
+            if draw is _row:
+                data = mesh.everywhere(next_batch(batches, start // batch))
+            common = (variables, data, key)
+            if run is None:
+                make = functools.partial(_evaluator, learner, draw, loss_fn)
+                call = lambda run, *args: jax.block_until_ready(run(*args))
+                run, (values, flag), _ = cost.with_room(make, call, common, numbers)
+            else:
+                values, flag = run(common, numbers)
+            transductive |= bool(flag)
+            used = min(batch, num_tasks - start)
+            parts.append({k: np.asarray(v)[:used] for k, v in values.items()})
+            bar.update(used)
     values = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     digests = values.pop("digest")
     if not values.pop("labels_fit").all():
@@ -177,7 +176,9 @@ def check_task(
 
 
 @functools.lru_cache(maxsize=64)
-def _report_of(learner: MetaLearner, loss_fn: LossFn) -> Any:
+def _report_of(
+    learner: MetaLearner, loss_fn: LossFn
+) -> Callable[[Variables, Task], tuple[PyTree, dict[str, Array]]]:
     """One function a learner and loss, so that a second check traces nothing."""
 
     def report(variables: Variables, task: Task):
@@ -193,7 +194,7 @@ def _report_of(learner: MetaLearner, loss_fn: LossFn) -> Any:
 class _Drawn:
     """Task `number` of a sampler."""
 
-    sample: Any
+    sample: Callable[[PyTree, Key], Task]
 
     def __call__(self, data: PyTree, key: Key, number: Array) -> Task:
         del number
@@ -208,11 +209,16 @@ def _row(tasks: Task, key: Key, number: Array) -> Task:
 
 
 @functools.lru_cache(maxsize=64)
-def _evaluator(learner: MetaLearner, draw: Any, loss_fn: LossFn | None, limit: int):
+def _evaluator(
+    learner: MetaLearner,
+    draw: Callable[[PyTree, Key, Array], Task],
+    loss_fn: LossFn | None,
+    limit: int,
+):
     """The compiled evaluation; cached so that a second call compiles nothing."""
     choice = cost.Choice(limit)
 
-    def adapted_to(common: tuple, number: Array) -> tuple[Task, Any, Key]:
+    def adapted_to(common: tuple, number: Array) -> tuple[Task, PyTree, Key]:
         variables, data, key = common
         k_task, k_adapt, k_predict = jax.random.split(jax.random.fold_in(key, number), 3)
         task = draw(data, k_task, number)
@@ -243,7 +249,7 @@ def _evaluator(learner: MetaLearner, draw: Any, loss_fn: LossFn | None, limit: i
     return jax.jit(run), choice
 
 
-def _labels_fit(outputs: Any, query: Examples) -> Array:
+def _labels_fit(outputs: PyTree, query: Examples) -> Array:
     """Whether every valid class index has a logit; true for other targets."""
     y = query.y
     classes = hasattr(y, "dtype") and jnp.issubdtype(y.dtype, jnp.integer)
@@ -270,8 +276,13 @@ def paired_difference(
 
     Far tighter than the difference of two separate intervals.
 
+    Args:
+      first: Results of one learner.
+      second: Results of another one over the same tasks.
+      name: Name of a metric of both.
+
     Raises:
-      ValueError: the evaluations are not over the same tasks.
+      ValueError: the evaluations are not over the same tasks, or a metric is not in both.
     """
     if first.fingerprint != second.fingerprint or first.num_tasks != second.num_tasks:
         raise ValueError(
@@ -279,5 +290,10 @@ def paired_difference(
             f"{first.tasks!r} and {second.num_tasks} of {second.tasks!r}, digests "
             f"{first.fingerprint} and {second.fingerprint}. "
             "Evaluate both with the same sampler, key and num_tasks."
+        )
+    if name not in first.values or name not in second.values:
+        raise ValueError(
+            f"metric {name!r} is not in both evaluations; there are "
+            f"{sorted(first.values)} and {sorted(second.values)}."
         )
     return metrics.mean_ci95(first.values[name] - second.values[name])

@@ -9,18 +9,19 @@ import dataclasses
 import hashlib
 import numbers
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from metalearn.core import checks, mesh
+from metalearn.core import checks, mesh, metrics
 from metalearn.core.learner import MetaLearner, describe
 from metalearn.core.task import Task
 from metalearn.core.types import Key, LossFn
 from metalearn.training.checkpoint import CheckpointMismatch, Checkpoints
-from metalearn.training.rounds import Rounds, prepare
+from metalearn.training.resume import check_folder, check_same_run, restore_latest
+from metalearn.training.rounds import Rounds, drawn_from, prepare
 from metalearn.training.sinks import Progress, Sink
 from metalearn.training.trainer import MetaTrainer, TrainState
 
@@ -32,20 +33,20 @@ class OnlineResult:
     """What a sequence of T tasks leaves.
 
     Attributes:
-      state: After the last task, to go on from or to adapt with.
+      state: State after the last task, to go on from or to adapt with.
       values: `{name: float [T]}`: metrics on the held-out data of each task after
         adaptation to all of its data.
-      needed: Float `[T]`, learning efficiency: examples of the task after which the
+      needed: Learning efficiency, float `[T]`: examples of the task after which the
         threshold was reached first; NaN where it never was. `None` without a threshold.
-      history: A row for each arrival of data, in order: `task`, `examples` of it so far,
-        outer `steps` so far, the metrics, `seconds`.
+      history: Rows, one for each arrival of data, in order: `task`, `examples` of it so
+        far, outer `steps` so far, the metrics, `seconds`.
       fingerprint: Digest of the tasks in their order; equal for equal sequences.
     """
 
     state: TrainState
     values: dict[str, np.ndarray]
     needed: np.ndarray | None
-    history: list[dict[str, Any]]
+    history: list[dict[str, float]]
     fingerprint: str
 
 
@@ -65,6 +66,7 @@ def follow_the_meta_leader(
     restart: bool = False,
     metric: str = "query/loss",
     threshold: float | None = None,
+    higher_is_better: bool | None = None,
     sinks: Sequence[Sink] = (),
     progress: bool | None = None,
     checkpoints: Checkpoints | None = None,
@@ -96,40 +98,43 @@ def follow_the_meta_leader(
     them, K at most. Whether a task is mastered does not end it, as in algorithm 1.
 
     Args:
-      trainer: From `meta_trainer`; keep it, and another call compiles nothing.
-      tasks: In order of arrival, of equal shapes: `support` is D_t in order of arrival
-        `[N, ...]`, `query` its held-out data. Padded rows at the end of `support` never
-        arrive. Or a batch of tasks, axes `[T, N, ...]`.
-      batch_size: Examples that arrive at once, at least 2.
+      trainer: Learner and outer optimiser, from `meta_trainer`; keep it, and another call
+        compiles nothing.
+      tasks: Tasks in order of arrival, of equal shapes: `support` is D_t in order of
+        arrival `[N, ...]`, `query` its held-out data. Padded rows at the end of `support`
+        never arrive. Or a batch of tasks, axes `[T, N, ...]`.
+      batch_size: Number of examples that arrive at once, at least 2.
       meta_steps: N_meta, outer steps after each arrival.
-      tasks_per_step: Tasks of one outer step, drawn with replacement.
+      tasks_per_step: Number of tasks of one outer step, drawn with replacement.
       num_support: K, examples of D_tr.
       num_query: Q, examples of D_val.
       key: Consumed; the same key resumes the same run.
-      adapting: Whose `adapt` is the update procedure, e.g. with more inner steps; the
-        trained learner when `None`.
-      loss_fn: Of the judgement, as in `evaluate`.
+      adapting: Learner whose `adapt` is the update procedure, e.g. with more inner steps;
+        the trained learner when `None`.
+      loss_fn: Loss of the judgement, as in `evaluate`.
       train_on: Tasks that outer steps draw from: "all" so far, those "past" (none during
         the first task, which then has no outer steps), or the "current" one.
       restart: Whether each task begins with new variables and a new outer optimiser.
-      metric: What the threshold is about; smaller is better if it ends with "loss".
-      threshold: Proficiency, e.g. 0.9 of "query/accuracy".
+      metric: Name of the number that the threshold is about.
+      threshold: Value at which a task counts as mastered, e.g. 0.9 of "query/accuracy".
+      higher_is_better: Whether more of `metric` is better; `None` for the metrics of
+        `ml.metrics.HIGHER_IS_BETTER`, which says it.
       sinks: Functions that get every row of the history.
       progress: Whether to draw a progress bar; `None` decides by the terminal.
-      checkpoints: Saved to after each task.
-      resume: Goes on after the last finished task. `tasks` may have become longer since:
-        the rounds before are as they were, to the bit. Another outer optimiser is refused
-        by its state, or by its functions' names and the numbers they hold. What these do
-        not show is for you to keep: the body of a function of yours, a rate that is an
-        array, the transformations within `optax.partition` or `optax.MultiSteps`.
+      checkpoints: Where to save to after each task; nothing is saved if `None`.
+      resume: Whether to go on after the last finished task. `tasks` may have become longer
+        since: the rounds before are as they were, to the bit. The run must be the same:
+        both learners by name and numbers (`describe`), the tasks by their data, the
+        settings and the key, and the variables and the state of the outer optimiser by
+        their structure: Adam in place of SGD is refused. Functions and rates of
+        optimisers, inner and outer ones, are not seen: keep these yourself.
 
     Returns:
       An `OnlineResult`.
 
     Raises:
       NonFiniteGradient: with the task; checkpoints and sinks keep the finished ones.
-      CheckpointMismatch: what to resume is of other tasks, another outer optimiser or
-        another setting.
+      CheckpointMismatch: the checkpoint is of another run, as far as `resume` sees.
       ValueError: bad arguments or data in any task, found before anything is computed.
 
     Example:
@@ -144,13 +149,7 @@ def follow_the_meta_leader(
         raise ValueError(f"train_on is {train_on!r}; expected one of {TRAIN_ON}.")
     checks.whole_number("batch_size", batch_size, least=2)
     checks.whole_number("meta_steps", meta_steps, least=1)
-    if resume and checkpoints is None:
-        raise ValueError("resume=True needs checkpoints to resume from; give Checkpoints.")
-    if checkpoints is not None and not resume and checkpoints.latest() is not None:
-        raise ValueError(
-            f"{checkpoints.folder} already holds checkpoint {checkpoints.latest()} of "
-            "another run. Go on from it with resume=True, or give an empty folder."
-        )
+    check_folder(checkpoints, resume)
     rounds = prepare(
         trainer,
         tasks,
@@ -161,17 +160,10 @@ def follow_the_meta_leader(
         adapting=adapting,
         loss_fn=loss_fn,
     )
-    if metric not in rounds.reported:
-        raise ValueError(
-            f"metric {metric!r} is not reported; there are {list(rounds.reported)}."
-        )
-    number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
-    if threshold is not None and not (number and np.isfinite(threshold)):
-        raise ValueError(f"threshold is {threshold!r}; expected a finite number or None.")
+    mastered = _goal(rounds, metric, threshold, higher_is_better)
     identity = {
         "learner": describe(trainer.learner),
         "adapting": describe(rounds.adapting),
-        **dict(trainer.config),
         "key": jax.random.key_data(key).tolist(),
         "batch_size": batch_size,
         "meta_steps": meta_steps,
@@ -188,21 +180,17 @@ def follow_the_meta_leader(
         sinks, progress = (), False
     arrivals = -(-sizes // batch_size)
     total, begun = int(arrivals.sum()), int(arrivals[:done].sum())
-    bar = Progress(total, start=begun, show=progress, label="online", unit="arrival")
     steps = history[-1]["steps"] if history else 0
-    try:
+    with Progress(total, start=begun, show=progress, label="online", unit="arrival") as bar:
         for task in range(done, len(sizes)):
             if restart and task > 0:
                 state = rounds.start(task)
-            first = task if train_on == "current" else 0
-            num = task + (train_on != "past") - first
             for arrival in range(1, int(arrivals[task]) + 1):
                 began = time.perf_counter()
                 have = min(arrival * batch_size, int(sizes[task]))
-                counts = np.where(np.arange(len(sizes)) < task, sizes, 0)
-                counts[task] = have
-                if num:
-                    state = rounds.train(state, counts, (first, num), meta_steps, task)
+                counts, among = drawn_from(sizes, task, have, train_on)
+                if among[1]:
+                    state = rounds.train(state, counts, among, meta_steps, task)
                     steps += meta_steps
                 row = {"task": task, "examples": have, "steps": steps}
                 row |= rounds.judge(state, task, have)
@@ -214,9 +202,7 @@ def follow_the_meta_leader(
             if checkpoints is not None:
                 extra = {"identity": identity, "tasks": rounds.digests[: task + 1]}
                 checkpoints.save(task + 1, state, {**extra, "history": history})
-    finally:
-        bar.close()
-    return _result(rounds, state, history, metric, threshold)
+    return _result(rounds, state, history, mastered)
 
 
 def best_in_hindsight(
@@ -239,16 +225,17 @@ def best_in_hindsight(
     is no bound: another run may find better parameters, and regret may be negative.
 
     Args:
-      trainer: From `meta_trainer`.
-      tasks: As in `follow_the_meta_leader`.
-      num_steps: Outer steps; those of the whole sequence, `history[-1]["steps"]`, are the
-        same budget.
-      tasks_per_step: As in `follow_the_meta_leader`.
-      num_support: K.
-      num_query: Q.
+      trainer: Learner and outer optimiser, from `meta_trainer`.
+      tasks: Tasks as in `follow_the_meta_leader`.
+      num_steps: Number of outer steps; that of the whole sequence,
+        `history[-1]["steps"]`, is the same budget.
+      tasks_per_step: Number of tasks of one outer step, drawn with replacement.
+      num_support: K, examples of D_tr.
+      num_query: Q, examples of D_val.
       key: Consumed.
-      adapting: The update procedure U_t.
-      loss_fn: Of the judgement.
+      adapting: Learner whose `adapt` is the update procedure U_t; the trained one when
+        `None`.
+      loss_fn: Loss of the judgement, as in `evaluate`.
 
     Returns:
       An `OnlineResult` whose history has one row a task.
@@ -281,22 +268,32 @@ def best_in_hindsight(
         | rounds.judge(state, task, int(size))
         for task, size in enumerate(sizes)
     ]
-    return _result(rounds, state, history, "query/loss", None)
+    return _result(rounds, state, history, None)
 
 
-def regret(found: OnlineResult, best: OnlineResult, name: str = "query/loss") -> np.ndarray:
+def regret(
+    found: OnlineResult,
+    best: OnlineResult,
+    name: str = "query/loss",
+    *,
+    higher_is_better: bool | None = None,
+) -> np.ndarray:
     """Cumulative regret `sum_{s<=t} f_s(U_s(w_s)) - f_s(U_s(w*))` for t = 1..T.
 
     Args:
-      found: Of a played sequence, by whatever method.
-      best: Of `best_in_hindsight` on the same tasks.
-      name: A metric of both; differences change their sign unless it ends with "loss".
+      found: Result of a played sequence, by whatever method.
+      best: Result of `best_in_hindsight` on the same tasks.
+      name: Name of a metric of both. Where more is better, the differences change their
+        sign, so that regret is always what was lost.
+      higher_is_better: Whether more of it is better; `None` for the metrics of
+        `ml.metrics.HIGHER_IS_BETTER`, which says it.
 
     Returns:
       Float `[T]`.
 
     Raises:
-      ValueError: other tasks or another order, or an unknown metric.
+      ValueError: other tasks or another order, a metric that is not in both, or one of
+        which nothing says whether more is better.
     """
     if found.fingerprint != best.fingerprint:
         raise ValueError(
@@ -308,52 +305,67 @@ def regret(found: OnlineResult, best: OnlineResult, name: str = "query/loss") ->
             f"metric {name!r} is not in both results; there are {sorted(found.values)} "
             f"and {sorted(best.values)}."
         )
-    return np.cumsum(_sign(name) * (found.values[name] - best.values[name]))
+    sign = -1 if metrics.higher_is_better(name, higher_is_better) else 1
+    return np.cumsum(sign * (found.values[name] - best.values[name]))
+
+
+def _goal(
+    rounds: Rounds, metric: str, threshold: float | None, higher_is_better: bool | None
+) -> Callable[[Mapping[str, float]], bool] | None:
+    """Whether a row reaches the threshold; `None` without one."""
+    if metric not in rounds.reported:
+        raise ValueError(
+            f"metric {metric!r} is not reported; there are {list(rounds.reported)}."
+        )
+    if threshold is None:
+        return None
+    number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
+    if not (number and np.isfinite(threshold)):
+        raise ValueError(f"threshold is {threshold!r}; expected a finite number or None.")
+    if metrics.higher_is_better(metric, higher_is_better):
+        return lambda row: row[metric] >= threshold
+    return lambda row: row[metric] <= threshold
 
 
 def _restore(
-    checkpoints: Checkpoints, like: TrainState, identity: dict, digests: list[str]
-) -> tuple[TrainState, list[dict[str, Any]], int]:
-    """State, history and number of finished tasks."""
+    checkpoints: Checkpoints,
+    like: TrainState,
+    identity: dict[str, Any],
+    digests: list[str],
+) -> tuple[TrainState, list[dict[str, float]], int]:
+    """State, history and number of finished tasks of the newest checkpoint."""
+    state, notes = restore_latest(
+        checkpoints,
+        like,
+        writer="follow_the_meta_leader",
+        holds=("identity", "tasks", "history"),
+    )
     done = checkpoints.latest()
-    state, extra = checkpoints.restore(done, like=like)
-    if "identity" not in extra:
-        raise CheckpointMismatch(
-            f"{checkpoints.folder} holds checkpoints that follow_the_meta_leader did not "
-            "write. Give the folder of an online run, or an empty one and resume=False."
-        )
-    there, here = extra["identity"], identity
-    wrong = [
-        f"{name}: {there.get(name)} there, {value} here"
-        for name, value in here.items()
-        # Older checkpoints lack the optimiser, and nothing else.
-        if there.get(name, value if name == "outer_opt" else None) != value
-    ]
-    wrong += [
-        f"task {number}: digest {old} there, {new} here"
-        for number, (old, new) in enumerate(zip(extra["tasks"], digests, strict=False))
-        if old != new
-    ]
     if done > len(digests):
         raise CheckpointMismatch(
             f"{checkpoints.folder} holds a run that has finished {done} tasks, but only "
             f"{len(digests)} are given. Give those as well; tasks may only be added."
         )
-    if wrong:
-        raise CheckpointMismatch(
-            f"checkpoint {done} in {checkpoints.folder} is of another run:\n  "
-            + "\n  ".join(wrong)
-            + "\nGive the same to go on with it exactly; tasks may only be added."
-        )
-    return mesh.everywhere(state), extra["history"], done
+    others = [
+        f"task {number}: digest {old} there, {new} here"
+        for number, (old, new) in enumerate(zip(notes["tasks"], digests, strict=False))
+        if old != new
+    ]
+    check_same_run(
+        checkpoints,
+        notes["identity"],
+        identity,
+        others=others,
+        but="; tasks may only be added",
+    )
+    return mesh.everywhere(state), notes["history"], done
 
 
 def _result(
     rounds: Rounds,
     state: TrainState,
-    history: list[dict[str, Any]],
-    metric: str,
-    threshold: float | None,
+    history: list[dict[str, float]],
+    mastered: Callable[[Mapping[str, float]], bool] | None,
 ) -> OnlineResult:
     last = {row["task"]: row for row in history}  # the last arrival of each task
     values = {
@@ -361,10 +373,10 @@ def _result(
         for name in rounds.reported
     }
     needed = None
-    if threshold is not None:
+    if mastered is not None:
         needed = np.full(len(rounds.sizes), np.nan)
-        for row in reversed(history):
-            if _sign(metric) * (row[metric] - threshold) <= 0:
+        for row in reversed(history):  # the first row that reaches it is written last
+            if mastered(row):
                 needed[row["task"]] = row["examples"]
     return OnlineResult(
         state=state,
@@ -373,7 +385,3 @@ def _result(
         history=history,
         fingerprint=hashlib.sha256("".join(rounds.digests).encode()).hexdigest()[:16],
     )
-
-
-def _sign(metric: str) -> int:
-    return 1 if metric.endswith("loss") else -1

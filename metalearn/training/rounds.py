@@ -9,20 +9,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import checks, cost, mesh, metrics
+from metalearn.core import checks, mesh, metrics
 from metalearn.core.learner import MetaLearner
 from metalearn.core.task import Examples, Task, TaskSampler, stack_tasks
 from metalearn.core.types import Array, Key, LossFn, PyTree
-from metalearn.training.fit import NonFiniteGradient
-from metalearn.training.loop import Advance, advance_of, no_totals
-from metalearn.training.trainer import MetaTrainer, TrainState
+from metalearn.training.loop import (
+    NonFiniteGradient,
+    advance_of,
+    copied,
+    first_call,
+    no_totals,
+)
+from metalearn.training.trainer import MetaTrainer, TrainState, check_trainer
 
 
 class Rounds(NamedTuple):
@@ -35,9 +40,9 @@ class Rounds(NamedTuple):
         tasks `first` to `first + num - 1`, of which `counts` examples have arrived.
       judge: `(state, task, have) -> {name: float}` after adaptation to the first `have`
         examples of a task.
-      adapting: The update procedure.
-      sizes: Int `[T]`, examples that each task brings.
-      digests: One string a task.
+      adapting: Learner whose `adapt` is the update procedure.
+      sizes: Number of examples that each task brings, int `[T]`.
+      digests: Digest of each task.
       reported: Names of the metrics.
     """
 
@@ -52,7 +57,7 @@ class Rounds(NamedTuple):
 
 def prepare(
     trainer: MetaTrainer,
-    tasks: Any,
+    tasks: Sequence[Task] | Task,
     *,
     tasks_per_step: int,
     num_support: int,
@@ -67,11 +72,7 @@ def prepare(
       TypeError: not a trainer, or not tasks.
       ValueError: a number below one, shapes or values that do not fit; names the task.
     """
-    if not isinstance(trainer, MetaTrainer):
-        raise TypeError(
-            f"trainer is a {type(trainer).__name__}; expected "
-            "ml.meta_trainer(learner, outer_opt)."
-        )
+    check_trainer(trainer)
     for name, value in (
         ("num_support", num_support),
         ("num_query", num_query),
@@ -91,26 +92,55 @@ def prepare(
     like = jax.eval_shape(trainer.init, key, first)
     report = functools.partial(_report, adapting, loss_fn)
     outputs, reported = jax.eval_shape(report, like.variables, first, key)
-    digests = []
-    for number, task in enumerate(_rows(jax.device_get(tasks))):
-        try:
-            checks.values_of_task(task, outputs)
-        except ValueError as error:
-            raise ValueError(f"task {number}: {error}") from error
-        digests.append(_digest(task))
+    digests = _checked(tasks, outputs)
 
     tasks = mesh.everywhere(tasks)
     k_start, k_train, k_judge = mesh.everywhere(jax.random.split(key, 3))
-    sample = Episode(num_support, num_query)
+    init = jax.jit(trainer.init)
+
+    def start(task: int) -> TrainState:
+        return mesh.everywhere(init(jax.random.fold_in(k_start, task), first))
+
+    def judge(state: TrainState, task: int, have: int) -> dict[str, float]:
+        run = _compiled_judge(adapting, loss_fn)
+        found = run(state.variables, tasks, np.int32(task), np.int32(have), k_judge)
+        return {name: float(value) for name, value in jax.device_get(found).items()}
+
+    return Rounds(
+        start=start,
+        train=_training(
+            trainer,
+            tasks,
+            sizes,
+            like,
+            Episode(num_support, num_query),
+            tasks_per_step,
+            k_train,
+        ),
+        judge=judge,
+        adapting=adapting,
+        sizes=sizes,
+        digests=digests,
+        reported=tuple(reported),
+    )
+
+
+def _training(
+    trainer: MetaTrainer,
+    tasks: Task,
+    sizes: np.ndarray,
+    like: TrainState,
+    sample: Episode,
+    tasks_per_step: int,
+    key: Key,
+) -> Callable[..., TrainState]:
+    """The function `train` of `Rounds`."""
     buffer = {"examples": tasks.support, "info": tasks.info}
     drawn = jax.eval_shape(
         sample, {**buffer, "counts": jnp.asarray(sizes), "first": 0, "num": 1}, key
     )
     fresh = mesh.everywhere(no_totals(trainer, like, drawn, tasks_per_step))
-    init, limit = jax.jit(trainer.init), None
-
-    def start(task: int) -> TrainState:
-        return mesh.everywhere(init(jax.random.fold_in(k_start, task), first))
+    limit = None
 
     def train(
         state: TrainState,
@@ -123,33 +153,55 @@ def prepare(
         numbers = {"first": np.int32(among[0]), "num": np.int32(among[1])}
         data = {**buffer, "counts": counts.astype(np.int32), **numbers}
         # A key for each task: where variables restart, the number of the step does too.
-        key, stop = jax.random.fold_in(k_train, task), int(state.step) + steps
+        k_task, stop = jax.random.fold_in(key, task), int(state.step) + steps
+        sampler = TaskSampler(sample, data, "online")
         make = functools.partial(
-            advance_of,
-            *(trainer, TaskSampler(sample, data, "online"), tasks_per_step, key),
-            *(True, stop),
+            advance_of, trainer, sampler, tasks_per_step, k_task, True, stop
         )
         if limit is None:
-            _, done, choice = cost.with_room(make, _first_call, state, fresh, stop)
+            _, done, choice = first_call(make, state, fresh, stop)
             limit = choice.limit
         else:
-            done = make(limit)[0](state, _copy(fresh), stop)
+            done = make(limit)[0](state, copied(fresh), stop)
         state, totals = done
         bad = int(totals["first_bad"])
         if bad >= 0:
             raise NonFiniteGradient(
-                f"the meta-gradient, loss or update of outer step {bad} is not finite, "
-                f"during task {task}. Checkpoints and sinks keep what came before. Lower "
-                "the inner or outer rate, or clip gradients (optax.clip_by_global_norm)."
+                f"the meta-gradient, a metric or the update of outer step {bad} is not "
+                f"finite, during task {task}. Checkpoints and sinks keep what came before. "
+                "Lower the inner or outer rate, or clip gradients "
+                "(optax.clip_by_global_norm)."
             )
         return state
 
-    def judge(state: TrainState, task: int, have: int) -> dict[str, float]:
-        run = _compiled_judge(adapting, loss_fn)
-        found = run(state.variables, tasks, np.int32(task), np.int32(have), k_judge)
-        return {name: float(value) for name, value in jax.device_get(found).items()}
+    return train
 
-    return Rounds(start, train, judge, adapting, sizes, digests, tuple(reported))
+
+def _checked(tasks: Task, outputs: PyTree) -> list[str]:
+    """Checks the values of every task; returns their digests."""
+    digests = []
+    for number, task in enumerate(_rows(jax.device_get(tasks))):
+        try:
+            checks.values_of_task(task, outputs)
+        except ValueError as error:
+            raise ValueError(f"task {number}: {error}") from error
+        digests.append(_digest(task))
+    return digests
+
+
+def drawn_from(
+    sizes: np.ndarray, task: int, have: int, train_on: str
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """What outer steps draw from while `task` is the current one.
+
+    Returns:
+      Two arguments of `train`: how many examples of each task are there, `[T]`, and the
+      first of the tasks to draw from with their number.
+    """
+    counts = np.where(np.arange(len(sizes)) < task, sizes, 0)
+    counts[task] = have
+    first = task if train_on == "current" else 0
+    return counts, (first, task + (train_on != "past") - first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +211,8 @@ class Episode:
     Equal for equal settings, so compilations are shared.
 
     Attributes:
-      num_support: K.
-      num_query: Q.
+      num_support: K, rows of the support set.
+      num_query: Q, rows of the query set.
     """
 
     num_support: int
@@ -172,7 +224,7 @@ class Episode:
         task = data["first"] + jax.random.randint(k_task, (), 0, data["num"])
         count, num = data["counts"][task], data["examples"].mask.shape[1]
         scores = jax.random.uniform(k_rows, (num,))
-        # What has arrived in random order, then the rest, which the masks hide.
+        # Rows that have arrived come first, in random order; masks hide the others.
         scores = jnp.where(jnp.arange(num) < count, scores, -1.0)
         order = jax.lax.top_k(scores, self.num_support + self.num_query)[1]
         wanted = self.num_support + self.num_query
@@ -193,7 +245,9 @@ class Episode:
 
 
 def _hide(examples: Examples, mask: Array) -> Examples:
-    """Zeros in masked rows too: a model may look across examples without a mask."""
+    """The same examples under another mask, with zeros in the rows that it hides."""
+    # A model may look across examples without a mask, and what has not arrived must not
+    # be seen. Selection and not a product: 0 times NaN would be NaN.
 
     def zeroed(leaf: Array) -> Array:
         wide = mask.reshape(mask.shape + (1,) * (leaf.ndim - 1))
@@ -203,7 +257,7 @@ def _hide(examples: Examples, mask: Array) -> Examples:
     return Examples(x=x, y=y, mask=mask)
 
 
-def _stacked(tasks: Any) -> Task:
+def _stacked(tasks: Sequence[Task] | Task) -> Task:
     """A batch `[T, N, ...]` on the device."""
     if not isinstance(tasks, Task):
         tasks = list(tasks)
@@ -270,12 +324,3 @@ def _digest(task: Task) -> str:
     for leaf in jax.tree.leaves((task.support, task.query)):
         found.update(f"{leaf.dtype}{leaf.shape}".encode() + np.asarray(leaf).tobytes())
     return found.hexdigest()[:16]
-
-
-def _first_call(advance: Advance, state: TrainState, totals: PyTree, stop: int) -> tuple:
-    """On copies: what memory ends for is still needed for another try."""
-    return jax.block_until_ready(advance(*_copy((state, totals)), stop))
-
-
-def _copy(tree: PyTree) -> PyTree:
-    return jax.tree.map(jnp.copy, tree)

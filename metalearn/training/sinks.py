@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 Row = Mapping[str, Any]
 Sink = Callable[[Row], None]
@@ -43,8 +43,8 @@ def _line(row: Row) -> str:
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
-def printer(file: Any = None) -> Sink:
-    """Prints each row on one line."""
+def printer(file: TextIO | None = None) -> Sink:
+    """Prints each row on one line, to the standard output unless a file is given."""
 
     def write(row: Row) -> None:
         parts = [
@@ -59,11 +59,11 @@ class Progress:
     """A progress bar with loss, accuracy, tasks a second and the time left.
 
     Args:
-      total: Steps in all.
-      start: Steps already done.
+      total: Number of steps in all.
+      start: Number of steps already done.
       show: Whether to draw; `None` draws on a terminal or in a notebook.
       label: Text before the bar.
-      unit: What is counted.
+      unit: Word for what is counted.
     """
 
     def __init__(
@@ -93,6 +93,12 @@ class Progress:
             text = {k: v if isinstance(v, int) else f"{v:.3g}" for k, v in shown.items()}
             self._bar.set_postfix(text, refresh=False)
         self._bar.update(steps)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

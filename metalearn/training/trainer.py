@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from metalearn.core import trees
-from metalearn.core.learner import MetaLearner, config_of
+from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Variables
 from metalearn.core.task import Task
 from metalearn.core.types import Array, Key, Metrics, PyTree
@@ -22,9 +23,9 @@ class TrainState:
     """Everything training needs to go on, arrays only.
 
     Attributes:
-      step: Int32 scalar, outer steps done.
-      variables: Of the learner.
-      opt_state: Of the outer optimiser.
+      step: Number of outer steps done, an int32 scalar.
+      variables: Variables of the learner.
+      opt_state: State of the outer optimiser.
     """
 
     step: Array
@@ -38,17 +39,14 @@ class MetaTrainer(NamedTuple):
     Attributes:
       init: `(key, task) -> TrainState`.
       step: `(state, tasks, *, key) -> (state, metrics {name: [T]})`. Where the
-        meta-gradient is not finite the variables stay as they are and
-        `metrics["meta/finite"]` `[T]` is 0.
-      learner: What is trained.
-      config: The outer optimiser by its names and numbers, as a pair, as far as its
-        functions tell them.
+        meta-gradient, the update or a metric is not finite, the variables and the state
+        of the optimiser stay as they are and `metrics["meta/finite"]` `[T]` is 0.
+      learner: Learner that is trained.
     """
 
-    init: Any
-    step: Any
+    init: Callable[[Key, Task], TrainState]
+    step: Callable[..., tuple[TrainState, Metrics]]
     learner: MetaLearner
-    config: tuple[tuple[str, Any], ...] = ()
 
 
 def meta_trainer(
@@ -91,8 +89,10 @@ def meta_trainer(
             Variables(params=optax.apply_updates(params, updates), state=estimate.state),
             opt_state,
         )
-        losses = [v for k, v in estimate.metrics.items() if k.endswith("loss")]
-        finite = trees.all_finite((estimate.grads, proposed, losses))
+        # Metrics as well: a loss may overflow where its gradient does not, and what a
+        # learner calls its loss is not for this place to know.
+        finite = trees.all_finite((estimate.grads, proposed, dict(estimate.metrics)))
+        # Selection and not multiplication by a flag: 0 times NaN would still be NaN.
         variables, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             proposed,
@@ -103,5 +103,13 @@ def meta_trainer(
         flag = jnp.broadcast_to(finite.astype(jnp.float32), (num,))
         return state, {**estimate.metrics, "meta/finite": flag}
 
-    config = config_of("meta_trainer", outer_opt=outer_opt)[1:]  # no name
-    return MetaTrainer(init, step, learner, config)
+    return MetaTrainer(init, step, learner)
+
+
+def check_trainer(trainer: MetaTrainer) -> None:
+    """Raises a `TypeError` unless `trainer` is a `MetaTrainer`."""
+    if not isinstance(trainer, MetaTrainer):
+        raise TypeError(
+            f"trainer is a {type(trainer).__name__}; expected "
+            "ml.meta_trainer(learner, outer_opt)."
+        )

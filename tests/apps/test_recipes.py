@@ -1,7 +1,6 @@
-"""Recipes: every field is read, every entry builds, nonsense is refused."""
+"""Recipes: every setting is read, every entry builds, nonsense is refused."""
 
 import dataclasses
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -9,16 +8,26 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import metalearn as ml
 from metalearn import apps, data, runs
-from metalearn.apps import ImageRecipe, SinusoidRecipe
-from metalearn.apps.base import WITHOUT_START
-from metalearn.apps.images import recipe as images
-from metalearn.apps.images.features import FeatureRecipe
-from metalearn.apps.images.mixed import MixedImageRecipe
-from metalearn.apps.learners import learner_options
+from metalearn.algorithms import registry
+from metalearn.apps import (
+    Curves,
+    FewShotFeatures,
+    FewShotImages,
+    MixedImages,
+    Outer,
+    Recipe,
+    adam,
+    learners,
+    sgd,
+)
+from metalearn.apps.images import few_shot
+from metalearn.apps.records import changed
+from metalearn.runs import run as run_module
 
 RECORDS = {
     "images": {"name": "made", "image_shape": [28, 28, 1], "num_classes": 12},
@@ -26,31 +35,7 @@ RECORDS = {
     "mixed_images": {"name": "made", "image_shape": [28, 28, 1]},
     "features": {"name": "features", "num_features": 8},
 }
-# One setting for each algorithm and for each condition under which a field is read.
-VARIANTS = {
-    **{a: {"algorithm": a} for a in (*("maml", "fomaml", "anil", "boil", "meta_sgd"),)},
-    **{a: {"algorithm": a} for a in ("reptile", "fine_tune", "no_adaptation")},
-    "adam": {"inner_optimizer": "adam"},
-    "halving": {"schedule": "halving"},
-    "alpha_maml": {
-        "algorithm": "alpha_maml",
-        "options": ("alpha_rate=0.1", "beta_rate=0."),
-    },
-}
-# Idle fields of a mixture: one set that needs no folder and one that is a folder.
-MIXED_VARIANTS = {
-    f"mixed_{name}": {"algorithm": name, "dataset": "glyphs+mine"}
-    for name in ("maml", "hsml", "protonet")
-}
-CURVE_VARIANTS = {
-    "hsml": {"algorithm": "hsml", "functions": "families", "options": ("tree=(3, 1)",)}
-}
-IMAGE_VARIANTS = {
-    **VARIANTS,
-    "protonet": {"algorithm": "protonet"},
-    "group": {"norm": "group"},
-    "resnet12": {"model": "resnet12"},
-}
+MAML = learners.MAML(inner_opt=sgd(0.1))
 
 
 @pytest.mark.parametrize("name", apps.RECIPES)
@@ -59,13 +44,13 @@ def test_recipe_is_valid_and_builds(name):
     recipe = entry.recipe
     recipe.check()
     assert entry.description
-    record = RECORDS[recipe.kind]
+    record = RECORDS[recipe.app.kind]
     state = recipe.state_like(record)
-    task = jax.eval_shape(lambda: recipe.example(record))
-    learners = [recipe.evaluation_learner(record)]
-    if recipe.algorithm not in WITHOUT_START:  # for the picture of an episode
-        learners.append(recipe.evaluation_learner(record, steps=0))
-    for learner in learners:
+    task = jax.eval_shape(lambda: recipe.app.example(record))
+    judged = [recipe.build_judged(record)]
+    if recipe.learner.record.start:  # for the picture of an episode
+        judged.append(recipe.build_judged(record, steps=0))
+    for learner in judged:
         outputs = jax.eval_shape(
             lambda v, t, learner=learner: learner.predict(
                 learner.adapt(v, t.support, key=jax.random.key(0)), t.query.x
@@ -75,11 +60,99 @@ def test_recipe_is_valid_and_builds(name):
         )
         assert outputs.shape[0] == task.query.mask.shape[0]
     settings = json.loads(json.dumps(recipe.settings()))
-    assert type(recipe).from_settings(settings) == recipe
+    assert apps.recipe_of(settings) == recipe
 
 
 def test_default_is_a_recipe():
     assert apps.DEFAULT in apps.RECIPES
+
+
+# -- Settings of a learner, made from its constructor -----------------------------------
+
+
+@pytest.mark.parametrize("record", registry.RECORDS, ids=lambda record: record.name)
+def test_settings_of_every_learner_have_types_and_help(record):
+    kind = learners.settings_of(record.name)
+    told = learners.arguments(kind)
+    for field in dataclasses.fields(kind):
+        assert told.get(field.name), f"{record.name} says nothing of {field.name}"
+    taken = registry.parameters(record.build)
+    assert {field.name for field in dataclasses.fields(kind)} <= taken.keys()
+    offered = set(learners.FROM_APPLICATION) | {"model", "encoder", "loss_fn", "features"}
+    for name in taken.keys() - offered - {field.name for field in dataclasses.fields(kind)}:
+        # What only code can give has a default.
+        assert taken[name].default is not taken[name].empty, f"{record.name}: {name}"
+
+
+def test_settings_are_those_of_the_constructor():
+    made = learners.HSML(inner_opt=sgd(1e-3), tree=(2, 1), hidden=4)
+    assert made.aggregator == "gru"
+    with pytest.raises(TypeError, match="leaves"):
+        learners.HSML(leaves=3)
+    built = made.build({"model": ml.from_linen(ml.models.MLP(1)), "loss_fn": ml.losses.mse})
+    assert ml.describe(built)["tree"] == "(2, 1)"
+    assert ml.describe(built)["name"] == "hsml"
+
+
+def test_titles_are_attributes():
+    assert learners.ProtoNet.record.name == "protonet"
+    with pytest.raises(AttributeError, match="Protonets"):
+        _ = learners.Protonets
+
+
+def own_learner(model, loss_fn, inner_opt, *, num_steps: int = 3, loud: bool = False):
+    """A learner of the user's.
+
+    Args:
+      num_steps: Inner steps.
+      loud: Whether it shouts.
+    """
+    del loud
+    return ml.maml(model, loss_fn, inner_opt, num_steps=num_steps, name="own")
+
+
+def test_a_learner_of_the_users_own():
+    name = f"{__name__}:own_learner"
+    kind = learners.settings_of(name)
+    recipe = Recipe(app=Curves(), learner=kind(inner_opt=sgd(0.01), num_steps=2))
+    recipe.check()
+    assert ml.describe(recipe.build({"name": "sinusoid"}))["name"] == "own"
+    assert apps.recipe_of(json.loads(json.dumps(recipe.settings()))) == recipe
+    assert learners.arguments(kind)["loud"] == "Whether it shouts."
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hsmll", "Did you mean hsml"),
+        ("no_such_package:f", "cannot be imported"),
+        (f"{__name__}:nothing", "cannot be imported"),
+        (f"{__name__}:RECORDS", "is a dict; expected a function"),
+    ],
+)
+def test_unknown_learners_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        learners.settings_of(name)
+
+
+def test_reptile_is_judged_with_its_own_steps():
+    recipe = apps.find("glyphs-reptile").recipe
+    assert recipe.learner.steps(7) == {"eval_steps": 7}
+    with pytest.raises(ValueError, match="takes no number of inner steps"):
+        learners.ProtoNet().steps(3)
+
+
+def test_adam_inside_is_differentiable_unless_said_otherwise():
+    """Second-order learners differentiate the square root of the second moment."""
+    assert ml.testing.assert_differentiable(adam(0.1).build()) is None
+    recipe = Recipe(app=Curves(), learner=learners.MAML(inner_opt=adam(0.1)))
+    recipe.build({"name": "sinusoid"})
+    recipe = Recipe(app=Curves(), learner=learners.MAML(inner_opt=adam(0.1, eps_root=0.0)))
+    with pytest.raises(ValueError, match="eps_root"):
+        recipe.build({"name": "sinusoid"})
+
+
+# -- Every setting is read, or said to be idle ------------------------------------------
 
 
 def _dataset():
@@ -95,181 +168,235 @@ def _dataset():
     )
 
 
-def _watched(recipe):
-    """The recipe, and the set of fields that anything but its own checks has read."""
+CHECKS = (
+    "check",
+    "unread",
+    "_check_styles",
+    "check_values",
+    "_refuse_idle",
+    "_check_learner",
+)
+
+
+def _watched(record):
+    """The record, and the set of fields that anything but its own checks has read."""
     seen = set()
 
-    class Watched(type(recipe)):
+    class Watched(type(record)):
         def __getattribute__(self, name):
-            if sys._getframe(1).f_code.co_name not in ("check", "unread"):
+            code = sys._getframe(1).f_code
+            if code.co_name not in CHECKS:
                 seen.add(name)
             return super().__getattribute__(name)
 
     watched = object.__new__(Watched)
-    vars(recipe)  # a dataclass without slots
-    object.__getattribute__(watched, "__dict__").update(vars(recipe))
+    object.__getattribute__(watched, "__dict__").update(vars(record))
     seen.clear()
     return watched, seen
 
 
-@pytest.mark.parametrize(
-    "kind, variant",
-    [
-        *itertools.product([ImageRecipe], IMAGE_VARIANTS),
-        *itertools.product([SinusoidRecipe], [*VARIANTS, "hsml"]),
-        *itertools.product([MixedImageRecipe], MIXED_VARIANTS),
-    ],
-)
-def test_fields_are_read_or_said_to_be_idle(kind, variant, tmp_path, monkeypatch):
+READ = {
+    "images": (FewShotImages(), MAML),
+    "protonet": (FewShotImages(), learners.ProtoNet()),
+    "reptile": (FewShotImages(), learners.Reptile(inner_opt=sgd(0.1), num_steps=1)),
+    "fine_tune": (FewShotImages(), learners.FineTuning(num_steps=1)),
+    "group": (FewShotImages(norm="group"), MAML),
+    "resnet12": (FewShotImages(model="resnet12"), MAML),
+    "curves": (Curves(), MAML),
+    "families": (Curves(functions="families"), learners.HSML(tree=(3, 1))),
+    "mixed": (MixedImages(dataset="glyphs+mine"), MAML),
+    "mixed_hsml": (MixedImages(dataset="glyphs+mine"), learners.HSML(tree=(3, 1))),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_fields_are_read_or_said_to_be_idle(name, tmp_path, monkeypatch):
     """MAML++'s reference code has a setting that nothing reads; ours has none."""
-    recipe = kind(**(IMAGE_VARIANTS | CURVE_VARIANTS | MIXED_VARIANTS)[variant])
-    if issubclass(kind, ImageRecipe):
-        recipe = dataclasses.replace(recipe, shots=1, queries=1, eval_queries=1)
-    recipe.check()
-    watched, seen = _watched(recipe)
-    monkeypatch.setattr(images.image_data, "load", lambda name, **_: _dataset())
-    monkeypatch.setattr(runs, "fit", lambda *_, **__: None)
-    monkeypatch.setattr(runs, "evaluate", lambda *_, **__: None)
+    app, learner = READ[name]
+    if isinstance(app, FewShotImages):
+        app = dataclasses.replace(app, shots=1, queries=1, eval_queries=1)
+    watched, seen = _watched(app)
+    outer, outer_seen = _watched(Outer())
+    recipe = Recipe(app=watched, learner=learner, outer=outer)
+    top, top_seen = _watched(recipe)
+    top.check()
+    monkeypatch.setattr(few_shot.image_data, "load", lambda name, **_: _dataset())
+    monkeypatch.setattr(run_module, "fit", lambda *_, **__: None)
+    monkeypatch.setattr(run_module, "evaluate", lambda *_, **__: None)
     (tmp_path / "mine").mkdir()
-    data_dir = str(tmp_path) if kind is MixedImageRecipe else None
-    loaded = watched.load_data(data_dir, ("train", "validation", "test"))
-    record = watched.describe_data(loaded)
-    run = runs.Run(folder=tmp_path, name="n", recipe=watched, seed=0, record=record)
+    data_dir = str(tmp_path) if isinstance(app, MixedImages) else None
+    loaded = watched.load(data_dir, ("train", "validation", "test"))
+    record = watched.describe(loaded)
+    run = runs.Run(folder=tmp_path, name="n", recipe=top, seed=0, record=record)
     watched.example(record)
     runs.train(run, loaded)
     runs.judge(run, None, loaded)
-    fields = {field.name for field in dataclasses.fields(kind)}
-    assert fields - seen == set(recipe.unread())
+    fields = {field.name for field in dataclasses.fields(app)}
+    assert fields - seen == set(app.unread(learner))
+    fields = {field.name for field in dataclasses.fields(Outer)}
+    assert fields - outer_seen == set(Outer().unread())
+    assert {field.name for field in dataclasses.fields(Recipe)} <= top_seen
+
+
+RECIPE = Recipe(app=FewShotImages(), learner=MAML)
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"algorithm": "protonet", "inner_rate": 0.1}, "inner_rate=0.1 has no effect"),
-        ({"inner_batch": 5}, "read by algorithm reptile"),
-        ({"inner_b1": 0.5}, "read by inner_optimizer adam"),
-        ({"halve_every": 5}, "read by schedule halving"),
-        ({"scale": 2.0}, "read by algorithm protonet"),
-        ({"model": "resnet12", "downsample": "stride"}, "read by model conv4"),
-        ({"model": "resnet12", "algorithm": "cavia"}, "Leave it at conv4"),
-        ({"algorithm": "alpha_maml", "schedule": "linear"}, "every other algorithm"),
-        ({"shrink": 0}, "expected 1 or more"),
-        ({"norm": "group", "norm_policy": "batch"}, "read by norm batch"),
-        ({"algorithm": "mamal"}, "expected one of maml"),
-        ({"norm": "bach"}, "expected one of batch"),
-        ({"channels": 2}, "expected one of 1, 3"),
-        ({"task_chunk": "all"}, "expected one of auto"),
-        ({"task_chunk": 0}, "expected 1 or more"),
+        ({"outer.halve_every": 5}, "outer.halve_every=5 has no effect"),
+        ({"learner.inner_opt.b1": 0.5}, "read by name adam"),
+        ({"app.embedding": 5}, "learners that embed a task"),
+        ({"app.model": "resnet12", "app.downsample": "stride"}, "read by app.model conv4"),
+        ({"app.model": "resnet12", "learner": learners.CAVIA()}, "Leave it at conv4"),
+        ({"app.shrink": 0}, "app.shrink is 0; expected 1 or more"),
+        ({"app.norm": "group", "learner.norm": "batch"}, "read by app.norm batch"),
+        ({"app.norm": "bach"}, "expected one of batch"),
+        ({"app.channels": 2}, "expected one of 1, 3"),
+        ({"app.width": 2.5}, "app.width is 2.5; expected an integer"),
+        ({"outer.name": "lion"}, "expected one of adam, sgd"),
+        ({"learner.inner_opt.name": "lion"}, "expected one of sgd, adam"),
         ({"steps": 0}, "expected 1 or more"),
         ({"steps": 2.5}, "expected an integer"),
-        ({"inner_steps": -1}, "expected 0 or more"),
-        ({"inner_rate": float("nan")}, "expected a finite number"),
-        ({"outer_rate": -1.0}, "expected a finite number"),
+        ({"steps": True}, "expected an integer"),
+        ({"eval_steps": -1}, "expected 0 or more"),
+        ({"nonfinite": "halt"}, "expected one of stop, skip"),
+        ({"learner.inner_opt.rate": float("nan")}, "expected a finite number"),
+        ({"outer.rate": -1.0}, "expected a finite number"),
         ({"test_tasks": 1}, "expected 2 or more"),
-        ({"ways": 1}, "expected 2 or more"),
-        ({"eval_ways": 6}, "Train with --ways 6"),
-        ({"algorithm": "protonet", "norm_policy": "support"}, "running and batch"),
+        ({"app.ways": 1}, "expected 2 or more"),
+        ({"app.eval_ways": 6}, "Train with --app.ways 6"),
+        ({"learner": learners.ProtoNet(), "eval_steps": 2}, "no number of inner steps"),
+        ({"learner.norm": "per_step", "eval_steps": 3}, "statistics for num_steps=1"),
         (
-            {"norm_policy": "per_step", "eval_inner_steps": 3, "inner_steps": 2},
-            "keeps statistics for inner_steps=2",
+            {
+                "outer": learners.AlphaMAMLOuter(
+                    learning_rate=1.0, alpha_rate=0, beta_rate=0
+                )
+            },
+            "belongs to another learner",
         ),
+        ({"app": Curves(), "learner": learners.ProtoNet()}, "does not regress curves"),
+        ({"app": FewShotFeatures(), "learner": learners.ProtoNet()}, "needs a network"),
+        ({"app": MixedImages(), "learner": learners.FineTuning(num_steps=1)}, "classifier"),
+        ({"app": MixedImages(dataset="a+a")}, "expected different names"),
     ],
 )
 def test_nonsense_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        ImageRecipe(**settings).check()
+        recipe = RECIPE
+        for path, value in settings.items():
+            recipe = changed(recipe, path, value)
+        recipe.check()
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("learner", "message"),
     [
-        (("leaves=3",), "'leaves=3'; expected NAME=VALUE with one of tree"),
-        (("tree",), "NAME=VALUE"),
-        (("tree=(4, 2)",), "one node as the root"),
-        (("hidden=many",), "hidden"),
+        (learners.HSML(tree=(4, 2)), "one node as the root"),
+        (learners.HSML(hidden="many"), "hidden"),
+        (learners.BMG(target_rate=float("nan")), "target_rate is nan"),
+        (learners.BMG(match="l3"), "match"),
+        (learners.MAML(task_chunk=0), "task_chunk is 0"),
+        (learners.MAML(task_chunk="all"), "task_chunk is 'all'"),
+        (learners.MAML(num_steps=-1), "num_steps"),
     ],
 )
-def test_bad_options_of_a_learner(options, message):
-    recipe = SinusoidRecipe(algorithm="hsml", options=options)
+def test_bad_settings_of_a_learner_are_refused_when_it_is_built(learner, message):
+    recipe = Recipe(app=Curves(), learner=learner)
     with pytest.raises((TypeError, ValueError), match=message):
-        recipe.learner(recipe.describe_data(None))
+        recipe.state_like({"name": "sinusoid"})
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "words", "message"),
-    [
-        ("imaml", ("lam=1", "lam=2"), "'lam' twice"),
-        ("imaml", ("pull_back=no",), "'pull_back=no'; expected pull_back=True or =False"),
-        ("imaml", ("pull_back=1",), "pull_back=True or =False"),
-        ("bmg", ("around=wrap",), "'around=wrap'; expected NAME=VALUE"),
-        ("es_maml", ("objective_fn=accuracy",), "expected NAME=VALUE"),
-        ("bmg", ("target_rate=nan",), "target_rate is 'nan'"),
-    ],
-)
-def test_bad_words_of_options(algorithm, words, message):
-    recipe = SinusoidRecipe(algorithm=algorithm, options=words)
-    with pytest.raises(ValueError, match=message):
-        recipe.learner(recipe.describe_data(None))
-
-
-@pytest.mark.parametrize("word", ["false", "False"])
-def test_a_switch_is_no_word(word):
-    """As a word, false would switch it on."""
-    recipe = SinusoidRecipe(algorithm="imaml", options=(f"pull_back={word}",))
-    assert learner_options(recipe) == {"pull_back": False}
+def test_changed_suggests():
+    with pytest.raises(ValueError, match="Did you mean ways"):
+        changed(RECIPE, "app.wais", 3)
 
 
 def test_only_npz_files_are_features(tmp_path):
     for name, write in (("a.npy", np.save), ("a.npz", lambda p, x: p.write_text("a"))):
         write(tmp_path / name, np.ones(3))
         with pytest.raises(ValueError, match=f"{name} is no .npz file; expected"):
-            FeatureRecipe().load_data(str(tmp_path / name))
+            FewShotFeatures().load(str(tmp_path / name))
 
 
-def test_options_reach_the_outer_optimiser():
+def test_the_outer_optimiser_of_a_learner_has_settings_of_its_own():
     """Alpha MAML's learner and its optimiser both have settings; each gets its own."""
-    words = ("rule=multiplicative", "alpha_rate=0.5", "beta_rate=0", "first_order_until=3")
-    recipe = ImageRecipe(algorithm="alpha_maml", options=words)
-    found = recipe.outer_options()
-    assert found == {"rule": "multiplicative", "alpha_rate": 0.5, "beta_rate": 0}
-    assert learner_options(recipe) == {"first_order_until": 3}
-
-
-def test_every_learner_has_a_row_in_the_table_of_systems():
-    names = [system.name for system in apps.SYSTEMS]
-    assert len(set(names)) == len(names)
-    drivers = {"follow_the_meta_leader"}
-    assert set(names) == set(ml.algorithms.__all__) | drivers
-    for system in apps.SYSTEMS:
-        assert not system.published or system.published.endswith(("[P]", "[S]"))
-
-
-def test_results_of_the_table_of_systems_are_stored():
-    stored = Path(__file__).parents[2] / "benchmarks" / "results"
-    found = {path.stem for path in stored.glob("*.json")}
-    missing = [s.name for s in apps.SYSTEMS if s.result not in found]
-    assert missing == ["fine_tune", "no_adaptation"]  # baselines without a comparison
+    outer = learners.AlphaMAMLOuter(
+        learning_rate=0.1, rule="multiplicative", alpha_rate=0.5, beta_rate=0.0, clip=1.0
+    )
+    recipe = Recipe(app=Curves(), learner=learners.AlphaMAML(), outer=outer)
+    recipe.check()
+    state = recipe.state_like({"name": "sinusoid"})
+    expected = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        ml.alpha_maml_optimiser(
+            0.1,
+            alpha_rate=0.5,
+            beta_rate=0.0,
+            rule="multiplicative",
+            inner=optax.scale_by_adam(),
+        ),
+    )
+    like = jax.eval_shape(expected.init, state.variables.params)
+    assert jax.tree.structure(like) == jax.tree.structure(state.opt_state)
+    assert apps.recipe_of(json.loads(json.dumps(recipe.settings()))) == recipe
 
 
 def test_hill_climbing_takes_no_inner_optimiser():
-    recipe = SinusoidRecipe(algorithm="es_maml", options=("adaptation=hill_climbing",))
-    settings = recipe.learner(recipe.describe_data(None)).config
-    assert "hill_climbing" in str(settings)
+    learner = learners.ESMAML(inner_opt=None, adaptation="hill_climbing")
+    built = Recipe(app=Curves(), learner=learner).build({"name": "sinusoid"})
+    assert "hill_climbing" in str(built.config)
 
 
-@pytest.mark.parametrize("algorithm", ["protonet", "fine_tune"])
-def test_any_number_of_ways_without_a_fixed_head(algorithm):
-    ImageRecipe(algorithm=algorithm, eval_ways=20).check()
+@pytest.mark.parametrize("name", ["ProtoNet", "FineTuning"])
+def test_any_number_of_ways_without_a_fixed_head(name):
+    kind = getattr(learners, name)
+    needed = {"num_steps": 1} if name == "FineTuning" else {}
+    Recipe(app=FewShotImages(eval_ways=20), learner=kind(**needed)).check()
 
 
 def test_settings_of_another_version_are_named():
-    with pytest.raises(ValueError, match="unheard_of"):
-        ImageRecipe.from_settings({"unheard_of": 1})
+    for path in ("app", "learner", "outer", None):
+        settings = RECIPE.settings()
+        (settings if path is None else settings[path])["unheard_of"] = 1
+        with pytest.raises(ValueError, match="unheard_of"):
+            apps.recipe_of(settings)
 
 
 def test_find_suggests():
     with pytest.raises(ValueError, match=r"Did you mean .*glyphs-maml"):
         apps.find("glyph-maml")
+
+
+# -- The registry ------------------------------------------------------------------------
+
+
+def test_every_learner_has_a_record():
+    names = [record.name for record in registry.RECORDS]
+    assert len(set(names)) == len(names)
+    titles = [learners._camel(record.title) for record in registry.RECORDS]
+    assert len(set(titles)) == len(titles)
+    built = {
+        name
+        for name in ml.algorithms.__all__
+        if "MetaLearner" in str(getattr(ml.algorithms, name).__annotations__.get("return"))
+    }
+    assert set(names) == built
+    for card in (*registry.RECORDS, *registry.DRIVERS):
+        assert getattr(ml, card.name)
+        assert not card.published or card.published.endswith(("[P]", "[S]"))
+
+
+def test_results_of_the_table_of_systems_are_stored():
+    stored = Path(__file__).parents[2] / "benchmarks" / "results"
+    found = {path.stem for path in stored.glob("*.json")}
+    cards = (*registry.RECORDS, *registry.DRIVERS)
+    missing = [card.name for card in cards if card.result not in found]
+    assert missing == ["fine_tune", "no_adaptation"]  # baselines without a comparison
+
+
+# -- Optimisers --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -282,11 +409,7 @@ def test_find_suggests():
     ],
 )
 def test_schedules(schedule, expected):
-    options = {"halve_every": 2} if schedule == "halving" else {}
-    recipe = ImageRecipe(
-        outer_optimizer="sgd", outer_rate=1.0, schedule=schedule, steps=8, **options
-    )
-    opt = recipe.outer_opt()
+    opt = Outer(name="sgd", rate=1.0, schedule=schedule, halve_every=2).build(8)
     params = {"w": jnp.zeros(())}
     state, rates = opt.init(params), []
     for _ in range(9):
@@ -296,24 +419,25 @@ def test_schedules(schedule, expected):
 
 
 def test_clipping_bounds_the_norm():
-    recipe = ImageRecipe(
-        outer_optimizer="sgd", outer_rate=1.0, schedule="constant", clip=2.0
-    )
-    opt, grads = recipe.outer_opt(), {"w": jnp.asarray([30.0, 40.0])}
+    opt = Outer(name="sgd", rate=1.0, schedule="constant", clip=2.0).build(1)
+    grads = {"w": jnp.asarray([30.0, 40.0])}
     updates, _ = opt.update(grads, opt.init(grads), grads)
     np.testing.assert_allclose(updates["w"], [-1.2, -1.6], rtol=1e-6)
 
 
 def test_published_settings():
     maml = apps.find("omniglot-maml-paper").recipe
-    assert (maml.inner_rate, maml.tasks_per_step, maml.steps) == (2.0, 32, 60_000)
-    assert (maml.inner_steps, maml.norm_policy, maml.width) == (1, "batch", 64)
+    assert maml.learner.inner_opt == sgd(2.0)
+    assert (maml.tasks_per_step, maml.steps, maml.eval_steps) == (32, 60_000, 3)
+    assert (maml.learner.num_steps, maml.learner.norm, maml.app.width) == (1, "batch", 64)
     protonet = apps.find("omniglot-protonet-paper").recipe
-    assert (protonet.ways, protonet.queries, protonet.halve_every) == (60, 5, 2000)
-    assert (protonet.downsample, protonet.schedule) == ("pool", "halving")
+    assert (protonet.app.ways, protonet.app.queries) == (60, 5)
+    assert (protonet.outer.halve_every, protonet.outer.schedule) == (2000, "halving")
+    assert protonet.app.downsample == "pool"
     reptile = apps.find("omniglot-reptile-paper").recipe
-    assert (reptile.inner_optimizer, reptile.inner_b1) == ("adam", 0.0)
-    assert (reptile.inner_batch, reptile.inner_steps) == (10, 5)
-    assert (reptile.eval_inner_batch, reptile.eval_inner_steps) == (5, 50)
-    assert reptile.shots + reptile.queries == 10
-    assert (reptile.outer_rate, reptile.schedule, reptile.steps) == (1.0, "linear", 100_000)
+    assert reptile.learner.inner_opt == adam(1e-3, b1=0.0, eps_root=0.0)
+    assert (reptile.learner.batch_size, reptile.learner.num_steps) == (10, 5)
+    assert (reptile.learner.eval_batch_size, reptile.learner.eval_steps) == (5, 50)
+    assert reptile.app.shots + reptile.app.queries == 10
+    assert (reptile.outer.rate, reptile.outer.schedule) == (1.0, "linear")
+    assert reptile.steps == 100_000

@@ -34,7 +34,7 @@ def test_training_leaves_a_run_folder(base, trained):
     assert "classes: train 5, validation 4, test 4" in out
     config = json.loads((trained / "config.json").read_text())
     assert config["recipe"] == "glyphs-maml"
-    assert config["settings"]["width"] == 4
+    assert config["settings"]["app"]["width"] == 4
     assert {"python", "jax", "jaxlib", "flax", "optax"} <= config["versions"].keys()
     assert config["device"]["platform"] == jax.default_backend()
     results = json.loads((trained / "results.json").read_text())
@@ -86,7 +86,7 @@ def test_evaluate_with_other_statistics(trained):
     assert "has no effect" in refused("evaluate", trained, "--norm-policy=batch")  # no norm
     options = cli_options.EvaluateOptions(run="", norm_policy="batch")
     recipe = apps.find("glyphs-maml").recipe
-    assert cli_options.for_evaluation(recipe, options).norm_policy == "batch"
+    assert cli_options.for_evaluation(recipe, options).learner.norm == "batch"
     options = cli_options.EvaluateOptions(run="", norm_policy="running")
     with pytest.raises(ValueError, match="averages are not those"):
         cli_options.for_evaluation(recipe, options)
@@ -138,7 +138,7 @@ def test_images_that_do_not_fit_are_refused(base, trained):
 def test_more_ways_than_logits_are_refused(trained):
     err = refused("evaluate", trained, "--ways", 4)
     assert "4 logits" in err
-    assert "protonet" in err
+    assert "--app.ways 4" in err
 
 
 @pytest.mark.parametrize(
@@ -187,10 +187,15 @@ def test_sinusoid(base, trained_sine):
         (("train", "glyphs-maml", "--stepss", 3), "--steps"),
         (("train", "glyphs-maml", "--steps", "many"), "many"),
         (("train", "glyphs-maml", "--steps", 0), "expected 1 or more"),
-        (("train", "glyphs-protonet", "--inner-rate", 0.1), "has no effect"),
-        (("train", "--dataset", "nothing-here", "--out", "o"), "Unknown data set"),
+        (("train", "glyphs-maml", "--outer.halve-every", 5), "has no effect"),
+        (("train", "glyphs-maml", "--ways", 5), "--app.ways"),
+        (("train", "glyphs-maml", "--learner", "mamal"), "Did you mean maml"),
+        (("train", "glyphs-maml", "--learner", "no_package:f"), "cannot be imported"),
+        (("train", "glyphs-maml", "--learner.tree", "4"), "--learner.tree"),
+        (("train", "glyphs-protonet", "--learner", "reptile"), "--learner.num-steps"),
+        (("train", "--app.dataset", "nothing-here", "--out", "o"), "Unknown data set"),
         (("train", "--seed", -1), "expected 0 or more"),
-        (("train", "families-hsml", "--options", "tree=(4, 2)"), "one node as the root"),
+        (("train", "families-hsml", "--learner.tree", 4, 2), "one node as the root"),
         (("trian",), "Did you mean train"),
         (("data", "prepair"), "Did you mean prepare"),
         (("data", "prepare", "glyph"), "Did you mean 'glyphs'"),
@@ -230,8 +235,12 @@ def test_help_and_version():
     assert "metalearn train" in ok("--help")
     assert run()[0] == 2
     assert re.match(r"metalearn \d", ok("--version"))
-    assert "--inner-rate" in ok("train", "glyphs-maml", "--help")
-    assert "--widths" in ok("train", "sinusoid-maml", "--help")
+    assert "--learner.inner-opt.rate" in ok("train", "glyphs-maml", "--help")
+    shown = ok("train", "families-hsml", "--learner.tree", 3, 1, "--help")
+    assert "--app.widths" in shown
+    words = " ".join(shown.replace("│", " ").split())
+    assert re.search(r"--learner.tree \[?INT.* Clusters of each layer, leaves first", words)
+    assert re.search(r"--learner.aggregator \{gru,mean\}", words)
     assert ok("data", "--help")
 
 

@@ -13,7 +13,7 @@ import jax
 import pytest
 from commands import assert_same_run, ok, refused, rows, run
 
-from metalearn.cli import main as cli
+from metalearn.cli import train
 
 # Orbax leaves its event loop and threads to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -32,7 +32,7 @@ def test_existing_folder_is_refused(base, trained, tiny):
 
 
 def test_other_settings_are_refused(trained, tiny):
-    err = refused("train", *tiny, "--out", trained, "--resume", "--width=8")
+    err = refused("train", *tiny, "--out", trained, "--resume", "--app.width=8")
     assert "width: the run has 4, asked for 8" in err
     err = refused("train", *tiny, "--out", trained, "--resume", "--steps=40")
     assert "cannot be made longer" in err
@@ -40,7 +40,7 @@ def test_other_settings_are_refused(trained, tiny):
     err = refused("train", *other, "--out", trained, "--resume")
     assert "recipe: the run has glyphs-maml, asked for glyphs-anil" in err
     assert "seed: the run has 0, asked for 1" in err
-    assert "algorithm: the run has maml, asked for anil" in err
+    assert "learner.name: the run has maml, asked for anil" in err
 
 
 def test_other_data_are_refused(base, trained, tiny):
@@ -78,7 +78,7 @@ def test_interrupted_run_goes_on_exactly(base, sine, trained_sine, monkeypatch):
     folder = base / "interrupted"
     words = ["train", *sine, "--out", str(folder)]
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_console", stop_at_ten)
+        patch.setattr(train, "console", stop_at_ten)
         code, _, err = run(*words)
     assert code == 130
     assert "saved up to step 5" in err

@@ -1,9 +1,9 @@
-"""The calibration error by hand, and what it refuses."""
+"""The calibration error by hand, what it refuses, and the directions of metrics."""
 
 import numpy as np
 import pytest
 
-from metalearn.core.metrics import calibration_error
+from metalearn.core.metrics import calibration_error, higher_is_better
 
 
 def test_by_hand():
@@ -37,3 +37,36 @@ def test_nothing_and_no_probabilities():
         calibration_error(np.zeros((0, 2)), np.zeros(0, int))
     with pytest.raises(ValueError, match="no probabilities"):
         calibration_error([[2.0, -1.0]], [0])
+
+
+def test_directions_are_known_by_the_last_part_of_a_name():
+    assert higher_is_better("query/accuracy") and higher_is_better("accuracy")
+    for name in (
+        "query/loss",
+        "loss",
+        "validation/rmse",
+        "query/multi_step_loss",
+        "a/b/nll",
+    ):
+        assert not higher_is_better(name)
+
+
+def test_what_is_said_goes_before_what_is_known():
+    assert higher_is_better("query/loss", True) and not higher_is_better("accuracy", False)
+    assert higher_is_better("score", np.bool_(True)) is True
+
+
+@pytest.mark.parametrize(
+    "name", ["query/score", "weightloss", "loss/query", "", "inaccuracy"]
+)
+def test_unknown_directions_are_not_guessed(name):
+    """Names that only end with a known word are other names."""
+    words = f"metric '{name}' is better is not known; known are accuracy.*higher_is_better="
+    with pytest.raises(ValueError, match=words):
+        higher_is_better(name)
+
+
+@pytest.mark.parametrize("said", [0, "True", np.ones(1)])
+def test_what_is_said_is_a_bool(said):
+    with pytest.raises(ValueError, match="expected True, False or None"):
+        higher_is_better("query/loss", said)

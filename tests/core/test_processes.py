@@ -17,7 +17,7 @@ from metalearn import runs
 OPTIONS = [
     "sinusoid-maml",
     *("--steps=100", "--tasks-per-step=8", "--validate-every=50", "--checkpoint-every=50"),
-    *("--log-every=50", "--validation-tasks=8", "--test-tasks=8", "--eval-queries=5"),
+    *("--log-every=50", "--validation-tasks=8", "--test-tasks=8", "--app.eval-queries=5"),
 ]
 
 

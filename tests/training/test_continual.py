@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import optax
 import pytest
 from tiny import one, plain, sine_batch
@@ -13,21 +14,21 @@ from metalearn.training.trainer import TrainState
 
 
 def test_growth_waits_and_starts_the_optimiser_anew():
-    """The second stage is harder: the tree grows once, after the rest."""
-    made = ml.hsml(
-        plain(1),
-        ml.losses.mse,
-        optax.sgd(1e-3),
-        **{"hidden": 3, "example_size": 2, "num_steps": 2, "tree": (2, 1)},
-        task_chunk=4,
+    """The second stage is harder: the parameters grow once, after the rest."""
+    model = ml.from_apply_fn(
+        lambda key, x: {"b": jnp.ones(2)},
+        lambda params, x: jnp.broadcast_to(params["b"].sum(), x.shape),
     )
-    easy = ml.tasks.function_families(5, 5, ("line",))
+    made = ml.maml(model, ml.losses.mse, optax.sgd(1e-3))
+    easy = ml.tasks.sinusoid(num_support=2, num_query=2)
     hard = ml.TaskSampler(scaled_by(easy, 30.0), (), "hard")
     seen = []
 
     def grow(variables, key):
+        del key
         seen.append(variables)
-        return ml.add_leaf(variables, key)
+        params = jax.tree.map(lambda leaf: jnp.append(leaf, 0.0), variables.params)
+        return ml.Variables(params=params, state=variables.state)
 
     found = ml.fit_continually(
         made,
@@ -43,8 +44,7 @@ def test_growth_waits_and_starts_the_optimiser_anew():
     assert [row["step"] for row in found.history] == [2, 4, 6, 7]
     assert [row["stage"] for row in found.history] == [0, 0, 1, 1]
     assert found.grown == [6] and len(seen) == 1
-    sizes = [len(v.params["structure"]["tree"][0]["b"]) for v in found.stages]
-    assert sizes == [2, 3]
+    assert [len(v.params["b"]) for v in found.stages] == [2, 3]
     assert int(found.state.step) == 7
     assert int(found.state.opt_state[0].count) == 1  # anew after step 6
 
@@ -58,7 +58,7 @@ def scaled_by(sampler, factor):
     return sample
 
 
-def windows_of(values, monkeypatch, **options):
+def windows_of(values, monkeypatch, metric="query/loss", **options):
     """What `fit_continually` makes of windows of these means."""
     means, asked = iter(values), []
 
@@ -70,7 +70,7 @@ def windows_of(values, monkeypatch, **options):
         rows = means_of if isinstance(means_of, list) else [means_of]
         begun, part = asked[-2][0] if len(asked) > 1 else 0, log_every
         ends = [begun + part * (i + 1) for i in range(len(rows))]
-        rows = [{"step": e, "query/loss": m} for e, m in zip(ends, rows, strict=True)]
+        rows = [{"step": e, metric: m} for e, m in zip(ends, rows, strict=True)]
         return SimpleNamespace(state=state, history=rows)
 
     monkeypatch.setattr(continual, "fit", fit)
@@ -79,6 +79,7 @@ def windows_of(values, monkeypatch, **options):
         optax.sgd(0.1),
         tasks_per_step=2,
         key=jax.random.key(0),
+        metric=metric,
         **{"grow": lambda v, key: v, "check_every": 2, "rest": 1, **options},
     )
     return found, asked
@@ -104,18 +105,24 @@ def test_what_a_stage_has_left_over_is_not_compared(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("values", "worse", "grown"),
+    ("values", "metric", "options", "grown"),
     [
-        ([1.0, 1.2, 1.6], 1.25, [6]),
-        ([-1.0, -2.0, -1.9, -1.0], 1.25, [8]),
-        ([0.0, 0.5], 1.25, [4]),
-        ([0.8, 0.7, 0.5], 0.85, [6]),
-        ([0.0, 0.0], 0.85, []),
+        ([1.0, 1.2, 1.6], "query/loss", {"worse": 1.25}, [6]),
+        ([1.0, 1.2, 1.6], "query/loss", {}, [6]),
+        ([-1.0, -2.0, -1.9, -1.0], "query/loss", {"worse": 1.25}, [8]),
+        ([0.0, 0.5], "query/loss", {"worse": 1.25}, [4]),
+        ([0.8, 0.7, 0.5], "query/accuracy", {"worse": 0.85}, [6]),
+        ([0.8, 0.7, 0.5], "query/accuracy", {}, [6]),
+        ([0.5, 0.8], "query/accuracy", {}, []),
+        ([0.0, 0.0], "query/accuracy", {"worse": 0.85}, []),
+        ([1.0, 1.2, 1.6], "query/brier", {"higher_is_better": False}, [6]),
+        ([-1.0, -1.1, -1.6], "query/score", {"higher_is_better": True}, [6]),
+        ([0.8, 0.5], "query/loss", {"higher_is_better": True, "worse": 0.9}, [4]),
     ],
 )
-def test_what_counts_as_worse(values, worse, grown, monkeypatch):
+def test_what_counts_as_worse(values, metric, options, grown, monkeypatch):
     stages = [(ml.tasks.sinusoid(), 2 * len(values))]
-    found, _ = windows_of(values, monkeypatch, stages=stages, worse=worse)
+    found, _ = windows_of(values, monkeypatch, metric, stages=stages, **options)
     assert found.grown == grown
 
 
@@ -163,6 +170,16 @@ def test_growth_is_a_function(monkeypatch):
         ({"worse": float("inf")}, "worse is inf"),
         ({"worse": 1.0}, "above one for a loss"),
         ({"worse": "2"}, "worse is '2'"),
+        (
+            {"worse": 1.25, "metric": "query/accuracy"},
+            "worse is 1.25 for the metric 'query/accuracy', of which more is better; "
+            "expected a ratio below one.*higher_is_better=False",
+        ),
+        ({"worse": 0.85}, "'query/loss', of which less is better; .*ratio above one"),
+        ({"worse": 1.25, "higher_is_better": True}, "of which more is better"),
+        ({"metric": "query/brier"}, "'query/brier' is better is not known"),
+        ({"metric": "query/brier", "worse": 1.25}, "'query/brier' is better is not known"),
+        ({"higher_is_better": 1}, "higher_is_better is 1; expected True"),
         ({"check_every": 0}, "check_every"),
         ({"medians": 0}, "medians is 0"),
         ({"medians": 3, "check_every": 4}, "medians is 3; expected a divisor of check_ev"),

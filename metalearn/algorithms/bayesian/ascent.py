@@ -15,12 +15,13 @@ from metalearn.algorithms.bayesian.posterior import (
     log_posterior,
 )
 from metalearn.core import checks, trees
+from metalearn.core.keys import fold_key, split_key
 from metalearn.core.losses import mask_absent, present_classes
 from metalearn.core.model import Model, Variables
 from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree
 from metalearn.inner.descent import Adapted, descent
-from metalearn.inner.differentiate import is_second_order
-from metalearn.inner.norm import normaliser
+from metalearn.inner.differentiate import Differentiation, is_second_order
+from metalearn.inner.norm import NormPolicy, normaliser
 from metalearn.inner.unroll import Unrolled, unroll
 
 
@@ -55,10 +56,10 @@ def ascent(
     mixing: optax.GradientTransformation,
     num_particles: int,
     num_steps: int,
-    differentiation: str = "reverse",
-    adapt_filter: PathFilter | None = None,
-    norm: str = "support",
-    mask_absent_classes: bool = False,
+    differentiation: Differentiation,
+    adapt_filter: PathFilter | None,
+    norm: NormPolicy,
+    mask_absent_classes: bool,
 ) -> Ascent:
     """Gradient ascent of M particles on a posterior as a record of pure functions.
 
@@ -120,7 +121,7 @@ def ascent(
                 state,
                 examples,
                 jnp.minimum(step, num_steps - 1),  # `further` may take more steps
-                key=None if key is None else jax.random.fold_in(key, step),
+                key=fold_key(key, step),
                 train=train,
             )
             outputs = hide_absent(outputs, present)
@@ -130,7 +131,7 @@ def ascent(
         return loss
 
     def adapt(variables, support, *, key, train=False):
-        k_loss, k_settle = (None, None) if key is None else jax.random.split(key)
+        k_loss, k_settle = split_key(key)
         particles, shared = parts(variables.params)
         given = dict(key=k_loss, train=train)
         present = None

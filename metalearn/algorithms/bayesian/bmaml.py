@@ -6,25 +6,32 @@ NeurIPS 2018.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.algorithms.bayesian.builder import Episode, particle_learner, query_loss
-from metalearn.algorithms.bayesian.ensemble import joint_loss
+from metalearn.algorithms.bayesian.builder import (
+    AdaptedParticles,
+    particle_learner,
+    query_loss,
+)
+from metalearn.algorithms.bayesian.ensemble import Combine, joint_loss
 from metalearn.algorithms.bayesian.posterior import CLASSIFICATION, REGRESSION, Posterior
 from metalearn.algorithms.bayesian.svgd import svgd
+from metalearn.algorithms.options import Options, takes_options
 from metalearn.core import checks, losses
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model
 from metalearn.core.task import concatenate
 from metalearn.core.types import Array, LossFn
 
-OBJECTIVES = ("chaser", "query", "joint")
+Objective = Literal["chaser", "query", "joint"]
 
 
+@takes_options()
 def bmaml(
     model: Model,
     loss_fn: LossFn,
@@ -35,10 +42,9 @@ def bmaml(
     leader_steps: int = 1,
     leader_opt: optax.GradientTransformation | None = None,
     posterior: Posterior | None = None,
-    objective: str = "chaser",
+    objective: Objective = "chaser",
     repulsion: float = 1.0,
-    name: str = "bmaml",
-    **options: Any,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """Learns M initialisations from which SVGD samples the posterior of a task.
 
@@ -69,20 +75,22 @@ def bmaml(
       inner_opt: eps, an optax transformation that gets the direction of SVGD, with leaves
         `[M, ...]`; paper: `optax.sgd(1e-3)`.
       num_particles: M; one ascends to the mode of the posterior.
-      num_steps: K, at least 1.
+      num_steps: K, inner steps, at least 1.
       leader_steps: s, at least 1; only the chaser loss reads it.
       leader_opt: The leader's optimiser; `None` for `inner_opt` with its state.
       posterior: `None` for `REGRESSION` with `ml.losses.mse` and `CLASSIFICATION` with
         `ml.losses.cross_entropy`, see `bayesian.posterior`.
-      objective: "chaser", "query" for the loss of the averaged prediction, or "joint",
-        see `bayesian.ensemble.joint_loss`.
+      objective: Outer objective: "chaser", "query" for the loss of the averaged
+        prediction, or "joint", see `bayesian.ensemble.joint_loss`.
       repulsion: Factor of the second term; 0 for none.
-      name: What `describe` calls it.
-      **options: `adapt_filter`, by the path, the weights each particle has of its own
-        (all when `None`; the others are shared and learned outside only, e.g. a feature
-        extractor under particles of the head); `differentiation`, where "first_order"
-        still differentiates the kernel; `norm`, each particle having its own statistics;
-        `mask_absent_classes`, `task_chunk`: those of `maml`.
+      differentiation: See `metalearn.inner.differentiate`; "first_order" still
+        differentiates the kernel.
+      adapt_filter: `(path, leaf) -> bool`, by the path: weights that each particle has of
+        its own; all when `None`. The others are shared and learned outside only, e.g. a
+        feature extractor under particles of the head.
+      norm: Batch-norm policy, see `metalearn.inner.norm`; each particle has statistics of
+        its own.
+      **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
       A `MetaLearner`. Its params are those of the model with a leading axis M on the
@@ -97,25 +105,9 @@ def bmaml(
     Example:
       >>> learner = ml.bmaml(model, ml.losses.mse, optax.sgd(1e-3), num_particles=10)
     """
-    checks.known_options(
-        bmaml, options, particle_learner, but=("mixing", "outer", "settings")
-    )
-    if objective not in OBJECTIVES:
-        raise ValueError(
-            f"objective is {objective!r}; expected one of {', '.join(OBJECTIVES)}."
-        )
+    checks.one_of("objective", objective, get_args(Objective))
     checks.whole_number("leader_steps", leader_steps, least=1)
-    if leader_opt is not None:
-        if not isinstance(leader_opt, optax.GradientTransformation):
-            raise TypeError(
-                f"leader_opt is a {type(leader_opt).__name__}; expected None or an optax "
-                "transformation such as optax.sgd(1e-3)."
-            )
-        if objective != "chaser":
-            raise ValueError(
-                f"leader_opt is given, but objective={objective!r} has no leader. Leave it "
-                "out, or use objective='chaser'."
-            )
+    _check_leader(leader_opt, objective)
     if posterior is None:
         known = {losses.mse: REGRESSION, losses.cross_entropy: CLASSIFICATION}
         posterior = _for_loss("posterior", loss_fn, known)
@@ -124,37 +116,20 @@ def bmaml(
             f"posterior is a {type(posterior).__name__}; expected a Posterior, such as "
             "REGRESSION or CLASSIFICATION of metalearn.algorithms.bayesian.posterior."
         )
-
-    def chaser_loss(episode: Episode, loss_fn: LossFn) -> tuple[Array, dict]:
-        path, task = episode.path, episode.task
-        # Nothing of the leader is differentiated, so its steps store nothing.
-        start = (episode.variables, path, episode.adapted.present)
-        led = episode.inner.further(
-            *jax.lax.stop_gradient(start),
-            concatenate(task.support, task.query),
-            key=episode.key,
-            opt=leader_opt,
-            num_steps=leader_steps,
-        )
-        gaps = jax.tree.map(
-            lambda chaser, leader: jnp.sum(jnp.square(chaser - leader)),
-            path.params["weights"],
-            led.params["weights"],
-        )
-        loss = sum(jax.tree.leaves(gaps))
-        return loss, {"chaser/loss": loss}
-
+    outers = {
+        "chaser": chaser(leader_opt, leader_steps),
+        "query": query_loss,
+        "joint": joint,
+    }
     settings = {
         "objective": objective,
         "leader_steps": leader_steps,
-        "leader_opt": leader_opt,
         "repulsion": repulsion,
-        "likelihood": posterior.log_likelihood,
         "data_precision": str(posterior.data_precision),
         "weight_precision": str(posterior.weight_precision),
     }
     return particle_learner(
-        name,
+        "bmaml",
         model,
         loss_fn,
         inner_opt,
@@ -162,12 +137,13 @@ def bmaml(
         mixing=svgd(repulsion=repulsion),
         num_particles=num_particles,
         num_steps=num_steps,
-        outer={"chaser": chaser_loss, "query": query_loss, "joint": joint}[objective],
+        outer=outers[objective],
         settings=settings,
         **options,
     )
 
 
+@takes_options()
 def emaml(
     model: Model,
     loss_fn: LossFn,
@@ -175,9 +151,8 @@ def emaml(
     *,
     num_particles: int = 10,
     num_steps: int = 1,
-    combine: str | None = None,
-    name: str = "emaml",
-    **options: Any,
+    combine: Combine | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """An ensemble of M MAML learners that meet in the prediction only.
 
@@ -190,11 +165,12 @@ def emaml(
       loss_fn: Mean loss of one task.
       inner_opt: An optax transformation; rates are those of `maml`.
       num_particles: M, members.
-      num_steps: K, at least 1.
-      combine: "probabilities" or "mean", see `bayesian.ensemble`; `None` for the first
-        with `ml.losses.cross_entropy` and the second with `ml.losses.mse`.
-      name: What `describe` calls it.
-      **options: Those of `bmaml`.
+      num_steps: K, inner steps, at least 1.
+      combine: How M predictions become one: "probabilities" or "mean", see
+        `bayesian.ensemble`; `None` for the first with `ml.losses.cross_entropy` and the
+        second with `ml.losses.mse`.
+      adapt_filter: As in `bmaml`: weights that each member has of its own; all when `None`.
+      **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
       A `MetaLearner` with the params of the model; leaves that adapt are `[M, ...]`.
@@ -205,9 +181,6 @@ def emaml(
     Example:
       >>> learner = ml.emaml(model, ml.losses.mse, optax.sgd(0.01), num_particles=10)
     """
-    checks.known_options(
-        emaml, options, particle_learner, but=("mixing", "outer", "settings")
-    )
     if combine is None:
         known = {losses.mse: "mean", losses.cross_entropy: "probabilities"}
         combine = _for_loss("combine", loss_fn, known)
@@ -217,12 +190,12 @@ def emaml(
         combine=combine,
     )
 
-    def each_loss(episode: Episode, loss_fn: LossFn) -> tuple[Array, dict]:
-        each = jax.vmap(lambda outputs: loss_fn(outputs, episode.task.query))
-        return jnp.sum(each(episode.outputs)), {}
+    def each_loss(done: AdaptedParticles, loss_fn: LossFn) -> tuple[Array, dict]:
+        each = jax.vmap(lambda outputs: loss_fn(outputs, done.task.query))
+        return jnp.sum(each(done.outputs)), {}
 
     return particle_learner(
-        name,
+        "emaml",
         model,
         loss_fn,
         inner_opt,
@@ -231,17 +204,68 @@ def emaml(
         num_particles=num_particles,
         num_steps=num_steps,
         outer=each_loss,
+        settings={},
         **options,
     )
 
 
-def joint(episode: Episode, loss_fn: LossFn) -> tuple[Array, dict]:
+def chaser(
+    leader_opt: optax.GradientTransformation | None, leader_steps: int
+) -> Callable[[AdaptedParticles, LossFn], tuple[Array, dict]]:
+    """The chaser loss as an outer objective.
+
+    Args:
+      leader_opt: The leader's optimiser; `None` for the inner one with its state.
+      leader_steps: s.
+    """
+
+    def outer(done: AdaptedParticles, loss_fn: LossFn) -> tuple[Array, dict]:
+        del loss_fn
+        path, task = done.path, done.task
+        # The leader stands still for the chaser. It is cut off before its steps, so that
+        # none of them is stored for a derivative.
+        start = (done.variables, path, done.adapted.present)
+        led = done.inner.further(
+            *jax.lax.stop_gradient(start),
+            concatenate(task.support, task.query),
+            key=done.key,
+            opt=leader_opt,
+            num_steps=leader_steps,
+        )
+        gaps = jax.tree.map(
+            lambda chaser, leader: jnp.sum(jnp.square(chaser - leader)),
+            path.params["weights"],
+            led.params["weights"],
+        )
+        loss = sum(jax.tree.leaves(gaps))
+        return loss, {"chaser/loss": loss}
+
+    return outer
+
+
+def joint(done: AdaptedParticles, loss_fn: LossFn) -> tuple[Array, dict]:
     """The loss of the whole query set under one particle, averaged over particles."""
-    query = episode.task.query
-    each = jax.vmap(lambda outputs: loss_fn(outputs, query))(episode.outputs)
+    query = done.task.query
+    each = jax.vmap(lambda outputs: loss_fn(outputs, query))(done.outputs)
     num = jnp.maximum(jnp.sum(query.mask), 1).astype(each.dtype)
     loss = joint_loss(each, num)
     return loss, {"joint/loss": loss}
+
+
+def _check_leader(leader_opt: Any, objective: Objective) -> None:
+    """Refuses what is no optimiser, and an optimiser where nobody leads."""
+    if leader_opt is None:
+        return
+    if not isinstance(leader_opt, optax.GradientTransformation):
+        raise TypeError(
+            f"leader_opt is a {type(leader_opt).__name__}; expected None or an optax "
+            "transformation such as optax.sgd(1e-3)."
+        )
+    if objective != "chaser":
+        raise ValueError(
+            f"leader_opt is given, but objective={objective!r} has no leader. Leave it "
+            "out, or use objective='chaser'."
+        )
 
 
 def _for_loss(option: str, loss_fn: LossFn, known: dict) -> Any:

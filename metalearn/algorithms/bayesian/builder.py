@@ -1,14 +1,14 @@
 """Learners that adapt a set of particles: one builder for the whole family.
 
-Inside, `inner.particles` moves M networks on the support set; outside, an objective of all
+Inside, `bayesian.ascent` moves M networks on the support set. Outside, an objective of all
 of them is differentiated, which an algorithm says by a function of its own (`outer`). Their
 prediction is that of the mixture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import optax
@@ -16,28 +16,29 @@ import optax
 from metalearn.algorithms.bayesian.ascent import Ascent, ascent
 from metalearn.algorithms.bayesian.ensemble import combine_outputs
 from metalearn.algorithms.bayesian.posterior import Posterior
+from metalearn.algorithms.options import DEFAULTS, Options
 from metalearn.core import checks, metrics
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.learner import MetaLearner, config_of
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
-from metalearn.core.types import Array, Key, LossFn, PathFilter
+from metalearn.core.types import Array, Key, LossFn
 from metalearn.inner import Adapted, Unrolled
 from metalearn.inner.differentiate import refuse_implicit
 
 
-class Episode(NamedTuple):
-    """One task after the adaptation, for `outer`.
+class AdaptedParticles(NamedTuple):
+    """The particles of one training task; what the outer objective sees.
 
     Attributes:
-      variables: Before it.
+      variables: Variables of the learner, where the particles started.
       task: The task.
       inner: The ascent, which can go on.
-      adapted: After the last step.
+      adapted: The particles after the last step.
       path: The inner loop.
-      outputs: Those of every particle for the queries, `[M, Q, ...]`.
+      outputs: Outputs of every particle for the queries, `[M, Q, ...]`.
       report: Metrics of the task; `query/loss` is that of the mixture.
-      key: For draws of the outer objective.
+      key: Key for draws of the outer objective.
     """
 
     variables: Variables
@@ -50,10 +51,10 @@ class Episode(NamedTuple):
     key: Key
 
 
-def query_loss(episode: Episode, loss_fn: LossFn) -> tuple[Array, dict]:
+def query_loss(done: AdaptedParticles, loss_fn: LossFn) -> tuple[Array, dict]:
     """The loss of the averaged prediction; nothing more to report."""
     del loss_fn
-    return episode.report["query/loss"], {}
+    return done.report["query/loss"], {}
 
 
 def particle_learner(
@@ -62,36 +63,30 @@ def particle_learner(
     loss_fn: LossFn,
     inner_opt: optax.GradientTransformation,
     posterior: Posterior,
+    /,
     *,
     mixing: optax.GradientTransformation,
     num_particles: int,
     num_steps: int,
-    outer: Callable[[Episode, LossFn], tuple[Array, dict]] = query_loss,
-    differentiation: str = "reverse",
-    adapt_filter: PathFilter | None = None,
-    norm: str = "support",
-    mask_absent_classes: bool = False,
-    task_chunk: int | str = "auto",
-    settings: dict[str, Any] | None = None,
+    outer: Callable[[AdaptedParticles, LossFn], tuple[Array, dict]],
+    settings: Mapping[str, Any],
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """Builds a learner of particles.
 
     Args:
-      name: What `describe` calls it.
+      name: What `describe` calls the learner, unless `options` say otherwise.
       model: The network of one particle.
       loss_fn: Mean loss of one task, for reports.
       inner_opt: An optax transformation of leaves `[M, ...]`.
       posterior: What is ascended, and how predictions are averaged.
       mixing: What particles know of one another, see `bayesian.ascent`.
       num_particles: M.
-      num_steps: K, at least 1.
-      outer: `(episode, loss_fn) -> (loss, more to report)`.
-      differentiation: See `metalearn.inner.differentiate`.
-      adapt_filter: Which weights are particles; the others are shared.
-      norm: Batch-norm policy, see `metalearn.inner.norm`.
-      mask_absent_classes: For tasks with a variable number of ways.
-      task_chunk: Tasks handled at once, or "auto".
+      num_steps: K, inner steps, at least 1.
+      outer: `(adapted particles, loss_fn) -> (loss, more to report)`.
       settings: Further pairs for `describe`.
+      **options: See `metalearn.algorithms.options.Options`; `adapt_filter` chooses the
+        weights that are particles, the others are shared.
 
     Returns:
       A `MetaLearner`; for its params and adapted object see `bayesian.ascent`.
@@ -100,7 +95,8 @@ def particle_learner(
       ValueError: an option is out of range, or the inner optimiser has no finite second
         derivative.
     """
-    refuse_implicit(name, differentiation)
+    chosen: Options = {**DEFAULTS, "name": name, **options}
+    refuse_implicit(chosen["name"], chosen["differentiation"])
     inner = ascent(
         model,
         loss_fn,
@@ -109,10 +105,10 @@ def particle_learner(
         mixing=mixing,
         num_particles=num_particles,
         num_steps=num_steps,
-        differentiation=differentiation,
-        adapt_filter=adapt_filter,
-        norm=norm,
-        mask_absent_classes=mask_absent_classes,
+        differentiation=chosen["differentiation"],
+        adapt_filter=chosen["adapt_filter"],
+        norm=chosen["norm"],
+        mask_absent_classes=chosen["mask_absent_classes"],
     )
 
     def init(key: Key, task: Task) -> Variables:
@@ -140,22 +136,21 @@ def particle_learner(
         report = metrics.of_task(loss_fn, combined(outputs), task.query)
         report = {f"query/{k}": value for k, value in report.items()}
         report["support/loss"] = loss_fn(combined(path.aux[1][0]), task.support)
-        loss, more = outer(
-            Episode(variables, task, inner, adapted, path, outputs, report, k_outer),
-            loss_fn,
+        done = AdaptedParticles(
+            variables, task, inner, adapted, path, outputs, report, k_outer
         )
+        loss, more = outer(done, loss_fn)
         state = inner.collect(variables.state, path, query_state)
         return loss, (state, {**report, **more})
 
     config = config_of(
-        name,
-        inner_opt=inner_opt,
+        chosen["name"],
         num_particles=num_particles,
         num_steps=num_steps,
         combine=posterior.combine,
-        differentiation=str(differentiation),
-        norm=norm,
-        **(settings or {}),
+        differentiation=chosen["differentiation"],
+        norm=chosen["norm"],
+        **settings,
     )
-    estimate = gradient_estimator(objective, task_chunk=task_chunk)
+    estimate = gradient_estimator(objective, task_chunk=chosen["task_chunk"])
     return MetaLearner(init, adapt, predict, estimate, config)

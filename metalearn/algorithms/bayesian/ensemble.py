@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from metalearn.core.types import Array, Key, PyTree
 
-COMBINE = ("probabilities", "mean")
+Combine = Literal["probabilities", "mean"]
+COMBINE: tuple[str, ...] = get_args(Combine)
 
 
-def check_combine(combine: str) -> None:
-    """Raises a `ValueError` unless it is one of `COMBINE`."""
+def check_combine(combine: Combine) -> None:
+    """Raises a `ValueError` unless `combine` is one of `COMBINE`."""
     if combine not in COMBINE:
         raise ValueError(
             f"combine is {combine!r}; expected one of {', '.join(COMBINE)}: the first for "
@@ -21,11 +22,11 @@ def check_combine(combine: str) -> None:
         )
 
 
-def combine_outputs(outputs: Array, combine: str) -> Array:
+def combine_outputs(outputs: Array, combine: Combine) -> Array:
     """The prediction of a uniform mixture.
 
     Args:
-      outputs: `[M, Q, ...]`, of M members (samples, particles).
+      outputs: Outputs of M members (samples, particles), `[M, Q, ...]`.
       combine: "probabilities" for logits `[M, Q, W]`: the logarithm of the mean of their
         probabilities, whose cross-entropy is the negative log-likelihood of the mixture;
         "mean" for regression: the mean of the mixture.
@@ -92,7 +93,7 @@ def joint_loss(each: Array, num: Array | int) -> Array:
     a task, each consistent in itself, gain nothing there and much here.
 
     Args:
-      each: `[M]`, mean negative log-likelihood of the queries under each member.
+      each: Mean negative log-likelihood of the queries under each member, `[M]`.
       num: Q; none counts as one.
     """
     num = jnp.maximum(num, 1)

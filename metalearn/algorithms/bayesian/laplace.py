@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from metalearn.core import trees
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key, LossFn, PyTree
 
-CURVATURES = ("kronecker", "diagonal", "last_layer")
+Curvature = Literal["kronecker", "diagonal", "last_layer"]
+CURVATURES: tuple[str, ...] = get_args(Curvature)
 LARGEST = 2048  # parameters of a dense block
 
 
@@ -27,7 +28,7 @@ class Laplace(NamedTuple):
     """A Gaussian of precision H.
 
     Attributes:
-      log_det: Scalar, log det H.
+      log_det: log det H, scalar.
       draw: `key -> deviations from the mean`, a tree like the parameters.
     """
 
@@ -35,14 +36,14 @@ class Laplace(NamedTuple):
     draw: Callable[[Key], PyTree]
 
 
-def laplace(jacobian: PyTree, hessian: Array, precision: float, kind: str) -> Laplace:
+def laplace(jacobian: PyTree, hessian: Array, precision: float, kind: Curvature) -> Laplace:
     """The posterior from the derivatives of a network.
 
     Args:
       jacobian: Derivatives of the outputs of each example, leaves `[N, D, ...]`.
-      hessian: Of the loss of each example in its outputs, `[N, D, D]`.
+      hessian: Second derivatives of the loss of each example in its outputs, `[N, D, D]`.
       precision: tau.
-      kind: One of `CURVATURES`.
+      kind: What is kept of H.
 
     Half precision is not enough for a determinant: it is found in single.
     """
@@ -59,7 +60,9 @@ def laplace(jacobian: PyTree, hessian: Array, precision: float, kind: str) -> La
     return Laplace(found.log_det, draw)
 
 
-def _laplace(jacobian: PyTree, hessian: Array, precision: float, kind: str) -> Laplace:
+def _laplace(
+    jacobian: PyTree, hessian: Array, precision: float, kind: Curvature
+) -> Laplace:
     weighted = jax.tree.map(
         lambda leaf: jnp.einsum("nij,nj...->ni...", hessian, leaf), jacobian
     )
@@ -160,15 +163,16 @@ def output_hessian(loss_fn: LossFn, outputs: Array, examples: Examples) -> Array
 
     rows = outputs.reshape(outputs.shape[0], -1)
     found = jax.vmap(jax.hessian(one))(rows, examples.x, examples.y)
+    # Whatever a masked row holds, its example has no likelihood.
     return jnp.where(examples.mask[:, None, None], found, 0)
 
 
-def check_blocks(params: PyTree, kind: str) -> None:
+def check_blocks(params: PyTree, kind: Curvature) -> None:
     """Checks that what is to be factored is not too large.
 
     Args:
-      params: The parameters that get a posterior.
-      kind: One of `CURVATURES`.
+      params: Parameters that get a posterior.
+      kind: What is kept of H.
 
     Raises:
       ValueError: a matrix of it is larger than `LARGEST`.

@@ -7,46 +7,51 @@ Laplace approximation for meta-adaptation.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from metalearn.algorithms.bayesian.ensemble import check_combine, combine_outputs
+from metalearn.algorithms.bayesian.ensemble import (
+    Combine,
+    check_combine,
+    combine_outputs,
+)
 from metalearn.algorithms.bayesian.laplace import (
     CURVATURES,
+    Curvature,
     Laplace,
     check_blocks,
     laplace,
     output_hessian,
 )
-from metalearn.algorithms.bilevel import Episode, bilevel, last_step
+from metalearn.algorithms.bilevel import AdaptedTask, Hooks, bilevel, last_step
+from metalearn.algorithms.options import Options, takes_options
 from metalearn.core import checks, losses, trees
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
-from metalearn.core.task import Examples, Task
+from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree
-from metalearn.inner import Adapted, descent
-from metalearn.inner.differentiate import refuse_implicit
+from metalearn.inner import Adapted, Descent, descent
 
 
+@takes_options()
 def llama(
     model: Model,
     loss_fn: LossFn,
-    inner_opt: Any,
+    inner_opt: optax.GradientTransformation,
     *,
     num_steps: int = 1,
     eta: float = 1e-6,
     prior_precision: float = 1e-3,
     likelihood_weight: float = 1.0,
-    curvature: str = "kronecker",
+    curvature: Curvature = "kronecker",
     head: str = "head",
     num_samples: int = 0,
-    combine: str | None = None,
-    adapt_filter: PathFilter | None = None,
-    norm: str = "support",
-    name: str = "llama",
-    **options: Any,
+    combine: Combine | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """MAML that also asks for a posterior of large volume at the adapted parameters.
 
@@ -77,7 +82,7 @@ def llama(
       model: The network.
       loss_fn: Mean over examples of minus the log-likelihood, twice differentiable and
         convex in the outputs, e.g. `ml.losses.cross_entropy`.
-      inner_opt: As in `maml`.
+      inner_opt: An optax transformation.
       num_steps: S, inner steps.
       eta: Weight of the determinant, 0 or more; 0 is MAML. The mean loss of the queries
         is the Q-th part of their sum, so the evidence has `eta = 1/Q`; the paper's weight
@@ -88,9 +93,9 @@ def llama(
         many.
       likelihood_weight: Makes a log-likelihood of `loss_fn` in H: for `ml.losses.mse` of
         one output with errors of variance s^2 it is `1 / (2 s^2)`.
-      curvature: "kronecker": one block an array; those of one axis are exact.
-        "diagonal": the exact diagonal. "last_layer": one exact block of the head alone,
-        the other parameters have neither determinant nor noise.
+      curvature: What is kept of H. "kronecker": one block an array; those of one axis are
+        exact. "diagonal": the exact diagonal. "last_layer": one exact block of the head
+        alone, the other parameters have neither determinant nor noise.
       head: Regular expression found in the paths of the head's parameters, for
         "last_layer".
       num_samples: M, samples of evaluation, or 0 for `phi` itself.
@@ -99,10 +104,9 @@ def llama(
         with `ml.losses.mse` and else the first.
       adapt_filter: `(path, leaf) -> bool`: parameters that adapt, and have a posterior;
         all when `None`.
-      norm: "support", "running" or "per_step", see `metalearn.inner.norm`.
-      name: What `describe` calls it.
-      **options: Those of `maml`: `differentiation`, `inner_hparams`,
-        `mask_absent_classes`, `task_chunk`.
+      norm: Batch-norm policy: "support", "running" or "per_step"; see
+        `metalearn.inner.norm`.
+      **options: See `metalearn.algorithms.options.Options`.
 
     Memory: the derivative of every output of every support example in every parameter,
     `N W P` numbers a task.
@@ -121,8 +125,7 @@ def llama(
     Example:
       >>> learner = ml.llama(model, ml.losses.cross_entropy, optax.sgd(0.05), eta=1e-4)
     """
-    checks.known_options(llama, options, bilevel, but=("outer", "settings"))
-    refuse_implicit(name, options.get("differentiation"))
+    adapt_filter, norm = options.get("adapt_filter"), options.get("norm", "support")
     checks.number("eta", eta)
     checks.number("prior_precision", prior_precision, positive=True)
     checks.number("likelihood_weight", likelihood_weight, positive=True)
@@ -130,10 +133,7 @@ def llama(
     if combine is None:
         combine = "mean" if loss_fn is losses.mse else "probabilities"
     check_combine(combine)
-    if curvature not in CURVATURES:
-        raise ValueError(
-            f"curvature is {curvature!r}; expected one of {', '.join(CURVATURES)}."
-        )
+    checks.one_of("curvature", curvature, CURVATURES)
     if norm == "batch":
         raise ValueError(
             "norm='batch' lets examples influence one another, but llama adds up the "
@@ -155,63 +155,39 @@ def llama(
             return False
         return adapt_filter is None or adapt_filter(path, leaf)
 
-    def predict_all(adapted, x, *, key=None, mask=None) -> Array:
-        return frame.predict(adapted, x, key=key, mask=mask)[0]
+    posterior = functools.partial(
+        _posterior,
+        frame,
+        loss_fn,
+        uncertain,
+        weight=likelihood_weight,
+        precision=prior_precision,
+        curvature=curvature,
+    )
 
-    def posterior(adapted: Adapted, support: Examples) -> Laplace:
-        params, rest = trees.split(adapted.params, uncertain)
-
-        def outputs(params: PyTree, x: PyTree) -> Array:
-            """`[D]`, of one example."""
-            whole = adapted.replace(params=trees.merge(params, rest))
-            row = jax.tree.map(lambda leaf: leaf[None], x)
-            return jnp.ravel(predict_all(whole, row)[0])
-
-        like = jax.eval_shape(predict_all, adapted, support.x)
-        rows = jax.vmap(outputs, in_axes=(None, 0))(params, support.x)
-        jacobian = jax.vmap(jax.jacrev(outputs), in_axes=(None, 0))(params, support.x)
-        hessian = output_hessian(loss_fn, rows.reshape(like.shape), support)
-        return laplace(jacobian, likelihood_weight * hessian, prior_precision, curvature)
-
-    def outer(episode: Episode, loss_fn: LossFn) -> tuple[Array, dict, PyTree]:
-        loss, report, state = last_step(episode, loss_fn)
+    def outer(done: AdaptedTask, loss_fn: LossFn) -> tuple[Array, dict, PyTree]:
+        loss, report, state = last_step(done, loss_fn)
         if eta:
-            log_det = posterior(episode.adapted, episode.task.support).log_det
+            log_det = posterior(done.adapted, done.task.support).log_det
             loss, report = loss + 0.5 * eta * log_det, report | {"laplace/log_det": log_det}
         return loss, report, state
 
+    settings = {
+        "eta": eta,
+        "prior_precision": prior_precision,
+        "likelihood_weight": likelihood_weight,
+        "curvature": curvature,
+        "num_samples": num_samples,
+    }
     learner = bilevel(
-        name,
-        model,
+        "llama",
+        _checked(model, uncertain, curvature, head),
         loss_fn,
         inner_opt,
         num_steps=num_steps,
-        adapt_filter=adapt_filter,
-        norm=norm,
-        outer=outer,
-        settings={
-            "eta": eta,
-            "prior_precision": prior_precision,
-            "likelihood_weight": likelihood_weight,
-            "curvature": curvature,
-            "num_samples": num_samples,
-        },
+        hooks=Hooks(outer=outer, settings=settings),
         **options,
     )
-
-    def init(key: Key, task: Task) -> Variables:
-        variables = learner.init(key, task)
-        nested = options.get("inner_hparams") is not None
-        params = variables.params["model"] if nested else variables.params
-        chosen = trees.split(params, uncertain)[0]
-        if not jax.tree.leaves(chosen):
-            raise ValueError(
-                f"head={head!r} occurs in no path of a parameter that adapts, so nothing "
-                "would have a posterior. The paths are: "
-                + ", ".join(trees.leaf_paths(params))
-            )
-        check_blocks(chosen, curvature)
-        return variables
 
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
@@ -232,8 +208,67 @@ def llama(
 
     def predict(adapted, x, *, key=None, mask=None) -> Array:
         if not num_samples:
-            return predict_all(adapted, x, key=key, mask=mask)
-        outputs = jax.vmap(lambda one: predict_all(one, x, key=key, mask=mask))(adapted)
-        return combine_outputs(outputs, combine)
+            return learner.predict(adapted, x, key=key, mask=mask)
+        each = jax.vmap(lambda one: learner.predict(one, x, key=key, mask=mask))(adapted)
+        return combine_outputs(each, combine)
 
-    return learner._replace(init=init, adapt=adapt, predict=predict)
+    return learner._replace(adapt=adapt, predict=predict)
+
+
+def _posterior(
+    frame: Descent,
+    loss_fn: LossFn,
+    uncertain: PathFilter,
+    adapted: Adapted,
+    support: Examples,
+    *,
+    weight: float,
+    precision: float,
+    curvature: Curvature,
+) -> Laplace:
+    """Laplace's approximation around adapted parameters.
+
+    Args:
+      frame: Applies the adapted model.
+      loss_fn: Loss of one task.
+      uncertain: Which parameters have a posterior.
+      adapted: The mode.
+      support: The examples that the posterior has seen.
+      weight: Makes a log-likelihood of `loss_fn`.
+      precision: tau.
+      curvature: What is kept of H.
+    """
+    params, rest = trees.split(adapted.params, uncertain)
+
+    def predict(adapted: Adapted, x: PyTree) -> Array:
+        return frame.predict(adapted, x)[0]
+
+    def outputs(params: PyTree, x: PyTree) -> Array:
+        """`[D]`, of one example."""
+        whole = adapted.replace(params=trees.merge(params, rest))
+        row = jax.tree.map(lambda leaf: leaf[None], x)
+        return jnp.ravel(predict(whole, row)[0])
+
+    like = jax.eval_shape(predict, adapted, support.x)
+    rows = jax.vmap(outputs, in_axes=(None, 0))(params, support.x)
+    jacobian = jax.vmap(jax.jacrev(outputs), in_axes=(None, 0))(params, support.x)
+    hessian = output_hessian(loss_fn, rows.reshape(like.shape), support)
+    return laplace(jacobian, weight * hessian, precision, curvature)
+
+
+def _checked(model: Model, uncertain: PathFilter, curvature: Curvature, head: str) -> Model:
+    """The model, whose `init` refuses parameters that no posterior can be made of."""
+
+    def init(key: Key, x: PyTree) -> Variables:
+        variables = model.init(key, x)
+        chosen = trees.split(variables.params, uncertain)[0]
+        if curvature == "last_layer" and not jax.tree.leaves(chosen):
+            raise ValueError(
+                f"head={head!r} occurs in no path of a parameter that adapts, so nothing "
+                "would have a posterior. The paths are: "
+                + ", ".join(trees.leaf_paths(variables.params))
+            )
+        check_blocks(chosen, curvature)
+        return variables
+
+    return model._replace(init=init)

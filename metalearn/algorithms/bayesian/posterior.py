@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metalearn.algorithms.bayesian.ensemble import COMBINE
+from metalearn.algorithms.bayesian.ensemble import COMBINE, Combine
 from metalearn.core import checks, losses
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, PyTree
@@ -39,9 +39,10 @@ class Posterior:
     Attributes:
       log_likelihood: `(outputs [N, ...], examples, log_precision) -> scalar`, a SUM over
         the valid examples.
-      weight_precision: Of the prior `N(0, 1 / precision)` of every weight that adapts; a
-        `Gamma`, or a number that stays, 0 for a flat prior.
-      data_precision: Of the likelihood; a `Gamma`, or a positive number that stays.
+      weight_precision: Precision of the prior `N(0, 1 / precision)` of every weight that
+        adapts: a `Gamma`, or a number that stays, 0 for a flat prior.
+      data_precision: Precision of the likelihood: a `Gamma`, or a positive number that
+        stays.
       combine: How predictions are averaged, see `bayesian.ensemble`.
 
     Raises:
@@ -54,13 +55,10 @@ class Posterior:
     log_likelihood: Callable[[Array, Examples, Any], Array]
     weight_precision: Gamma | float
     data_precision: Gamma | float = 1.0
-    combine: str = "probabilities"
+    combine: Combine = "probabilities"
 
     def __post_init__(self) -> None:
-        if self.combine not in COMBINE:
-            raise ValueError(
-                f"combine is {self.combine!r}; expected one of {', '.join(COMBINE)}."
-            )
+        checks.one_of("combine", self.combine, COMBINE)
         for name in ("data_precision", "weight_precision"):
             value = getattr(self, name)
             if not isinstance(value, Gamma):
@@ -74,7 +72,7 @@ def gaussian(outputs: Array, examples: Examples, log_precision: Any) -> Array:
     """Log-likelihood of `y ~ N(outputs, 1 / precision)`.
 
     Args:
-      outputs: `[N, ...]`, means.
+      outputs: Means, `[N, ...]`.
       examples: Targets of the same shape, and the mask.
       log_precision: Scalar.
 
@@ -131,8 +129,8 @@ def log_posterior(
     Args:
       posterior: The density.
       particle: `{"weights": tree, "log_precision": {"data" or "weights": scalar}}`.
-      outputs: `[N, ...]`, the predictions of these weights.
-      examples: What it is conditioned on.
+      outputs: Predictions of these weights, `[N, ...]`.
+      examples: What the density is conditioned on.
 
     Returns:
       Scalar.

@@ -43,6 +43,7 @@ def median_bandwidth(distances: Array, *, floor: float = 1e-6) -> Array:
     """
     num = distances.shape[0]
     pairs = distances[np.triu_indices(num, 1)]
+    # A heuristic of the sampler: the initialisation is not to be learned by its means.
     return jax.lax.stop_gradient(jnp.maximum(jnp.median(pairs) / math.log(num), floor))
 
 

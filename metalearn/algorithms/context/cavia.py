@@ -6,21 +6,22 @@ Meta-Learning. ICML 2019.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.algorithms.bilevel import Start, bilevel
+from metalearn.algorithms.bilevel import Hooks, Start, bilevel
+from metalearn.algorithms.options import Options, takes_options
 from metalearn.core import checks, trees
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key, LossFn, PyTree
-from metalearn.inner.differentiate import refuse_implicit
 
 
+@takes_options(but=("adapt_filter",))
 def cavia(
     model: Model,
     loss_fn: LossFn,
@@ -29,7 +30,7 @@ def cavia(
     num_steps: int = 1,
     context: str = r"(^|/)context$",
     clip: float | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """Adapts a context vector that starts at zero for every task; learns all the rest.
 
@@ -55,20 +56,19 @@ def cavia(
       rate: alpha. The scale of the context is free: `s` times as large with weights `1/s`
         as large is the same function, for a rate `s^2` as large. So the weights learn
         what rate 1 needs; MAML's rates do not fit here.
-      num_steps: K; the paper uses 1 for regression and 2 for mini-ImageNet.
+      num_steps: K, inner steps; the paper uses 1 for regression and 2 for mini-ImageNet.
       context: Regular expression found in the paths of the context parameters.
       clip: Bound on every coordinate of the meta-gradient of each task, before the mean
         over tasks; `None` for no bound. The released regression code has 10; that for
         mini-ImageNet clips the mean instead, which is `optax.clip(10.0)` in the outer
         optimiser. A clip of single tasks makes each of the tasks handled at once keep
         weights of its own, as MAML does; without it they share them.
-      **options: Those of `maml`: `differentiation`, `norm`, `mask_absent_classes`,
-        `task_chunk`, `name`.
+      **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
       A `MetaLearner` whose adapted object is a `metalearn.inner.Adapted`, with theta
-      unchanged and the context of the task in its params. The params of its variables are
-      those of the model.
+      unchanged and the context of the task in its params. Its variables are those of
+      `maml`.
 
     Raises:
       ValueError: `rate` is not a finite number, `clip` not a positive one; in `init`: no
@@ -79,8 +79,6 @@ def cavia(
       >>> learner = ml.cavia(model, ml.losses.mse, clip=10.0)
       >>> learner.adapt(variables, task.support).params["context"]  # [5]
     """
-    checks.known_options(cavia, options, bilevel, but=("adapt_filter", "start", "settings"))
-    refuse_implicit("cavia", options.get("differentiation"))
     checks.number("rate", rate, signed=True)
     if clip is not None:
         checks.number("clip", clip, positive=True)
@@ -105,19 +103,19 @@ def cavia(
 
     def start(params: PyTree, support: Examples, *, key: Key | None, train: bool) -> Start:
         del key
+        shared = params["model"]
         if train and clip is not None:
-            params = clip_each(params, support.mask[0], float(clip))
-        return Start(reset(params))
+            shared = clip_each(shared, support.mask[0], float(clip))
+        return Start(reset(shared))
 
     return bilevel(
-        options.pop("name", "cavia"),
+        "cavia",
         model._replace(init=model_init),
         loss_fn,
         optax.sgd(rate),
         num_steps=num_steps,
+        hooks=Hooks(start=start, settings={"rate": float(rate), "clip": clip}),
         adapt_filter=is_context,
-        start=start,
-        settings={"clip": clip},
         **options,
     )
 
@@ -133,9 +131,11 @@ def clip_each(params: PyTree, of_task: Array, limit: float) -> PyTree:
       limit: Bound on the absolute value of every coordinate.
     """
 
+    # A rule of its own, for a clip is the derivative of no function.
     @jax.custom_vjp
     def same(params: PyTree, of_task: Array) -> PyTree:
         own = of_task.astype(bool)
+        # Both branches are the same: the choice only makes the params the task's own.
         return jax.tree.map(lambda p: jnp.where(own, p, p), params)
 
     def backward(kept: None, grads: PyTree) -> tuple[PyTree, None]:

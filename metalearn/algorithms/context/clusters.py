@@ -1,4 +1,4 @@
-"""A learned hierarchy of clusters that a vector climbs, and gates on parameters.
+"""A learned hierarchy of clusters that routes a vector, and gates on parameters.
 
 Building blocks of learners that shape an initialisation for each task; the equations are
 those of H. Yao, Y. Wei, J. Huang, Z. Li, Hierarchically Structured Meta-learning, ICML
@@ -8,7 +8,7 @@ those of H. Yao, Y. Wei, J. Huang, Z. Li, Hierarchically Structured Meta-learnin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.models.dense import dense, glorot, linear
+
+Routing = Literal["gaussian", "linear"]
 
 _many_weights = nn.initializers.glorot_uniform(batch_axis=0)
 
@@ -25,8 +27,9 @@ class Route(NamedTuple):
 
     Attributes:
       embedding: g `[D]`.
-      leaves: `[K0]`, the share of each leaf cluster; sums to one.
-      upper: Of each layer between leaves and root `[K_below, K_l]`, rows sum to one.
+      leaves: Shares of the leaf clusters `[K0]`, which sum to one.
+      upper: Shares of each layer between leaves and root, `[K_below, K_l]`, whose rows sum
+        to one.
     """
 
     embedding: Array
@@ -34,12 +37,12 @@ class Route(NamedTuple):
     upper: tuple[Array, ...]
 
 
-def climb(tree: PyTree, g: Array, *, sigma: float) -> tuple[Array, Route]:
+def route_task(tree: PyTree, g: Array, *, sigma: float) -> tuple[Array, Route]:
     """The way of a task from the leaves to the root (section 4.2).
 
     Args:
       tree: Params, a list of layers, leaves first.
-      g: `[D]`.
+      g: Embedding of the task, `[D]`.
       sigma: Width of the Gaussian clusters.
 
     Returns:
@@ -72,7 +75,7 @@ def gates(params: PyTree, context: Array) -> PyTree:
     return jax.tree.map(one, params["w"], params["b"])
 
 
-def tree_init(key: Key, tree: Sequence[int], hidden: int, routing: str) -> list[PyTree]:
+def tree_init(key: Key, tree: Sequence[int], hidden: int, routing: Routing) -> list[PyTree]:
     """Layers of `tree` clusters, leaves first; "gaussian" or "linear" above the leaves."""
     layers = []
     for depth, num in enumerate(tree):

@@ -10,48 +10,53 @@ shared initialisation. From there on it is MAML.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from metalearn.algorithms.bilevel import Start, bilevel
+from metalearn.algorithms.bilevel import Hooks, Start, bilevel
 from metalearn.algorithms.context.clusters import (
     Route,
-    climb,
+    Routing,
     dense,
     gate_init,
     gates,
     linear,
+    route_task,
     tree_init,
 )
+from metalearn.algorithms.options import Options, takes_options
 from metalearn.core import checks
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
 from metalearn.core.types import Array, Key, LossFn, PyTree
-from metalearn.inner.differentiate import refuse_implicit
 from metalearn.models import set_encoder
 
+Aggregator = Literal["gru", "mean"]
+EMBEDDINGS = {"gru": set_encoder.recurrent, "mean": set_encoder.pooled}
 
+
+@takes_options()
 def hsml(
     model: Model,
     loss_fn: LossFn,
-    inner_opt: Any,
+    inner_opt: optax.GradientTransformation,
     *,
     num_steps: int = 5,
-    tree: Sequence[int] = (4, 2, 1),
+    tree: tuple[int, ...] = (4, 2, 1),
     hidden: int = 40,
-    aggregator: str = "gru",
-    routing: str = "gaussian",
+    aggregator: Aggregator = "gru",
+    routing: Routing = "gaussian",
     sigma: float = 2.0,
     reconstruction: float = 0.01,
     gate_bias: float = 2.0,
     example_size: int = 20,
     features: Model | None = None,
     num_ways: int | None = None,
-    name: str = "hsml",
-    **options: Any,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """MAML from an initialisation that a learned hierarchy of tasks makes for each task.
 
@@ -70,27 +75,26 @@ def hsml(
     Args:
       model: The network whose parameters are gated.
       loss_fn: Loss of one task.
-      inner_opt: As in `maml`; the paper takes SGD.
-      num_steps: K.
+      inner_opt: An optax transformation; the paper takes SGD.
+      num_steps: K, inner steps.
       tree: Clusters of each layer, leaves first; the last is the root, 1. `()` leaves the
         tree out: the gate sees `g` alone, as in `mumomaml`.
-      hidden: D, size of `g` and `h`; 40 for curves, 128 for images in the paper.
+      hidden: D, the size of `g` and `h`; 40 for curves, 128 for images in the paper.
       aggregator: "gru", a recurrent autoencoder, which depends on the order of the support
         set; or "mean", which does not.
       routing: "gaussian" or "linear", above the leaves.
       sigma: Width of the clusters; 2 for curves, 10 for images.
       reconstruction: xi, weight of `L_r`.
-      gate_bias: Of the sigmoid at the start.
+      gate_bias: Bias of the sigmoid at the start.
       example_size: Size of `e_j`.
       features: A model without state that turns inputs into vectors; flattened inputs if
         `None`.
       num_ways: W for class labels, which then enter `e_j` one-hot; `None` for real targets.
-      name: What `describe` calls it.
-      **options: Those of `metalearn.algorithms.bilevel.bilevel`.
+      **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
       A `MetaLearner`; `adapt(...).info` is the `Route` of the task. Its params are
-      `{"model": ..., "structure": ...}`.
+      `{"model": ..., "structure": ...}`, its state is that of `maml`.
 
     Raises:
       ValueError: a number out of range, a tree without a single root, or an unknown
@@ -101,101 +105,109 @@ def hsml(
       >>> model = ml.from_linen(ml.models.MLP(1))
       >>> learner = ml.hsml(model, ml.losses.mse, optax.sgd(1e-3))
     """
-    checks.known_options(hsml, options, bilevel, but=("more", "start", "settings"))
-    refuse_implicit(name, options.get("differentiation"))
     if not isinstance(tree, Sequence):
         raise ValueError(f"tree is {tree!r}; expected numbers of clusters, as (4, 2, 1).")
-    tree = tuple(tree)
-    _check(tree, hidden, aggregator, routing)
-    checks.whole_number("example_size", example_size, least=1)
-    if num_ways is not None:
-        checks.whole_number("num_ways", num_ways, least=1)
-    checks.number("sigma", sigma, positive=True)
+    shape = Shape(
+        tree=tuple(tree),
+        hidden=hidden,
+        aggregator=aggregator,
+        routing=routing,
+        sigma=sigma,
+        gate_bias=gate_bias,
+        example_size=example_size,
+        features=features,
+        num_ways=num_ways,
+    )
+    _check(shape)
     checks.number("reconstruction", reconstruction)
-    checks.number("gate_bias", gate_bias, signed=True)
-    embed = {"gru": set_encoder.recurrent, "mean": set_encoder.pooled}[aggregator]
-
-    def examples_of(structure: PyTree, support: Examples) -> Array:
-        x = support.x
-        if features is not None:
-            variables = Variables(params=structure["features"], state={})
-            x = features.apply(variables, x, mask=support.mask)[0]
-        _check_data(x, support.y, num_ways)
-        x = x.reshape((x.shape[0], -1))
-        if not jnp.issubdtype(x.dtype, jnp.inexact):
-            x = x.astype(float)  # else real targets would be cut to integers beside it
-        y = support.y if num_ways is None else jax.nn.one_hot(support.y, num_ways)
-        return jnp.concatenate([x, y.reshape((x.shape[0], -1)).astype(x.dtype)], -1)
 
     def more(key: Key, params: PyTree, task: Task) -> dict[str, PyTree]:
-        k_features, k_example, k_embed, k_tree, k_gate = jax.random.split(key, 5)
-        structure: dict[str, Any] = {}
-        if features is not None:
-            variables = features.init(k_features, task.support.x)
-            if jax.tree.leaves(variables.state):
-                raise ValueError(
-                    "features keeps running statistics; expected a model without state, "
-                    "for example with norm='layer' or norm='none'."
-                )
-            structure["features"] = variables.params
-        size = jax.eval_shape(lambda s: examples_of(structure, s), task.support).shape[-1]
-        structure["example"] = dense(k_example, size, example_size)
-        structure["embed"] = embed.init(k_embed, example_size, hidden)
-        structure["tree"] = tree_init(k_tree, tree, hidden, routing)
-        inputs = hidden * (2 if tree else 1)
-        structure["gate"] = gate_init(k_gate, params, inputs, gate_bias)
-        return {"structure": structure}
+        return {"structure": structure_init(shape, key, params, task)}
 
     def start(params: PyTree, support: Examples, *, key: Any, train: bool) -> Start:
         del key, train
         structure = params["structure"]
-        rows = linear(structure["example"], examples_of(structure, support))
-        g, loss = embed.apply(structure["embed"], rows, support.mask)
-        context, route = g, Route(g, jnp.ones((1,), g.dtype), ())
-        if tree:
-            h, route = climb(structure["tree"], g, sigma=sigma)
-            context = jnp.concatenate([g, h])
+        context, route, loss = context_of(shape, structure, support)
         gate = gates(structure["gate"], context)
         return Start(
             params=jax.tree.map(jnp.multiply, params["model"], gate),
-            hparams=params.get("inner"),
             loss=reconstruction * loss,
             report={"structure/reconstruction": loss},
             info=route,
         )
 
+    settings = {
+        "tree": shape.tree,
+        "hidden": hidden,
+        "aggregator": aggregator,
+        "routing": routing,
+        "sigma": sigma,
+        "reconstruction": reconstruction,
+        "gate_bias": gate_bias,
+    }
     return bilevel(
-        name,
+        "hsml",
         model,
         loss_fn,
         inner_opt,
         num_steps=num_steps,
-        more=more,
-        start=start,
-        settings={
-            "tree": str(tree),
-            "hidden": hidden,
-            "aggregator": aggregator,
-            "routing": routing,
-            "sigma": sigma,
-            "reconstruction": reconstruction,
-            "gate_bias": gate_bias,
-        },
+        hooks=Hooks(more=more, start=start, settings=settings),
         **options,
     )
 
 
-def mumomaml(model: Model, loss_fn: LossFn, inner_opt: Any, **options: Any) -> MetaLearner:
+@takes_options()
+def mumomaml(
+    model: Model,
+    loss_fn: LossFn,
+    inner_opt: optax.GradientTransformation,
+    *,
+    num_steps: int = 5,
+    hidden: int = 40,
+    aggregator: Aggregator = "gru",
+    reconstruction: float = 0.01,
+    gate_bias: float = 2.0,
+    example_size: int = 20,
+    features: Model | None = None,
+    num_ways: int | None = None,
+    **options: Unpack[Options],
+) -> MetaLearner:
     """MAML whose initialisation a task embedding modulates, without clusters.
 
     In the manner of R. Vuorio, S.-H. Sun, H. Hu, J. Lim. Multimodal Model-Agnostic
     Meta-Learning via Task-Aware Modulation. NeurIPS 2019; here the gate of `hsml`, of which
     this is the ablation, takes the place of their modulation of layers.
+
+    Args:
+      model: The network whose parameters are gated.
+      loss_fn: Loss of one task.
+      inner_opt: An optax transformation.
+      num_steps: K, inner steps.
+      hidden: D, the size of the embedding.
+      aggregator: "gru" or "mean", as in `hsml`.
+      reconstruction: Weight of the reconstruction loss of the embedding.
+      gate_bias: Bias of the sigmoid at the start.
+      example_size: Size of an embedded support example.
+      features: A model without state that turns inputs into vectors; flattened inputs if
+        `None`.
+      num_ways: W for class labels; `None` for real targets.
+      **options: See `metalearn.algorithms.options.Options`.
     """
-    checks.known_options(
-        mumomaml, options, hsml, bilevel, but=("more", "start", "settings")
+    return hsml(
+        model,
+        loss_fn,
+        inner_opt,
+        num_steps=num_steps,
+        tree=(),
+        hidden=hidden,
+        aggregator=aggregator,
+        reconstruction=reconstruction,
+        gate_bias=gate_bias,
+        example_size=example_size,
+        features=features,
+        num_ways=num_ways,
+        **{"name": "mumomaml", **options},
     )
-    return hsml(model, loss_fn, inner_opt, **{"name": "mumomaml", "tree": (), **options})
 
 
 def add_leaf(variables: Variables, key: Key) -> Variables:
@@ -205,8 +217,11 @@ def add_leaf(variables: Variables, key: Key) -> Variables:
     (section 4.4, continual adaptation).
 
     Args:
-      variables: Of `hsml`.
-      key: Of the centre and the map.
+      variables: Variables of `hsml`.
+      key: Key for the centre and the map of the new cluster.
+
+    Raises:
+      ValueError: there is no tree, as in variables of `mumomaml`.
     """
     structure = variables.params["structure"]
     if not structure["tree"]:
@@ -220,26 +235,99 @@ def add_leaf(variables: Variables, key: Key) -> Variables:
     return Variables(params=params, state=variables.state)
 
 
-def _check(
-    tree: tuple[int, ...],
-    hidden: int,
-    aggregator: str,
-    routing: str,
-) -> None:
-    checks.whole_number("hidden", hidden, least=1)
-    for num in tree:
+class Shape(NamedTuple):
+    """The arguments of `hsml` that say what its structure is made of."""
+
+    tree: tuple[int, ...]
+    hidden: int
+    aggregator: Aggregator
+    routing: Routing
+    sigma: float
+    gate_bias: float
+    example_size: int
+    features: Model | None
+    num_ways: int | None
+
+
+def structure_init(shape: Shape, key: Key, params: PyTree, task: Task) -> PyTree:
+    """What is learned beside the model: embedding, tree and gate.
+
+    Args:
+      shape: What to make.
+      key: Key of the draws.
+      params: Parameters of the model, each of which gets a gate.
+      task: A task, of which the shapes matter.
+    """
+    k_features, k_example, k_embed, k_tree, k_gate = jax.random.split(key, 5)
+    structure: dict[str, Any] = {}
+    if shape.features is not None:
+        variables = shape.features.init(k_features, task.support.x)
+        if jax.tree.leaves(variables.state):
+            raise ValueError(
+                "features keeps running statistics; expected a model without state, "
+                "for example with norm='layer' or norm='none'."
+            )
+        structure["features"] = variables.params
+    rows = jax.eval_shape(lambda s: _pairs(shape, structure, s), task.support)
+    structure["example"] = dense(k_example, rows.shape[-1], shape.example_size)
+    embedding = EMBEDDINGS[shape.aggregator]
+    structure["embed"] = embedding.init(k_embed, shape.example_size, shape.hidden)
+    structure["tree"] = tree_init(k_tree, shape.tree, shape.hidden, shape.routing)
+    inputs = shape.hidden * (2 if shape.tree else 1)
+    structure["gate"] = gate_init(k_gate, params, inputs, shape.gate_bias)
+    return structure
+
+
+def context_of(
+    shape: Shape, structure: PyTree, support: Examples
+) -> tuple[Array, Route, Array]:
+    """What the gate sees of a task (sections 4.1 and 4.2).
+
+    Returns:
+      The context, `[g; h]` or `g` without a tree; the route of the task; `L_r`.
+    """
+    rows = linear(structure["example"], _pairs(shape, structure, support))
+    embedding = EMBEDDINGS[shape.aggregator]
+    g, loss = embedding.apply(structure["embed"], rows, support.mask)
+    if not shape.tree:
+        return g, Route(g, jnp.ones((1,), g.dtype), ()), loss
+    h, route = route_task(structure["tree"], g, sigma=shape.sigma)
+    return jnp.concatenate([g, h]), route, loss
+
+
+def _pairs(shape: Shape, structure: PyTree, support: Examples) -> Array:
+    """Input and target of each support example as one vector, `[N, ...]`."""
+    x = support.x
+    if shape.features is not None:
+        variables = Variables(params=structure["features"], state={})
+        x = shape.features.apply(variables, x, mask=support.mask)[0]
+    _check_data(x, support.y, shape.num_ways)
+    x = x.reshape((x.shape[0], -1))
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        x = x.astype(float)  # else real targets would be cut to integers beside it
+    y = support.y
+    if shape.num_ways is not None:
+        y = jax.nn.one_hot(y, shape.num_ways)
+    return jnp.concatenate([x, y.reshape((x.shape[0], -1)).astype(x.dtype)], -1)
+
+
+def _check(shape: Shape) -> None:
+    """Refuses what no structure can be made of."""
+    checks.whole_number("hidden", shape.hidden, least=1)
+    for num in shape.tree:
         checks.whole_number("each layer of tree", num, least=1)
-    if tree and (len(tree) < 2 or tree[-1] != 1):
+    if shape.tree and (len(shape.tree) < 2 or shape.tree[-1] != 1):
         raise ValueError(
-            f"tree is {tree}; expected the clusters of two layers or more, leaves first, "
-            "with one node as the root, such as (4, 2, 1)."
+            f"tree is {shape.tree}; expected the clusters of two layers or more, leaves "
+            "first, with one node as the root, such as (4, 2, 1)."
         )
-    for option, value, known in (
-        ("aggregator", aggregator, ("gru", "mean")),
-        ("routing", routing, ("gaussian", "linear")),
-    ):
-        if value not in known:
-            raise ValueError(f"{option} is {value!r}; expected one of {', '.join(known)}.")
+    checks.one_of("aggregator", shape.aggregator, get_args(Aggregator))
+    checks.one_of("routing", shape.routing, get_args(Routing))
+    checks.whole_number("example_size", shape.example_size, least=1)
+    if shape.num_ways is not None:
+        checks.whole_number("num_ways", shape.num_ways, least=1)
+    checks.number("sigma", shape.sigma, positive=True)
+    checks.number("gate_bias", shape.gate_bias, signed=True)
 
 
 def _check_data(x: Any, y: Any, num_ways: int | None) -> None:

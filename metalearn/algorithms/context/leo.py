@@ -7,7 +7,7 @@ Meta-Learning with Latent Embedding Optimization. ICLR 2019.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,23 +22,25 @@ from metalearn.algorithms.context.leo_net import (
 )
 from metalearn.core import checks, metrics
 from metalearn.core.estimators import gradient_estimator
+from metalearn.core.keys import fold_key, split_key
 from metalearn.core.learner import MetaLearner, config_of
 from metalearn.core.losses import cross_entropy, mask_absent, present_classes
 from metalearn.core.model import Variables
 from metalearn.core.task import Examples, Task
 from metalearn.core.trees import masked_mean
-from metalearn.core.types import Array, Key, PyTree
-from metalearn.inner import unroll
-from metalearn.inner.differentiate import check as check_differentiation
-from metalearn.inner.differentiate import refuse_implicit
+from metalearn.core.types import Array, Key, PyTree, TaskChunk
+from metalearn.inner import differentiate, unroll
+from metalearn.inner.differentiate import Differentiation
+
+Codes = Literal["class", "example"]
 
 
 class Generated(NamedTuple):
     """The classifier of one task.
 
     Attributes:
-      weights: `[W, D]`, after fine-tuning.
-      present: Bool `[W]`, classes with a support example.
+      weights: Weights of the classes after fine-tuning, `[W, D]`.
+      present: Classes with a support example, bool `[W]`.
       codes: z after the steps in the latent space, `[M, L]`; M is W or N, see `leo`.
     """
 
@@ -61,9 +63,9 @@ def leo(
     orthogonality: float = 0.1,
     l2: float = 0.0,
     hidden: int | None = None,
-    codes: str = "class",
-    differentiation: str = "reverse",
-    task_chunk: int | str = "auto",
+    codes: Codes = "class",
+    differentiation: Differentiation = "reverse",
+    task_chunk: TaskChunk = "auto",
     name: str = "leo",
 ) -> MetaLearner:
     """Encodes a support set to codes z, adapts z, decodes it to a linear classifier.
@@ -110,11 +112,11 @@ def leo(
       orthogonality: lambda_2; paper: 0.0015 to 0.19.
       l2: lambda_1; paper: about 1e-9.
       hidden: Width of the relation network; 2 L when `None`.
-      codes: "class" or "example": one code for each, M is W or N.
+      codes: What has a code of its own, "class" or "example"; M is W or N.
       differentiation: See `metalearn.inner.differentiate`; "first_order" drops the second
         derivatives.
       task_chunk: Tasks handled at once, or "auto".
-      name: What `describe` calls it.
+      name: What `describe` calls the learner.
 
     Returns:
       A `MetaLearner` whose adapted object is `Generated`. Its params are `{"model": ...,
@@ -129,151 +131,178 @@ def leo(
       >>> learner = ml.leo(num_ways=5, latents=16)
       >>> learner.adapt(variables, task.support).weights  # [5, D]
     """
-    checks.whole_number("num_ways", num_ways, least=2)
-    checks.whole_number("latents", latents, least=1)
-    checks.whole_number("num_steps", num_steps, least=0)
-    checks.whole_number("fine_tune_steps", fine_tune_steps, least=0)
-    if hidden is not None:
-        checks.whole_number("hidden", hidden, least=1)
-    weights_of_terms = dict(
-        kl_weight=kl_weight,
-        encoder_penalty=encoder_penalty,
-        orthogonality=orthogonality,
-        l2=l2,
+    how = _How(
+        num_ways=num_ways,
+        latents=latents,
+        num_steps=num_steps,
+        fine_tune_steps=fine_tune_steps,
+        hidden=hidden,
+        dropout=dropout,
+        codes=codes,
+        differentiation=differentiation,
     )
-    rates = dict(latent_rate=latent_rate, fine_tune_rate=fine_tune_rate, dropout=dropout)
-    for option, value in {**weights_of_terms, **rates}.items():
+    terms = _Terms(kl_weight, encoder_penalty, orthogonality, l2)
+    rates = {"latent_rate": latent_rate, "fine_tune_rate": fine_tune_rate}
+    for option, value in {**terms._asdict(), **rates}.items():
         checks.number(option, value)
-    if dropout >= 1:
-        raise ValueError(f"dropout is {dropout!r}; expected a number below 1.0.")
-    if codes not in ("class", "example"):
-        raise ValueError(f"codes is {codes!r}; expected 'class' or 'example'.")
-    refuse_implicit("leo", differentiation)
-    check_differentiation(differentiation)
-
-    def network(features: int) -> LeoNet:
-        return LeoNet(features=features, latents=latents, hidden=hidden)
+    differentiate.refuse_implicit("leo", differentiation)
+    _check(how)
 
     def init(key: Key, task: Task) -> Variables:
         checks.one_task(task)
         x = task.support.x
         check_features(x)
         members = jnp.zeros((num_ways, x.shape[0]), x.dtype)
-        made = network(x.shape[-1]).init(key, x, task.support.mask, members)["params"]
+        net = _network(how, x.shape[-1])
         params = {
-            "model": made,
+            "model": net.init(key, x, task.support.mask, members)["params"],
             "latent_rate": jnp.full((latents,), float(latent_rate), x.dtype),
             "fine_tune_rate": jnp.full((x.shape[-1],), float(fine_tune_rate), x.dtype),
         }
         return Variables(params=params, state={})
-
-    def run(params: PyTree, support: Examples, key: Key | None):
-        """The classifier and the terms of the objective; random if there is a key."""
-        features = support.x.shape[-1]
-        net = network(features)
-        offset = math.sqrt(2 / (features + num_ways))
-        present = present_classes(support, num_ways)
-        ways = jnp.arange(num_ways, dtype=support.y.dtype)
-        members = (support.y[None] == ways[:, None]) & support.mask[None]
-        members = members.astype(support.x.dtype)
-        shots = jnp.maximum(members.sum(1), 1)
-        average = members / shots[:, None]  # [W, N]
-        k_encoder, k_code, k_latent, k_tune = _split(key, 4)
-
-        x = drop_features(k_encoder, support.x, dropout)
-        made = net.apply(
-            {"params": params["model"]}, x, support.mask, average, method="encode"
-        )
-        of_class, shares, valid = jnp.eye(num_ways, dtype=x.dtype), 1.0, present
-        if codes == "example":
-            made, valid, of_class = members.T @ made, support.mask, average
-            # A class of several codes moves as fast as one of a single code.
-            shares = (members.T @ shots)[:, None]
-        start, kl = draw(k_code, made, 0.0)
-
-        def weights_of(z: Array, step: Any) -> Array:
-            made = net.apply({"params": params["model"]}, z, method="decode")
-            return draw(_fold(k_latent, step, 0), made, offset)[0]
-
-        def support_loss(weights: Array, key: Key | None) -> Array:
-            x = drop_features(key, support.x, dropout)
-            # Logits are linear in the weights: their mean over the codes of a class is
-            # the logit of the mean.
-            return cross_entropy(logits(of_class @ weights, present, x), support)
-
-        def latent_loss(z: Array, step: Array):
-            return support_loss(weights_of(z, step), _fold(k_latent, step, 1)), None
-
-        def tuning_loss(weights: Array, step: Array):
-            return support_loss(weights, _fold(k_tune, step, 0)), None
-
-        def descend(loss: Any, at: Array, rate: Array, steps: int):
-            sgd = optax.stateless(lambda grads, _: -rate[None] * shares * grads)
-            how = dict(num_steps=steps, differentiation=differentiation)
-            return unroll(loss, at, sgd, **how)
-
-        path = descend(latent_loss, start, params["latent_rate"], num_steps)
-        weights = weights_of(path.params, num_steps)
-        tuned = descend(tuning_loss, weights, params["fine_tune_rate"], fine_tune_steps)
-        adapted = Generated(of_class @ tuned.params, present, path.params)
-        apart = jnp.square(jax.lax.stop_gradient(path.params) - start)
-        losses = jnp.concatenate([path.losses, tuned.losses])
-        terms = {
-            "encoder/kl": masked_mean(kl, valid).mean(),
-            "encoder/penalty": masked_mean(apart, valid).mean(),
-        }
-        return adapted, terms, losses
-
-    def logits(weights: Array, present: Array, x: Array) -> Array:
-        return mask_absent(x @ weights.T, present)
 
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Generated:
         del key
         checks.one_set(support, "support")
-        return run(variables.params, support, None)[0]
+        return _adapt(how, variables.params, support, None)[0]
 
     def predict(adapted, x, *, key=None, mask=None) -> Array:
         del key, mask
-        return logits(adapted.weights, adapted.present, x)
+        return _logits(adapted.weights, adapted.present, x)
 
     def objective(variables: Variables, task: Task, *, key: Key):
         k_adapt, k_query = jax.random.split(key)
-        params, query = variables.params, task.query
-        adapted, terms, losses = run(params, task.support, k_adapt)
+        query = task.query
+        adapted, found, losses = _adapt(how, variables.params, task.support, k_adapt)
         outputs = predict(adapted, drop_features(k_query, query.x, dropout))
         report = metrics.of_task(cross_entropy, outputs, query)
-        report = {f"query/{k}": value for k, value in report.items()} | terms
+        report = {f"query/{k}": value for k, value in report.items()} | found
         if num_steps + fine_tune_steps:
             report["support/loss"] = losses[0]
-        loss = report["query/loss"] + kl_weight * terms["encoder/kl"]
-        loss += encoder_penalty * terms["encoder/penalty"]
-        if orthogonality:
-            rows = params["model"]["decoder"]["kernel"]
-            loss += orthogonality * correlation_penalty(rows)
-        if l2:
-            loss += 0.5 * l2 * optax.tree.norm(params["model"], squared=True)
+        loss = _total(terms, report, variables.params["model"])
         return loss, (variables.state, report)
 
-    settings = dict(
-        num_ways=num_ways,
-        latents=latents,
-        num_steps=num_steps,
-        fine_tune_steps=fine_tune_steps,
-        hidden=hidden,
-        codes=codes,
-        differentiation=differentiation,
-    )
-    config = config_of(name, **settings, **rates, **weights_of_terms)
+    config = config_of(name, **how._asdict(), **rates, **terms._asdict())
     estimate = gradient_estimator(objective, task_chunk=task_chunk)
     return MetaLearner(init, adapt, predict, estimate, config)
 
 
-def _split(key: Key | None, num: int) -> list:
-    return [None] * num if key is None else list(jax.random.split(key, num))
+class _How(NamedTuple):
+    """The arguments of `leo` that say how a task is adapted to."""
+
+    num_ways: int
+    latents: int
+    num_steps: int
+    fine_tune_steps: int
+    hidden: int | None
+    dropout: float
+    codes: Codes
+    differentiation: Differentiation
 
 
-def _fold(key: Key | None, step: Any, use: int) -> Key | None:
-    """The key of one use in a step, of two."""
-    return None if key is None else jax.random.fold_in(key, 2 * step + use)
+class _Terms(NamedTuple):
+    """Weights of the terms of the outer objective."""
+
+    kl_weight: float
+    encoder_penalty: float
+    orthogonality: float
+    l2: float
+
+
+def _check(how: _How) -> None:
+    """Refuses what no task can be adapted by."""
+    checks.whole_number("num_ways", how.num_ways, least=2)
+    checks.whole_number("latents", how.latents, least=1)
+    checks.whole_number("num_steps", how.num_steps, least=0)
+    checks.whole_number("fine_tune_steps", how.fine_tune_steps, least=0)
+    if how.hidden is not None:
+        checks.whole_number("hidden", how.hidden, least=1)
+    checks.number("dropout", how.dropout)
+    if how.dropout >= 1:
+        raise ValueError(f"dropout is {how.dropout!r}; expected a number below 1.0.")
+    checks.one_of("codes", how.codes, get_args(Codes))
+    differentiate.check(how.differentiation)
+
+
+def _network(how: _How, features: int) -> LeoNet:
+    return LeoNet(features=features, latents=how.latents, hidden=how.hidden)
+
+
+def _logits(weights: Array, present: Array, x: Array) -> Array:
+    return mask_absent(x @ weights.T, present)
+
+
+def _adapt(
+    how: _How, params: PyTree, support: Examples, key: Key | None
+) -> tuple[Generated, dict[str, Array], Array]:
+    """Steps on the codes, then on the weights; random if there is a key.
+
+    Returns:
+      The classifier, the terms of the objective that know of the codes, and the support
+      loss before each step.
+    """
+    features, dropout = support.x.shape[-1], how.dropout
+    net = _network(how, features)
+    offset = math.sqrt(2 / (features + how.num_ways))
+    present = present_classes(support, how.num_ways)
+    ways = jnp.arange(how.num_ways, dtype=support.y.dtype)
+    members = (support.y[None] == ways[:, None]) & support.mask[None]
+    members = members.astype(support.x.dtype)
+    shots = jnp.maximum(members.sum(1), 1)
+    average = members / shots[:, None]  # [W, N]
+    k_encoder, k_code, k_latent, k_tune = split_key(key, 4)
+
+    x = drop_features(k_encoder, support.x, dropout)
+    made = net.apply({"params": params["model"]}, x, support.mask, average, method="encode")
+    of_class, shares, valid = jnp.eye(how.num_ways, dtype=x.dtype), 1.0, present
+    if how.codes == "example":
+        made, valid, of_class = members.T @ made, support.mask, average
+        # A class of several codes moves as fast as one of a single code.
+        shares = (members.T @ shots)[:, None]
+    start, kl = draw(k_code, made, 0.0)
+
+    def weights_of(z: Array, step: Any) -> Array:
+        made = net.apply({"params": params["model"]}, z, method="decode")
+        return draw(fold_key(k_latent, 2 * step), made, offset)[0]
+
+    def support_loss(weights: Array, key: Key | None) -> Array:
+        x = drop_features(key, support.x, dropout)
+        # Logits are linear in the weights: their mean over the codes of a class is the
+        # logit of the mean.
+        return cross_entropy(_logits(of_class @ weights, present, x), support)
+
+    def latent_loss(z: Array, step: Array):
+        # Two keys a step: an even one for the weights, an odd one for the dropout.
+        return support_loss(weights_of(z, step), fold_key(k_latent, 2 * step + 1)), None
+
+    def tuning_loss(weights: Array, step: Array):
+        return support_loss(weights, fold_key(k_tune, 2 * step)), None
+
+    def descend(loss: Any, at: Array, rate: Array, steps: int):
+        sgd = optax.stateless(lambda grads, _: -rate[None] * shares * grads)
+        return unroll(loss, at, sgd, num_steps=steps, differentiation=how.differentiation)
+
+    path = descend(latent_loss, start, params["latent_rate"], how.num_steps)
+    weights = weights_of(path.params, how.num_steps)
+    tuned = descend(tuning_loss, weights, params["fine_tune_rate"], how.fine_tune_steps)
+    # The encoder learns to start near the end of the steps, not the steps to end near it.
+    apart = jnp.square(jax.lax.stop_gradient(path.params) - start)
+    terms = {
+        "encoder/kl": masked_mean(kl, valid).mean(),
+        "encoder/penalty": masked_mean(apart, valid).mean(),
+    }
+    losses = jnp.concatenate([path.losses, tuned.losses])
+    return Generated(of_class @ tuned.params, present, path.params), terms, losses
+
+
+def _total(terms: _Terms, report: dict[str, Array], net: PyTree) -> Array:
+    """The outer objective of a task from its report and the networks."""
+    loss = report["query/loss"] + terms.kl_weight * report["encoder/kl"]
+    loss += terms.encoder_penalty * report["encoder/penalty"]
+    if terms.orthogonality:
+        loss += terms.orthogonality * correlation_penalty(net["decoder"]["kernel"])
+    if terms.l2:
+        loss += 0.5 * terms.l2 * optax.tree.norm(net, squared=True)
+    return loss

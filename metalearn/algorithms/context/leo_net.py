@@ -64,11 +64,12 @@ class LeoNet(nn.Module):
         Args:
           x: Features `[N, D]`.
           mask: Bool `[N]`; masked rows are nobody's partner.
-          members: `[W, N]`, the weights of the average over each class.
+          members: Weights of the average over each class, `[W, N]`.
 
         Returns:
           `[W, 2 L]`.
         """
+        # Zeros in masked rows, for no number there may reach the weights' gradients.
         codes = self.encoder(jnp.where(mask[:, None], x, 0))
         codes, first = nn.dtypes.promote_dtype(codes, self.relation_0)
         # A product with the pair is the sum of the products with its halves.
@@ -98,6 +99,7 @@ def check_features(x: PyTree) -> None:
 
 def correlation_penalty(rows: Array) -> Array:
     """R: mean squared difference of the cosines among rows `[L, F]` and the identity."""
+    # A row of zeros has no direction; without the small number its slope would be 0 / 0.
     lengths = jnp.sqrt(jnp.sum(jnp.square(rows), -1, keepdims=True) + 1e-30)
     cosines = (rows / lengths) @ (rows / lengths).T
     return jnp.mean(jnp.square(cosines - jnp.eye(rows.shape[0], dtype=rows.dtype)))
@@ -113,7 +115,7 @@ def draw(key: Key | None, made: Array, offset: float) -> tuple[Array, Array]:
     Args:
       key: Without one the mean is drawn, and the divergences are zeros.
       made: Outputs `[M, 2 F]`, means and s.
-      offset: See above.
+      offset: Deviation that an output s of 0 stands for.
 
     Returns:
       The sample `[M, F]`, and what its coordinates say of the KL divergence to N(0, 1).

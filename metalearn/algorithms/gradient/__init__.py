@@ -8,6 +8,7 @@ from metalearn.algorithms.gradient.alpha_maml import (
 from metalearn.algorithms.gradient.bmg import bmg
 from metalearn.algorithms.gradient.es_maml import es_maml
 from metalearn.algorithms.gradient.imaml import imaml
+from metalearn.algorithms.gradient.kfo import kfo
 from metalearn.algorithms.gradient.maml import anil, boil, fomaml, maml, meta_sgd
 from metalearn.algorithms.gradient.maml_plus_plus import maml_plus_plus
 from metalearn.algorithms.gradient.meta_curvature import meta_curvature
@@ -26,6 +27,7 @@ __all__ = [
     "fomaml",
     "hypergradient_descent",
     "imaml",
+    "kfo",
     "maml",
     "maml_plus_plus",
     "meta_curvature",

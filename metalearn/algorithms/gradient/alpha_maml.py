@@ -6,29 +6,31 @@ ICML 2019 AutoML workshop, arXiv 1905.07435.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.algorithms.bilevel import bilevel
+from metalearn.algorithms.bilevel import Hooks, bilevel
+from metalearn.algorithms.options import Options, takes_options
 from metalearn.core import checks
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model
 from metalearn.core.types import Array, LossFn, PyTree
-from metalearn.inner.differentiate import refuse_implicit
 
-RULES = ("additive", "multiplicative")
+Rule = Literal["additive", "multiplicative"]
+RULES: tuple[str, ...] = get_args(Rule)
 
 
+@takes_options()
 def alpha_maml(
     model: Model,
     loss_fn: LossFn,
     *,
     initial_rate: float = 0.01,
     num_steps: int = 1,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """MAML whose inner rate is a parameter; the learner of Alpha MAML.
 
@@ -44,10 +46,10 @@ def alpha_maml(
       model: The network.
       loss_fn: Loss of one task.
       initial_rate: alpha at the start.
-      num_steps: K.
-      **options: `differentiation`, `adapt_filter`, `norm`, `mask_absent_classes`,
-        `task_chunk` and `name` of `maml`. "first_order" makes the derivative by alpha a
-        first-order one as well.
+      num_steps: K, inner steps.
+      differentiation: See `metalearn.inner.differentiate`. "first_order" makes the
+        derivative by alpha a first-order one as well.
+      **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
       A `MetaLearner` with params `{"model": ..., "inner": alpha}`, alpha a scalar.
@@ -60,18 +62,17 @@ def alpha_maml(
       >>> outer = ml.alpha_maml_optimiser(1e-3, alpha_rate=1e-4, beta_rate=1e-6)
       >>> trainer = ml.meta_trainer(learner, outer)
     """
-    checks.known_options(alpha_maml, options, bilevel, but=("inner_hparams", "settings"))
     checks.whole_number("num_steps", num_steps, least=0)
     checks.number("initial_rate", initial_rate)
-    refuse_implicit("alpha_maml", options.get("differentiation"))
+    rate = float(initial_rate)
+    hooks = Hooks(inner_hparams=rate, settings={"initial_rate": rate})
     return bilevel(
-        options.pop("name", "alpha_maml"),
+        "alpha_maml",
         model,
         loss_fn,
         optax.sgd,
         num_steps=num_steps,
-        inner_hparams=float(initial_rate),
-        settings={"initial_rate": float(initial_rate)},
+        hooks=hooks,
         **options,
     )
 
@@ -82,7 +83,7 @@ def alpha_maml_optimiser(
     alpha_rate: float,
     beta_rate: float,
     inner: optax.GradientTransformation | None = None,
-    rule: str = "additive",
+    rule: Rule = "additive",
 ) -> optax.GradientTransformation:
     """The outer optimiser of Alpha MAML, for the params of `alpha_maml`.
 
@@ -147,7 +148,7 @@ def hypergradient_descent(
     hyper_rate: float,
     inner: optax.GradientTransformation | None = None,
     *,
-    rule: str = "additive",
+    rule: Rule = "additive",
 ) -> optax.GradientTransformation:
     """Descent that learns its own rate.
 
@@ -184,8 +185,7 @@ def hypergradient_descent(
         )
     checks.number("learning_rate", learning_rate)
     checks.number("hyper_rate", hyper_rate)
-    if rule not in RULES:
-        raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}.")
+    checks.one_of("rule", rule, RULES)
     if rule == "multiplicative" and hyper_rate >= 1:
         raise ValueError(
             f"hyper_rate (beta_rate) is {hyper_rate!r}; expected less than 1 for "
@@ -207,6 +207,7 @@ def hypergradient_descent(
         else:
             size = optax.tree.norm(grads) * optax.tree.norm(state.direction)
             size = size.astype(state.rate.dtype)
+            # Without a gradient there is no angle, and beta stays: not 0 / 0.
             cosine = jnp.where(size > 0, along / jnp.where(size > 0, size, 1), 0)
             rate = state.rate * (1 + hyper_rate * cosine)
         direction, inner_state = direct.update(grads, state.inner, params)

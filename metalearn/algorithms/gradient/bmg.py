@@ -6,34 +6,37 @@ Meta-Learning. ICLR 2022.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
 
-from metalearn.algorithms.bilevel import Episode, bilevel
+from metalearn.algorithms.bilevel import AdaptedTask, Hooks, bilevel
+from metalearn.algorithms.options import Options, takes_options
 from metalearn.core import checks, metrics, trees
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples
-from metalearn.core.types import Array, LossFn, PyTree
-from metalearn.inner import Adapted, descent, normaliser
-from metalearn.inner.differentiate import refuse_implicit
+from metalearn.core.types import Array, InnerHparams, InnerOpt, LossFn, PyTree
+from metalearn.inner import Adapted, Descent, Normaliser, descent, normaliser
 
-MATCHES = ("kl", "l2")
+Match = Literal["kl", "l2"]
 
 
+@takes_options()
 def bmg(
     model: Model,
     loss_fn: LossFn,
-    inner_opt: Any,
+    inner_opt: InnerOpt,
     *,
     num_steps: int = 1,
     target_steps: int = 1,
     target_rate: float = 0.1,
-    match: str = "kl",
+    match: Match = "kl",
     temperature: float = 1.0,
-    **options: Any,
+    inner_hparams: InnerHparams | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """Learns an initialisation whose K steps arrive where more steps would have led.
 
@@ -65,14 +68,15 @@ def bmg(
       loss_fn: Loss of one task.
       inner_opt: An optax transformation, or a function `hparams -> transformation` whose
         `hparams` are learned as well, by matching.
-      num_steps: K, at least 1.
+      num_steps: K, inner steps, at least 1.
       target_steps: L, at least 1, the last of which is that on the query set.
       target_rate: Size of the last step, a finite number of 0 or more. With 0 and L = 1
         there is nothing to learn: the target is the learner.
-      match: "kl" or "l2".
+      match: Matching function mu, "kl" or "l2".
       temperature: Positive; for "kl" only. Predictions of both sides are softened by it.
-      **options: `differentiation`, `adapt_filter`, `inner_hparams`, `norm` ("support",
-        "batch" or "running"), `mask_absent_classes`, `task_chunk` and `name` of `maml`.
+      inner_hparams: As in `maml`.
+      norm: Batch-norm policy: "support", "batch" or "running"; see `metalearn.inner.norm`.
+      **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
       A `MetaLearner` whose variables and adapted objects are those of `maml`. The metrics
@@ -87,12 +91,9 @@ def bmg(
       >>> learner = ml.bmg(model, ml.losses.cross_entropy, optax.sgd(0.1), num_steps=1,
       ...                  target_steps=5, target_rate=0.1)
     """
-    checks.known_options(bmg, options, bilevel, but=("outer", "settings"))
-    refuse_implicit("bmg", options.get("differentiation"))
     checks.whole_number("num_steps", num_steps, least=1)
     checks.whole_number("target_steps", target_steps, least=1)
-    if match not in MATCHES:
-        raise ValueError(f"match is {match!r}; expected one of {', '.join(MATCHES)}.")
+    checks.one_of("match", match, get_args(Match))
     checks.number("target_rate", target_rate)
     checks.number("temperature", temperature, positive=True)
     norm = options.get("norm", "support")
@@ -111,16 +112,40 @@ def bmg(
         norm=norm,
         mask_absent_classes=options.get("mask_absent_classes", False),
     )
-    policy = normaliser(model, norm, num_steps)
+    target_of = _target(further, normaliser(model, norm, num_steps), float(target_rate))
+    settings = {
+        "target_steps": target_steps,
+        "target_rate": float(target_rate),
+        "match": match,
+        "temperature": float(temperature),
+    }
+    hooks = Hooks(
+        outer=_matching(target_of, match, float(temperature)),
+        inner_hparams=inner_hparams,
+        settings=settings,
+    )
+    return bilevel(
+        "bmg", model, loss_fn, inner_opt, num_steps=num_steps, hooks=hooks, **options
+    )
 
-    def target_of(episode: Episode) -> tuple[Adapted, Array]:
-        """The target, and the query loss before its last step."""
-        # Cut off here, so that nothing below has a derivative, or is stored for one.
+
+def _target(further: Descent, policy: Normaliser, rate: float) -> Callable:
+    """`(adapted task, loss_fn) -> (target, query loss before its last step)`.
+
+    Args:
+      further: The L - 1 steps on the support set.
+      policy: How batch norm is applied.
+      rate: Size of the last step, that on the query set.
+    """
+
+    def target_of(done: AdaptedTask, loss_fn: LossFn) -> tuple[Adapted, Array]:
+        # The target is a constant of the objective. It is cut off here, before its steps,
+        # so that none of them is stored for a derivative.
         learner, hparams, opt_state = jax.lax.stop_gradient(
-            (episode.adapted, episode.start.hparams, episode.path.opt_state)
+            (done.adapted, done.start.hparams, done.path.opt_state)
         )
-        support, query = episode.task.support, episode.task.query
-        k_steps, k_settle = jax.random.split(jax.random.fold_in(episode.key, 1))
+        support, query = done.task.support, done.task.query
+        k_steps, k_settle = jax.random.split(jax.random.fold_in(done.key, 1))
         begin = Variables(params=learner.params, state=learner.state)
         reached, _ = further.adapt(
             begin, hparams, support, key=k_steps, train=True, opt_state=opt_state
@@ -131,51 +156,40 @@ def bmg(
             return learner.replace(params=params, state=state)
 
         def query_loss(params: PyTree) -> Array:
-            outputs, _ = episode.predict(
-                settled(params), query.x, key=episode.key, mask=query.mask
+            outputs, _ = done.predict(
+                settled(params), query.x, key=done.key, mask=query.mask
             )
             return loss_fn(outputs, query)
 
         loss, slope = jax.value_and_grad(query_loss)(reached.params)
-        params = jax.tree.map(
-            lambda p, g: p - float(target_rate) * g, reached.params, slope
-        )
+        params = jax.tree.map(lambda p, g: p - rate * g, reached.params, slope)
         return settled(params), loss
 
-    def outer(episode: Episode, loss_fn: LossFn) -> tuple[Array, dict, PyTree]:
-        query = episode.task.query
+    return target_of
+
+
+def _matching(target_of: Callable, match: Match, temperature: float) -> Callable:
+    """The outer objective of `bilevel`: `mu(t, x_K)`."""
+
+    def outer(done: AdaptedTask, loss_fn: LossFn) -> tuple[Array, dict, PyTree]:
+        query = done.task.query
 
         def predict(adapted: Adapted) -> tuple[PyTree, PyTree]:
-            return episode.predict(adapted, query.x, key=episode.key, mask=query.mask)
+            return done.predict(adapted, query.x, key=done.key, mask=query.mask)
 
-        outputs, state = predict(episode.adapted)
-        target, target_loss = target_of(episode)
+        outputs, state = predict(done.adapted)
+        target, target_loss = target_of(done, loss_fn)
         if match == "kl":
             check_logits(outputs, query)
-            loss = divergence(predict(target)[0], outputs, query.mask, float(temperature))
+            loss = divergence(predict(target)[0], outputs, query.mask, temperature)
         else:
-            loss = half_squared_distance(target.params, episode.adapted.params)
+            loss = half_squared_distance(target.params, done.adapted.params)
         report = metrics.of_task(loss_fn, outputs, query)
         report = {f"query/{name}": value for name, value in report.items()}
         report |= {"match/loss": loss, "target/loss": target_loss}
         return loss, report, state
 
-    settings = {
-        "target_steps": target_steps,
-        "target_rate": float(target_rate),
-        "match": match,
-        "temperature": float(temperature),
-    }
-    return bilevel(
-        options.pop("name", "bmg"),
-        model,
-        loss_fn,
-        inner_opt,
-        num_steps=num_steps,
-        outer=outer,
-        settings=settings,
-        **options,
-    )
+    return outer
 
 
 def divergence(target: Array, logits: Array, mask: Array, temperature: float) -> Array:
@@ -187,10 +201,12 @@ def divergence(target: Array, logits: Array, mask: Array, temperature: float) ->
       mask: Bool `[Q]`.
       temperature: T.
     """
+    # The learner chases the target; the target must not come to meet it.
     log_p = jax.nn.log_softmax(jax.lax.stop_gradient(target) / temperature)
     log_q = jax.nn.log_softmax(logits / temperature)
     p = jnp.exp(log_p)
-    # A class that is masked for both may be at minus infinity: not a number, without this.
+    # A class that is masked for both may be at minus infinity, whose difference from
+    # itself is not a number.
     gaps = jnp.where(p > 0, log_p - log_q, 0)
     return trees.masked_mean(jnp.sum(p * gaps, axis=-1), mask)
 

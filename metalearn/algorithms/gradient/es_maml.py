@@ -6,7 +6,9 @@ Hessian-Free Meta Learning. ICLR 2020.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +17,16 @@ import optax
 from metalearn.algorithms.gradient.evolution import as_scalar, smoothed_gradient
 from metalearn.algorithms.gradient.search import search
 from metalearn.core import checks, metrics
-from metalearn.core.estimators import check_chunk, map_tasks, reduce_states
-from metalearn.core.learner import Estimate, MetaLearner, config_of
+from metalearn.core.estimators import mean_estimator
+from metalearn.core.learner import MetaLearner, config_of
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
-from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree
-from metalearn.inner import Adapted, descent, normaliser
+from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree, TaskChunk
+from metalearn.inner import Adapted, Descent, Unrolled, descent, normaliser
+from metalearn.inner.norm import Normaliser, NormPolicy
 
-ADAPTATIONS = ("gradient", "es", "hill_climbing")
+Adaptation = Literal["gradient", "es", "hill_climbing"]
+ADAPTATIONS: tuple[str, ...] = get_args(Adaptation)
 
 
 def es_maml(
@@ -31,7 +35,7 @@ def es_maml(
     inner_opt: optax.GradientTransformation | None = None,
     *,
     objective_fn: LossFn | None = None,
-    adaptation: str = "gradient",
+    adaptation: Adaptation = "gradient",
     num_steps: int = 1,
     num_perturbations: int = 20,
     sigma: float = 0.1,
@@ -39,10 +43,10 @@ def es_maml(
     query_sigma: float = 0.1,
     normalise: bool = False,
     adapt_filter: PathFilter | None = None,
-    norm: str = "support",
+    norm: NormPolicy = "support",
     mask_absent_classes: bool = False,
     perturbation_chunk: int | None = None,
-    task_chunk: int | str = "auto",
+    task_chunk: TaskChunk = "auto",
     name: str = "es_maml",
 ) -> MetaLearner:
     """Learns an initialisation by evaluating perturbed ones; nothing is differentiated.
@@ -112,40 +116,12 @@ def es_maml(
       >>> learner = ml.es_maml(model, ml.losses.cross_entropy, objective_fn=error,
       ...                      adaptation="hill_climbing", num_steps=20, num_queries=1)
     """
-    for label, value, least in (
-        ("num_steps", num_steps, 0),
-        ("num_perturbations", num_perturbations, 1),
-        ("num_queries", num_queries, 1),
-    ):
-        checks.whole_number(label, value, least=least)
+    checks.whole_number("num_steps", num_steps, least=0)
+    checks.whole_number("num_queries", num_queries, least=1)
     checks.number("sigma", sigma, positive=True)
     checks.number("query_sigma", query_sigma, positive=True)
-    check_chunk(task_chunk)
-    if adaptation not in ADAPTATIONS:
-        raise ValueError(
-            f"adaptation is {adaptation!r}; expected one of {', '.join(ADAPTATIONS)}."
-        )
-    searching = adaptation != "gradient"
-    if adaptation == "hill_climbing":
-        if inner_opt is not None:
-            raise ValueError(
-                "adaptation='hill_climbing' uses no inner optimiser; leave inner_opt out "
-                "and set query_sigma, the width of its moves."
-            )
-        inner_opt = optax.identity()
-    checks.inner_optimiser(inner_opt, None, second_order=False)
-    if searching and norm == "per_step":
-        raise ValueError(
-            f"norm='per_step' needs one pass a step, but adaptation={adaptation!r} makes "
-            "many. Use 'support', 'batch' or 'running'."
-        )
-    chunk = num_perturbations if perturbation_chunk is None else perturbation_chunk
-    checks.whole_number("perturbation_chunk", chunk, least=1)
-    if num_perturbations % chunk:
-        raise ValueError(
-            f"perturbation_chunk is {chunk}, which does not divide num_perturbations, "
-            f"{num_perturbations}."
-        )
+    inner_opt = _checked_optimiser(inner_opt, adaptation, norm)
+    chunk = _checked_pairs(perturbation_chunk, num_perturbations)
     criterion = loss_fn if objective_fn is None else objective_fn
     options = dict(
         num_steps=num_steps,
@@ -154,92 +130,32 @@ def es_maml(
         mask_absent_classes=mask_absent_classes,
     )
     frame = descent(model, loss_fn, inner_opt, differentiation="first_order", **options)
-    by_search = search(
-        model,
-        criterion,
-        inner_opt,
-        adaptation=adaptation,
-        num_queries=num_queries,
-        sigma=float(query_sigma),
-        **options,
-    )
-    policy = normaliser(model, norm, num_steps)
+    if adaptation == "gradient":
+        adapt_to = functools.partial(_by_gradient, frame)
+    else:
+        options |= dict(num_queries=num_queries, sigma=float(query_sigma))
+        adapt_to = search(model, criterion, inner_opt, adaptation=adaptation, **options)
 
     def init(key: Key, task: Task) -> Variables:
         checks.one_task(task)
         return frame.init(key, task)
 
-    def adapted_by(
-        variables: Variables, support: Examples, key: Key | None, train: bool
-    ) -> tuple[Adapted, Any]:
-        if searching:
-            return by_search(variables, support, key=key, train=train), None
-        return frame.adapt(variables, None, support, key=key, train=train)
-
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
         checks.one_set(support, "support")
-        return adapted_by(variables, support, key, False)[0]
+        return adapt_to(variables, support, key=key)[0]
 
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:
         return frame.predict(adapted, x, key=key, mask=mask)[0]
 
-    def play(variables: Variables, task: Task, key: Key) -> tuple[Array, tuple]:
-        """The objective after adaptation; the state and the report of the episode."""
-        k_adapt, k_query = jax.random.split(key)
-        adapted, path = adapted_by(variables, task.support, k_adapt, True)
-        outputs, query_state = frame.predict(
-            adapted, task.query.x, key=k_query, train=True, mask=task.query.mask
-        )
-        value = as_scalar(criterion(outputs, task.query))
-        report = metrics.of_task(loss_fn, outputs, task.query)
-        report = {f"query/{name}": number for name, number in report.items()}
-        report["query/objective"] = value
-        if path is not None and num_steps:
-            report["support/loss"] = path.losses[0]
-        passes = None if path is None else path.aux
-        return value, (policy.collect(variables.state, passes, query_state), report)
-
-    def estimate_one(variables: Variables, task: Task, key: Key):
-        k_here, k_pairs = jax.random.split(key)
-
-        def value(params: PyTree, key: Key) -> Array:
-            around = Variables(params=params, state=variables.state)
-            return play(around, task, key)[0]
-
-        keys = jax.random.split(k_pairs, num_perturbations)
-        grads, values = smoothed_gradient(
-            value, variables.params, keys, float(sigma), chunk
-        )
-        state, report = play(variables, task, k_here)[1]
-        report["smoothed/objective"] = values.mean()
-        return grads, (state, report, values)
-
-    def summed(variables: Variables, tasks: Task, keys: Key):
-        each = jax.vmap(estimate_one, in_axes=(None, 0, 0))
-        grads, aux = each(variables, tasks, keys)
-        return jax.tree.map(lambda g: g.sum(0), grads), aux
-
-    def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
-        total, (states, report, values), num = map_tasks(
-            summed, variables, tasks, key, task_chunk=task_chunk
-        )
-        scale = jnp.asarray(num, values.dtype)
-        if normalise:
-            spread = jnp.std(values)
-            # Where all values are equal the estimate is zero anyway.
-            scale = scale * jnp.where(spread > 0, spread, 1)
-        return Estimate(
-            grads=jax.tree.map(lambda g: g / scale.astype(g.dtype), total),
-            state=reduce_states("mean", variables.state, states),
-            metrics=report,
-        )
-
+    policy = normaliser(model, norm, num_steps)
+    play = _player(adapt_to, frame, policy, criterion, loss_fn)
+    gradient = _smoothed_query_loss(
+        play, num_perturbations, chunk, float(sigma), with_values=normalise
+    )
     config = config_of(
         name,
-        inner_opt=None if adaptation == "hill_climbing" else inner_opt,
-        objective_fn=objective_fn,
         adaptation=adaptation,
         num_steps=num_steps,
         num_perturbations=num_perturbations,
@@ -249,4 +165,122 @@ def es_maml(
         normalise=normalise,
         norm=norm,
     )
+    estimate = mean_estimator(
+        gradient, task_chunk=task_chunk, divisor=_spread if normalise else None
+    )
     return MetaLearner(init, adapt, predict, estimate, config)
+
+
+def _by_gradient(
+    frame: Descent,
+    variables: Variables,
+    support: Examples,
+    *,
+    key: Key | None,
+    train: bool = False,
+) -> tuple[Adapted, Unrolled]:
+    return frame.adapt(variables, None, support, key=key, train=train)
+
+
+def _player(
+    adapt_to: Callable[..., tuple[Adapted, Unrolled | None]],
+    frame: Descent,
+    policy: Normaliser,
+    criterion: LossFn,
+    loss_fn: LossFn,
+) -> Callable[[Variables, Task, Key], tuple[Array, tuple]]:
+    """`(variables, task, key) -> (objective after adaptation, (state, report))`."""
+
+    def play(variables: Variables, task: Task, key: Key) -> tuple[Array, tuple]:
+        k_adapt, k_query = jax.random.split(key)
+        adapted, path = adapt_to(variables, task.support, key=k_adapt, train=True)
+        query = task.query
+        outputs, query_state = frame.predict(
+            adapted, query.x, key=k_query, train=True, mask=query.mask
+        )
+        value = as_scalar(criterion(outputs, query))
+        report = metrics.of_task(loss_fn, outputs, query)
+        report = {f"query/{name}": number for name, number in report.items()}
+        report["query/objective"] = value
+        if path is not None and path.losses.size:
+            report["support/loss"] = path.losses[0]
+        passes = None if path is None else path.aux
+        return value, (policy.collect(variables.state, passes, query_state), report)
+
+    return play
+
+
+def _smoothed_query_loss(
+    play: Callable[[Variables, Task, Key], tuple[Array, tuple]],
+    num: int,
+    chunk: int,
+    sigma: float,
+    *,
+    with_values: bool,
+) -> Callable[..., tuple[PyTree, tuple]]:
+    """The meta-gradient of one task; for `_spread` with the values that it is made of."""
+
+    def gradient(variables: Variables, task: Task, *, key: Key) -> tuple[PyTree, tuple]:
+        k_here, k_pairs = jax.random.split(key)
+
+        def value(params: PyTree, key: Key) -> Array:
+            around = Variables(params=params, state=variables.state)
+            return play(around, task, key)[0]
+
+        keys = jax.random.split(k_pairs, num)
+        grads, values = smoothed_gradient(value, variables.params, keys, sigma, chunk)
+        state, report = play(variables, task, k_here)[1]
+        report["smoothed/objective"] = values.mean()
+        return grads, (state, report, values) if with_values else (state, report)
+
+    return gradient
+
+
+def _spread(values: Array) -> Array:
+    """Standard deviation of the values of all tasks, `[T, n, 2] -> ()`."""
+    spread = jnp.std(values)
+    # Where all values are equal the estimate is zero anyway.
+    return jnp.where(spread > 0, spread, 1)
+
+
+def _checked_optimiser(
+    inner_opt: optax.GradientTransformation | None, adaptation: str, norm: str
+) -> optax.GradientTransformation:
+    """The inner optimiser, one that does nothing for "hill_climbing".
+
+    Raises:
+      TypeError: there is none, but the adaptation needs it.
+      ValueError: the adaptation is unknown, needs none, or does not go with `norm`.
+    """
+    checks.one_of("adaptation", adaptation, ADAPTATIONS)
+    if adaptation == "hill_climbing":
+        if inner_opt is not None:
+            raise ValueError(
+                "adaptation='hill_climbing' uses no inner optimiser; leave inner_opt out "
+                "and set query_sigma, the width of its moves."
+            )
+        inner_opt = optax.identity()
+    checks.inner_optimiser(inner_opt, None, second_order=False)
+    if adaptation != "gradient" and norm == "per_step":
+        raise ValueError(
+            f"norm='per_step' needs one pass a step, but adaptation={adaptation!r} makes "
+            "many. Use 'support', 'batch' or 'running'."
+        )
+    return inner_opt
+
+
+def _checked_pairs(chunk: int | None, num_perturbations: int) -> int:
+    """Pairs evaluated at once.
+
+    Raises:
+      ValueError: their number is none, or `chunk` does not divide it.
+    """
+    checks.whole_number("num_perturbations", num_perturbations, least=1)
+    chunk = num_perturbations if chunk is None else chunk
+    checks.whole_number("perturbation_chunk", chunk, least=1)
+    if num_perturbations % chunk:
+        raise ValueError(
+            f"perturbation_chunk is {chunk}, which does not divide num_perturbations, "
+            f"{num_perturbations}."
+        )
+    return chunk

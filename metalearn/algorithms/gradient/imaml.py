@@ -6,21 +6,24 @@ NeurIPS 2019.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from metalearn.core import checks, metrics, trees
-from metalearn.core.estimators import check_chunk, mean_estimator
+from metalearn.core.estimators import mean_estimator
+from metalearn.core.keys import split_key
 from metalearn.core.learner import MetaLearner, config_of
 from metalearn.core.losses import mask_absent, present_classes
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
-from metalearn.core.types import Key, LossFn, PathFilter, PyTree
-from metalearn.inner import Adapted, descent, normaliser, unroll
+from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree, TaskChunk
+from metalearn.inner import Adapted, Descent, Unrolled, descent, normaliser, unroll
 from metalearn.inner.conjugate import conjugate_gradients
+from metalearn.inner.norm import Normaliser, NormPolicy
 
 
 def imaml(
@@ -34,9 +37,9 @@ def imaml(
     damping: float = 0.0,
     pull_back: bool = False,
     adapt_filter: PathFilter | None = None,
-    norm: str = "support",
+    norm: NormPolicy = "support",
     mask_absent_classes: bool = False,
-    task_chunk: int | str = "auto",
+    task_chunk: TaskChunk = "auto",
     name: str = "imaml",
 ) -> MetaLearner:
     """Learns an initialisation to which the solution of a task is held by a spring.
@@ -66,7 +69,7 @@ def imaml(
     one on the proximal term (`pull_back=True`), solves with `(1 + d) I + H / (lam + 10)`
     for `d = 1`, and evaluates with `lam = 0`. Its direction at `lam=2` is that of
     `damping=22`, six times as long. Here adaptation is the same in training and evaluation;
-    for `lam = 0` give the variables to `ml.fomaml` with the same model and optimiser.
+    for `lam = 0` give the parameters to `ml.fomaml` as those of its model.
 
     Args:
       model: The network.
@@ -100,7 +103,6 @@ def imaml(
     checks.whole_number("num_steps", num_steps, least=1)
     checks.whole_number("cg_steps", cg_steps, least=1)
     checks.inner_optimiser(inner_opt, None, second_order=False)
-    check_chunk(task_chunk)
     checks.number("lam", lam, positive=True)
     checks.number("damping", damping)
     # A scalar of NumPy would be of a dtype of its own.
@@ -119,19 +121,87 @@ def imaml(
         norm=norm,
         mask_absent_classes=mask_absent_classes,
     )
-    policy = normaliser(model, norm, num_steps)
+    solve = _solver(
+        normaliser(model, norm, num_steps),
+        loss_fn,
+        inner_opt,
+        num_steps=num_steps,
+        lam=lam,
+        pull_back=pull_back,
+        adapt_filter=adapt_filter,
+        mask_absent_classes=mask_absent_classes,
+    )
+    gradient = _implicit_gradient(
+        solve, frame, loss_fn, lam=lam, damping=damping, cg_steps=cg_steps
+    )
 
     def init(key: Key, task: Task) -> Variables:
         checks.one_task(task)
         return frame.init(key, task)
 
-    def solve(variables: Variables, support: Examples, key: Key | None, train: bool):
-        """Where the inner loop ends, its path, and as functions of `(phi, fixed)` the
-        gradient of the support loss and the `Adapted` of these parameters."""
-        theta, fixed = trees.split(variables.params, adapt_filter)
-        k_loss, k_settle = (None, None) if key is None else jax.random.split(key)
+    def adapt(
+        variables: Variables, support: Examples, *, key: Key | None = None
+    ) -> Adapted:
+        checks.one_set(support, "support")
+        end = solve(variables, support, key, train=False)
+        return end.adapted(end.phi, end.fixed)
 
-        def support_loss(phi: PyTree, fixed: PyTree):
+    def predict(adapted, x, *, key=None, mask=None) -> PyTree:
+        return frame.predict(adapted, x, key=key, mask=mask)[0]
+
+    config = config_of(
+        name,
+        num_steps=num_steps,
+        lam=lam,
+        cg_steps=cg_steps,
+        damping=damping,
+        pull_back=pull_back,
+        norm=norm,
+    )
+    estimate = mean_estimator(gradient, task_chunk=task_chunk)
+    return MetaLearner(init, adapt, predict, estimate, config)
+
+
+class _End(NamedTuple):
+    """Where the inner loop of one task ends.
+
+    Attributes:
+      theta: Start of the parameters that adapt.
+      phi: Their end.
+      fixed: The parameters that do not adapt.
+      path: The inner loop.
+      slope: `(phi, fixed) -> gradient` of the support loss in phi.
+      adapted: `(phi, fixed) -> Adapted`, the model with these parameters.
+    """
+
+    theta: PyTree
+    phi: PyTree
+    fixed: PyTree
+    path: Unrolled
+    slope: Callable[[PyTree, PyTree], PyTree]
+    adapted: Callable[[PyTree, PyTree], Adapted]
+
+
+def _solver(
+    policy: Normaliser,
+    loss_fn: LossFn,
+    inner_opt: optax.GradientTransformation,
+    *,
+    num_steps: int,
+    lam: float,
+    pull_back: bool,
+    adapt_filter: PathFilter | None,
+    mask_absent_classes: bool,
+) -> Callable[..., _End]:
+    """`(variables, support, key, *, train) -> _End` of the inner problem (equation 4)."""
+
+    def solve(
+        variables: Variables, support: Examples, key: Key | None, *, train: bool
+    ) -> _End:
+        theta, fixed = trees.split(variables.params, adapt_filter)
+        k_loss, k_settle = split_key(key)
+
+        def support_loss(phi: PyTree, fixed: PyTree) -> tuple[Array, Array | None]:
             params = trees.merge(phi, fixed)
             outputs, _ = policy.support(
                 params, variables.state, support, 0, key=k_loss, train=train
@@ -142,7 +212,7 @@ def imaml(
                 outputs = mask_absent(outputs, present)
             return loss_fn(outputs, support), present
 
-        def inner_loss(phi: PyTree, step: Any):
+        def inner_loss(phi: PyTree, step: Any) -> tuple[Array, Array | None]:
             del step
             loss, present = support_loss(phi, fixed)
             return loss if pull_back else loss + _spring(lam, phi, theta), present
@@ -154,88 +224,74 @@ def imaml(
             phi = optax.apply_updates(phi, updates)
         present = jax.tree.map(lambda p: p[-1], path.aux)
 
+        def slope(phi: PyTree, fixed: PyTree) -> PyTree:
+            return jax.grad(support_loss, has_aux=True)(phi, fixed)[0]
+
         def adapted(phi: PyTree, fixed: PyTree) -> Adapted:
             params = trees.merge(phi, fixed)
             state = policy.settle(params, variables.state, support, key=k_settle)
             return Adapted(params=params, state=state, present=present)
 
-        def slope(phi: PyTree, fixed: PyTree) -> PyTree:
-            return jax.grad(support_loss, has_aux=True)(phi, fixed)[0]
+        return _End(theta, phi, fixed, path, slope, adapted)
 
-        return phi, path, slope, adapted
+    return solve
 
-    def adapt(
-        variables: Variables, support: Examples, *, key: Key | None = None
-    ) -> Adapted:
-        checks.one_set(support, "support")
-        phi, _, _, adapted = solve(variables, support, key, False)
-        return adapted(phi, trees.split(variables.params, adapt_filter)[1])
 
-    def predict(adapted, x, *, key=None, mask=None) -> PyTree:
-        return frame.predict(adapted, x, key=key, mask=mask)[0]
+def _implicit_gradient(
+    solve: Callable[..., _End],
+    frame: Descent,
+    loss_fn: LossFn,
+    *,
+    lam: float,
+    damping: float,
+    cg_steps: int,
+) -> Callable[..., tuple[PyTree, tuple]]:
+    """The meta-gradient of one task at the end of its inner loop (lemma 1)."""
 
-    def gradient(variables: Variables, task: Task, key: Key) -> tuple[PyTree, tuple]:
+    def gradient(variables: Variables, task: Task, *, key: Key) -> tuple[PyTree, tuple]:
         k_adapt, k_query = jax.random.split(key)
-        theta, fixed = trees.split(variables.params, adapt_filter)
-        phi, path, slope, adapted = solve(variables, task.support, k_adapt, True)
+        end = solve(variables, task.support, k_adapt, train=True)
+        phi, fixed = end.phi, end.fixed
 
         def query_loss(phi: PyTree, fixed: PyTree):
+            query = task.query
             outputs, state = frame.predict(
-                adapted(phi, fixed),
-                task.query.x,
-                key=k_query,
-                train=True,
-                mask=task.query.mask,
+                end.adapted(phi, fixed), query.x, key=k_query, train=True, mask=query.mask
             )
-            report = metrics.of_task(loss_fn, outputs, task.query)
+            report = metrics.of_task(loss_fn, outputs, query)
             return report["loss"], (report, state)
 
         (wanted, direct), (report, query_state) = jax.grad(
             query_loss, argnums=(0, 1), has_aux=True
         )(phi, fixed)
-        inner_slope, curved = jax.linearize(lambda p: slope(p, fixed), phi)
+        inner_slope, curved = jax.linearize(lambda p: end.slope(p, fixed), phi)
         solved = conjugate_gradients(
             lambda v: jax.tree.map(lambda h, x: x + (h + damping * x) / lam, curved(v), v),
             wanted,
             max_steps=cg_steps,
         )
         if jax.tree.leaves(fixed):
-            through = jax.vjp(lambda f: slope(phi, f), fixed)[1](solved.x)[0]
+            through = jax.vjp(lambda f: end.slope(phi, f), fixed)[1](solved.x)[0]
             direct = jax.tree.map(lambda d, t: d - t / lam, direct, through)
-        residual = jax.tree.map(jnp.add, inner_slope, _pull(lam, phi, theta))
+        residual = jax.tree.map(jnp.add, inner_slope, _pull(lam, phi, end.theta))
         report = {f"query/{k}": value for k, value in report.items()} | {
-            "support/loss": path.losses[0],
+            "support/loss": end.path.losses[0],
             "inner/residual": optax.tree.norm(residual),
             "solve/residual": solved.residual,
             "solve/negative_curvature": solved.negative_curvature.astype(jnp.float32),
         }
-        state = frame.collect(variables.state, path, query_state)
+        state = frame.collect(variables.state, end.path, query_state)
         return trees.merge(solved.x, direct), (state, report)
 
-    def summed(variables: Variables, tasks: Task, keys: Key):
-        grads, aux = jax.vmap(gradient, in_axes=(None, 0, 0))(variables, tasks, keys)
-        return jax.tree.map(lambda g: g.sum(0), grads), aux
-
-    config = config_of(
-        name,
-        inner_opt=inner_opt,
-        num_steps=num_steps,
-        lam=lam,
-        cg_steps=cg_steps,
-        damping=damping,
-        pull_back=pull_back,
-        norm=norm,
-    )
-    estimate = mean_estimator(summed, task_chunk=task_chunk)
-    return MetaLearner(init, adapt, predict, estimate, config)
+    return gradient
 
 
-def _spring(lam: float, phi: PyTree, theta: PyTree):
+def _spring(lam: float, phi: PyTree, theta: PyTree) -> Array:
     """`lam/2 |phi - theta|^2`."""
     squares = jax.tree.map(lambda p, t: jnp.sum(jnp.square(p - t)), phi, theta)
     return 0.5 * lam * sum(jax.tree.leaves(squares))
 
 
 def _pull(lam: float, phi: PyTree, theta: PyTree) -> PyTree:
-    """Its gradient in `phi`."""
+    """The gradient of `_spring` in phi."""
     return jax.tree.map(lambda p, t: lam * (p - t), phi, theta)

@@ -6,36 +6,29 @@ Networks. ICML 2017.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.algorithms.bilevel import bilevel
-from metalearn.core import checks, trees
+from metalearn.algorithms.bilevel import Hooks, bilevel
+from metalearn.algorithms.options import Options, takes_options
+from metalearn.core import trees
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
-from metalearn.core.task import Task
-from metalearn.core.types import Key, LossFn, PathFilter, PyTree
-from metalearn.inner.differentiate import refuse_implicit
+from metalearn.core.types import InnerHparams, InnerOpt, Key, LossFn, PyTree
 
 
+@takes_options()
 def maml(
     model: Model,
     loss_fn: LossFn,
-    inner_opt: Any,
+    inner_opt: InnerOpt,
     *,
     num_steps: int = 1,
-    differentiation: str = "reverse",
-    adapt_filter: PathFilter | None = None,
-    inner_hparams: PyTree | Callable[[Key, PyTree], PyTree] | None = None,
-    norm: str = "support",
-    mask_absent_classes: bool = False,
-    task_chunk: int | str = "auto",
-    name: str = "maml",
+    inner_hparams: InnerHparams | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """Learns an initialisation from which a few optimiser steps solve a task.
 
@@ -54,61 +47,75 @@ def maml(
         `hparams` are learned with the initialisation.
       num_steps: K, inner steps; 0 learns a model without adaptation. For more steps at
         test time build a second learner and use the same variables.
-      differentiation: "reverse"; "remat", "nested" or "mixed" for less memory; or
-        "first_order", which drops the second derivatives (FOMAML). See
-        `metalearn.inner.differentiate`.
-      adapt_filter: `(path, leaf) -> bool`: parameters that adapt; all when `None`. The
-        others are learned in the outer loop only.
       inner_hparams: Initial hyper-parameters of `inner_opt`, or
         `(key, adapted params) -> hparams`.
-      norm: Batch-norm policy: "support", "batch" (transductive, as the paper's code),
-        "running" or "per_step"; see `metalearn.inner.norm`.
-      mask_absent_classes: For tasks with a variable number of ways.
-      task_chunk: Tasks handled at once, or "auto".
-      name: What `describe` calls it.
+      **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
-      A `MetaLearner` whose adapted object is a `metalearn.inner.Adapted`. With
-      `inner_hparams` its params are `{"model": ..., "inner": hparams}`.
+      A `MetaLearner` whose adapted object is a `metalearn.inner.Adapted`. Its params are
+      `{"model": ...}`, with `"inner"` beside them where `inner_hparams` are learned; its
+      state is `{"model": ..., "step": int32}`, the outer steps that were done.
 
     Raises:
+      TypeError: an unknown option.
       ValueError: an option is out of range, or `inner_opt` has no finite second
         derivative (e.g. `optax.adam` with `eps_root=0`).
 
     Example:
       >>> learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
     """
-    refuse_implicit("maml", differentiation)
+    hooks = Hooks(inner_hparams=inner_hparams)
     return bilevel(
-        name,
+        "maml", model, loss_fn, inner_opt, num_steps=num_steps, hooks=hooks, **options
+    )
+
+
+@takes_options(but=("differentiation",))
+def fomaml(
+    model: Model,
+    loss_fn: LossFn,
+    inner_opt: InnerOpt,
+    *,
+    num_steps: int = 1,
+    inner_hparams: InnerHparams | None = None,
+    **options: Unpack[Options],
+) -> MetaLearner:
+    """First-order MAML (Finn et al. 2017, section 5.2).
+
+    `maml(..., differentiation="first_order")`. The outer gradient is the query gradient at
+    the adapted parameters; the query set is disjoint from the support set (the "separate
+    tail" variant of Nichol et al. 2018).
+
+    Args:
+      model: The network.
+      loss_fn: Loss of one task.
+      inner_opt: As in `maml`; it need not be differentiable.
+      num_steps: K, inner steps.
+      inner_hparams: As in `maml`.
+      **options: See `metalearn.algorithms.options.Options`.
+    """
+    return bilevel(
+        "fomaml",
         model,
         loss_fn,
         inner_opt,
         num_steps=num_steps,
-        differentiation=differentiation,
-        adapt_filter=adapt_filter,
-        inner_hparams=inner_hparams,
-        norm=norm,
-        mask_absent_classes=mask_absent_classes,
-        task_chunk=task_chunk,
+        hooks=Hooks(inner_hparams=inner_hparams),
+        differentiation="first_order",
+        **options,
     )
 
 
-def fomaml(model: Model, loss_fn: LossFn, inner_opt: Any, **options: Any):
-    """First-order MAML (Finn et al. 2017, section 5.2).
-
-    `maml(..., differentiation="first_order")`.
-
-    The outer gradient is the query gradient at the adapted parameters; the query set is
-    disjoint from the support set (the "separate tail" variant of Nichol et al. 2018).
-    """
-    checks.known_options(fomaml, options, maml)
-    options = {"name": "fomaml", "differentiation": "first_order", **options}
-    return maml(model, loss_fn, inner_opt, **options)
-
-
+@takes_options(but=("adapt_filter",))
 def anil(
-    model: Model, loss_fn: LossFn, inner_opt: Any, *, head: str = "head", **options: Any
+    model: Model,
+    loss_fn: LossFn,
+    inner_opt: InnerOpt,
+    *,
+    num_steps: int = 1,
+    head: str = "head",
+    inner_hparams: InnerHparams | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """Almost no inner loop: only the head adapts.
 
@@ -119,18 +126,33 @@ def anil(
       model: The network.
       loss_fn: Loss of one task.
       inner_opt: As in `maml`.
+      num_steps: K, inner steps.
       head: Regular expression found in the paths of the head's parameters.
-      **options: Those of `maml`.
+      inner_hparams: As in `maml`.
+      **options: See `metalearn.algorithms.options.Options`.
     """
-    checks.known_options(anil, options, maml, but=("adapt_filter",))
-    select = trees.path_filter(head)
-    return maml(
-        model, loss_fn, inner_opt, adapt_filter=select, **{"name": "anil", **options}
+    return bilevel(
+        "anil",
+        model,
+        loss_fn,
+        inner_opt,
+        num_steps=num_steps,
+        hooks=Hooks(inner_hparams=inner_hparams, settings={"head": head}),
+        adapt_filter=trees.path_filter(head),
+        **options,
     )
 
 
+@takes_options(but=("adapt_filter",))
 def boil(
-    model: Model, loss_fn: LossFn, inner_opt: Any, *, head: str = "head", **options: Any
+    model: Model,
+    loss_fn: LossFn,
+    inner_opt: InnerOpt,
+    *,
+    num_steps: int = 1,
+    head: str = "head",
+    inner_hparams: InnerHparams | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """Body only in the inner loop: all but the head adapts.
 
@@ -141,39 +163,43 @@ def boil(
       model: The network.
       loss_fn: Loss of one task.
       inner_opt: As in `maml`; the paper uses a large rate (0.5).
+      num_steps: K, inner steps.
       head: Regular expression found in the paths of the head's parameters.
-      **options: Those of `maml`.
+      inner_hparams: As in `maml`.
+      **options: See `metalearn.algorithms.options.Options`.
     """
-    checks.known_options(boil, options, maml, but=("adapt_filter",))
-    select = trees.path_filter(head)
-    learner = maml(
-        model,
-        loss_fn,
-        inner_opt,
-        adapt_filter=lambda path, leaf: not select(path, leaf),
-        **{"name": "boil", **options},
-    )
+    in_head = trees.path_filter(head)
 
-    def init(key: Key, task: Task) -> Variables:
-        variables = learner.init(key, task)
-        paths = trees.leaf_paths(variables.params)
-        if not any(map(re.compile(head).search, paths)):
+    def init(key: Key, x: PyTree) -> Variables:
+        variables = model.init(key, x)
+        if not jax.tree.leaves(trees.split(variables.params, in_head)[0]):
             raise ValueError(
                 f"head={head!r} occurs in no parameter path, so everything would adapt, "
-                "which is MAML. The paths are: " + ", ".join(paths)
+                "which is MAML. The paths are: "
+                + ", ".join(trees.leaf_paths(variables.params))
             )
         return variables
 
-    return learner._replace(init=init)
+    return bilevel(
+        "boil",
+        model._replace(init=init),
+        loss_fn,
+        inner_opt,
+        num_steps=num_steps,
+        hooks=Hooks(inner_hparams=inner_hparams, settings={"head": head}),
+        adapt_filter=lambda path, leaf: not in_head(path, leaf),
+        **options,
+    )
 
 
+@takes_options()
 def meta_sgd(
     model: Model,
     loss_fn: LossFn,
     *,
     num_steps: int = 1,
     initial_rate: float | tuple[float, float] = (0.005, 0.1),
-    **options: Any,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """MAML with one learned inner rate for every parameter.
 
@@ -185,11 +211,14 @@ def meta_sgd(
     Args:
       model: The network.
       loss_fn: Loss of one task.
-      num_steps: K; the paper uses 1.
+      num_steps: K, inner steps; the paper uses 1.
       initial_rate: A constant, or the range of a uniform draw for each coordinate.
-      **options: Those of `maml`.
+      **options: See `metalearn.algorithms.options.Options`.
+
+    Returns:
+      A `MetaLearner` with params `{"model": ..., "inner": rates}`, rates being like the
+      parameters that adapt.
     """
-    checks.known_options(meta_sgd, options, maml, but=("inner_hparams",))
 
     def initial(key: Key, params: PyTree) -> PyTree:
         leaves, treedef = jax.tree.flatten(params)
@@ -203,13 +232,15 @@ def meta_sgd(
         ]
         return jax.tree.unflatten(treedef, draws)
 
-    return maml(
+    settings = {"initial_rate": initial_rate}
+    return bilevel(
+        "meta_sgd",
         model,
         loss_fn,
         elementwise_sgd,
         num_steps=num_steps,
-        inner_hparams=initial,
-        **{"name": "meta_sgd", **options},
+        hooks=Hooks(inner_hparams=initial, settings=settings),
+        **options,
     )
 
 

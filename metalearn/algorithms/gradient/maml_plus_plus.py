@@ -6,25 +6,26 @@ A. Antoniou, H. Edwards, A. Storkey. How to Train Your MAML. ICLR 2019.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.algorithms.bilevel import Episode, bilevel, last_step
+from metalearn.algorithms.bilevel import AdaptedTask, Hooks, bilevel, last_step
+from metalearn.algorithms.options import Options, takes_options
 from metalearn.core import checks, trees
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model
-from metalearn.core.types import Array, Key, LossFn, PyTree
-from metalearn.inner.differentiate import refuse_implicit
-from metalearn.inner.norm import batch_statistics
+from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree
+from metalearn.inner.norm import NormPolicy, batch_statistics
 
 LEAST = 0.03  # share of 1/K that the weight of an early step keeps while annealing
 
 _NOTHING = r"(?!)"  # matches no path
 
 
+@takes_options()
 def maml_plus_plus(
     model: Model,
     loss_fn: LossFn,
@@ -33,10 +34,9 @@ def maml_plus_plus(
     initial_rate: float = 0.1,
     msl_steps: int = 5000,
     learned_rates: bool = True,
-    norm: str = "support",
     norm_weights: str | None = None,
     first_order_until: int = 0,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """MAML with the changes of MAML++ (section 4 of the paper).
 
@@ -80,22 +80,21 @@ def maml_plus_plus(
     Args:
       model: The network.
       loss_fn: Loss of one task.
-      num_steps: K, at least 1; also at evaluation, since rates belong to steps.
-      initial_rate: Of every array and step.
+      num_steps: K, inner steps, at least 1; also at evaluation, since rates belong to
+        steps.
+      initial_rate: Rate of every array and step at the start.
       msl_steps: Outer steps over which the multi-step loss anneals; 0 for the last loss.
       learned_rates: Whether the rates are learned.
-      norm: Batch-norm policy, see `metalearn.inner.norm`.
       norm_weights: Regular expression found in the paths of the weights and biases of
         batch norm, e.g. "BatchNorm", to have them for every step; `None` for one set.
       first_order_until: Outer steps without second derivatives; paper: 50 epochs.
-      **options: `differentiation`, `adapt_filter`, `mask_absent_classes`, `task_chunk` and
-        `name` of `maml`.
+      **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
       A `MetaLearner`. What is learned for steps stands beside the model, params being
       `{"model": ..., "inner": {"rates": ..., "norm": ...}}` with leaves `[K]` and
-      `[K, ...]`, the latter for the forward passes after the steps 1..K. Where steps are
-      counted the state is `{"model": ..., "step": int32}`.
+      `[K, ...]`, the latter for the forward passes after the steps 1..K. The state is
+      `{"model": ..., "step": int32}`.
 
     Raises:
       ValueError: an option is out of range; in `init`: `norm_weights` is found in no path;
@@ -104,57 +103,36 @@ def maml_plus_plus(
     Example:
       >>> learner = ml.maml_plus_plus(model, ml.losses.cross_entropy, msl_steps=1000)
     """
-    checks.known_options(
-        maml_plus_plus,
-        options,
-        bilevel,
-        but=("inner_hparams", "outer", "trajectory", "count_steps", "settings"),
-    )
     checks.whole_number("num_steps", num_steps, least=1)
     checks.whole_number("msl_steps", msl_steps, least=0)
     checks.number("initial_rate", initial_rate)
-    refuse_implicit("maml_plus_plus", options.get("differentiation"))
     is_norm = trees.path_filter(norm_weights or _NOTHING)
-
-    def initial(key: Key, params: PyTree) -> dict[str, PyTree]:
-        del key
-        of_norm, others = trees.split(params, is_norm)
-        found = {}
-        if learned_rates:
-            found["rates"] = jax.tree.map(
-                lambda p: jnp.full((num_steps,), initial_rate, p.dtype), others
-            )
-        if norm_weights is not None:
-            if not jax.tree.leaves(of_norm):
-                raise ValueError(
-                    f"norm_weights={norm_weights!r} occurs in no parameter path that may "
-                    "change inside. The paths are: " + ", ".join(trees.leaf_paths(params))
-                )
-            found["norm"] = jax.tree.map(lambda p: jnp.stack([p] * num_steps), of_norm)
-        return found
-
-    nested = learned_rates or norm_weights is not None
-    settings = dict(
-        initial_rate=initial_rate,
-        msl_steps=msl_steps,
-        learned_rates=learned_rates,
-        norm_weights=norm_weights,
-        first_order_until=first_order_until,
-    )
-    several = msl_steps > 0 and num_steps > 1
-    return bilevel(
-        options.pop("name", "maml_plus_plus"),
-        model,
-        loss_fn,
-        _by_step(initial_rate, num_steps, is_norm) if nested else optax.sgd(initial_rate),
-        num_steps=num_steps,
-        inner_hparams=initial if nested else None,
-        norm=norm,
+    inner_opt, initial = optax.sgd(initial_rate), None
+    if learned_rates or norm_weights is not None:
+        rate = initial_rate if learned_rates else None
+        inner_opt = _by_step(initial_rate, num_steps, is_norm)
+        initial = _of_steps(rate, norm_weights, is_norm, num_steps)
+    norm, several = options.get("norm", "support"), msl_steps > 0 and num_steps > 1
+    hooks = Hooks(
         outer=_multi_step(model, norm, msl_steps, num_steps) if several else last_step,
         trajectory=several,
-        count_steps=several,
         first_order_until=first_order_until,
-        settings=settings,
+        inner_hparams=initial,
+        settings=dict(
+            initial_rate=initial_rate,
+            msl_steps=msl_steps,
+            learned_rates=learned_rates,
+            norm_weights=norm_weights,
+            first_order_until=first_order_until,
+        ),
+    )
+    return bilevel(
+        "maml_plus_plus",
+        model,
+        loss_fn,
+        inner_opt,
+        num_steps=num_steps,
+        hooks=hooks,
         **options,
     )
 
@@ -190,37 +168,69 @@ def step_weights(step: Array | int, msl_steps: int, num_steps: int) -> Array:
     return jnp.where(t < 1, annealed, alone)
 
 
-def _multi_step(model: Model, norm: str, msl_steps: int, num_steps: int) -> Callable:
+def _multi_step(model: Model, norm: NormPolicy, msl_steps: int, num_steps: int) -> Callable:
     """The outer objective of `bilevel` for `sum_k w_k L(phi_k; query)`."""
 
-    def outer(episode: Episode, loss_fn: LossFn) -> tuple[Array, dict, PyTree]:
-        loss, report, state = last_step(episode, loss_fn)
-        weights = step_weights(episode.step, msl_steps, num_steps).astype(loss.dtype)
-        support, query = episode.task.support, episode.task.query
+    def outer(done: AdaptedTask, loss_fn: LossFn) -> tuple[Array, dict, PyTree]:
+        loss, report, state = last_step(done, loss_fn)
+        weights = step_weights(done.step, msl_steps, num_steps).astype(loss.dtype)
+        support, query = done.task.support, done.task.query
 
         def after(step: Array) -> Array:
-            adapted, key = episode.at(step), jax.random.fold_in(episode.key, step)
+            adapted, key = done.at(step), jax.random.fold_in(done.key, step)
             if norm == "support" and jax.tree.leaves(adapted.state):
                 # What `at` holds are the statistics after all steps.
                 settled = batch_statistics(
                     model, adapted.params, adapted.state, support, key=key
                 )
                 adapted = adapted.replace(state=settled)
-            outputs, _ = episode.predict(adapted, query.x, key=key, mask=query.mask)
+            outputs, _ = done.predict(adapted, query.x, key=key, mask=query.mask)
             return loss_fn(outputs, query)
 
         def early() -> Array:
             losses = jax.vmap(after)(jnp.arange(1, num_steps, dtype=jnp.int32))
             return jnp.sum(weights[:-1] * losses)
 
-        rest = jax.lax.cond(episode.step < msl_steps, early, lambda: jnp.zeros_like(loss))
+        rest = jax.lax.cond(done.step < msl_steps, early, lambda: jnp.zeros_like(loss))
         total = weights[-1] * loss + rest
         return total, {**report, "query/multi_step_loss": total}, state
 
     return outer
 
 
-def _by_step(initial_rate: float, num_steps: int, is_norm: Callable) -> Callable:
+def _of_steps(
+    rate: float | None, norm_weights: str | None, is_norm: PathFilter, num_steps: int
+) -> Callable[[Key, PyTree], dict[str, PyTree]]:
+    """`(key, params) -> what is learned for each step`: rates, and weights of norms.
+
+    Args:
+      rate: Every rate at the start; `None` to learn no rate.
+      norm_weights: The expression of the user; `None` to learn no norm.
+      is_norm: Which parameters it names.
+      num_steps: K.
+    """
+
+    def initial(key: Key, params: PyTree) -> dict[str, PyTree]:
+        del key
+        of_norm, others = trees.split(params, is_norm)
+        found = {}
+        if rate is not None:
+            found["rates"] = jax.tree.map(
+                lambda p: jnp.full((num_steps,), rate, p.dtype), others
+            )
+        if norm_weights is not None:
+            if not jax.tree.leaves(of_norm):
+                raise ValueError(
+                    f"norm_weights={norm_weights!r} occurs in no parameter path that may "
+                    "change inside. The paths are: " + ", ".join(trees.leaf_paths(params))
+                )
+            found["norm"] = jax.tree.map(lambda p: jnp.stack([p] * num_steps), of_norm)
+        return found
+
+    return initial
+
+
+def _by_step(initial_rate: float, num_steps: int, is_norm: PathFilter) -> Callable:
     """`hparams -> transformation` that counts steps to find what is learned for each."""
 
     def make(hparams: dict[str, PyTree]) -> optax.GradientTransformation:

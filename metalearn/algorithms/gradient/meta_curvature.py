@@ -5,18 +5,18 @@ E. Park, J. Oliva. Meta-Curvature. NeurIPS 2019.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.algorithms.bilevel import bilevel
+from metalearn.algorithms.bilevel import Hooks, bilevel
+from metalearn.algorithms.options import Options, takes_options
 from metalearn.core import checks, trees
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model
 from metalearn.core.types import Array, Key, LossFn, PyTree
-from metalearn.inner.differentiate import refuse_implicit
 
 # A gradient seen as [taps t, inputs i, outputs o] times a factor on one of the axes:
 # (M G)[new] = sum over old of M[new, old] G[old].
@@ -27,6 +27,7 @@ _PRODUCTS = {
 }
 
 
+@takes_options()
 def meta_curvature(
     model: Model,
     loss_fn: LossFn,
@@ -34,7 +35,7 @@ def meta_curvature(
     num_steps: int = 1,
     rate: float = 0.01,
     learn_rate: bool = False,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """MAML whose inner gradients pass through learned matrices, one for each mode.
 
@@ -54,19 +55,20 @@ def meta_curvature(
         OIHW, would be transformed along the wrong axes without an error. Any matrix counts
         as `[in, out]`: an embedding table of V rows gets a factor `[V, V]`.
       loss_fn: Loss of one task.
-      num_steps: K; the paper uses 1 for regression and Omniglot, 5 for mini-ImageNet.
+      num_steps: K, inner steps; the paper uses 1 for regression and Omniglot, 5 for
+        mini-ImageNet.
       rate: alpha. As MAML's; losses are means, so rates printed for that code's
         classification are to be multiplied by the number of ways.
       learn_rate: Whether the rate is learned too. The factors can scale already, each
         layer by itself; a common rate moves them together.
-      **options: Those of `maml`: `differentiation`, `adapt_filter`, `norm`,
-        `mask_absent_classes`, `task_chunk`, `name`. With a filter only the parameters
-        that adapt have factors.
+      adapt_filter: `(path, leaf) -> bool`: parameters that adapt, which alone have
+        factors; all when `None`.
+      **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
       A `MetaLearner` whose adapted object is a `metalearn.inner.Adapted`. Its params are
       `{"model": ..., "inner": {"factors": tree}}`, and `"rate"` beside the factors if
-      learned. In the tree stands for every parameter
+      learned. In the tree stands for every parameter that adapts
       `{"taps": [t, t], "inputs": [i, i], "outputs": [o, o]}` with `t = height * width`,
       without taps for a dense kernel, with outputs only for a vector.
 
@@ -77,10 +79,6 @@ def meta_curvature(
     Example:
       >>> learner = ml.meta_curvature(model, ml.losses.cross_entropy, rate=0.4)
     """
-    checks.known_options(
-        meta_curvature, options, bilevel, but=("inner_hparams", "settings")
-    )
-    refuse_implicit("meta_curvature", options.get("differentiation"))
     checks.number("rate", rate, signed=True)
 
     def initial(key: Key, params: PyTree) -> PyTree:
@@ -91,14 +89,14 @@ def meta_curvature(
     def inner_opt(hparams: PyTree) -> optax.GradientTransformation:
         return curved_sgd(hparams["factors"], hparams.get("rate", rate))
 
+    settings = {"rate": float(rate), "learn_rate": bool(learn_rate)}
     return bilevel(
-        options.pop("name", "meta_curvature"),
+        "meta_curvature",
         model,
         loss_fn,
         inner_opt,
         num_steps=num_steps,
-        inner_hparams=initial,
-        settings={"rate": float(rate), "learn_rate": bool(learn_rate)},
+        hooks=Hooks(inner_hparams=initial, settings=settings),
         **options,
     )
 

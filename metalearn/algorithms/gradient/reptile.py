@@ -6,32 +6,34 @@ arXiv 1803.02999, 2018.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from metalearn.core import checks
-from metalearn.core.estimators import check_chunk, map_tasks, reduce_states
-from metalearn.core.learner import Estimate, MetaLearner, config_of
+from metalearn.core.estimators import mean_estimator
+from metalearn.core.learner import MetaLearner, config_of
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task, concatenate
-from metalearn.core.types import Key, LossFn, PyTree
-from metalearn.inner import Adapted, descent
+from metalearn.core.types import Key, LossFn, PyTree, TaskChunk
+from metalearn.inner import Adapted, Descent, descent
+from metalearn.inner.norm import NormPolicy
 
 
 def reptile(
     model: Model,
     loss_fn: LossFn,
-    inner_opt: Any,
+    inner_opt: optax.GradientTransformation,
     *,
     num_steps: int,
     batch_size: int | None = None,
     eval_steps: int | None = None,
     eval_batch_size: int | None = None,
     carry_opt_state: bool = False,
-    norm: str = "support",
-    task_chunk: int | str = "auto",
+    norm: NormPolicy = "support",
+    task_chunk: TaskChunk = "auto",
 ) -> MetaLearner:
     """Trains on all examples of a task and returns `theta - phi` as the meta-gradient.
 
@@ -60,6 +62,10 @@ def reptile(
       A `MetaLearner`. Train it with `optax.sgd(schedule from 1 to 0)` and tasks of more
       shots than at test (paper: 10 or 15).
 
+    Raises:
+      ValueError: an option is out of range, or `norm="per_step"` with other `eval_steps`
+        than `num_steps`.
+
     Example:
       >>> learner = ml.reptile(model, ml.losses.cross_entropy,
       ...                      optax.adam(1e-3, b1=0.0), num_steps=5, batch_size=10)
@@ -70,7 +76,6 @@ def reptile(
     checks.whole_number("num_steps", num_steps, least=1)
     checks.whole_number("eval_steps", eval_steps, least=0)
     checks.inner_optimiser(inner_opt, None, second_order=False)
-    check_chunk(task_chunk)
     shared = dict(differentiation="first_order", norm=norm)
     training = descent(
         model, loss_fn, inner_opt, num_steps=num_steps, batch_size=batch_size, **shared
@@ -89,12 +94,6 @@ def reptile(
             f"eval_steps={eval_steps}. Make them equal or choose another policy."
         )
 
-    def model_part(variables: Variables) -> tuple[Variables, PyTree]:
-        if not carry_opt_state:
-            return variables, None
-        state = variables.state
-        return Variables(params=variables.params, state=state["model"]), state["opt"]
-
     def init(key: Key, task: Task) -> Variables:
         checks.one_task(task)
         variables = training.init(key, task)
@@ -108,45 +107,15 @@ def reptile(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
         checks.one_set(support, "support")
-        inner, opt_state = model_part(variables)
+        inner, opt_state = _parts(variables, carry_opt_state)
         return testing.adapt(inner, None, support, key=key, opt_state=opt_state)[0]
 
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:
         return testing.predict(adapted, x, key=key, mask=mask)[0]
 
-    def chunk_steps(variables: Variables, tasks: Task, keys: Key):
-        inner, opt_state = model_part(variables)
-
-        def one(task: Task, key: Key):
-            everything = concatenate(task.support, task.query)
-            adapted, path = training.adapt(
-                inner, None, everything, key=key, train=True, opt_state=opt_state
-            )
-            report = {"support/loss": path.losses[0], "fit/loss": path.losses[-1]}
-            # No pass over the query set: it would cost as much as an inner step.
-            last_state = jax.tree.map(lambda s: s[-1], path.aux)
-            state = training.collect(inner.state, path, last_state)
-            if carry_opt_state:
-                state = {"model": state, "opt": path.opt_state}
-            step = jax.tree.map(jnp.subtract, inner.params, adapted.params)
-            return step, (state, report)
-
-        steps, aux = jax.vmap(one)(tasks, keys)
-        return jax.tree.map(lambda s: s.sum(0), steps), aux
-
-    def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
-        total, (states, report), num = map_tasks(
-            chunk_steps, variables, tasks, key, task_chunk=task_chunk
-        )
-        return Estimate(
-            grads=jax.tree.map(lambda s: s / num, total),
-            state=reduce_states("mean", variables.state, states),
-            metrics=report,
-        )
-
+    gradient = _path_gradient(training, carry_opt_state)
     config = config_of(
         "reptile",
-        inner_opt=inner_opt,
         num_steps=num_steps,
         batch_size=batch_size,
         eval_steps=eval_steps,
@@ -154,4 +123,36 @@ def reptile(
         carry_opt_state=carry_opt_state,
         norm=norm,
     )
+    estimate = mean_estimator(gradient, task_chunk=task_chunk)
     return MetaLearner(init, adapt, predict, estimate, config)
+
+
+def _path_gradient(
+    training: Descent, carry_opt_state: bool
+) -> Callable[..., tuple[PyTree, tuple]]:
+    """`theta - phi` of one task."""
+
+    def gradient(variables: Variables, task: Task, *, key: Key) -> tuple[PyTree, tuple]:
+        inner, opt_state = _parts(variables, carry_opt_state)
+        everything = concatenate(task.support, task.query)
+        adapted, path = training.adapt(
+            inner, None, everything, key=key, train=True, opt_state=opt_state
+        )
+        report = {"support/loss": path.losses[0], "fit/loss": path.losses[-1]}
+        # No pass over the query set: it would cost as much as an inner step.
+        last_state = jax.tree.map(lambda s: s[-1], path.aux)
+        state = training.collect(inner.state, path, last_state)
+        if carry_opt_state:
+            state = {"model": state, "opt": path.opt_state}
+        step = jax.tree.map(jnp.subtract, inner.params, adapted.params)
+        return step, (state, report)
+
+    return gradient
+
+
+def _parts(variables: Variables, carry_opt_state: bool) -> tuple[Variables, PyTree]:
+    """Variables of the model, and the state that the inner optimiser starts from."""
+    if not carry_opt_state:
+        return variables, None
+    state = variables.state
+    return Variables(params=variables.params, state=state["model"]), state["opt"]

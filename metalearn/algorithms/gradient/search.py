@@ -17,7 +17,7 @@ from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree
 from metalearn.inner.descent import Adapted
-from metalearn.inner.norm import normaliser
+from metalearn.inner.norm import NormPolicy, normaliser
 
 
 def search(
@@ -30,9 +30,9 @@ def search(
     num_queries: int,
     sigma: float,
     adapt_filter: PathFilter | None = None,
-    norm: str = "support",
+    norm: NormPolicy = "support",
     mask_absent_classes: bool = False,
-) -> Callable[..., Adapted]:
+) -> Callable[..., tuple[Adapted, None]]:
     """Adaptation by evolution strategies or hill climbing, see `gradient.evolution`.
 
     Args:
@@ -41,20 +41,21 @@ def search(
       inner_opt: An optax transformation, for "es".
       adaptation: "es" or "hill_climbing".
       num_steps: Steps, or rounds.
-      num_queries: Pairs, or moves, of each.
-      sigma: Their width.
+      num_queries: Pairs, or moves, of each step.
+      sigma: Width of the pairs or moves.
       adapt_filter: `(path, leaf) -> bool`, which parameters move; all when `None`.
       norm: Batch-norm policy, see `metalearn.inner.norm`; not "per_step".
       mask_absent_classes: For tasks with a variable number of ways.
 
     Returns:
-      `(variables, support, *, key, train=False) -> Adapted`, which needs its key.
+      `(variables, support, *, key, train=False) -> (Adapted, None)`, which needs its key.
+      There is no path of losses, as `inner.descent` has.
     """
     policy = normaliser(model, norm, num_steps)
 
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None, train: bool = False
-    ) -> Adapted:
+    ) -> tuple[Adapted, None]:
         if key is None:
             raise ValueError(
                 f"adaptation={adaptation!r} draws at random; give a key: "
@@ -86,6 +87,6 @@ def search(
             phi = climb(value, theta, keys, sigma)
         params = trees.merge(phi, fixed)
         state = policy.settle(params, variables.state, support, key=k_settle)
-        return Adapted(params=params, state=state, present=present)
+        return Adapted(params=params, state=state, present=present), None
 
     return adapt

@@ -9,22 +9,23 @@ ICLR 2021 (SAM).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.algorithms.bilevel import bilevel
+from metalearn.algorithms.bilevel import Hooks, bilevel
+from metalearn.algorithms.options import Options, takes_options
 from metalearn.core import checks
 from metalearn.core.learner import Estimate, MetaLearner
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Task
 from metalearn.core.types import Array, Key, LossFn, PyTree
-from metalearn.inner.differentiate import refuse_implicit
 from metalearn.inner.hoist import explicit, hoist
 
 
+@takes_options()
 def sharp_maml(
     model: Model,
     loss_fn: LossFn,
@@ -34,7 +35,7 @@ def sharp_maml(
     inner_radius: float = 0.05,
     outer_radius: float = 0.05,
     through_perturbation: bool = False,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """MAML whose gradients are taken where the loss is highest nearby.
 
@@ -60,19 +61,22 @@ def sharp_maml(
       model: The network.
       loss_fn: Loss of one task.
       inner_opt: An optax transformation, given the perturbed gradients.
-      num_steps: K, at least 0.
+      num_steps: K, inner steps, at least 0.
       inner_radius: Length of the inner perturbation, 0 or more; 0 switches it off.
-      outer_radius: Length of the outer one.
+      outer_radius: Length of the outer perturbation, 0 or more; 0 switches it off.
       through_perturbation: Whether second derivatives see how `e_k` depends on `phi_k`.
-      **options: Those of `maml`. `differentiation` not "mixed" with
+      differentiation: See `metalearn.inner.differentiate`; not "mixed" with
         `through_perturbation`, for then what is differentiated is no gradient of a
-        function and has no symmetric derivative. `adapt_filter` chooses the parameters
-        that adapt and are perturbed inside; statistics of batch norm (`norm`) are
-        collected where nothing is perturbed.
+        function and has no symmetric derivative.
+      adapt_filter: `(path, leaf) -> bool`: parameters that adapt and are perturbed inside;
+        all when `None`.
+      norm: Batch-norm policy, see `metalearn.inner.norm`; statistics are collected where
+        nothing is perturbed.
+      **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
-      A `MetaLearner` with the parameters of the model and `Adapted` objects. Metrics are
-      those at theta; `outer/sharpness` is by how much the query loss of a task is higher
+      A `MetaLearner` with the variables and `Adapted` objects of `maml`. Metrics are those
+      at theta; `outer/sharpness` is by how much the query loss of a task is higher
       at the perturbed parameters (0 if the outer part is off).
 
     Raises:
@@ -82,12 +86,9 @@ def sharp_maml(
       >>> learner = ml.sharp_maml(model, ml.losses.cross_entropy, optax.sgd(0.1),
       ...                         inner_radius=0.0, outer_radius=0.05)  # "up"
     """
-    checks.known_options(sharp_maml, options, bilevel, but=("around", "settings"))
-    differentiation = options.get("differentiation", "reverse")
-    refuse_implicit("sharp_maml", differentiation)
     for label, radius in (("inner_radius", inner_radius), ("outer_radius", outer_radius)):
         checks.number(label, radius)
-    if through_perturbation and differentiation == "mixed":
+    if through_perturbation and options.get("differentiation") == "mixed":
         raise ValueError(
             "differentiation='mixed' needs symmetric second derivatives, which a step "
             "differentiated through its perturbation has not. Use 'remat' or 'nested' for "
@@ -95,22 +96,26 @@ def sharp_maml(
         )
 
     def around(loss: Loss, params: PyTree) -> Loss:
-        # Here, for what stands in a rule of its own `unroll` does not take out.
+        # Here, for `unroll` does not look into the rule of `sharpened` for what no step
+        # changes.
         loss = hoist(loss, params, jnp.zeros((), jnp.int32))
         return sharpened(loss, float(inner_radius), through=through_perturbation)
 
-    learner = bilevel(
-        options.pop("name", "sharp_maml"),
-        model,
-        loss_fn,
-        inner_opt,
-        num_steps=num_steps,
+    hooks = Hooks(
         around=around if inner_radius and num_steps else None,
         settings={
             "inner_radius": float(inner_radius),
             "outer_radius": float(outer_radius),
             "through_perturbation": through_perturbation,
         },
+    )
+    learner = bilevel(
+        "sharp_maml",
+        model,
+        loss_fn,
+        inner_opt,
+        num_steps=num_steps,
+        hooks=hooks,
         **options,
     )
 
@@ -120,7 +125,7 @@ def sharp_maml(
         grads = here.grads
         if outer_radius:
             params = jax.tree.map(
-                jnp.add, variables.params, ascent(here.grads, float(outer_radius))
+                jnp.add, variables.params, perturbation(here.grads, float(outer_radius))
             )
             worst = Variables(params=params, state=variables.state)
             there = learner.estimate(worst, tasks, key=key)
@@ -132,10 +137,11 @@ def sharp_maml(
     return learner._replace(estimate=estimate)
 
 
-def ascent(grads: PyTree, radius: float) -> PyTree:
+def perturbation(grads: PyTree, radius: float) -> PyTree:
     """`radius g / |g|` over all leaves together; zero where the gradient is zero."""
     square = optax.tree.norm(grads, squared=True)
-    # Not the root of zero, whose derivative is infinite.
+    # Where the gradient is zero there is no direction. Inside, too, for the derivative of
+    # the root of zero is infinite, and zero times infinity no number.
     scale = jnp.where(
         square > 0, radius * jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0
     )
@@ -150,19 +156,22 @@ def sharpened(loss_fn: Loss, radius: float, *, through: bool) -> Loss:
 
     Args:
       loss_fn: `(params, step) -> (loss, aux)`, as `unroll` wants it.
-      radius: Of the perturbation.
+      radius: Length of the perturbation.
       through: Whether a derivative of this gradient passes through the perturbation.
     """
 
     def held(params: PyTree, step: Array) -> tuple[Array, PyTree]:
         value, slope = jax.value_and_grad(loss_fn, has_aux=True)(params, step)
+        # SAM holds the perturbation constant, so only `there` is differentiated.
         (loss, aux), slope = jax.lax.stop_gradient((value, slope))
-        worst = jax.tree.map(jnp.add, params, ascent(slope, radius))
+        worst = jax.tree.map(jnp.add, params, perturbation(slope, radius))
         there, _ = loss_fn(worst, step)
+        # The value is the loss here, the derivative that of the loss there.
         return loss + (there - jax.lax.stop_gradient(there)), aux
 
     def moving(params: PyTree, step: Array) -> tuple[Array, PyTree]:
-        # No function has this gradient, so the gradient is written down as a rule.
+        # A slope that moves with its perturbation is the gradient of no function, so that
+        # it has to be written down as a rule.
         closed, real, others = explicit(loss_fn, params, step)
 
         def loss(params: PyTree, real: list, others: list, step: Array):
@@ -175,7 +184,7 @@ def sharpened(loss_fn: Loss, radius: float, *, through: bool) -> Loss:
         def backward(kept: tuple, cotangents: tuple) -> tuple:
             params, *rest = kept
             slope = jax.grad(loss, has_aux=True)(params, *rest)[0]
-            worst = jax.tree.map(jnp.add, params, ascent(slope, radius))
+            worst = jax.tree.map(jnp.add, params, perturbation(slope, radius))
             slopes = jax.grad(loss, argnums=(0, 1), has_aux=True)(worst, *rest)[0]
             slopes = jax.tree.map(lambda s: cotangents[0].astype(s.dtype) * s, slopes)
             return (*slopes, *jax.tree.map(lambda _: None, rest[1:]))

@@ -7,33 +7,35 @@ ICML 2018.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.algorithms.bilevel import Start, bilevel
+from metalearn.algorithms.bilevel import Hooks, Start, bilevel
+from metalearn.algorithms.options import Options, takes_options
 from metalearn.core import checks, trees
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key, LossFn, PyTree
-from metalearn.inner.differentiate import refuse_implicit
 
 ADAPTED = r"(^|/)(TDense_\d+|TConv_\d+|head)/(kernel|bias)$"
 TRANSFORMS = r"(^|/)transform$"
+TestMask = Literal["sample", "mean"]
 
 
+@takes_options(but=("adapt_filter",))
 def t_net(
     model: Model,
     loss_fn: LossFn,
-    inner_opt: Any,
+    inner_opt: optax.GradientTransformation,
     *,
     num_steps: int = 1,
     adapt: str = ADAPTED,
     transforms: str = TRANSFORMS,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """MAML on a network whose layers end in a square matrix that does not adapt.
 
@@ -51,11 +53,11 @@ def t_net(
       model: A network with such layers, e.g. `ml.models.TNetMLP` or
         `ml.models.TNetConv4`.
       loss_fn: Loss of one task.
-      inner_opt: As in `maml`.
-      num_steps: K; the paper uses 1 or 5.
+      inner_opt: An optax transformation.
+      num_steps: K, inner steps; the paper uses 1 or 5.
       adapt: Regular expression found in the paths of the parameters that adapt.
       transforms: The same for the matrices T.
-      **options: Those of `maml`, but for `adapt_filter`.
+      **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
       A `MetaLearner` whose adapted object is a `metalearn.inner.Adapted`.
@@ -67,10 +69,8 @@ def t_net(
       >>> model = ml.from_linen(ml.models.TNetMLP())
       >>> learner = ml.t_net(model, ml.losses.mse, optax.sgd(0.01))
     """
-    checks.known_options(t_net, options, bilevel, but=("adapt_filter",))
-    refuse_implicit("t_net", options.get("differentiation"))
     return bilevel(
-        options.pop("name", "t_net"),
+        "t_net",
         _checked(model, adapt, transforms),
         loss_fn,
         inner_opt,
@@ -80,6 +80,7 @@ def t_net(
     )
 
 
+@takes_options(but=("adapt_filter",))
 def mt_net(
     model: Model,
     loss_fn: LossFn,
@@ -90,8 +91,8 @@ def mt_net(
     transforms: str = TRANSFORMS,
     initial_logit: float = 0.0,
     temperature: float = 1.0,
-    test_mask: str = "sample",
-    **options: Any,
+    test_mask: TestMask = "sample",
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """T-net of which every task adapts some units only, drawn with learned probabilities.
 
@@ -108,14 +109,14 @@ def mt_net(
       model: As in `t_net`.
       loss_fn: Loss of one task.
       inner_opt: An optax transformation; learned hyper-parameters are not supported.
-      num_steps: K.
+      num_steps: K, inner steps.
       adapt: As in `t_net`. The last axis of these parameters has to be the output units.
       transforms: As in `t_net`.
       initial_logit: zeta at first; 0 lets one half of the units adapt.
       temperature: Of the estimator; it changes the gradient of zeta and no mask.
       test_mask: "sample", for which `adapt` needs a key; or "mean", the probabilities
         themselves, which needs none.
-      **options: Those of `maml`, but for `adapt_filter` and `inner_hparams`.
+      **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
       A `MetaLearner`; `adapt(...).info` holds the masks of the task,
@@ -131,10 +132,6 @@ def mt_net(
       >>> learner = ml.mt_net(model, ml.losses.mse, optax.sgd(0.01))
       >>> adapted = learner.adapt(variables, task.support, key=jax.random.key(0))
     """
-    checks.known_options(
-        mt_net, options, bilevel, but=("adapt_filter", "inner_hparams", "start", "settings")
-    )
-    refuse_implicit("mt_net", options.get("differentiation"))
     if not isinstance(inner_opt, optax.GradientTransformation):
         raise TypeError(
             f"inner_opt is a {type(inner_opt).__name__}; expected an optax transformation "
@@ -142,8 +139,7 @@ def mt_net(
         )
     checks.number("temperature", temperature, positive=True)
     checks.number("initial_logit", initial_logit, signed=True)
-    if test_mask not in ("sample", "mean"):
-        raise ValueError(f"test_mask is {test_mask!r}; expected 'sample' or 'mean'.")
+    checks.one_of("test_mask", test_mask, get_args(TestMask))
 
     def initial(key: Key, params: PyTree) -> dict[str, Array]:
         del key
@@ -175,20 +171,19 @@ def mt_net(
         active = jnp.concatenate(jax.tree.leaves(masks)).mean()
         return Start(params["model"], masks, report={"mask/active": active}, info=masks)
 
+    settings = {
+        "initial_logit": float(initial_logit),
+        "temperature": float(temperature),
+        "test_mask": test_mask,
+    }
     return bilevel(
-        options.pop("name", "mt_net"),
+        "mt_net",
         _checked(model, adapt, transforms),
         loss_fn,
         lambda masks: optax.chain(inner_opt, masked(masks)),
         num_steps=num_steps,
         adapt_filter=trees.path_filter(adapt),
-        inner_hparams=initial,
-        start=start,
-        settings={
-            "initial_logit": float(initial_logit),
-            "temperature": float(temperature),
-            "test_mask": test_mask,
-        },
+        hooks=Hooks(inner_hparams=initial, start=start, settings=settings),
         **options,
     )
 
@@ -221,6 +216,7 @@ def draw_masks(key: Key, zetas: PyTree, temperature: float = 1.0) -> PyTree:
     def one(key: Key, zeta: Array) -> Array:
         noisy = zeta + jax.random.logistic(key, zeta.shape, zeta.dtype)
         soft = jax.nn.sigmoid(noisy / temperature)
+        # Straight through: the value is the hard draw, the derivative that of the soft one.
         return (noisy > 0).astype(zeta.dtype) + (soft - jax.lax.stop_gradient(soft))
 
     return jax.tree.unflatten(treedef, map(one, keys, leaves))

@@ -6,21 +6,29 @@ Gradient Descent. ICLR 2020.
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple, get_args
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from metalearn.algorithms.gradient.leap import pull
 from metalearn.core import checks, metrics, trees
-from metalearn.core.estimators import check_chunk, mean_estimator
+from metalearn.core.estimators import mean_estimator
 from metalearn.core.learner import MetaLearner, config_of
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
-from metalearn.core.types import Array, Key, LossFn, PyTree
-from metalearn.inner import Adapted, descent
-from metalearn.inner.differentiate import is_second_order, refuse_implicit
+from metalearn.core.types import Array, Key, LossFn, PyTree, TaskChunk
+from metalearn.inner import Adapted, Descent, descent
+from metalearn.inner.differentiate import (
+    Differentiation,
+    is_second_order,
+    refuse_implicit,
+)
+from metalearn.inner.norm import NormPolicy
 
-INITIALISATIONS = ("maml", "leap", "fixed")
+Initialisation = Literal["maml", "leap", "fixed"]
+INITIALISATIONS: tuple[str, ...] = get_args(Initialisation)
 
 
 def warpgrad(
@@ -30,12 +38,12 @@ def warpgrad(
     *,
     num_steps: int = 5,
     warp: str = r"(^|/)warp",
-    initialisation: str = "maml",
+    initialisation: Initialisation = "maml",
     approximate: bool = False,
-    differentiation: str = "reverse",
-    norm: str = "support",
+    differentiation: Differentiation = "reverse",
+    norm: NormPolicy = "support",
     mask_absent_classes: bool = False,
-    task_chunk: int | str = "auto",
+    task_chunk: TaskChunk = "auto",
     name: str = "warpgrad",
 ) -> MetaLearner:
     """Learns warp layers omega that make every single step of the adaptation better.
@@ -79,8 +87,9 @@ def warpgrad(
         gradient is zero; keep weight decay away from it.
       approximate: Drops the derivative through the step: omega is then learned by the
         query loss at the states `theta_1..theta_K`.
-      differentiation: Of "maml", see `metalearn.inner.differentiate`; "first_order" for
-        the approximation of the paper's first-order relatives.
+      differentiation: How the derivative of "maml" passes through the steps, see
+        `metalearn.inner.differentiate`; "first_order" for the approximation of the
+        paper's first-order relatives.
       norm: "support", "batch" or "running", see `metalearn.inner.norm`.
       mask_absent_classes: For tasks with a variable number of ways.
       task_chunk: Tasks handled at once, or "auto".
@@ -100,56 +109,39 @@ def warpgrad(
       >>> learner = ml.warpgrad(model, ml.losses.mse, optax.sgd(0.01))
     """
     checks.whole_number("num_steps", num_steps, least=1)
-    if initialisation not in INITIALISATIONS:
-        raise ValueError(
-            f"initialisation is {initialisation!r}; expected one of "
-            f"{', '.join(INITIALISATIONS)}."
-        )
-    if not isinstance(approximate, bool):
-        raise ValueError(f"approximate is {approximate!r}; expected True or False.")
-    if norm == "per_step":
-        raise ValueError(
-            "norm='per_step' keeps statistics of every inner step, but warpgrad learns "
-            "from single steps whatever their number. Use 'support', 'batch' or 'running'."
-        )
+    _check_words(initialisation, approximate, norm)
     refuse_implicit("warpgrad", differentiation)
-    check_chunk(task_chunk)
-    by_maml = initialisation == "maml"
+    by_maml, by_leap = initialisation == "maml", initialisation == "leap"
     second_order = not approximate or (by_maml and is_second_order(differentiation))
     checks.inner_optimiser(inner_opt, None, second_order=second_order)
     is_warp = trees.path_filter(warp)
 
-    def frame(steps: int, how: str):
+    def moves(path: str, leaf: Array) -> bool:
+        return not is_warp(path, leaf)
+
+    def steps(number: int, how: Differentiation) -> Descent:
         return descent(
             model,
             loss_fn,
             inner_opt,
-            num_steps=steps,
+            num_steps=number,
             differentiation=how,
-            adapt_filter=lambda path, leaf: not is_warp(path, leaf),
+            adapt_filter=moves,
             norm=norm,
             mask_absent_classes=mask_absent_classes,
         )
 
-    whole = frame(num_steps, differentiation)
-    single = frame(1, "first_order" if approximate else "reverse")
-    watched = frame(1, "reverse")  # whose support loss can be differentiated
-
-    def split(params: PyTree) -> tuple[PyTree, PyTree]:
-        """theta and omega."""
-        return trees.split(params, lambda path, leaf: not is_warp(path, leaf))
+    frames = _Frames(
+        whole=steps(num_steps, differentiation),
+        single=steps(1, "first_order" if approximate else "reverse"),
+        watched=steps(1, "reverse"),
+    )
 
     def init(key: Key, task: Task) -> Variables:
         checks.one_task(task)
         variables = model.init(key, task.support.x)
-        theta, omega = split(variables.params)
-        if not jax.tree.leaves(theta) or not jax.tree.leaves(omega):
-            found = "no" if jax.tree.leaves(theta) else "every"
-            raise ValueError(
-                f"warp={warp!r} occurs in {found} parameter path; expected it in those of "
-                "the warp layers. Use a model such as ml.models.WarpMLP, or name its "
-                "layers. The paths are: " + ", ".join(trees.leaf_paths(variables.params))
-            )
+        theta, omega = trees.split(variables.params, moves)
+        _check_warps(theta, omega, warp)
         if second_order:
             checks.inner_optimiser_on(theta, inner_opt, None)
         return variables
@@ -158,110 +150,173 @@ def warpgrad(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
         checks.one_set(support, "support")
-        return whole.adapt(variables, None, support, key=key)[0]
+        return frames.whole.adapt(variables, None, support, key=key)[0]
 
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:
-        return whole.predict(adapted, x, key=key, mask=mask)[0]
+        return frames.whole.predict(adapted, x, key=key, mask=mask)[0]
 
-    def query_loss(adapted: Adapted, task: Task, key: Key):
-        query = task.query
-        outputs, state = whole.predict(
-            adapted, query.x, key=key, train=True, mask=query.mask
+    def gradient(variables: Variables, task: Task, *, key: Key) -> tuple[PyTree, tuple]:
+        at = _Point(*trees.split(variables.params, moves), variables.state)
+        (of_theta, of_omega), aux = _along_the_path(
+            frames, loss_fn, inner_opt, at, task, key, num_steps, by_leap
         )
-        report = metrics.of_task(loss_fn, outputs, query)
-        return report["loss"], ({f"query/{k}": v for k, v in report.items()}, state)
-
-    def step_from(theta, opt_state, omega, state, task: Task, key: Key):
-        """One step from theta and the query loss after it, for the derivative in omega."""
-        k_step, k_query = jax.random.split(key)
-        variables = Variables(params=trees.merge(theta, omega), state=state)
-        adapted, path = single.adapt(
-            variables, None, task.support, key=k_step, train=True, opt_state=opt_state
-        )
-        loss, (report, query_state) = query_loss(adapted, task, k_query)
-        report = {**report, "support/loss": path.losses[0]}
-        query_state = single.collect(state, path, query_state)
-        return loss, (path.params, path.opt_state, report, query_state)
-
-    def pull_of(theta, end, omega, state, task: Task, key: Key):
-        """Leap's gradient of the length of the segment to `end`, and that length."""
-        k_step, _ = jax.random.split(key)
-
-        def support_loss(theta: PyTree) -> Array:
-            variables = Variables(params=trees.merge(theta, omega), state=state)
-            how = dict(key=k_step, train=True)
-            return watched.adapt(variables, None, task.support, **how)[1].losses[0]
-
-        return pull(support_loss, theta, end)
-
-    def along_the_path(variables: Variables, tasks: Task, keys: Key):
-        """Sums over the tasks: gradients of theta (by Leap, else zero) and of omega."""
-        state, (theta, omega) = variables.state, split(variables.params)
-        num = keys.shape[0]
-        first = jax.tree.map(lambda p: jnp.broadcast_to(p[None], (num, *p.shape)), theta)
-        zeros = jax.tree.map(jnp.zeros_like, (theta, omega))
-        shared = (None, None, 0, 0)  # omega, state, task, key
-
-        def step(carry: tuple, k: Array):
-            theta, opt_state, (of_theta, of_omega) = carry
-            step_keys = jax.vmap(lambda key: jax.random.fold_in(key, k))(keys)
-
-            def total(omega: PyTree):
-                losses, aux = jax.vmap(step_from, in_axes=(0, 0, *shared))(
-                    theta, opt_state, omega, state, tasks, step_keys
-                )
-                return jnp.sum(losses) / num_steps, aux
-
-            grads, aux = jax.grad(total, has_aux=True)(omega)
-            end, opt_state, report, states = aux
-            of_omega = jax.tree.map(jnp.add, of_omega, grads)
-            if initialisation == "leap":
-                pulls, report["path/length"] = jax.vmap(pull_of, in_axes=(0, 0, *shared))(
-                    theta, end, omega, state, tasks, step_keys
-                )
-                of_theta = jax.tree.map(lambda o, p: o + p.sum(0), of_theta, pulls)
-            return (end, opt_state, (of_theta, of_omega)), (report, states)
-
-        carry = (first, jax.vmap(inner_opt.init)(first), zeros)
-        steps = jnp.arange(num_steps, dtype=jnp.int32)
-        (_, _, grads), (report, states) = jax.lax.scan(step, carry, steps)
-        per_step, last = report, jax.tree.map(lambda leaf: leaf[-1], (report, states))
-        report = {**last[0], "support/loss": per_step["support/loss"][0]}
-        report["warp/loss"] = per_step["query/loss"].mean(0)
-        if "path/length" in per_step:
-            report["path/length"] = per_step["path/length"].sum(0)
-        return grads, (last[1], report)
-
-    def through_the_path(theta: PyTree, omega, state, tasks: Task, keys: Key) -> Array:
-        """The objective of MAML, summed over the tasks."""
-        variables = Variables(params=trees.merge(theta, omega), state=state)
-
-        def of_task(task: Task, key: Key) -> Array:
-            k_adapt, k_query = jax.random.split(key)
-            how = dict(key=k_adapt, train=True)
-            adapted, _ = whole.adapt(variables, None, task.support, **how)
-            return query_loss(adapted, task, k_query)[0]
-
-        return jnp.sum(jax.vmap(of_task)(tasks, keys))
-
-    def summed(variables: Variables, tasks: Task, keys: Key):
-        (of_theta, of_omega), aux = along_the_path(variables, tasks, keys)
         if by_maml:
-            theta, omega = split(variables.params)
-            of_theta = jax.grad(through_the_path)(
-                theta, omega, variables.state, tasks, keys
-            )
+            of_theta = jax.grad(_after_the_path)(at.theta, frames, loss_fn, at, task, key)
         return trees.merge(of_theta, of_omega), aux
 
     config = config_of(
         name,
-        inner_opt=inner_opt,
         num_steps=num_steps,
         warp=warp,
         initialisation=initialisation,
         approximate=approximate,
-        differentiation=str(differentiation),
+        differentiation=differentiation,
         norm=norm,
     )
-    estimate = mean_estimator(summed, task_chunk=task_chunk)
+    estimate = mean_estimator(gradient, task_chunk=task_chunk)
     return MetaLearner(init, adapt, predict, estimate, config)
+
+
+class _Frames(NamedTuple):
+    """Adaptations of one model.
+
+    Attributes:
+      whole: The K steps.
+      single: One step, whose derivative in omega is that of the objective.
+      watched: One step, whose support loss can be differentiated.
+    """
+
+    whole: Descent
+    single: Descent
+    watched: Descent
+
+
+class _Point(NamedTuple):
+    """Where an adaptation stands: task layers, warp layers, state of the model."""
+
+    theta: PyTree
+    omega: PyTree
+    state: PyTree
+
+    def variables(self) -> Variables:
+        return Variables(params=trees.merge(self.theta, self.omega), state=self.state)
+
+
+def _along_the_path(
+    frames: _Frames,
+    loss_fn: LossFn,
+    inner_opt: optax.GradientTransformation,
+    start: _Point,
+    task: Task,
+    key: Key,
+    num_steps: int,
+    by_leap: bool,
+) -> tuple[tuple[PyTree, PyTree], tuple]:
+    """Gradients of theta (by Leap, else zero) and of omega, with the state and metrics.
+
+    The gradient in omega is taken within the loop over the states, so none of them is kept.
+    """
+
+    def step(carry: tuple, k: Array):
+        theta, opt_state, (of_theta, of_omega) = carry
+        at, k_step = start._replace(theta=theta), jax.random.fold_in(key, k)
+
+        def objective(omega: PyTree) -> tuple[Array, tuple]:
+            here = at._replace(omega=omega)
+            loss, aux = _step_from(frames, loss_fn, here, opt_state, task, k_step)
+            return loss / num_steps, aux
+
+        grads, (end, opt_state, report, state) = jax.grad(objective, has_aux=True)(
+            start.omega
+        )
+        of_omega = jax.tree.map(jnp.add, of_omega, grads)
+        if by_leap:
+            force, report["path/length"] = _pull_of(frames, at, end, task, k_step)
+            of_theta = jax.tree.map(jnp.add, of_theta, force)
+        return (end, opt_state, (of_theta, of_omega)), (report, state)
+
+    zeros = jax.tree.map(jnp.zeros_like, (start.theta, start.omega))
+    carry = (start.theta, inner_opt.init(start.theta), zeros)
+    steps = jnp.arange(num_steps, dtype=jnp.int32)
+    (_, _, grads), (per_step, states) = jax.lax.scan(step, carry, steps)
+    report, state = jax.tree.map(lambda leaf: leaf[-1], (per_step, states))
+    report["support/loss"] = per_step["support/loss"][0]
+    report["warp/loss"] = per_step["query/loss"].mean(0)
+    if by_leap:
+        report["path/length"] = per_step["path/length"].sum(0)
+    return grads, (state, report)
+
+
+def _step_from(
+    frames: _Frames, loss_fn: LossFn, at: _Point, opt_state: PyTree, task: Task, key: Key
+) -> tuple[Array, tuple]:
+    """One step, and the query loss after it, for the derivative in omega."""
+    k_step, k_query = jax.random.split(key)
+    adapted, path = frames.single.adapt(
+        at.variables(), None, task.support, key=k_step, train=True, opt_state=opt_state
+    )
+    loss, report, query_state = _query_loss(frames, loss_fn, adapted, task, k_query)
+    report["support/loss"] = path.losses[0]
+    state = frames.single.collect(at.state, path, query_state)
+    return loss, (path.params, path.opt_state, report, state)
+
+
+def _pull_of(
+    frames: _Frames, at: _Point, end: PyTree, task: Task, key: Key
+) -> tuple[PyTree, Array]:
+    """Leap's gradient of the length of the segment to `end`, and that length."""
+    k_step, _ = jax.random.split(key)
+
+    def support_loss(theta: PyTree) -> Array:
+        variables = at._replace(theta=theta).variables()
+        _, path = frames.watched.adapt(
+            variables, None, task.support, key=k_step, train=True
+        )
+        return path.losses[0]
+
+    return pull(support_loss, at.theta, end)
+
+
+def _after_the_path(
+    theta: PyTree, frames: _Frames, loss_fn: LossFn, at: _Point, task: Task, key: Key
+) -> Array:
+    """The objective of MAML: the query loss after all steps from theta."""
+    k_adapt, k_query = jax.random.split(key)
+    variables = at._replace(theta=theta).variables()
+    adapted, _ = frames.whole.adapt(variables, None, task.support, key=k_adapt, train=True)
+    return _query_loss(frames, loss_fn, adapted, task, k_query)[0]
+
+
+def _query_loss(
+    frames: _Frames, loss_fn: LossFn, adapted: Adapted, task: Task, key: Key
+) -> tuple[Array, dict[str, Array], PyTree]:
+    """The loss, the report and the state of the model after the queries."""
+    query = task.query
+    outputs, state = frames.whole.predict(
+        adapted, query.x, key=key, train=True, mask=query.mask
+    )
+    report = metrics.of_task(loss_fn, outputs, query)
+    return report["loss"], {f"query/{k}": v for k, v in report.items()}, state
+
+
+def _check_words(initialisation: str, approximate: bool, norm: str) -> None:
+    checks.one_of("initialisation", initialisation, INITIALISATIONS)
+    if not isinstance(approximate, bool):
+        raise ValueError(f"approximate is {approximate!r}; expected True or False.")
+    if norm == "per_step":
+        raise ValueError(
+            "norm='per_step' keeps statistics of every inner step, but warpgrad learns "
+            "from single steps whatever their number. Use 'support', 'batch' or 'running'."
+        )
+
+
+def _check_warps(theta: PyTree, omega: PyTree, warp: str) -> None:
+    """Raises a `ValueError` unless there are both task and warp layers."""
+    if not jax.tree.leaves(theta) or not jax.tree.leaves(omega):
+        found = "no" if jax.tree.leaves(theta) else "every"
+        paths = trees.leaf_paths(trees.merge(theta, omega))
+        raise ValueError(
+            f"warp={warp!r} occurs in {found} parameter path; expected it in those of the "
+            "warp layers. Use a model such as ml.models.WarpMLP, or name its layers. The "
+            "paths are: " + ", ".join(paths)
+        )

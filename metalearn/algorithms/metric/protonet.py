@@ -6,6 +6,7 @@ J. Snell, K. Swersky, R. Zemel. Prototypical Networks for Few-shot Learning. Neu
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,9 @@ from metalearn.core.learner import MetaLearner, config_of
 from metalearn.core.losses import cross_entropy, mask_absent
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task, concatenate
-from metalearn.core.types import Array, Key
+from metalearn.core.types import Array, Key, TaskChunk
+
+EncoderNorm = Literal["running", "batch"]
 
 
 @jax.tree_util.register_dataclass
@@ -25,8 +28,8 @@ class Prototypes:
     """What a task leaves behind.
 
     Attributes:
-      means: `[W, D]`, mean embedding of each class.
-      present: Bool `[W]`, classes with at least one support example.
+      means: Mean embedding of each class, `[W, D]`.
+      present: Classes with at least one support example, bool `[W]`.
       encoder: Variables of the shared encoder.
     """
 
@@ -39,9 +42,9 @@ def protonet(
     encoder: Model,
     *,
     num_ways: int,
-    norm: str = "running",
+    norm: EncoderNorm = "running",
     scale: float = 1.0,
-    task_chunk: int | str = "auto",
+    task_chunk: TaskChunk = "auto",
 ) -> MetaLearner:
     """Classifies by the squared Euclidean distance to class prototypes.
 
@@ -69,10 +72,8 @@ def protonet(
     Example:
       >>> learner = ml.protonet(ml.from_linen(ml.models.Conv4()), num_ways=20)
     """
-    if norm not in ("running", "batch"):
-        raise ValueError(f"norm is {norm!r}; protonet knows 'running' and 'batch'.")
-    if num_ways < 2:
-        raise ValueError(f"num_ways is {num_ways}; expected 2 or more.")
+    checks.one_of("norm", norm, get_args(EncoderNorm))
+    checks.whole_number("num_ways", num_ways, least=2)
 
     def embed(variables: Variables, x, *, key, train, mask=None):
         outputs, state = encoder.apply(
@@ -87,6 +88,8 @@ def protonet(
 
     def prototypes(embedded: Array, support: Examples, encoder_: Variables):
         members = jax.nn.one_hot(support.y, num_ways, dtype=embedded.dtype)
+        # A masked row is nobody's example. What it holds is set to zero as well, for 0
+        # times NaN is NaN.
         members = jnp.where(support.mask[:, None], members, 0)
         counts = members.sum(0)
         sums = members.T @ jnp.where(support.mask[:, None], embedded, 0)

@@ -6,19 +6,17 @@ import dataclasses
 import hashlib
 import zipfile
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from metalearn import models
-from metalearn.algorithms.context import leo
-from metalearn.apps import options
-from metalearn.apps.base import MAML_FAMILY, Recipe, Record
-from metalearn.apps.learners import gradient_learner
+from metalearn.algorithms.registry import parameters
+from metalearn.apps.base import DataRecord, Predictor
+from metalearn.apps.learners import Learner
 from metalearn.core import losses
-from metalearn.core.learner import MetaLearner
-from metalearn.core.model import Variables, from_linen
+from metalearn.core.model import from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.data.few_shot import few_shot
 
@@ -26,7 +24,7 @@ PARTS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureRecipe(Recipe):
+class FewShotFeatures:
     """Few-shot classification on fixed features, as LEO's protocol has it.
 
     `--data-dir` is an .npz file with `train`, `validation` and `test`, floats `[I, D]`, and
@@ -34,32 +32,54 @@ class FeatureRecipe(Recipe):
     benchmarks features RUN` makes one from a finished run of protonet.
 
     Attributes:
-      algorithm: "leo", or a learner that adapts a linear classifier.
       ways: Classes of a task.
       shots: Support examples of a class.
       queries: Query examples of a class in training.
       eval_queries: Query examples of a class at validation and test.
-      widths: Hidden layers of the classifier; leo has its own networks.
+      widths: Hidden layers of the classifier; a learner without a model has its own.
     """
 
     kind: ClassVar[str] = "features"
     metric: ClassVar[str] = "query/accuracy"
     light: ClassVar[bool] = True
-    algorithm: Literal["leo", *MAML_FAMILY] = "leo"
     ways: int = 5
     shots: int = 1
     queries: int = 5
     eval_queries: int = 15
     widths: tuple[int, ...] = ()
 
-    def unread(self) -> dict[str, str]:
-        idle = super().unread()
-        if self.algorithm == "leo":
-            idle["widths"] = "algorithm " + ", ".join(MAML_FAMILY)
-            idle.pop("options")
-        return idle
+    @property
+    def test_ways(self) -> int:
+        """Classes of a validation or test task."""
+        return self.ways
 
-    def load_data(self, data_dir: str | None, parts: tuple[str, ...] = PARTS) -> Any:
+    @property
+    def test_shots(self) -> int:
+        """Support examples of a class there."""
+        return self.shots
+
+    def unread(self, learner: Learner) -> dict[str, str]:
+        """Fields that these settings leave idle, and what would read each."""
+        if "model" in parameters(learner.record.build):
+            return {}
+        return {"widths": "learners of a model"}
+
+    def check(self, learner: Learner) -> None:
+        """Refuses a learner for which there is no network here.
+
+        Raises:
+          ValueError: names the learner and the remedy.
+        """
+        if self.ways < 2:
+            raise ValueError(f"app.ways is {self.ways}; expected 2 or more.")
+        record = learner.record
+        if record.networks or not record.fixed_head:
+            raise ValueError(
+                f"{learner.name} needs a network that features do not have here; expected "
+                "a learner that adapts a classifier of vectors, such as maml."
+            )
+
+    def load(self, data_dir: str | None, parts: tuple[str, ...] = PARTS) -> Any:
         """The arrays of the file.
 
         Raises:
@@ -93,7 +113,8 @@ class FeatureRecipe(Recipe):
             )
         return found
 
-    def describe_data(self, data: Any) -> Record:
+    def describe(self, data: Any) -> DataRecord:
+        """What the run remembers of the features."""
         return {
             "name": "features",
             "num_features": next(iter(data.values()))[0].shape[1],
@@ -109,6 +130,7 @@ class FeatureRecipe(Recipe):
         }
 
     def tasks(self, data: Any, part: str) -> TaskSampler:
+        """Tasks of "train", "validation" or "test"."""
         queries = self.queries if part == "train" else self.eval_queries
         return few_shot(
             *data[part],
@@ -118,7 +140,9 @@ class FeatureRecipe(Recipe):
             name=f"features {part} {self.ways}-way {self.shots}-shot",
         )
 
-    def example(self, record: Record) -> Task:
+    def example(self, record: DataRecord) -> Task:
+        """A training task of zeros, for shapes."""
+
         def examples(per_class: int) -> Examples:
             num = self.ways * per_class
             x = jnp.zeros((num, record["num_features"]))
@@ -127,24 +151,16 @@ class FeatureRecipe(Recipe):
         info = {"class_ids": jnp.zeros((self.ways,), jnp.int32)}
         return Task(support=examples(self.shots), query=examples(self.queries), info=info)
 
-    def learner(self, record: Record) -> MetaLearner:
-        return self._build(evaluating=False)
+    def offers(
+        self, learner: Learner, record: DataRecord, *, evaluating: bool
+    ) -> dict[str, Any]:
+        """Arguments for the constructor of a learner."""
+        del record, evaluating
+        return {
+            "model": from_linen(models.MLP(self.ways, widths=self.widths)),
+            "loss_fn": losses.cross_entropy,
+            "num_ways": self.ways,
+        }
 
-    def evaluation_learner(
-        self, record: Record, *, steps: int | None = None
-    ) -> MetaLearner:
-        return self._build(evaluating=True, steps=steps)
-
-    def draw_episode(
-        self, path: Path, record: Record, data: Any, variables: Variables
-    ) -> None:
+    def draw(self, path: Path, record: DataRecord, data: Any, predictor: Predictor) -> None:
         """Features have no picture."""
-
-    def _build(self, *, evaluating: bool, steps: int | None = None) -> MetaLearner:
-        if self.algorithm == "leo":
-            found = options.parse(self.options, [leo])
-            return leo(self.ways, task_chunk=self.task_chunk, **found)
-        network = from_linen(models.MLP(self.ways, widths=self.widths))
-        return gradient_learner(
-            self, network, losses.cross_entropy, evaluating=evaluating, steps=steps
-        )

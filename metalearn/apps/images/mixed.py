@@ -8,24 +8,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from metalearn import data as image_data
-from metalearn import models
 from metalearn import tasks as task_samplers
-from metalearn.apps.base import Record
-from metalearn.apps.images.recipe import ALGORITHMS, ALL_PARTS, ImageRecipe, names_of
-from metalearn.apps.learners import gradient_learner
-from metalearn.core import losses
-from metalearn.core.learner import MetaLearner
-from metalearn.core.model import from_linen
+from metalearn.algorithms.registry import parameters
+from metalearn.apps.base import DataRecord
+from metalearn.apps.images.few_shot import ALL_PARTS, FewShotImages, names_of
+from metalearn.apps.learners import Learner
 from metalearn.core.task import Task, TaskSampler
 from metalearn.data.images.archives import IMAGE_SUFFIXES
 from metalearn.data.images.image_sets import ImageClasses, ImageDataset
 
-STRUCTURED = ("hsml", "mumomaml")
 SIZE = 28
 
 
 @dataclasses.dataclass(frozen=True)
-class MixedImages:
+class ImageSets:
     """Several image sets with images of one shape.
 
     Attributes:
@@ -44,7 +40,7 @@ class MixedImages:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MixedImageRecipe(ImageRecipe):
+class MixedImages(FewShotImages):
     """Few-shot classification where every task is drawn from one of several image sets.
 
     In the manner of Plain-Multi (Yao et al. 2019) and, with more than one style, Art-Multi
@@ -52,7 +48,6 @@ class MixedImageRecipe(ImageRecipe):
     within each set.
 
     Attributes:
-      algorithm: The learner.
       dataset: The sets, NAME or NAME:SPLIT joined by "+". "glyphs" needs no data;
         "omniglot" and any other name are folders in the data folder (`--data-dir`): the
         Omniglot archives, or `class/image` files, or one zip of such, with a splits.json.
@@ -61,28 +56,34 @@ class MixedImageRecipe(ImageRecipe):
       channels: 1 or None: all images become grey.
       styles: What a task looks like, drawn uniformly: "original", "blurred", "edges",
         "inverted".
-      embedding: hsml, mumomaml: length of the features of an image, from which the task
-        is embedded.
     """
 
     kind: ClassVar[str] = "mixed_images"
-    algorithm: Literal[*(a for a in ALGORITHMS if a != "fine_tune"), *STRUCTURED] = "maml"
     dataset: str = "omniglot:lake+glyphs+cifar_fs:cifar_fs+tiny_imagenet80"
     channels: Literal[1] | None = None
     styles: tuple[str, ...] = ("original",)
     width: int = 16
     downsample: Literal["stride", "pool"] = "stride"
-    embedding: int = 32
 
-    def unread(self) -> dict[str, str]:
-        idle = super().unread()
-        idle["split"] = "no mixture; give NAME:SPLIT in dataset"
-        if self.algorithm not in STRUCTURED:
-            idle["embedding"] = f"algorithm {', '.join(STRUCTURED)}"
-        return idle
+    def unread(self, learner: Learner) -> dict[str, str]:
+        """Fields that these settings leave idle, and what would read each."""
+        idle = super().unread(learner)
+        return {**idle, "split": "no mixture; give NAME:SPLIT in app.dataset"}
 
-    def check(self) -> None:
-        super().check()
+    def check(self, learner: Learner) -> None:
+        """Refuses settings that do not go together.
+
+        Raises:
+          ValueError: names the setting and the remedy.
+        """
+        super().check(learner)
+        if not learner.record.fixed_head and "num_classes" in parameters(
+            learner.record.build
+        ):
+            raise ValueError(
+                f"{learner.name} trains one classifier of all classes, which a mixture of "
+                "sets does not have. Choose a learner of tasks."
+            )
         names = [name for name, _ in self.families()]
         if not all(names) or len(set(names)) < len(names):
             raise ValueError(
@@ -100,9 +101,8 @@ class MixedImageRecipe(ImageRecipe):
         pairs = (word.partition(":") for word in self.dataset.split("+"))
         return [(name, split or None) for name, _, split in pairs]
 
-    def load_data(
-        self, data_dir: str | None, parts: tuple[str, ...] = ALL_PARTS
-    ) -> MixedImages:
+    def load(self, data_dir: str | None, parts: tuple[str, ...] = ALL_PARTS) -> ImageSets:
+        """The sets with these parts."""
         found = {
             name: (split, *self._source(name, data_dir)) for name, split in self.families()
         }  # a missing one is named before any is prepared
@@ -118,7 +118,7 @@ class MixedImageRecipe(ImageRecipe):
                 f"the sets have images of shapes {shapes}; expected one. The built-in "
                 f"sets have sides of {SIZE}: leave image_size out (and use shrink)."
             )
-        return MixedImages(sets)
+        return ImageSets(sets)
 
     def _source(self, name: str, data_dir: str | None) -> tuple[str, dict[str, Any]]:
         """What `data.load` takes for a set."""
@@ -126,7 +126,7 @@ class MixedImageRecipe(ImageRecipe):
             return name, {}
         wanted = f"{name!r} of dataset={self.dataset!r}"
         without = "+".join(w for w in self.dataset.split("+") if w.split(":")[0] != name)
-        remedy = f"leave it out: --dataset {without or 'glyphs'}"
+        remedy = f"leave it out: --app.dataset {without or 'glyphs'}"
         if data_dir is None:
             raise FileNotFoundError(
                 f"{wanted} is a folder of images, but no data folder was given. Give "
@@ -154,8 +154,9 @@ class MixedImageRecipe(ImageRecipe):
             "channels": self.channels or 1,
         }
 
-    def describe_data(self, data: MixedImages) -> Record:
-        describe = super().describe_data
+    def describe(self, data: ImageSets) -> DataRecord:
+        """What the run remembers of the sets."""
+        describe = super().describe
         records = {name: describe(found) for name, found in data.sets.items()}
         return {
             "name": data.name,
@@ -168,39 +169,19 @@ class MixedImageRecipe(ImageRecipe):
             "sets": records,
         }
 
-    def tasks(self, data: MixedImages, part: str) -> TaskSampler:
+    def tasks(self, data: ImageSets, part: str) -> TaskSampler:
+        """Tasks of one of the sets each."""
         each = super().tasks
         tasks = task_samplers.mixture([each(found, part) for found in data.sets.values()])
         if self.styles == ("original",):
             return tasks
         return task_samplers.styled(tasks, self.styles)
 
-    def _class_names(self, data: MixedImages, task: Task) -> list[str]:
+    def _class_names(self, data: ImageSets, task: Task) -> list[str]:
         return names_of(data.part("test")[int(task.info["family"])], task)
 
-    def _build(
-        self, record: Record, *, evaluating: bool, steps: int | None = None
-    ) -> MetaLearner:
-        if self.algorithm not in STRUCTURED:
-            return super()._build(record, evaluating=evaluating, steps=steps)
-        return gradient_learner(
-            self,
-            self._network(self.ways),
-            losses.cross_entropy,
-            evaluating=evaluating,
-            steps=steps,
-            norm=self.norm_policy if self.norm == "batch" else None,
-            fewer_ways=evaluating and self.test_ways < self.ways,
-            features=from_linen(
-                models.Conv4(
-                    self.embedding, width=self.width, norm="none", downsample="stride"
-                )
-            ),
-            num_ways=self.ways,
-        )
 
-
-def _together(parts: list[Record]) -> Record:
+def _together(parts: list[DataRecord]) -> DataRecord:
     """What is remembered of one part of all sets."""
     digests = "".join(part["sha256"] for part in parts)
     return {

@@ -8,145 +8,160 @@ that a system reaches take the recipes on whole images.
 
 from __future__ import annotations
 
-from metalearn.apps.base import Entry
-from metalearn.apps.images.recipe import ImageRecipe
+from typing import Any
 
-_SMALL = {
-    "dataset": "omniglot",
-    "split": "lake",
-    "shrink": 2,
-    "width": 16,
-    "downsample": "stride",
-    "steps": 4000,
-    "validate_every": 1000,
-    "checkpoint_every": 2000,
-    "log_every": 500,
-}
-_TWENTY = {
-    **_SMALL,
-    "ways": 20,
-    "inner_steps": 5,
-    "inner_rate": 0.1,
-    "eval_queries": 5,
-    "tasks_per_step": 8,
-    "validation_tasks": 100,
-}
+from metalearn.apps import learners
+from metalearn.apps.base import Entry, Recipe
+from metalearn.apps.images.few_shot import FewShotImages
+from metalearn.apps.learners import Learner
+from metalearn.apps.optimisers import sgd
 
 
-def _five(algorithm: str, description: str, **settings: object) -> Entry:
-    recipe = ImageRecipe(algorithm=algorithm, **_SMALL | settings)
+def _recipe(learner: Learner, app: dict[str, Any], **rest: Any) -> Recipe:
+    images = {
+        "dataset": "omniglot",
+        "split": "lake",
+        "shrink": 2,
+        "width": 16,
+        "downsample": "stride",
+    }
+    shared = {
+        "steps": 4000,
+        "validate_every": 1000,
+        "checkpoint_every": 2000,
+        "log_every": 500,
+    }
+    return Recipe(app=FewShotImages(**images | app), learner=learner, **shared | rest)
+
+
+def _five(learner: Learner, description: str, **rest: Any) -> Entry:
+    recipe = _recipe(learner, {}, **rest)
     return Entry(f"{description}; Omniglot at 14x14, 5-way 1-shot", recipe)
 
 
-def _twenty(algorithm: str, description: str, **settings: object) -> Entry:
-    recipe = ImageRecipe(algorithm=algorithm, **_TWENTY | settings)
+def _twenty(learner: Learner, description: str) -> Entry:
+    app = {"ways": 20, "eval_queries": 5}
+    recipe = _recipe(learner, app, tasks_per_step=8, validation_tasks=100)
     return Entry(f"{description}; Omniglot at 14x14, 20-way 1-shot", recipe)
 
 
-def _ambiguous(algorithm: str, description: str, **settings: object) -> Entry:
-    few = {"shrink": 4, "train_classes": 25, "queries": 5}
-    recipe = ImageRecipe(algorithm=algorithm, **_SMALL | few | settings)
+def _ambiguous(learner: Learner, description: str) -> Entry:
+    recipe = _recipe(learner, {"shrink": 4, "train_classes": 25, "queries": 5})
     return Entry(f"{description}; 100 classes of Omniglot at 7x7, 5-way 1-shot", recipe)
 
 
-def _rules(algorithm: str, description: str, **settings: object) -> Entry:
-    two = {"ways": 2, "shots": 5, "queries": 5, "steps": 2000, "validate_every": 500}
-    two["ambiguous_styles"] = ("original", "inverted")
-    recipe = ImageRecipe(algorithm=algorithm, **_SMALL | two | settings)
+def _rules(learner: Learner, description: str) -> Entry:
+    app = {"ways": 2, "shots": 5, "queries": 5}
+    app["ambiguous_styles"] = ("original", "inverted")
+    recipe = _recipe(learner, app, steps=2000, validate_every=500)
     return Entry(f"{description}; by character or by style, 14x14, 2-way 5-shot", recipe)
 
 
-SMALL: dict[str, Entry] = {
-    "small-maml": _five("maml", "MAML, one inner step: the baseline"),
+_SGD = sgd(0.4)
+
+RECIPES: dict[str, Entry] = {
+    "small-maml": _five(
+        learners.MAML(inner_opt=_SGD), "MAML, one inner step: the baseline"
+    ),
     "small-maml-5-steps": _five(
-        "maml", "MAML, five inner steps", inner_rate=0.1, inner_steps=5
+        learners.MAML(inner_opt=sgd(0.1), num_steps=5), "MAML, five inner steps"
     ),
-    "small-fomaml": _five("fomaml", "MAML without second derivatives"),
-    "small-boil": _five("boil", "BOIL (the body adapts, the head does not)"),
-    "small-meta-sgd": _five("meta_sgd", "Meta-SGD (learned inner rates)"),
+    "small-fomaml": _five(
+        learners.FOMAML(inner_opt=_SGD), "MAML without second derivatives"
+    ),
+    "small-boil": _five(
+        learners.BOIL(inner_opt=_SGD), "BOIL (the body adapts, the head does not)"
+    ),
+    "small-meta-sgd": _five(
+        learners.MetaSGD(initial_rate=0.4), "Meta-SGD (learned inner rates)"
+    ),
     "small-meta-curvature": _five(
-        "meta_curvature", "Meta-Curvature (learned matrices transform the inner gradient)"
+        learners.MetaCurvature(rate=0.4),
+        "Meta-Curvature (learned matrices transform the inner gradient)",
     ),
-    "small-t-net": _five("t_net", "T-net (a learned matrix after every layer)"),
-    "small-mt-net": _five("mt_net", "MT-net (the same, and a learned choice of units)"),
+    "small-t-net": _five(
+        learners.TNet(inner_opt=_SGD), "T-net (a learned matrix after every layer)"
+    ),
+    "small-mt-net": _five(
+        learners.MTNet(inner_opt=_SGD), "MT-net (the same, and a learned choice of units)"
+    ),
     "small-cavia": _five(
-        "cavia", "CAVIA (a context vector adapts)", inner_rate=1.0, inner_steps=2
+        learners.CAVIA(rate=1.0, num_steps=2), "CAVIA (a context vector adapts)"
     ),
     "small-alpha-maml": _five(
-        "alpha_maml",
+        learners.AlphaMAML(initial_rate=0.4),
         "Alpha MAML (inner and outer rate follow hypergradients)",
-        options=("rule=multiplicative", "alpha_rate=0.02", "beta_rate=0.02"),
+        outer=learners.AlphaMAMLOuter(
+            learning_rate=2e-3, rule="multiplicative", alpha_rate=0.02, beta_rate=0.02
+        ),
     ),
     "small-imaml": _five(
-        "imaml",
-        "iMAML (the meta-gradient of a proximal minimum)",
-        inner_rate=0.1,
-        inner_steps=16,
         # As in the released code: without the damping conjugate gradients meet negative
         # curvature in four tasks of five.
-        options=("lam=2.0", "pull_back=true", "damping=22.0"),
+        learners.IMAML(
+            inner_opt=sgd(0.1), num_steps=16, lam=2.0, pull_back=True, damping=22.0
+        ),
+        "iMAML (the meta-gradient of a proximal minimum)",
     ),
     "small-warpgrad": _five(
-        "warpgrad",
+        learners.WarpGrad(inner_opt=sgd(0.1), num_steps=5),
         "WarpGrad (layers that make every inner step better)",
-        inner_rate=0.1,
-        inner_steps=5,
     ),
     "small-bmg": _five(
-        "bmg",
+        learners.BMG(inner_opt=_SGD, target_steps=3, target_rate=0.4),
         "BMG (bootstrapped meta-gradients)",
-        options=("target_steps=3", "target_rate=0.4"),
     ),
     "small-sharp-maml": _five(
-        "sharp_maml",
+        learners.SharpMAML(inner_opt=_SGD, inner_radius=0.005, outer_radius=0.0),
         "Sharp-MAML (flat minima inside)",
-        options=("inner_radius=0.005", "outer_radius=0.0"),
     ),
-    "small20-maml": _twenty("maml", "MAML, five inner steps: the baseline"),
+    "small20-maml": _twenty(
+        learners.MAML(inner_opt=sgd(0.1), num_steps=5),
+        "MAML, five inner steps: the baseline",
+    ),
     "small20-maml-plus-plus": _twenty(
-        "maml_plus_plus", "MAML++", options=("msl_steps=2000",)
+        learners.MAMLPlusPlus(initial_rate=0.1, num_steps=5, msl_steps=2000), "MAML++"
     ),
     # At 7x7 many characters look the same, and a learner that has seen a hundred classes,
     # 25 in four rotations, is too sure of new ones. Inner rates of MAML and BMAML: those of
     # the best likelihood on validation classes.
-    "ambiguous-maml": _ambiguous("maml", "MAML: the baseline", inner_rate=0.1),
+    "ambiguous-maml": _ambiguous(learners.MAML(inner_opt=sgd(0.1)), "MAML: the baseline"),
     "ambiguous-emaml": _ambiguous(
-        "emaml", "five MAML learners, averaged", options=("num_particles=5",)
+        learners.EMAML(inner_opt=_SGD, num_particles=5), "five MAML learners, averaged"
     ),
     "ambiguous-bmaml": _ambiguous(
-        "bmaml",
-        "BMAML with the chaser loss",
-        options=("num_particles=5",),
+        learners.BMAML(inner_opt=_SGD, num_particles=5), "BMAML with the chaser loss"
     ),
     "ambiguous-bmaml-query": _ambiguous(
-        "bmaml",
+        learners.BMAML(inner_opt=_SGD, num_particles=5, objective="query"),
         "BMAML with the loss of its averaged predictions",
-        options=("num_particles=5", "objective=query"),
     ),
     "ambiguous-platipus": _ambiguous(
-        "platipus", "PLATIPUS", options=("combine=mean", "kl_weight=0.01")
+        learners.PLATIPUS(inner_opt=_SGD, combine="mean", kl_weight=0.01), "PLATIPUS"
     ),
     "ambiguous-llama": _ambiguous(
-        "llama",
+        learners.LLAMA(
+            inner_opt=_SGD, num_samples=10, curvature="last_layer", prior_precision=100.0
+        ),
         "LLAMA, with samples of the head",
-        options=("num_samples=10", "curvature=last_layer", "prior_precision=100.0"),
     ),
     # The support set fits two rules; one of them labels all queries of a task.
-    "rules-maml": _rules("maml", "MAML: the baseline"),
+    "rules-maml": _rules(learners.MAML(inner_opt=_SGD), "MAML: the baseline"),
     "rules-emaml": _rules(
-        "emaml", "five MAML learners, averaged", options=("num_particles=5",)
+        learners.EMAML(inner_opt=_SGD, num_particles=5), "five MAML learners, averaged"
     ),
     "rules-bmaml": _rules(
-        "bmaml",
+        learners.BMAML(inner_opt=_SGD, num_particles=5, objective="joint"),
         "BMAML with the likelihood of whole query sets",
-        options=("num_particles=5", "objective=joint"),
     ),
     "rules-platipus": _rules(
-        "platipus", "PLATIPUS", options=("combine=probabilities", "kl_weight=0.01")
+        learners.PLATIPUS(inner_opt=_SGD, combine="probabilities", kl_weight=0.01),
+        "PLATIPUS",
     ),
     "rules-llama": _rules(
-        "llama",
+        learners.LLAMA(
+            inner_opt=_SGD, num_samples=10, curvature="last_layer", prior_precision=100.0
+        ),
         "LLAMA, with samples of the head",
-        options=("num_samples=10", "curvature=last_layer", "prior_precision=100.0"),
     ),
 }

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bench import CE, close, differs, grads_of, network, wide_blobs
+from bench import CE, close, differs, model_grads, network, of, wide_blobs
 from jax.flatten_util import ravel_pytree
 from tiny import WAYS, blob_batch, linen, one, plain, sine_batch, tanh_net
 
@@ -27,10 +27,6 @@ def blob_learner(**options):
 
 def blob_maml(**options):
     return ml.maml(plain(), CE, optax.sgd(0.3), num_steps=2, task_chunk=3, **options)
-
-
-def state_free(params):
-    return ml.Variables(params=jax.tree.map(jnp.asarray, params), state={})
 
 
 def per_example(params, x):
@@ -88,7 +84,7 @@ def test_linear_gaussian_task_gives_its_evidence(curvature):
     )
     part = ml.Examples.of(jnp.asarray(x), jnp.asarray(y))
     tasks = ml.stack_tasks([ml.Task(support=part, query=part)])
-    found = grads_of(learner, {"head": theta}, tasks).metrics
+    found = model_grads(learner, {"head": theta}, tasks).metrics
     phi = theta + np.linalg.solve(precision, x.T @ (y - x @ theta)) / std**2
     close(found["laplace/log_det"], np.linalg.slogdet(precision)[1][None])
     objective = num * (found["query/loss"][0] + 0.5 / num * found["laplace/log_det"][0])
@@ -108,13 +104,13 @@ def test_linear_gaussian_task_gives_its_evidence(curvature):
 def test_no_weight_is_maml(how):
     params, tasks = network(), wide_blobs()
     learner = blob_learner(eta=0.0, differentiation=how)
-    expected = grads_of(blob_maml(differentiation=how), params, tasks)
-    found = grads_of(learner, params, tasks)
+    expected = model_grads(blob_maml(differentiation=how), params, tasks)
+    found = model_grads(learner, params, tasks)
     close(found.grads, expected.grads, rtol=0)
     close(found.metrics, expected.metrics, rtol=0)
     task = one(tasks)
     pair = [
-        made.predict(jax.jit(made.adapt)(state_free(params), task.support), task.query.x)
+        made.predict(jax.jit(made.adapt)(of(params), task.support), task.query.x)
         for made in (learner, blob_maml())
     ]
     close(*pair, rtol=0)
@@ -127,14 +123,14 @@ def test_no_weight_is_maml(how):
 def adapted_blobs():
     with jax.enable_x64(True):
         support = one(wide_blobs()).support
-        params = jax.jit(blob_maml().adapt)(state_free(network()), support).params
+        params = jax.jit(blob_maml().adapt)(of(network()), support).params
         return params, support, full_matrix(params, support)
 
 
 def log_det_of(curvature, **options):
     task = jax.tree.map(lambda leaf: leaf[:1], wide_blobs())
     learner = blob_learner(curvature=curvature, **options)
-    return grads_of(learner, network(), task).metrics["laplace/log_det"][0]
+    return model_grads(learner, network(), task).metrics["laplace/log_det"][0]
 
 
 def test_a_diagonal_of_no_convex_loss_is_the_prior():
@@ -194,7 +190,7 @@ def test_kronecker_is_exact_for_one_example_of_a_dense_layer():
 def test_meta_gradient_by_finite_differences(curvature):
     tasks, params = wide_blobs(), network()
     learner = blob_learner(curvature=curvature)
-    run = jax.jit(lambda p: learner.estimate(state_free(p), tasks, key=jax.random.key(0)))
+    run = jax.jit(lambda p: learner.estimate(of(p), tasks, key=jax.random.key(0)))
     rng = np.random.default_rng(0)
     direction = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
 
@@ -202,7 +198,8 @@ def test_meta_gradient_by_finite_differences(curvature):
         found = run(jax.tree.map(lambda p, d: p + scale * d, params, direction)).metrics
         return (found["query/loss"] + 0.15 * found["laplace/log_det"]).mean()
 
-    along = jax.tree.map(lambda g, d: jnp.sum(g * d), run(params).grads, direction)
+    grads = run(params).grads["model"]
+    along = jax.tree.map(lambda g, d: jnp.sum(g * d), grads, direction)
     difference = (objective(1e-5) - objective(-1e-5)) / 2e-5
     close(sum(jax.tree.leaves(along)), difference, rtol=1e-6)
 
@@ -274,7 +271,7 @@ def test_draws_have_the_covariance_of_the_posterior(curvature):
 @x64
 def test_samples_of_evaluation():
     params, support, matrix = adapted_blobs()
-    task, variables = one(wide_blobs()), state_free(network())
+    task, variables = one(wide_blobs()), of(network())
     learner = blob_learner(num_samples=2000, curvature="diagonal")
     adapt = jax.jit(learner.adapt)
     adapted = adapt(variables, support)
@@ -297,7 +294,7 @@ def test_only_what_adapts_is_uncertain():
     learner = blob_learner(
         num_samples=3, adapt_filter=lambda path, leaf: path.startswith("head")
     )
-    adapted = jax.jit(learner.adapt)(state_free(network()), adapted_blobs()[1]).params
+    adapted = jax.jit(learner.adapt)(of(network()), adapted_blobs()[1]).params
     assert np.ptp(adapted["body"]["w"], axis=0).max() == 0
     assert np.ptp(adapted["head"]["w"], axis=0).min() > 0
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bench import CE, close, differs, grads_of, wide_blobs
+from bench import CE, close, differs, model_grads, of, wide_blobs
 from tiny import INPUTS, WAYS, blob_batch, one, plain
 
 import metalearn as ml
@@ -35,7 +35,7 @@ def learner_of(**options):
 
 
 def adapted(learner, params, support):
-    return learner.adapt(ml.Variables(params=params, state={}), support)
+    return learner.adapt(of(params), support)
 
 
 def logits(learner, params, task):
@@ -57,13 +57,15 @@ def test_the_context_is_no_meta_parameter(x64):
     """No gradient, and whatever stands there, every task starts at zero."""
     params, tasks = params_of(), wide_blobs()
     other = {**params, "context": jnp.full(WIDTH, 3.0)}
-    found = [grads_of(learner_of(), p, tasks).grads for p in (params, other)]
+    found = [model_grads(learner_of(), p, tasks).grads for p in (params, other)]
     close(found[0], found[1], rtol=0)
     assert not np.any(found[0]["context"])
     support = one(tasks).support
     pair = [adapted(learner_of(), p, support).params["context"] for p in (params, other)]
     close(pair[0], pair[1], rtol=0)
-    assert not np.any(learner_of().init(jax.random.key(0), one(tasks)).params["context"])
+    assert not np.any(
+        learner_of().init(jax.random.key(0), one(tasks)).params["model"]["context"]
+    )
 
 
 def test_the_scale_of_the_context_is_free(x64):
@@ -106,8 +108,8 @@ def test_identity_weights_are_maml_of_the_first_bias(x64):
     )
     task = one(tasks)
     close(logits(learner_of(), params, task), logits(maml, small, task), rtol=1e-6)
-    found = grads_of(learner_of(), params, tasks).grads
-    expected = grads_of(maml, small, tasks).grads
+    found = model_grads(learner_of(), params, tasks).grads
+    expected = model_grads(maml, small, tasks).grads
     close(found["head"], expected["head"], rtol=1e-6)
     close(found["Dense_0"]["bias"], expected["Dense_0"]["bias"], rtol=1e-6)
     first = found["Dense_0"]["kernel"][:INPUTS]
@@ -116,18 +118,18 @@ def test_identity_weights_are_maml_of_the_first_bias(x64):
 
 def test_clips_each_task_before_the_mean(x64):
     params, tasks = params_of(), wide_blobs()
-    start = ml.Variables(params=params, state={})
+    start = of(params)
     estimate = jax.jit(lambda t: learner_of().estimate(start, t, key=jax.random.key(0)))
     batches = [ml.stack_tasks([one(tasks, i)]) for i in range(3)]
-    single = [estimate(batch).grads for batch in batches]
+    single = [estimate(batch).grads["model"] for batch in batches]
     limit = 0.05
     stacked = jax.tree.map(lambda *g: np.stack(g), *single)
     expected = jax.tree.map(lambda g: np.clip(g, -limit, limit).mean(0), stacked)
     of_mean = jax.tree.map(lambda g: np.clip(g.mean(0), -limit, limit), stacked)
-    found = grads_of(learner_of(clip=limit, task_chunk=9), params, tasks).grads
+    found = model_grads(learner_of(clip=limit, task_chunk=9), params, tasks).grads
     close(found, expected)
     assert differs(expected, of_mean)
-    loose = grads_of(learner_of(clip=100.0, task_chunk=9), params, tasks).grads
+    loose = model_grads(learner_of(clip=100.0, task_chunk=9), params, tasks).grads
     close(loose, jax.tree.map(lambda g: g.mean(0), stacked))
 
 
@@ -154,10 +156,10 @@ def test_film_gives_the_context_a_gradient():
     x = jax.random.normal(jax.random.key(0), (WAYS, 16, 16, 1))
     part = ml.Examples.of(x, jnp.arange(WAYS, dtype=jnp.int32))
     variables = jax.jit(learner.init)(jax.random.key(1), ml.Task(support=part, query=part))
-    assert variables.params["film"]["kernel"].shape == (2, 6)
+    assert variables.params["model"]["film"]["kernel"].shape == (2, 6)
     after = jax.jit(learner.adapt)(variables, part).params
     assert np.abs(after["context"]).min() > 1e-6
-    close(after["film"], variables.params["film"], rtol=0)
+    close(after["film"], variables.params["model"]["film"], rtol=0)
 
 
 # -- Contract ---------------------------------------------------------------------------
@@ -201,7 +203,7 @@ def test_any_parameter_can_be_the_context(x64):
     """ANIL whose head starts at zero, for example."""
     support = one(wide_blobs()).support
     learner = cavia(plain(), CE, context="^head/")
-    params = learner.init(jax.random.key(0), one(wide_blobs())).params
+    params = learner.init(jax.random.key(0), one(wide_blobs())).params["model"]
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(params["head"]))
     anil = ml.anil(plain(), CE, optax.sgd(1.0))
     expected = adapted(anil, params, support).params

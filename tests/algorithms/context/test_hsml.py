@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bench import CE, INNER, close, differs, grads_of, network, wide_blobs
+from bench import CE, INNER, close, differs, grads_of, model_grads, network, of, wide_blobs
 from tiny import WAYS, blob_batch, one, plain, sine_batch, tanh_net
 
 import metalearn as ml
-from metalearn.algorithms.context.clusters import climb
+from metalearn.algorithms.context.clusters import route_task
 from metalearn.algorithms.context.hsml import add_leaf
 from metalearn.apps import plots
 from metalearn.testing import check_learner
@@ -51,11 +51,11 @@ def test_an_open_gate_leaves_maml(x64, make):
     }
     params = {**changed(variables, gate=open_gate).params, "model": network()}
     maml = ml.maml(plain(), CE, optax.sgd(INNER), num_steps=2, task_chunk=9)
-    expected = grads_of(maml, network(), wide_blobs()).grads
-    close(grads_of(made, params, wide_blobs()).grads["model"], expected)
+    expected = model_grads(maml, network(), wide_blobs()).grads
+    close(grads_of(made, of(**params), wide_blobs()).grads["model"], expected)
     # And a gate that is not open does not.
     params = {**variables.params, "model": network()}
-    assert differs(grads_of(made, params, wide_blobs()).grads["model"], expected)
+    assert differs(grads_of(made, of(**params), wide_blobs()).grads["model"], expected)
 
 
 def test_the_tree_by_hand(x64):
@@ -80,7 +80,7 @@ def test_the_tree_by_hand(x64):
         for m in range(2):
             second[m] += a[m] * np.tanh(h @ tree[1]["w"][m] + tree[1]["b"][m])
     root = sum(np.tanh(h @ tree[2]["w"][0] + tree[2]["b"][0]) for h in second)
-    found, route = climb(jax.tree.map(jnp.asarray, tree), jnp.asarray(g), sigma=sigma)
+    found, route = route_task(jax.tree.map(jnp.asarray, tree), jnp.asarray(g), sigma=sigma)
     np.testing.assert_allclose(found, root, rtol=1e-12)
     np.testing.assert_allclose(route.leaves, p, rtol=1e-12)
     assert [a.shape for a in route.upper] == [(4, 2)]
@@ -112,7 +112,7 @@ def test_shares_sum_to_one_and_clusters_have_no_order(x64, routing):
 def test_wide_clusters_share_alike(x64):
     _, variables = started()
     tree = variables.params["structure"]["tree"]
-    _, route = climb(tree, jnp.asarray([1.0, -2.0, 0.5]), sigma=1e8)
+    _, route = route_task(tree, jnp.asarray([1.0, -2.0, 0.5]), sigma=1e8)
     np.testing.assert_allclose(route.leaves, np.full(4, 0.25), rtol=1e-5)
 
 
@@ -145,9 +145,7 @@ def test_the_reconstruction_does_not_shrink_its_target(x64):
     def loss(structure):
         params = {**variables.params, "structure": structure}
         tasks = jax.tree.map(lambda leaf: leaf[:1], wide_blobs())
-        found = made.estimate(
-            ml.Variables(params=params, state={}), tasks, key=jax.random.key(0)
-        )
+        found = made.estimate(of(**params), tasks, key=jax.random.key(0))
         return found.metrics["structure/reconstruction"][0]
 
     value, grads = jax.value_and_grad(loss)(variables.params["structure"])

@@ -15,6 +15,7 @@ from bench import (
     close,
     descend,
     grads_of,
+    of,
     quadratic_loss,
     quadratic_maml,
     quadratic_model,
@@ -44,8 +45,8 @@ def quadratic(steps=1, rate=RATE, **options):
     )
 
 
-def params_of(alpha, theta=THETA):
-    return {"model": theta, "inner": np.asarray(alpha)}
+def at(alpha, theta=THETA):
+    return of(theta, inner=np.asarray(alpha))
 
 
 def query_loss(alpha, steps):
@@ -58,7 +59,7 @@ def query_loss(alpha, steps):
 def test_one_step_gives_the_product_of_two_gradients():
     """`dL/dalpha = -grad L(phi; Q) . grad L(theta; S)`."""
     (a, c, b, e), tasks = bench()
-    found = grads_of(quadratic(), params_of(RATE), tasks).grads["inner"]
+    found = grads_of(quadratic(), at(RATE), tasks).grads["inner"]
     inner = [m @ (THETA - y) for m, y in zip(a, c)]
     query = [n @ (THETA - RATE * g - f) for n, g, f in zip(b, inner, e)]
     close(found, -np.mean([q @ g for q, g in zip(query, inner)]))
@@ -67,7 +68,7 @@ def test_one_step_gives_the_product_of_two_gradients():
 @x64
 @pytest.mark.parametrize("steps", [1, 4])
 def test_rate_has_its_exact_derivative(steps):
-    found = grads_of(quadratic(steps), params_of(RATE), bench()[1]).grads["inner"]
+    found = grads_of(quadratic(steps), at(RATE), bench()[1]).grads["inner"]
     step = 1e-6
     difference = query_loss(RATE + step, steps) - query_loss(RATE - step, steps)
     close(found, difference / (2 * step), rtol=1e-7)
@@ -76,16 +77,15 @@ def test_rate_has_its_exact_derivative(steps):
 @x64
 def test_first_order_derivative_of_the_rate_is_another_one_for_several_steps():
     found = [
-        grads_of(quadratic(4, differentiation=d), params_of(RATE), bench()[1]).grads
+        grads_of(quadratic(4, differentiation=d), at(RATE), bench()[1]).grads
         for d in ("reverse", "first_order")
     ]
     assert abs(found[0]["inner"] - found[1]["inner"]) > 1e-3
 
 
-def trained(learner, opt, num_steps=20, params=None, tasks=None):
+def trained(learner, opt, variables, num_steps=20, tasks=None):
     """Variables and optimiser state after every outer step."""
     tasks = bench()[1] if tasks is None else tasks
-    variables = ml.Variables(params=jax.tree.map(jnp.asarray, params), state={})
 
     def step(carry, _):
         variables, opt_state = carry
@@ -104,9 +104,9 @@ def trained(learner, opt, num_steps=20, params=None, tasks=None):
 @pytest.mark.parametrize("rule", ["additive", "multiplicative"])
 def test_without_hyper_rates_it_is_maml(rule):
     outer = alpha_maml_optimiser(0.05, alpha_rate=0.0, beta_rate=0.0, rule=rule)
-    found, _, _ = trained(quadratic(2), outer, params=params_of(RATE))
-    expected, _, _ = trained(quadratic_maml(2), optax.sgd(0.05), params=THETA)
-    close(found["model"], expected, rtol=1e-13)
+    found, _, _ = trained(quadratic(2), outer, at(RATE))
+    expected, _, _ = trained(quadratic_maml(2), optax.sgd(0.05), of(THETA))
+    close(found["model"], expected["model"], rtol=1e-13)
     close(found["inner"], np.full(20, RATE), rtol=0)
 
 
@@ -116,7 +116,7 @@ def test_rate_that_starts_too_small_grows(rule, rate):
     """Support and query agree, and a tenth of a good rate is too little."""
     tasks = bench(same=True)[1]
     opt = alpha_maml_optimiser(1e-3, alpha_rate=rate, beta_rate=0.0, rule=rule)
-    found, _, _ = trained(quadratic(), opt, params=params_of(RATE / 10), tasks=tasks)
+    found, _, _ = trained(quadratic(), opt, at(RATE / 10), tasks=tasks)
     alphas = np.concatenate([[RATE / 10], found["inner"]])
     assert (np.diff(alphas) > 0).all()
 

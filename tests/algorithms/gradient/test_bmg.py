@@ -16,7 +16,9 @@ from bench import (
     descend,
     differs,
     grads_of,
+    model_grads,
     network,
+    of,
     quadratic_loss,
     quadratic_maml,
     quadratic_model,
@@ -55,10 +57,6 @@ def scaled(tree, factor):
     return jax.tree.map(lambda leaf: factor * leaf, tree)
 
 
-def of(params):
-    return ml.Variables(params=params, state={})
-
-
 # -- Reductions -------------------------------------------------------------------------
 
 
@@ -69,11 +67,11 @@ def test_one_target_step_and_squared_distance_are_maml(mode, keep):
     """Exactly `target_rate` times its meta-gradient, of what does not adapt as well."""
     select = None if keep is None else lambda path, leaf: keep in path
     options = dict(adapt_filter=select, differentiation=mode)
-    found = grads_of(learner_of(match="l2", **options), network(), wide_blobs())
+    found = model_grads(learner_of(match="l2", **options), network(), wide_blobs())
     plain_maml = ml.maml(
         plain(), CE, optax.sgd(INNER), num_steps=2, task_chunk=3, **options
     )
-    expected = grads_of(plain_maml, network(), wide_blobs())
+    expected = model_grads(plain_maml, network(), wide_blobs())
     close(found.grads, scaled(expected.grads, BETA), rtol=1e-12)
     for name in ("query/loss", "query/accuracy", "support/loss"):
         close(found.metrics[name], expected.metrics[name], rtol=1e-12)
@@ -100,7 +98,7 @@ def test_it_is_maml_with_batch_norm_too():
 @pytest.mark.parametrize("match", ["kl", "l2"])
 def test_no_target_step_is_nothing_to_learn(match):
     learner = learner_of(match=match, target_rate=0.0)
-    found = grads_of(learner, network(), wide_blobs())
+    found = model_grads(learner, network(), wide_blobs())
     assert np.abs(found.metrics["match/loss"]).max() < 1e-15
     assert max(np.abs(g).max() for g in jax.tree.leaves(found.grads)) < 1e-14
 
@@ -108,7 +106,7 @@ def test_no_target_step_is_nothing_to_learn(match):
 @x64
 def test_adaptation_is_that_of_maml():
     tasks = bench()[1]
-    variables, support = of(jnp.asarray(THETA)), one(tasks).support
+    variables, support = of(THETA), one(tasks).support
     found = quadratic(target_steps=3).adapt(variables, support).params
     close(found, quadratic_maml(2).adapt(variables, support).params, rtol=1e-14)
 
@@ -129,10 +127,10 @@ def test_quadratic_has_its_closed_form(further):
         power = np.linalg.matrix_power(np.eye(len(x)) - RATE * m, 2)
         terms.append(-power @ (target - x))
         losses.append(0.5 * np.sum((target - x) ** 2))
-    found = grads_of(quadratic(target_steps=further), THETA, tasks)
+    found = model_grads(quadratic(target_steps=further), THETA, tasks)
     close(found.grads, np.mean(terms, 0), rtol=1e-12)
     close(found.metrics["match/loss"], np.stack(losses), rtol=1e-12)
-    maml = scaled(grads_of(quadratic_maml(2), THETA, tasks).grads, BETA)
+    maml = scaled(model_grads(quadratic_maml(2), THETA, tasks).grads, BETA)
     assert differs(found.grads, maml) == (further > 1)
 
 
@@ -140,8 +138,8 @@ def test_quadratic_has_its_closed_form(further):
 def test_target_continues_the_inner_optimiser():
     """With momentum the K + 1st step depends on the K before it."""
     tasks, opt = bench()[1], optax.sgd(RATE, momentum=0.9)
-    found = grads_of(quadratic(opt, target_steps=3, target_rate=0.0), THETA, tasks)
-    variables = of(jnp.asarray(THETA))
+    found = model_grads(quadratic(opt, target_steps=3, target_rate=0.0), THETA, tasks)
+    variables = of(THETA)
 
     def after(steps):
         learner = quadratic(opt, steps=steps)
@@ -188,7 +186,7 @@ def test_meta_gradient_is_that_of_the_match_with_the_target_held(match, temperat
 
     batch = jax.tree.map(lambda leaf: leaf[None], task)
     options = dict(match=match, temperature=temperature, target_steps=3, task_chunk=1)
-    found = grads_of(learner_of(**options), theta, batch)
+    found = model_grads(learner_of(**options), theta, batch)
     objective = jax.jit(objective)
     close(found.metrics["match/loss"][0], objective(theta), rtol=1e-10)
     rng = np.random.default_rng(0)
@@ -253,7 +251,7 @@ def test_small_target_step_with_kl_is_preconditioned_by_the_fisher_matrix():
     rate = 1e-6
     batch = jax.tree.map(lambda leaf: leaf[None], task)
     learner = learner_of(num_steps=1, target_rate=rate, task_chunk=1)
-    found = ravel_pytree(grads_of(learner, theta, batch).grads)[0]
+    found = ravel_pytree(model_grads(learner, theta, batch).grads)[0]
     close(found / rate, expected, rtol=1e-5)
 
 
@@ -265,7 +263,7 @@ def test_inner_rate_is_learned_by_matching():
     """`d x_K / d alpha = -A (theta - c)` for one step."""
     (a, c, b, e), tasks = bench()
     learner = quadratic(optax.sgd, steps=1, inner_hparams=RATE, target_steps=2)
-    params = {"model": jnp.asarray(THETA), "inner": jnp.asarray(RATE)}
+    params = of(THETA, inner=RATE)
     found = grads_of(learner, params, tasks).grads
     terms = []
     for m, y, n, f in zip(a, c, b, e):
@@ -273,7 +271,7 @@ def test_inner_rate_is_learned_by_matching():
         on = descend(m, y, x, 1)
         terms.append((on - BETA * n @ (on - f) - x) @ (m @ (THETA - y)))
     close(found["inner"], np.mean(terms), rtol=1e-10)
-    fixed = grads_of(quadratic(steps=1, target_steps=2), THETA, tasks).grads
+    fixed = model_grads(quadratic(steps=1, target_steps=2), THETA, tasks).grads
     close(found["model"], fixed, rtol=1e-12)
 
 
@@ -308,7 +306,7 @@ def test_kl_needs_classes():
     params = {"body": {"w": jnp.ones((1, 2)), "b": jnp.zeros(2)}}
     params["head"] = {"w": jnp.ones((2, 1)), "b": jnp.zeros(1)}
     with pytest.raises(ValueError, match=r"match='kl' got outputs.*match='l2'"):
-        grads_of(learner, params, tasks)
+        model_grads(learner, params, tasks)
 
 
 def test_absent_classes_do_no_harm():
@@ -319,7 +317,7 @@ def test_absent_classes_do_no_harm():
     learner = learner_of(mask_absent_classes=True, target_steps=2)
     cut = ml.Task(support=support, query=query)
     params = plain().init(jax.random.key(0), tasks.support.x).params
-    found = grads_of(learner, params, cut)
+    found = model_grads(learner, params, cut)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(found.grads))
     assert np.all(found.metrics["match/loss"] > 0)
 

@@ -19,7 +19,9 @@ from bench import (
     descend,
     differs,
     grads_of,
+    model_grads,
     network,
+    of,
     quadratic_loss,
     quadratic_maml,
     quadratic_model,
@@ -41,21 +43,11 @@ def quadratic(steps=3, **options):
     return maml_plus_plus(quadratic_model(), quadratic_loss, num_steps=steps, **options)
 
 
-def counted(step, params):
-    state = {"model": {}, "step": jnp.asarray(step, jnp.int32)}
-    return ml.Variables(params=jax.tree.map(jnp.asarray, params), state=state)
-
-
-def at_step(learner, step, params, tasks):
-    run = jax.jit(lambda v, t: learner.estimate(v, t, key=KEY))
-    return run(counted(step, params), tasks)
-
-
 def rates(model, steps, rate=INNER):
-    return {
-        "model": model,
-        "inner": {"rates": jax.tree.map(lambda p: np.full((steps,), rate), model)},
-    }
+    """Variables with one rate for every step and array."""
+    return of(
+        model, inner={"rates": jax.tree.map(lambda p: np.full((steps,), rate), model)}
+    )
 
 
 # -- Weights of the multi-step loss -----------------------------------------------------
@@ -100,8 +92,8 @@ def test_multi_step_loss_has_its_closed_form(step):
         )
         for m, y, n, f in zip(a, c, b, e)
     ]
-    found = at_step(quadratic(msl_steps=100), step, THETA, tasks)
-    close(found.grads, np.mean(expected, 0))
+    found = grads_of(quadratic(msl_steps=100), of(THETA, step), tasks)
+    close(found.grads["model"], np.mean(expected, 0))
     assert found.state["step"] == step + 1
 
 
@@ -113,11 +105,10 @@ def test_multi_step_loss_predicts_as_learners_of_fewer_steps():
     )
     variables = learner.init(KEY, one(tasks))
     found = jax.jit(learner.estimate)(variables, tasks, key=KEY).metrics
-    plain_variables = ml.Variables(params=variables.params, state=variables.state["model"])
 
     def loss_after(k, task):
         shorter = ml.maml(linen(), CE, optax.sgd(0.5), num_steps=k)
-        adapted = shorter.adapt(plain_variables, task.support)
+        adapted = shorter.adapt(variables, task.support)
         return CE(shorter.predict(adapted, task.query.x), task.query)
 
     losses = [
@@ -139,14 +130,13 @@ def maml_grads():
         learner = ml.maml(
             plain(), CE, optax.sgd, num_steps=3, inner_hparams=INNER, task_chunk=9
         )
-        params = {"model": network(), "inner": np.asarray(INNER)}
-        return grads_of(learner, params, wide_blobs()).grads
+        return grads_of(learner, of(network(), inner=INNER), wide_blobs()).grads
 
 
 @x64
 def test_everything_off_is_maml():
     learner = maml_plus_plus(plain(), CE, num_steps=3, initial_rate=INNER, **OFF)
-    close(grads_of(learner, network(), wide_blobs()).grads, maml_grads()["model"])
+    close(model_grads(learner, network(), wide_blobs()).grads, maml_grads()["model"])
 
 
 @x64
@@ -165,7 +155,7 @@ def test_rate_of_each_step_has_its_closed_form():
     """`dL/dalpha_k = -grad L(phi_K; Q) . prod_{j > k} (I - alpha_j A) grad L(phi_k; S)`."""
     (a, c, b, e), tasks = bench()
     alphas = np.array([0.05, 0.2, 0.1])
-    params = {"model": THETA, "inner": {"rates": alphas}}
+    params = of(THETA, inner={"rates": alphas})
     found = grads_of(quadratic(learned_rates=True), params, tasks).grads["inner"]["rates"]
     expected = np.zeros((TASKS, 3))
     for t, (m, y, n, f) in enumerate(zip(a, c, b, e)):
@@ -207,9 +197,9 @@ def test_rates_of_the_adapted_parameters_only():
 @x64
 def test_order_changes_the_gradient_and_not_the_loss():
     tasks, learner = bench()[1], quadratic(first_order_until=5)
-    before, after = (at_step(learner, s, THETA, tasks) for s in (4, 5))
+    before, after = (grads_of(learner, of(THETA, s), tasks) for s in (4, 5))
     first, second = (
-        grads_of(quadratic_maml(3, differentiation=d), THETA, tasks)
+        grads_of(quadratic_maml(3, differentiation=d), of(THETA), tasks)
         for d in ("first_order", "reverse")
     )
     close(before.grads, first.grads)
@@ -247,7 +237,7 @@ def test_equal_norm_weights_are_norm_weights_that_do_not_adapt():
         adapt_filter=lambda path, leaf: "BatchNorm" not in path,
         task_chunk=9,
     )
-    like = ml.Variables(params=variables.params["model"], state=variables.state)
+    like = ml.Variables(params={"model": variables.params["model"]}, state=variables.state)
     expected = jax.jit(plain_learner.estimate)(like, tasks, key=KEY)
     np.testing.assert_allclose(
         found.metrics["query/loss"], expected.metrics["query/loss"], rtol=1e-5
@@ -261,7 +251,7 @@ def test_equal_norm_weights_are_norm_weights_that_do_not_adapt():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
         total,
-        expected.grads["BatchNorm_0"],
+        expected.grads["model"]["BatchNorm_0"],
     )
 
 
@@ -292,20 +282,21 @@ def test_unknown_norm_weights_list_the_paths():
 
 
 @pytest.mark.parametrize(
-    ("options", "inner", "counted"),
+    ("options", "inner"),
     [
-        ({}, None, False),
-        ({"msl_steps": 3}, None, True),
-        ({"learned_rates": True}, {"rates"}, False),
-        ({"norm_weights": "BatchNorm"}, {"norm"}, False),
-        ({"first_order_until": 3}, None, True),
-        ({"learned_rates": True, "norm_weights": "BatchNorm"}, {"rates", "norm"}, False),
+        ({}, set()),
+        ({"msl_steps": 3}, set()),
+        ({"learned_rates": True}, {"rates"}),
+        ({"norm_weights": "BatchNorm"}, {"norm"}),
+        ({"first_order_until": 3}, set()),
+        ({"learned_rates": True, "norm_weights": "BatchNorm"}, {"rates", "norm"}),
     ],
 )
-def test_switches_are_independent(options, inner, counted):
+def test_switches_are_independent(options, inner):
     variables = jax.eval_shape(bn_learner(**options).init, KEY, one(blob_batch()))
-    assert set(variables.params.get("inner", ())) == (inner or set())
-    assert ("step" in variables.state) is counted
+    assert set(variables.params.get("inner", ())) == inner
+    assert set(variables.params) - {"inner"} == {"model"}
+    assert set(variables.state) == {"model", "step"}
 
 
 @pytest.mark.parametrize(

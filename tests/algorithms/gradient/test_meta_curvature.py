@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bench import CE, INNER, close, differs, grads_of, network, wide_blobs
+from bench import CE, INNER, close, differs, grads_of, model_grads, network, of, wide_blobs
 from tiny import WAYS, blob_batch, one, plain
 
 import metalearn as ml
@@ -26,16 +26,14 @@ def identities(params=None):
 
 def maml_grads(rate=INNER):
     learner = ml.maml(plain(), CE, optax.sgd(rate), num_steps=2, task_chunk=9)
-    return grads_of(learner, network(), wide_blobs()).grads
+    return model_grads(learner, network(), wide_blobs()).grads
 
 
 # -- Against MAML -----------------------------------------------------------------------
 
 
 def test_identity_factors_are_maml(x64):
-    found = grads_of(
-        learner_of(), {"model": network(), "inner": identities()}, wide_blobs()
-    )
+    found = grads_of(learner_of(), of(network(), inner=identities()), wide_blobs())
     close(found.grads["model"], maml_grads())
     assert differs(found.grads["inner"], jax.tree.map(jnp.zeros_like, identities()))
 
@@ -46,7 +44,7 @@ def test_one_scaled_mode_scales_the_rate(x64):
     for layer, mode in (("body", "inputs"), ("head", "outputs")):
         inner["factors"][layer]["w"][mode] *= 0.3
         inner["factors"][layer]["b"]["outputs"] *= 0.3
-    found = grads_of(learner_of(), {"model": network(), "inner": inner}, wide_blobs())
+    found = grads_of(learner_of(), of(network(), inner=inner), wide_blobs())
     close(found.grads["model"], maml_grads(0.3 * INNER))
 
 
@@ -158,7 +156,7 @@ def test_meta_gradients_match_an_explicit_step(x64):
         "inner": {"factors": factors, "rate": jnp.asarray(INNER)},
     }
     batch = jax.tree.map(lambda leaf: leaf[None], task)
-    found = grads_of(learner, learned, batch)
+    found = grads_of(learner, of(**learned), batch)
     close(found.grads, jax.jit(jax.grad(explicit))(learned))
 
 

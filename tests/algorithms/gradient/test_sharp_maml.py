@@ -14,8 +14,9 @@ from bench import (
     bench,
     close,
     differs,
-    grads_of,
+    model_grads,
     network,
+    of,
     quadratic_loss,
     quadratic_maml,
     quadratic_model,
@@ -25,7 +26,7 @@ from jax.flatten_util import ravel_pytree
 from tiny import blob_batch, linen, one, plain, tanh_net
 
 import metalearn as ml
-from metalearn.algorithms.gradient.sharp_maml import ascent, sharp_maml
+from metalearn.algorithms.gradient.sharp_maml import perturbation, sharp_maml
 from metalearn.inner import Implicit
 from metalearn.testing import check_learner
 
@@ -91,7 +92,7 @@ def closed_form(theta=THETA, **options):
 def test_inner_perturbation_has_its_closed_form(steps, through):
     options = dict(steps=steps, through=through)
     learner = quadratic(steps, through_perturbation=through)
-    found = grads_of(learner, THETA, bench()[1])
+    found = model_grads(learner, THETA, bench()[1])
     close(found.grads, closed_form(**options), rtol=1e-12)
     assert differs(found.grads, closed_form(steps=steps, through=not through))
     assert not np.any(found.metrics["outer/sharpness"])
@@ -103,7 +104,7 @@ def test_outer_perturbation_is_along_the_gradient_of_the_batch(low):
     """One for all tasks, of length `outer_radius`; the inner loops start there."""
     plain_gradient = closed_form(low=low)
     away = THETA + UP * plain_gradient / np.linalg.norm(plain_gradient)
-    runs = [grads_of(quadratic(low=low, up=up), THETA, bench()[1]) for up in (0.0, UP)]
+    runs = [model_grads(quadratic(low=low, up=up), THETA, bench()[1]) for up in (0.0, UP)]
     close(runs[0].grads, plain_gradient, rtol=1e-12)
     close(runs[1].grads, closed_form(away, low=low), rtol=1e-12)
     losses = {"at": [], "away": []}
@@ -121,7 +122,7 @@ def test_outer_perturbation_is_along_the_gradient_of_the_batch(low):
 @x64
 def test_adaptation_perturbs_in_evaluation_too():
     (a, c, _, _), tasks = bench()
-    variables = ml.Variables(params=jnp.asarray(THETA), state={})
+    variables = of(THETA)
     found = quadratic().adapt(variables, one(tasks).support).params
     close(found, adapted(a[0], c[0], THETA)[0], rtol=1e-12)
 
@@ -131,7 +132,7 @@ def test_first_order_drops_all_jacobians():
     terms = [n @ (adapted(m, y, THETA)[0] - f) for m, y, n, f in zip(*bench()[0])]
     for through in (False, True):
         learner = quadratic(differentiation="first_order", through_perturbation=through)
-        found = grads_of(learner, THETA, bench()[1]).grads
+        found = model_grads(learner, THETA, bench()[1]).grads
         close(found, np.mean(terms, 0), rtol=1e-12)
 
 
@@ -141,16 +142,16 @@ def test_first_order_drops_all_jacobians():
 @x64
 def test_without_radii_it_is_maml():
     tasks = wide_blobs()
-    expected = grads_of(maml_of(), network(), tasks)
-    found = grads_of(learner_of(0.0, 0.0), network(), tasks)
+    expected = model_grads(maml_of(), network(), tasks)
+    found = model_grads(learner_of(0.0, 0.0), network(), tasks)
     close(found.grads, expected.grads, rtol=1e-13)
     for name, value in expected.metrics.items():
         close(found.metrics[name], value, rtol=1e-13)
-    tiny = grads_of(learner_of(1e-9, 1e-9), network(), tasks)
+    tiny = model_grads(learner_of(1e-9, 1e-9), network(), tasks)
     close(tiny.grads, expected.grads, rtol=1e-7)
-    assert differs(grads_of(learner_of(0.2), network(), tasks).grads, expected.grads)
-    none = grads_of(quadratic(0), THETA, bench()[1]).grads
-    close(none, grads_of(quadratic_maml(0), THETA, bench()[1]).grads, rtol=1e-13)
+    assert differs(model_grads(learner_of(0.2), network(), tasks).grads, expected.grads)
+    none = model_grads(quadratic(0), THETA, bench()[1]).grads
+    close(none, model_grads(quadratic_maml(0), THETA, bench()[1]).grads, rtol=1e-13)
 
 
 @x64
@@ -159,8 +160,8 @@ def test_without_radii_it_is_maml():
     ["mixed", *(pytest.param(m, marks=pytest.mark.slow) for m in ("remat", "nested"))],
 )
 def test_ways_to_differentiate_agree(mode):
-    expected = grads_of(learner_of(), network(), wide_blobs()).grads
-    found = grads_of(learner_of(differentiation=mode), network(), wide_blobs()).grads
+    expected = model_grads(learner_of(), network(), wide_blobs()).grads
+    found = model_grads(learner_of(differentiation=mode), network(), wide_blobs()).grads
     close(found, expected, rtol=1e-12)
 
 
@@ -201,7 +202,7 @@ def test_meta_gradient_of_a_network(through, part):
     if part:
         options["adapt_filter"] = lambda path, leaf: part in path
     batch = jax.tree.map(lambda leaf: leaf[None], task)
-    found = grads_of(learner_of(**options), theta, batch)
+    found = model_grads(learner_of(**options), theta, batch)
     close(found.metrics["query/loss"][0], objective(theta), rtol=1e-12)
     close(found.grads, jax.grad(objective)(theta), rtol=1e-9)
     flat, back = ravel_pytree(theta)
@@ -216,11 +217,11 @@ def test_meta_gradient_of_a_network(through, part):
 
 def test_perturbation_has_the_radius_and_zero_stays():
     grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[4.0]])}
-    found = ascent(grads, 0.5)
+    found = perturbation(grads, 0.5)
     close(found, jax.tree.map(lambda g: g / 10, grads), rtol=1e-6)
     still = jax.tree.map(jnp.zeros_like, grads)
-    assert not any(np.any(e) for e in jax.tree.leaves(ascent(still, 0.5)))
-    slopes = jax.jit(jax.jacobian(lambda g: ascent(g, 0.5)))(still)
+    assert not any(np.any(e) for e in jax.tree.leaves(perturbation(still, 0.5)))
+    slopes = jax.jit(jax.jacobian(lambda g: perturbation(g, 0.5)))(still)
     assert all(np.isfinite(s).all() for s in jax.tree.leaves(slopes))
 
 
@@ -237,10 +238,10 @@ def test_gradients_of_zero_give_no_nan(through):
         ml.Task(support=support, query=query),
     ):
         learner = quadratic(through_perturbation=through)
-        found = grads_of(learner, THETA, task).grads
-        close(found, grads_of(quadratic_maml(2), THETA, task).grads, rtol=1e-12)
+        found = model_grads(learner, THETA, task).grads
+        close(found, model_grads(quadratic_maml(2), THETA, task).grads, rtol=1e-12)
     both = quadratic(up=UP, through_perturbation=through)
-    assert not np.any(grads_of(both, THETA, task).grads)
+    assert not np.any(model_grads(both, THETA, task).grads)
 
 
 # -- Contract ---------------------------------------------------------------------------

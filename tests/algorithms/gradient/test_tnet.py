@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bench import CE, INNER, close, differs, grads_of, wide_blobs
+from bench import CE, INNER, close, differs, grads_of, model_grads, of, wide_blobs
 from tiny import INPUTS, WAYS, blob_batch, linen, one
 
 import metalearn as ml
@@ -49,7 +49,7 @@ def zetas_of(value):
 
 
 def adapted(learner, params, key=None, task=0):
-    variables = ml.Variables(params=params, state={})
+    variables = params if isinstance(params, ml.Variables) else of(params)
     return learner.adapt(variables, one(wide_blobs(), task).support, key=key)
 
 
@@ -77,8 +77,8 @@ def test_identity_matrices_are_maml(x64):
         num_steps=2,
         task_chunk=9,
     )
-    expected = grads_of(maml, weights(plain_params), wide_blobs()).grads
-    found = weights(grads_of(learner_of(), params, wide_blobs()).grads)
+    expected = model_grads(maml, weights(plain_params), wide_blobs()).grads
+    found = weights(model_grads(learner_of(), params, wide_blobs()).grads)
     close(found["TDense_0"], expected["Dense_0"])
     close(found["head"], expected["head"])
 
@@ -90,7 +90,7 @@ def test_only_kernels_and_biases_move(x64):
     for layer in ("TDense_0", "head"):
         for name in ("kernel", "bias"):
             assert differs(after[layer][name], params[layer][name], least=1e-6)
-    grads = grads_of(learner_of(), params, wide_blobs()).grads
+    grads = model_grads(learner_of(), params, wide_blobs()).grads
     assert all(np.any(g) for g in jax.tree.leaves(transforms(grads)))
 
 
@@ -98,8 +98,8 @@ def test_norms_do_not_adapt():
     learner = t_net(model_of(norm="layer"), CE, optax.sgd(INNER), task_chunk=8)
     variables = learner.init(jax.random.key(0), one(blob_batch()))
     after = learner.adapt(variables, one(blob_batch()).support).params
-    close(after["Norm_0"], variables.params["Norm_0"], rtol=0)
-    assert differs(after["TDense_0"]["bias"], variables.params["TDense_0"]["bias"])
+    close(after["Norm_0"], variables.params["model"]["Norm_0"], rtol=0)
+    assert differs(after["TDense_0"]["bias"], variables.params["model"]["TDense_0"]["bias"])
 
 
 def test_a_step_moves_the_composite_by_the_metric(x64):
@@ -166,35 +166,33 @@ def test_tnet_conv4_starts_as_conv4():
 
 def test_full_masks_are_t_net(x64):
     params = params_of()
-    expected = grads_of(learner_of(), params, wide_blobs()).grads
-    found = grads_of(
-        learner_of(mt_net), {"model": params, "inner": zetas_of(60.0)}, wide_blobs()
-    )
+    expected = model_grads(learner_of(), params, wide_blobs()).grads
+    found = grads_of(learner_of(mt_net), of(params, inner=zetas_of(60.0)), wide_blobs())
     close(found.grads["model"], expected)
     close(found.metrics["mask/active"], np.ones(3))
 
 
 @pytest.mark.parametrize("opt", [optax.sgd(INNER), optax.adamw(INNER, eps_root=1e-8)])
 def test_empty_masks_let_nothing_adapt(x64, opt):
-    params = {"model": params_of(), "inner": zetas_of(-60.0)}
+    params = of(params_of(), inner=zetas_of(-60.0))
     after = adapted(learner_of(mt_net, opt), params, jax.random.key(0))
     close(after.params, params_of(), rtol=0)
 
 
 def test_one_mask_of_units_holds_for_all_steps(x64):
-    params, key = {"model": params_of(), "inner": zetas_of(0.0)}, jax.random.key(4)
+    params, key = of(params_of(), inner=zetas_of(0.0)), jax.random.key(4)
     after = adapted(learner_of(mt_net, num_steps=3), params, key)
     masks = after.info
     assert 0 < np.concatenate(jax.tree.leaves(masks)).mean() < 1
     for layer, mask in masks.items():
         for name in ("kernel", "bias"):
-            moved = after.params[layer][name] - params["model"][layer][name]
+            moved = after.params[layer][name] - params.params["model"][layer][name]
             moved = np.any(np.abs(moved.reshape(-1, mask.size)) > 1e-12, axis=0)
             assert not np.any(moved & (mask == 0))
             if name == "bias":
                 assert np.array_equal(moved, mask == 1)
 
-    support, phi = one(wide_blobs()).support, params["model"]
+    support, phi = one(wide_blobs()).support, params.params["model"]
     net = model_of()
     for _ in range(3):
         grads = jax.grad(
@@ -215,7 +213,7 @@ def test_one_mask_of_units_holds_for_all_steps(x64):
 
 
 def test_masks_differ_between_tasks_and_repeat_with_the_key(x64):
-    params = {"model": params_of(), "inner": zetas_of(0.0)}
+    params = of(params_of(), inner=zetas_of(0.0))
     learner = learner_of(mt_net)
     found = [grads_of(learner, params, wide_blobs()) for _ in range(2)]
     close(found[0].grads, found[1].grads, rtol=0)
@@ -239,7 +237,7 @@ def test_draws_are_binary_with_the_slope_of_the_relaxed_draw(x64):
 
 
 def test_mean_masks_need_no_key(x64):
-    params = {"model": params_of(), "inner": zetas_of(0.4)}
+    params = of(params_of(), inner=zetas_of(0.4))
     learner = learner_of(mt_net, test_mask="mean", num_steps=1)
     after = adapted(learner, params)
     close(after.info, jax.tree.map(jax.nn.sigmoid, zetas_of(0.4)))

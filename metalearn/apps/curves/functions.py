@@ -10,24 +10,23 @@ import jax
 import jax.numpy as jnp
 
 from metalearn import models
+from metalearn.algorithms.registry import parameters
 from metalearn.apps import plots
-from metalearn.apps.base import GRADIENT_BASED, Recipe, Record
-from metalearn.apps.learners import gradient_learner
+from metalearn.apps.base import DataRecord, Predictor
+from metalearn.apps.learners import Learner
 from metalearn.core import losses
-from metalearn.core.learner import MetaLearner
-from metalearn.core.model import Variables, from_linen
+from metalearn.core.model import from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.tasks import families, function_families, sinusoid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SinusoidRecipe(Recipe):
+class Curves:
     """Few-shot regression of functions of one variable.
 
     Attributes:
       functions: "sinusoid" (Finn et al. 2017, section 5.1), or "families": sines, lines,
         quadratics and cubics (Yao et al. 2019, section 5.1).
-      algorithm: The learner.
       shots: Support points in training.
       queries: Query points in training; reptile trains on both together.
       eval_shots: Support points at validation and test; as in training if None.
@@ -38,7 +37,6 @@ class SinusoidRecipe(Recipe):
     kind: ClassVar[str] = "sinusoid"
     metric: ClassVar[str] = "query/loss"
     light: ClassVar[bool] = True
-    algorithm: Literal[*GRADIENT_BASED, "no_adaptation"] = "maml"
     functions: Literal["sinusoid", "families"] = "sinusoid"
     shots: int = 10
     queries: int = 10
@@ -48,9 +46,33 @@ class SinusoidRecipe(Recipe):
 
     @property
     def test_shots(self) -> int:
+        """Support points at validation and test."""
         return self.shots if self.eval_shots is None else self.eval_shots
 
-    def load_data(self, data_dir: str | None, parts: tuple[str, ...] = ()) -> None:
+    def unread(self, learner: Learner) -> dict[str, str]:
+        """Fields that these settings leave idle: none."""
+        del learner
+        return {}
+
+    def check(self, learner: Learner) -> None:
+        """Refuses a learner of classes.
+
+        Raises:
+          ValueError: names the learner and the remedy.
+        """
+        taken = parameters(learner.record.build)
+        if "model" not in taken or "loss_fn" not in taken:
+            raise ValueError(
+                f"{learner.name} classifies and does not regress curves; expected a "
+                "learner of a model and a loss, such as maml."
+            )
+
+    def load(self, data_dir: str | None, parts: tuple[str, ...] = ()) -> None:
+        """Nothing, for functions are made on the fly.
+
+        Raises:
+          ValueError: a folder was given.
+        """
         del parts
         if data_dir is not None:
             raise ValueError(
@@ -58,18 +80,21 @@ class SinusoidRecipe(Recipe):
                 "fly. Leave it out."
             )
 
-    def describe_data(self, data: Any) -> Record:
+    def describe(self, data: Any) -> DataRecord:
+        """Name of the functions."""
         del data
         return {"name": self.functions}
 
     def tasks(self, data: Any, part: str) -> TaskSampler:
+        """Tasks of "train", "validation" or "test"."""
         del data
         make = {"sinusoid": sinusoid, "families": function_families}[self.functions]
         if part == "train":
             return make(self.shots, self.queries)
         return make(self.test_shots, self.eval_queries)
 
-    def example(self, record: Record) -> Task:
+    def example(self, record: DataRecord) -> Task:
+        """A training task of zeros, for shapes."""
         del record
 
         def examples(num: int) -> Examples:
@@ -77,39 +102,24 @@ class SinusoidRecipe(Recipe):
 
         return Task(support=examples(self.shots), query=examples(self.queries))
 
-    def learner(self, record: Record) -> MetaLearner:
-        del record
-        return self._build(evaluating=False)
+    def offers(
+        self, learner: Learner, record: DataRecord, *, evaluating: bool
+    ) -> dict[str, Any]:
+        """Arguments for the constructor of a learner."""
+        del record, evaluating
+        network = learner.record.networks.get("mlp", models.MLP)(1, widths=self.widths)
+        return {"model": from_linen(network), "loss_fn": losses.mse}
 
-    def evaluation_learner(
-        self, record: Record, *, steps: int | None = None
-    ) -> MetaLearner:
-        del record
-        return self._build(evaluating=True, steps=steps)
-
-    def draw_episode(
-        self, path: Path, record: Record, data: Any, variables: Variables
-    ) -> None:
+    def draw(self, path: Path, record: DataRecord, data: Any, predictor: Predictor) -> None:
+        """Writes a picture of three test tasks before and after adaptation."""
         x = jnp.linspace(-5, 5, 200)[:, None]
         panels = []
         for number in range(3):
-            task = self.test_task(data, number)
-            before = self.predict_before(record, variables, task, x)
-            after = self.predict(record, variables, task, x)
+            task = predictor.task(number)
+            before, after = predictor.before(task, x), predictor.after(task, x)
             panels.append((task, curve(task, x), before, after))
-        title = f"Three test tasks ({self.algorithm}, {self.test_shots} points)"
+        title = f"Three test tasks ({predictor.learner}, {self.test_shots} points)"
         plots.curve_episodes(path, x, panels, title=title)
-
-    def _build(self, *, evaluating: bool, steps: int | None = None) -> MetaLearner:
-        network = {
-            "cavia": models.ContextMLP,
-            "t_net": models.TNetMLP,
-            "mt_net": models.TNetMLP,
-            "warpgrad": models.WarpMLP,
-        }.get(self.algorithm, models.MLP)(1, widths=self.widths)
-        return gradient_learner(
-            self, from_linen(network), losses.mse, evaluating=evaluating, steps=steps
-        )
 
 
 def curve(task: Task, x: jax.Array) -> jax.Array:

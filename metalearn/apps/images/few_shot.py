@@ -12,61 +12,48 @@ import jax.numpy as jnp
 from metalearn import data as image_data
 from metalearn import models
 from metalearn import tasks as task_samplers
-from metalearn.algorithms.metric import protonet
+from metalearn.algorithms.registry import parameters
 from metalearn.apps import plots
-from metalearn.apps.base import GRADIENT_BASED, Recipe, Record
-from metalearn.apps.learners import gradient_learner
+from metalearn.apps.base import DataRecord, Predictor
+from metalearn.apps.learners import Learner
 from metalearn.core import losses
-from metalearn.core.learner import MetaLearner
-from metalearn.core.model import Model, Variables, from_linen
+from metalearn.core.model import Model, from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.data.few_shot import few_shot
 
 ALL_PARTS = ("train", "validation", "test")
-ALGORITHMS = (
-    *(a for a in GRADIENT_BASED if a not in ("hsml", "mumomaml")),
-    *("protonet", "no_adaptation"),
-)
-# Learners that need layers of their own in the network.
-CONV4 = {
-    "cavia": models.FilmConv4,
-    "t_net": models.TNetConv4,
-    "mt_net": models.TNetConv4,
-    "warpgrad": models.WarpConv4,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageRecipe(Recipe):
+class FewShotImages:
     """Few-shot image classification with a convolutional network.
 
     Attributes:
-      algorithm: The learner.
       dataset: What `metalearn data list` shows, "folder:PATH" or "tfds:NAME".
       split: Which split of the classes, for sets that have several.
       image_size: Side that images are resized to, for sets that can.
-      shrink: Sides are divided by this; a pixel becomes the mean of a square.
+      shrink: Divisor of the sides; a pixel becomes the mean of a square.
       train_classes: Classes that meta-training sees, before rotations; all if None.
       channels: 1 for grey, 3 for colour, for sets that can convert.
-      ambiguous_styles: As many as ways: shows each class of a support set in one of them,
-        and labels queries by class or by style; see `metalearn.tasks.ambiguous`.
+      ambiguous_styles: As many styles as ways: a support set shows each class in one of
+        them, and queries are labelled by class or by style; see
+        `metalearn.tasks.ambiguous`.
       ways: Classes of a training task.
       shots: Support examples of a class in training.
       queries: Query examples of a class in training; reptile trains on both together.
       eval_ways: Classes of a validation or test task; as in training if None.
       eval_shots: Support examples of a class there; as in training if None.
       eval_queries: Query examples of a class there.
-      model: The network.
+      model: Network.
       width: Channels of its first block; those of resnet12 double from block to block.
       norm: Normalisation layers.
-      norm_policy: Which statistics batch norm uses; the learner's own default if None.
-      downsample: conv4: halves the sides by strided convolution or max-pooling.
-      scale: protonet: multiplies the squared distances.
+      downsample: How conv4 halves the sides: by strided convolution or max-pooling.
+      embedding: Length of the features of an image, for learners that embed a task.
     """
 
     kind: ClassVar[str] = "images"
     metric: ClassVar[str] = "query/accuracy"
-    algorithm: Literal[*ALGORITHMS] = "maml"
+    light: ClassVar[bool] = False
     dataset: str = "glyphs"
     split: str | None = None
     image_size: int | None = None
@@ -83,50 +70,59 @@ class ImageRecipe(Recipe):
     model: Literal["conv4", "resnet12"] = "conv4"
     width: int = 64
     norm: Literal["batch", "group", "layer", "none"] = "batch"
-    norm_policy: Literal["support", "batch", "running", "per_step"] | None = None
     downsample: Literal["stride", "pool"] = "pool"
-    scale: float = 1.0
+    embedding: int = 32
 
     @property
     def test_ways(self) -> int:
+        """Classes of a validation or test task."""
         return self.ways if self.eval_ways is None else self.eval_ways
 
     @property
     def test_shots(self) -> int:
+        """Support examples of a class there."""
         return self.shots if self.eval_shots is None else self.eval_shots
 
-    @property
-    def has_fixed_head(self) -> bool:
-        """Whether the number of logits is learned and cannot grow at test."""
-        return self.algorithm not in ("protonet", "fine_tune")
-
-    def unread(self) -> dict[str, str]:
-        idle = super().unread()
-        if self.algorithm != "protonet":
-            idle["scale"] = "algorithm protonet"
-        if self.norm != "batch":
-            idle["norm_policy"] = "norm batch"
+    def unread(self, learner: Learner) -> dict[str, str]:
+        """Fields that these settings leave idle, and what would read each."""
+        idle = {}
         if self.model != "conv4":
-            idle["downsample"] = "model conv4"
+            idle["downsample"] = "app.model conv4"
+        if not embeds(learner):
+            idle["embedding"] = "learners that embed a task"
         return idle
 
-    def check(self) -> None:
-        super().check()
+    def check(self, learner: Learner) -> None:
+        """Refuses settings that do not go together.
+
+        Raises:
+          ValueError: names the setting and the remedy.
+        """
         for name in ("ways", "test_ways"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 2 or more.")
-        if self.has_fixed_head and self.test_ways > self.ways:
+        if learner.record.fixed_head and self.test_ways > self.ways:
             raise ValueError(
                 f"{self.test_ways}-way tasks need {self.test_ways} logits, but the head "
-                f"of {self.algorithm} is trained with {self.ways}. Train with "
-                f"--ways {self.test_ways}, or use protonet or fine_tune, which fit any "
-                "number of ways."
+                f"of {learner.name} is trained with {self.ways}. Train with "
+                f"--app.ways {self.test_ways}, or choose a learner that fits any number of "
+                "ways, such as a metric one."
             )
-        if self.model != "conv4" and self.algorithm in CONV4:
+        if self.model != "conv4" and "conv4" in learner.record.networks:
             raise ValueError(
-                f"model is {self.model!r} with {self.algorithm}, whose layers only conv4 "
+                f"model is {self.model!r} with {learner.name}, whose layers only conv4 "
                 "has here. Leave it at conv4."
             )
+        policy = getattr(learner, "norm", None)
+        default = None if learner.record is None else own_default(learner, "norm")
+        if self.norm != "batch" and policy != default:
+            raise ValueError(
+                f"learner.norm={policy!r} has no effect with the other settings: it is "
+                f"read by app.norm batch. Leave it at {default!r}."
+            )
+        self._check_styles()
+
+    def _check_styles(self) -> None:
         styles = self.ambiguous_styles
         if styles and not len(set(styles)) == len(styles) == self.ways == self.test_ways:
             raise ValueError(
@@ -138,20 +134,9 @@ class ImageRecipe(Recipe):
                 f"ambiguous_styles has {sorted(unknown)}; expected some of "
                 f"{', '.join(task_samplers.STYLES)}."
             )
-        steps = self.eval_inner_steps
-        if self.norm_policy == "per_step" and steps not in (None, self.inner_steps):
-            raise ValueError(
-                f"eval_inner_steps={steps} with norm_policy='per_step', which keeps "
-                f"statistics for inner_steps={self.inner_steps}. Leave it out."
-            )
-        if self.algorithm == "protonet" and self.norm_policy not in (
-            *(None, "running", "batch"),
-        ):
-            raise ValueError(
-                f"norm_policy is {self.norm_policy!r}; protonet knows running and batch."
-            )
 
-    def load_data(self, data_dir: str | None, parts: tuple[str, ...] = ALL_PARTS) -> Any:
+    def load(self, data_dir: str | None, parts: tuple[str, ...] = ALL_PARTS) -> Any:
+        """The data set with these parts."""
         options = {
             "split": self.split,
             "image_size": self.image_size,
@@ -169,7 +154,8 @@ class ImageRecipe(Recipe):
             data = image_data.fewer_classes(data, self.train_classes)
         return data
 
-    def describe_data(self, data: Any) -> Record:
+    def describe(self, data: Any) -> DataRecord:
+        """What the run remembers of the data."""
         train = data.parts.get("train")
         turns = 4 if train is not None and train.rotations else 1
         return {
@@ -190,6 +176,7 @@ class ImageRecipe(Recipe):
         }
 
     def tasks(self, data: Any, part: str) -> TaskSampler:
+        """Tasks of "train", "validation" or "test"."""
         training = part == "train"
         ways = self.ways if training else self.test_ways
         shots = self.shots if training else self.test_shots
@@ -204,7 +191,9 @@ class ImageRecipe(Recipe):
             return tasks
         return task_samplers.ambiguous(tasks, self.ambiguous_styles)
 
-    def example(self, record: Record) -> Task:
+    def example(self, record: DataRecord) -> Task:
+        """A training task of zeros, for shapes."""
+
         def examples(per_class: int) -> Examples:
             num = self.ways * per_class
             x = jnp.zeros((num, *record["image_shape"]))
@@ -213,69 +202,64 @@ class ImageRecipe(Recipe):
         info = {"class_ids": jnp.zeros((self.ways,), jnp.int32)}
         return Task(support=examples(self.shots), query=examples(self.queries), info=info)
 
-    def learner(self, record: Record) -> MetaLearner:
-        return self._build(record, evaluating=False)
+    def offers(
+        self, learner: Learner, record: DataRecord, *, evaluating: bool
+    ) -> dict[str, Any]:
+        """Arguments for the constructor of a learner."""
+        fixed = learner.record.fixed_head
+        network = self._network(learner, self.ways if fixed else None)
+        found = {
+            "model": network,
+            "encoder": network,
+            "loss_fn": losses.cross_entropy,
+            "num_ways": self.ways if fixed or not evaluating else self.test_ways,
+            "num_classes": record.get("num_classes"),
+            "mask_absent_classes": fixed and evaluating and self.test_ways < self.ways,
+        }
+        if embeds(learner):
+            embedding = models.Conv4(
+                self.embedding, width=self.width, norm="none", downsample="stride"
+            )
+            found["features"] = from_linen(embedding)
+        return found
 
-    def evaluation_learner(
-        self, record: Record, *, steps: int | None = None
-    ) -> MetaLearner:
-        return self._build(record, evaluating=True, steps=steps)
-
-    def draw_episode(
-        self, path: Path, record: Record, data: Any, variables: Variables
-    ) -> None:
-        task = self.test_task(data)
-        before = self.predict_before(record, variables, task, task.query.x)
-        after = self.predict(record, variables, task, task.query.x)
+    def draw(self, path: Path, record: DataRecord, data: Any, predictor: Predictor) -> None:
+        """Writes a picture of one meta-test task before and after adaptation."""
+        task = predictor.task(0)
         plots.image_episode(
             path,
             task,
-            before,
-            after,
-            title=f"One meta-test task of {data.name} ({self.algorithm})",
+            predictor.before(task, task.query.x),
+            predictor.after(task, task.query.x),
+            title=f"One meta-test task of {data.name} ({predictor.learner})",
             names=self._class_names(data, task),
         )
 
     def _class_names(self, data: Any, task: Task) -> list[str]:
         return names_of(data.part("test"), task)
 
-    def _build(
-        self, record: Record, *, evaluating: bool, steps: int | None = None
-    ) -> MetaLearner:
-        norm = self.norm_policy if self.norm == "batch" else None
-        if self.algorithm == "protonet":
-            return protonet(
-                self._network(None),
-                num_ways=max(self.ways, self.test_ways),
-                scale=self.scale,
-                task_chunk=self.task_chunk,
-                **({} if norm is None else {"norm": norm}),
-            )
-        head = {}
-        if self.algorithm == "fine_tune":
-            head = {"num_classes": record["num_classes"], "num_ways": self.test_ways}
-        return gradient_learner(
-            self,
-            self._network(self.ways if self.has_fixed_head else None),
-            losses.cross_entropy,
-            evaluating=evaluating,
-            steps=steps,
-            norm=norm,
-            fewer_ways=evaluating and self.test_ways < self.ways,
-            **head,
-        )
-
-    def _network(self, num_outputs: int | None) -> Model:
+    def _network(self, learner: Learner, num_outputs: int | None) -> Model:
         if self.model == "resnet12":
             widths = tuple(self.width * 2**i for i in range(4))
             network = models.ResNet12(
                 num_outputs, widths=widths, global_pool=True, drop_rate=0, norm=self.norm
             )
         else:
-            network = CONV4.get(self.algorithm, models.Conv4)(
+            network = learner.record.networks.get("conv4", models.Conv4)(
                 num_outputs, width=self.width, norm=self.norm, downsample=self.downsample
             )
         return from_linen(network)
+
+
+def embeds(learner: Learner) -> bool:
+    """Whether the learner sees an image as a vector, from which it embeds a task."""
+    return "features" in parameters(learner.record.build)
+
+
+def own_default(learner: Learner, name: str) -> Any:
+    """Default of a setting of a learner; `None` if it does not have the setting."""
+    fields = {field.name: field.default for field in dataclasses.fields(learner)}
+    return fields.get(name)
 
 
 def names_of(classes: Any, task: Task) -> list[str]:

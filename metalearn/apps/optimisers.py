@@ -1,0 +1,116 @@
+"""Optimisers of the inner and the outer loop as records of settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimiser:
+    """An optimiser of the inner loop.
+
+    Attributes:
+      name: Which optax optimiser.
+      rate: Learning rate.
+      b1: Decay of the first moment of adam; Reptile's paper uses 0.
+      eps_root: Number under the square root of adam, without which the second derivative
+        is infinite where a gradient is zero.
+    """
+
+    name: Literal["sgd", "adam"] = "sgd"
+    rate: float = 0.01
+    b1: float = 0.9
+    eps_root: float = 1e-8
+
+    def build(self) -> optax.GradientTransformation:
+        """The optax transformation."""
+        if self.name == "sgd":
+            return optax.sgd(self.rate)
+        return optax.adam(self.rate, b1=self.b1, eps_root=self.eps_root)
+
+    def unread(self) -> dict[str, str]:
+        """Fields that the others leave idle, and what would read each."""
+        return {} if self.name == "adam" else dict.fromkeys(("b1", "eps_root"), "name adam")
+
+
+def sgd(rate: float) -> Optimiser:
+    """Gradient descent."""
+    return Optimiser("sgd", rate)
+
+
+def adam(rate: float, b1: float = 0.9, eps_root: float = 1e-8) -> Optimiser:
+    """Adam, with finite second derivatives."""
+    return Optimiser("adam", rate, b1, eps_root)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outer:
+    """The outer optimiser, its schedule and its clipping.
+
+    Attributes:
+      name: "adam", or "sgd" as Reptile uses it.
+      rate: Learning rate at the start.
+      schedule: How the rate falls over the steps.
+      halve_every: Steps between halvings of the schedule "halving".
+      clip: Largest global norm of the meta-gradient; no clipping if None.
+    """
+
+    name: Literal["adam", "sgd"] = "adam"
+    rate: float = 2e-3
+    schedule: Literal["cosine", "constant", "linear", "halving"] = "cosine"
+    halve_every: int = 2000
+    clip: float | None = None
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The optax transformation for a training of so many outer steps."""
+        rate = {
+            "constant": lambda: optax.constant_schedule(self.rate),
+            "cosine": lambda: optax.cosine_decay_schedule(self.rate, steps),
+            "linear": lambda: optax.linear_schedule(self.rate, 0.0, steps),
+            "halving": lambda: optax.exponential_decay(
+                self.rate, self.halve_every, 0.5, staircase=True
+            ),
+        }[self.schedule]()
+        return clipped({"adam": optax.adam, "sgd": optax.sgd}[self.name](rate), self.clip)
+
+    def unread(self) -> dict[str, str]:
+        """Fields that the others leave idle, and what would read each."""
+        return {} if self.schedule == "halving" else {"halve_every": "schedule halving"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnOuter:
+    """An outer optimiser that belongs to a learner; a subclass has its own settings.
+
+    Attributes:
+      direction: What the learned rate multiplies: adam's direction or the gradient.
+      clip: Largest global norm of the meta-gradient; no clipping if None.
+    """
+
+    constructor: ClassVar[Any]
+    direction: Literal["adam", "sgd"] = "adam"
+    clip: float | None = None
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The optax transformation; its rates know no number of steps."""
+        del steps
+        shared = [field.name for field in dataclasses.fields(OwnOuter)]
+        own = {k: v for k, v in vars(self).items() if k not in shared}
+        inner = optax.scale_by_adam() if self.direction == "adam" else None
+        return clipped(type(self).constructor(**own, inner=inner), self.clip)
+
+    def unread(self) -> dict[str, str]:
+        """Fields that the others leave idle: none."""
+        return {}
+
+
+def clipped(
+    opt: optax.GradientTransformation, clip: float | None
+) -> optax.GradientTransformation:
+    """The optimiser after a clipping by global norm, or alone."""
+    if clip is None:
+        return opt
+    return optax.chain(optax.clip_by_global_norm(clip), opt)

@@ -1,0 +1,97 @@
+"""Judgement while training runs: when, on which tasks, and by which number."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+
+from metalearn.core import mesh, metrics
+from metalearn.core.learner import MetaLearner
+from metalearn.core.model import Variables
+from metalearn.core.task import Tasks, TaskSampler, as_tasks
+from metalearn.core.types import LossFn
+from metalearn.training.evaluation import check_task, evaluate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validation:
+    """How training is judged while it runs, on classes held back for that.
+
+    Attributes:
+      tasks: Sampler over meta-validation classes; never meta-test ones.
+      learner: Learner whose `adapt` and `predict` are used; the trained one when `None`.
+      loss_fn: Loss of one task, as in `evaluate`.
+      num_tasks: Number of tasks of each validation, always the same ones.
+      every: Steps between validations; there is one after the last step as well.
+      metric: Name of the number that decides.
+      patience: Validations without improvement after which training stops; `None` never.
+      seed: Seed of the validation tasks.
+      higher_is_better: Whether more of `metric` is better; `None` for the metrics of
+        `ml.metrics.HIGHER_IS_BETTER`, which says it.
+
+    Raises:
+      ValueError: nothing says whether more of `metric` is better.
+    """
+
+    tasks: Tasks
+    learner: MetaLearner | None = None
+    loss_fn: LossFn | None = None
+    num_tasks: int = 200
+    every: int = 500
+    metric: str = "query/accuracy"
+    patience: int | None = None
+    seed: int = 0
+    higher_is_better: bool | None = None
+
+    def __post_init__(self):
+        metrics.higher_is_better(self.metric, self.higher_is_better)
+
+    def improves(self, value: float, best: float | None) -> bool:
+        """Whether a value is better than the best so far; never if it is no number."""
+        if not math.isfinite(value):
+            return False
+        if best is None:
+            return True
+        more = metrics.higher_is_better(self.metric, self.higher_is_better)
+        return value > best if more else value < best
+
+    def measure(self, variables: Variables) -> dict[str, float]:
+        """Means over the validation tasks, as `evaluate` names them.
+
+        The learner has to be known by now; see `prepared`.
+        """
+        result = evaluate(
+            self.learner,
+            variables,
+            self.tasks,
+            self.loss_fn,
+            num_tasks=self.num_tasks,
+            key=jax.random.key(self.seed),
+        )
+        return {name: float(values.mean()) for name, values in result.values.items()}
+
+
+def prepared(
+    validation: Validation, learner: MetaLearner, variables: Variables
+) -> Validation:
+    """The same with its learner, and with data that need not travel at each validation.
+
+    Looks at one validation task now, so that training does not end in its error.
+
+    Raises:
+      ValueError: bad data, or the metric is not reported.
+    """
+    tasks = as_tasks(validation.tasks)
+    if isinstance(tasks, TaskSampler):
+        tasks = tasks._replace(data=mesh.everywhere(tasks.data))
+    learner = validation.learner or learner
+    first = tasks.first(jax.random.key(validation.seed))
+    reported = check_task(learner, variables, first, validation.loss_fn)
+    if validation.metric not in reported:
+        raise ValueError(
+            f"validation metric {validation.metric!r} is not reported; there are "
+            f"{sorted(reported)}."
+        )
+    return dataclasses.replace(validation, tasks=tasks, learner=learner)

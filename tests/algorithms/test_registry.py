@@ -1,0 +1,43 @@
+"""Every learner of the registry against the conformance suite."""
+
+import optax
+import pytest
+from tiny import WAYS, blob_batch, linen, sine_batch
+
+import metalearn as ml
+from metalearn.algorithms import registry
+from metalearn.testing import check_learner
+
+
+def tiny_learner(record, **settings):
+    """A small instance of a learner, and tasks for it."""
+    outputs = 1 if record.curves else WAYS if record.fixed_head else None
+    if "mlp" in record.networks:
+        model = ml.from_linen(record.networks["mlp"](outputs, widths=(5,)))
+    elif record.curves:
+        model = ml.from_linen(ml.models.MLP(outputs, widths=(5,)))
+    else:
+        model = linen(outputs)
+    offers = {
+        "model": model,
+        "encoder": model,
+        "loss_fn": ml.losses.mse if record.curves else ml.losses.cross_entropy,
+        "inner_opt": optax.sgd(0.1),
+        "opt": optax.sgd(0.1),
+        "num_ways": WAYS,
+        "num_classes": None if record.fixed_head else WAYS + 1,
+        "task_chunk": 8,
+    }
+    learner = record.make(offers, **{**record.tiny, **settings})
+    return learner, sine_batch() if record.curves else blob_batch()
+
+
+@pytest.mark.parametrize("record", registry.RECORDS, ids=lambda record: record.name)
+def test_learner_keeps_the_contract(record):
+    learner, tasks = tiny_learner(record)
+    check_learner(learner, tasks, **record.traits)
+
+
+def test_unknown_learner_suggests():
+    with pytest.raises(ValueError, match="Did you mean maml"):
+        registry.find("mamal")
