@@ -27,7 +27,7 @@ from metalearn.core.task import Examples, Task, concatenate, take
 from metalearn.core.types import Array, Key, PyTree
 
 PADDING = 2  # rows added to every set
-GARBAGE = 100.0  # what they hold
+GARBAGE = 100.0  # value of the added rows; finite, as the contract asks of masked rows
 
 
 def check_learner(
@@ -42,23 +42,25 @@ def check_learner(
     with_chunk: Callable[[int], MetaLearner] | None = None,
     tolerance: float = 1e-4,
 ) -> None:
-    """Holds a learner against the contract of `MetaLearner` and what it declares.
+    """Tests a learner against the contract of `MetaLearner` and the declared properties.
 
-    Argument names, shapes, structures, dtypes; works under `jit`, `vmap` and `scan`,
-    compiles once; finite gradients; equal results for equal keys; the properties below.
+    The checks cover argument names, shapes, structures and dtypes. The learner has to work
+    under `jit`, `vmap` and `scan`, compile once, give finite gradients, and give equal
+    results for equal keys. The properties are those of the arguments below.
 
     Args:
-      learner: What to check; keep its network tiny, five programs are compiled.
+      learner: Learner to check. Five programs are compiled, so keep the network tiny.
       tasks: A batch of at least two tasks, all rows valid, `[T, N, ...]`.
-      key: Of initialisation and adaptation; a fixed one when `None`.
-      order_invariant: The order of the support examples does not matter.
-      relabelling: Renaming the classes of the support set renames the outputs. True for
-        metric learners, False where each output has weights of its own.
-      transductive: The prediction of a query depends on the other queries.
-      padding_invariant: Masked rows change neither outputs nor the meta-gradient. False
-        only for learners whose random draws depend on the number of rows.
-      with_chunk: `task_chunk -> learner`; the estimates have to agree.
-      tolerance: Relative to the largest number compared.
+      key: Key of initialisation and adaptation; a fixed one when `None`.
+      order_invariant: Whether the order of the support examples does not matter.
+      relabelling: Whether renaming the classes of the support set renames the outputs. True
+        for metric learners, False if each output has weights of its own.
+      transductive: Whether the prediction of a query depends on the other queries.
+      padding_invariant: Whether masked rows change neither the outputs nor the
+        meta-gradient. False only for learners whose random draws depend on the number of
+        rows.
+      with_chunk: Function `task_chunk -> learner`; the estimates have to agree.
+      tolerance: Largest difference, relative to the largest number compared.
 
     Raises:
       AssertionError: a check fails.
@@ -79,6 +81,7 @@ def check_learner(
     found = estimate(variables, tasks, key)
     check_estimate(found, variables, tasks)
     check_repeats(found, estimate(variables, tasks, key), "estimate")
+    # With the state of the last step, as in training: other dtypes would compile again.
     estimate(Variables(params=variables.params, state=found.state), tasks, key)
     check_compiled_once({"adapt or predict": episode, "estimate": estimate})
 
@@ -102,7 +105,7 @@ def assert_differentiable(inner_opt: optax.GradientTransformation) -> None:
     """Asserts that second-order meta-gradients through an optimiser are finite.
 
     Raises:
-      AssertionError: its update has no finite derivative where a gradient is zero.
+      AssertionError: the update has no finite derivative where a gradient is zero.
     """
     assert checks.is_differentiable(inner_opt) is not False, (
         "the update has no finite derivative where a gradient is zero, so meta-gradients "
@@ -112,7 +115,7 @@ def assert_differentiable(inner_opt: optax.GradientTransformation) -> None:
 
 
 def check_signatures(learner: MetaLearner) -> None:
-    """The functions have the arguments of the Protocols in `metalearn.core.types`."""
+    """Checks that the functions have the arguments of `metalearn.core.types`."""
     protocols = (types.InitFn, types.AdaptFn, types.PredictFn, types.EstimateFn)
     for name, protocol in zip(("init", "adapt", "predict", "estimate"), protocols):
         expected = list(inspect.signature(protocol.__call__).parameters.values())[1:]
@@ -129,7 +132,7 @@ def check_signatures(learner: MetaLearner) -> None:
 
 
 def check_init(variables: Any) -> None:
-    """`init` returns `Variables` of strongly typed arrays."""
+    """Checks that `init` returns `Variables` of strongly typed arrays."""
     assert isinstance(variables, Variables), (
         f"init returned a {type(variables).__name__}; expected ml.Variables."
     )
@@ -142,7 +145,7 @@ def check_init(variables: Any) -> None:
 
 
 def check_predictions(outputs: PyTree, query: Examples) -> None:
-    """`predict` gives finite outputs `[Q, ...]`."""
+    """Checks that `predict` gives finite outputs `[Q, ...]`."""
     num = query.mask.shape[0]
     for leaf in jax.tree.leaves(outputs):
         assert leaf.shape[:1] == (num,), (
@@ -154,7 +157,7 @@ def check_predictions(outputs: PyTree, query: Examples) -> None:
 
 
 def check_estimate(found: Any, variables: Variables, tasks: Task) -> None:
-    """`estimate` returns an `Estimate` of the shapes of the variables, all finite."""
+    """Checks that `estimate` returns a finite `Estimate` of the shapes of the variables."""
     assert isinstance(found, Estimate), (
         f"estimate returned a {type(found).__name__}; expected ml.Estimate."
     )
@@ -179,7 +182,7 @@ def check_estimate(found: Any, variables: Variables, tasks: Task) -> None:
 
 
 def check_repeats(first: PyTree, second: PyTree, name: str) -> None:
-    """Equal keys give bit-identical results."""
+    """Checks that equal keys give bit-identical results."""
     message = (
         f"{name} gave different results for the same key; draw randomness from the given "
         "key only."
@@ -188,7 +191,7 @@ def check_repeats(first: PyTree, second: PyTree, name: str) -> None:
 
 
 def check_compiled_once(functions: dict[str, _Counted]) -> None:
-    """Calls of the same shapes traced each function once."""
+    """Checks that calls of the same shapes traced each function once."""
     for name, function in functions.items():
         assert function.traces == 1, (
             f"{name} was compiled {function.traces} times for equal shapes: a dtype or "
@@ -197,7 +200,7 @@ def check_compiled_once(functions: dict[str, _Counted]) -> None:
 
 
 def check_queries(plain: dict[str, PyTree], transductive: bool, tolerance: float) -> None:
-    """`predict(all)[i] == predict(one i)` unless declared transductive."""
+    """Checks that `predict(all)[i] == predict(one i)`, unless declared transductive."""
     last = jax.tree.map(lambda leaf: leaf[-1:], plain["outputs"])
     gap, measured = _gap(last, plain["alone"]), bool(plain["measured"])
     assert transductive or (gap <= tolerance and not measured), (
@@ -210,31 +213,31 @@ def check_queries(plain: dict[str, PyTree], transductive: bool, tolerance: float
 
 
 def check_padded_outputs(plain: PyTree, padded: PyTree, tolerance: float) -> None:
-    """Masked rows of support and query change no prediction, also under `vmap`."""
+    """Checks that masked rows of both sets change no prediction, also under `vmap`."""
     message = "with masked rows: use support.mask and predict's mask in means and counts"
     _agree(plain, padded, tolerance, f"predictions change by {{}} {message}.")
 
 
 def check_padded_estimate(plain: PyTree, padded: PyTree, tolerance: float) -> None:
-    """Masked rows change no meta-gradient, also under `scan`."""
+    """Checks that masked rows change no meta-gradient, also under `scan`."""
     message = "with masked rows: use jnp.where on the inputs of sqrt, log and / as well"
     _agree(plain, padded, tolerance, f"the meta-gradient changes by {{}} {message}.")
 
 
 def check_order(plain: PyTree, other: PyTree, tolerance: float) -> None:
-    """The order of the support examples changes no prediction."""
+    """Checks that the order of the support examples changes no prediction."""
     message = "when the support set is reversed; if intended, order_invariant=False"
     _agree(plain, other, tolerance, f"predictions change by {{}} {message}.")
 
 
 def check_relabelling(plain: Array, other: Array, tolerance: float) -> None:
-    """Renaming support classes `k -> k + 1` moves the outputs alike."""
+    """Checks that renaming support classes `k -> k + 1` moves the outputs alike."""
     moved = jnp.roll(plain, 1, axis=-1)
     _agree(moved, other, tolerance, "outputs change by {} beyond a renaming of classes.")
 
 
 def check_chunks(found: Estimate, others: dict[int, Estimate], tolerance: float) -> None:
-    """Tasks handled a few at once give the estimate of all at once."""
+    """Checks that `task_chunk` does not change the estimate."""
     for chunk, other in others.items():
         message = f"with task_chunk={chunk}: split the key over tasks before chunks"
         _agree(found, other, tolerance, f"the estimate changes by {{}} {message}.")
@@ -267,12 +270,16 @@ def _episode(learner, variables, support, x, key) -> dict[str, PyTree]:
 
 
 def _variants(learner, variables, task, key) -> dict[str, PyTree]:
-    """Predictions of the padded query set after the padded support set in other orders
-    and names, by `vmap`."""
+    """Predictions of the padded query set, for several forms of the padded support set.
+
+    The support set has its own order, the reverse order, or other class names. The forms
+    are handled by one `vmap`.
+    """
     support, query = _padded(task.support), _padded(task.query)
     num = task.query.mask.shape[0]
     renamed = support.y
     if jnp.issubdtype(jnp.result_type(renamed), jnp.integer):
+        # A cyclic renaming leaves no class with its old name.
         renamed = (renamed + 1) % (jnp.max(renamed) + 1)
     sets = {
         "plain": support,
@@ -300,6 +307,7 @@ def _scanned(learner, variables, tasks, key) -> PyTree:
         found = learner.estimate(now, padded, key=key)
         return found.state, found.grads
 
+    # Two steps, because a scan refuses a state whose shapes or dtypes change.
     run = jax.jit(lambda state, keys: jax.lax.scan(step, state, keys)[1])
     grads = run(variables.state, jnp.stack([key, key]))
     return jax.tree.map(lambda leaf: leaf[0], grads)
@@ -325,11 +333,13 @@ def _agree(first: PyTree, second: PyTree, tolerance: float, message: str) -> Non
 
 
 def _gap(first: PyTree, second: PyTree) -> float:
-    """Largest difference relative to the largest number; infinite for NaN."""
+    """Largest difference, relative to the largest number; infinite for NaN."""
     worst = 0.0
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         a, b = _plain(a).astype(np.float64), _plain(b).astype(np.float64)
+        # Near zero a relative difference would be rounding error over rounding error.
         scale = max(np.abs(a).max(initial=0), 1e-3)
+        # The `initial` lets empty arrays agree.
         gap = np.abs(a - b).max(initial=0) / scale
         worst = max(worst, gap if np.isfinite(gap) else np.inf)
     return worst

@@ -1,4 +1,7 @@
-"""Every learner with every kind of model against `metalearn.testing.check_learner`."""
+"""The mechanisms with every kind of model against `metalearn.testing.check_learner`.
+
+Every learner of the registry stands in `tests/algorithms/test_registry.py`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +18,6 @@ MODELS = {"apply_fn": plain, "linen": linen, "nnx": nnx_net}
 
 def _maml(model, **options):
     return ml.maml(model(), CE, optax.sgd(0.1), num_steps=2, **options)
-
-
-def _boil(model, **options):
-    return ml.boil(model(), CE, optax.sgd(0.1), **options)
 
 
 def _reptile(model, **options):
@@ -48,10 +47,6 @@ def _features(outputs=None):
 LEARNERS = {
     "maml": (_maml, {}),
     "maml_learned_rate": (_learned_rate, {}),
-    "fomaml": (lambda m, **o: ml.fomaml(m(), CE, optax.sgd(0.1), num_steps=2, **o), {}),
-    "anil": (lambda m, **o: ml.anil(m(), CE, optax.sgd(0.1), num_steps=2, **o), {}),
-    "boil": (_boil, {}),
-    "meta_sgd": (lambda m, **o: ml.meta_sgd(m(), CE, **o), {}),
     # Adam turns the rounding of a gradient that is zero (a bias before batch norm) into
     # steps, hence the wider tolerance.
     "reptile": (_reptile, {"tolerance": 1e-3}),
@@ -80,7 +75,6 @@ LEARNERS = {
         lambda m, **o: ml.protonet(m(None), num_ways=WAYS, norm="batch", **o),
         {"transductive": True, "relabelling": True},
     ),
-    "no_adaptation": (lambda m, **o: ml.no_adaptation(m(), CE, **o), {}),
 }
 CHUNKED = ("maml", "reptile_batches", "protonet")  # the three mechanisms
 PROTOTYPES = ("protonet", "protonet_transductive")

@@ -18,7 +18,8 @@ from metalearn.core.types import PathFilter, TaskChunk
 from metalearn.inner.differentiate import Differentiation
 from metalearn.inner.norm import NormPolicy
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Options(TypedDict, total=False):
@@ -105,7 +106,7 @@ def takes_options(*, but: Sequence[str] = ()) -> Callable[[Callable[P, R]], Call
                 name, inspect.Parameter.KEYWORD_ONLY, default=default[name], annotation=kind
             )
             for name, kind in typing.get_type_hints(Options).items()
-            if name not in but
+            if name not in names.union(but)
         ]
 
         @functools.wraps(constructor)

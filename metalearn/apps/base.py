@@ -2,7 +2,7 @@
 
     Recipe(app=FewShotImages(ways=5), learner=learners.MAML(inner_opt=sgd(0.4)), steps=1500)
 
-`Application` is what a field of application exports: data, network, loss, metric, picture.
+An `Application` exports the data, network, loss, metric and picture of its field.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ from metalearn.core.task import Task, TaskSampler
 from metalearn.training.trainer import MetaTrainer, TrainState, meta_trainer
 
 DataRecord = dict[str, Any]
-"""What a run remembers of its data: plain JSON values."""
+"""Description of the data of a run: plain JSON values."""
 
 
 DEFAULT_OUTER = Outer()
 
 
 class Predictor(NamedTuple):
-    """What a picture of meta-test tasks is drawn with.
+    """Tasks and predictions for a picture of meta-test tasks.
 
     Attributes:
-      task: `number -> Task`, those that `evaluate` sees with seed 0.
-      before: `(task, x) -> outputs` before adaptation; `None` where there are none.
-      after: `(task, x) -> outputs` after adaptation.
+      task: Function `number -> Task` that gives the tasks of `evaluate` with seed 0.
+      before: Function `(task, x) -> outputs` before adaptation; the result is `None` if the
+        learner has no such outputs.
+      after: Function `(task, x) -> outputs` after adaptation.
       learner: Title of the learner.
     """
 
@@ -60,9 +61,9 @@ class Application(Protocol):
 
     Attributes:
       kind: Name in run folders.
-      metric: What validation decides by, such as "query/accuracy".
-      light: Whether tasks take microseconds and are slower when the cores of a CPU share
-        them.
+      metric: Metric by which validation decides, such as "query/accuracy".
+      light: Whether tasks take microseconds, so that sharing them among the cores of a CPU
+        makes them slower.
     """
 
     kind: ClassVar[str]
@@ -70,16 +71,16 @@ class Application(Protocol):
     light: ClassVar[bool]
 
     def check(self, learner: Learner) -> None:
-        """Raises a `ValueError` for settings that do not go together."""
+        """Raises a `ValueError` for settings that exclude one another."""
 
     def unread(self, learner: Learner) -> dict[str, str]:
-        """Fields that these settings leave idle, and what would read each."""
+        """Fields without effect, and the setting that would read each."""
 
     def load(self, data_dir: str | None, parts: tuple[str, ...]) -> Any:
         """The data set with these parts; `None` if tasks are made on the fly."""
 
     def describe(self, data: Any) -> DataRecord:
-        """What the run remembers of the data; enough to build the learner again."""
+        """Description of the data that suffices to build the learner again."""
 
     def tasks(self, data: Any, part: str) -> TaskSampler:
         """Tasks of "train", "validation" or "test"."""
@@ -93,27 +94,28 @@ class Application(Protocol):
         """Arguments for the constructor of a learner: `model`, `loss_fn`, `num_ways`..."""
 
     def draw(self, path: Path, record: DataRecord, data: Any, predictor: Predictor) -> None:
-        """Writes a picture of meta-test tasks before and after adaptation, if it can."""
+        """Writes a picture of meta-test tasks before and after adaptation, if any."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Application, learner, outer optimiser, and how long, how judged, how logged.
+    """All settings of a training run.
 
     Attributes:
       app: Field of application: data, network, loss, picture.
       learner: Settings of the learner.
       outer: Outer optimiser.
       eval_steps: Inner steps at validation and test; as in training if None.
-      steps: Outer steps.
+      steps: Number of outer steps.
       tasks_per_step: Tasks of one outer step.
-      validate_every: Steps between validations, which decide what is kept.
+      validate_every: Steps between validations, which choose the variables to keep.
       validation_tasks: Tasks of one validation.
-      patience: Validations without improvement before stopping; never if None.
+      patience: Validations without improvement until training stops; no limit if None.
       test_tasks: Tasks of the final evaluation.
       checkpoint_every: Steps between checkpoints.
       log_every: Steps between rows of metrics.jsonl.
-      nonfinite: "stop" at the first non-finite update, or "skip" and count it.
+      nonfinite: Action at an update that is not finite: "stop" the training, or "skip" and
+        count the update.
     """
 
     app: Application
@@ -131,15 +133,15 @@ class Recipe:
     nonfinite: Literal["stop", "skip"] = "stop"
 
     def build(self, record: DataRecord) -> MetaLearner:
-        """The learner as it is trained."""
+        """The learner with the settings of training."""
         return self.learner.build(self.app.offers(self.learner, record, evaluating=False))
 
     def build_judged(self, record: DataRecord, *, steps: int | None = None) -> MetaLearner:
-        """The learner as it is judged, for the same variables.
+        """The learner with the settings of evaluation, for the same variables.
 
         Args:
-          record: From `describe` of the training data.
-          steps: Inner steps in place of those of the recipe; 0: before adaptation.
+          record: Description of the training data, from `describe`.
+          steps: Inner steps in place of those of the recipe; 0 means before adaptation.
         """
         steps = self.eval_steps if steps is None else steps
         changes = {} if steps is None else self.learner.steps(steps)
@@ -156,6 +158,7 @@ class Recipe:
 
     def state_like(self, record: DataRecord) -> TrainState:
         """Shapes and dtypes of the training state, to restore a checkpoint into."""
+        # Shapes only: a network is not initialised to find out what a checkpoint holds.
         example = jax.eval_shape(lambda: self.app.example(record))
         return jax.eval_shape(self.trainer(record).init, jax.random.key(0), example)
 
@@ -164,6 +167,8 @@ class Recipe:
         sampler = self.app.tasks(data, "test")
 
         def task(number: int) -> Task:
+            # The key that `evaluate` gives to task `number`, so the picture shows a judged
+            # task.
             key = jax.random.split(jax.random.fold_in(jax.random.key(0), number), 3)[0]
             return jax.jit(sampler.sample)(sampler.data, key)
 
@@ -186,7 +191,8 @@ class Recipe:
         """Refuses values out of range and settings without effect.
 
         Raises:
-          ValueError: names the field, its value and the remedy.
+          ValueError: a setting is wrong; the message names the field, the value and the
+            remedy.
         """
         parts = {"app": self.app, "outer": self.outer}
         top = {k: v for k, v in vars(self).items() if k not in (*parts, "learner")}
@@ -197,6 +203,7 @@ class Recipe:
         if self.eval_steps is not None:
             self.learner.steps(self.eval_steps)
             trained = getattr(self.learner, "num_steps", None)
+            # Every inner step has its own averages, so further steps would have none.
             if self._per_step() and trained != self.eval_steps:
                 raise ValueError(
                     f"eval_steps={self.eval_steps} with learner.norm='per_step', which "
@@ -215,7 +222,7 @@ class Recipe:
         self.app.check(self.learner)
 
     def _check_learner(self) -> None:
-        """Words and the inner optimiser; ranges are for the constructor to refuse."""
+        """Checks words and the inner optimiser; the constructor checks ranges."""
         kinds = hints(type(self.learner))
         for field in dataclasses.fields(self.learner):
             value, name = getattr(self.learner, field.name), f"learner.{field.name}"
@@ -241,17 +248,18 @@ class Recipe:
         """The inverse of `settings`.
 
         Args:
-          settings: From `settings`.
+          settings: Result of `settings`.
           kinds: Applications by their kinds.
 
         Raises:
-          ValueError: there is a field that this version does not know.
+          ValueError: the settings have a field that this version does not know.
         """
         rest = dict(settings)
         app = dict(rest.pop("app"))
         learner = learners.read_json(rest.pop("learner"))
         own = learners.own_outer(learner.record)
         outer = rest.pop("outer")
+        # Only `Outer` has a schedule, which tells the two kinds of outer optimiser apart.
         kind = own if own is not None and "schedule" not in outer else Outer
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(rest.keys() - known):
@@ -268,9 +276,9 @@ class Entry:
     """A named recipe.
 
     Attributes:
-      description: One line.
-      recipe: Settings.
-      expectation: What it reached and how long it took, where measured.
+      description: Description in one line.
+      recipe: Settings of the run.
+      expectation: Result and duration, if measured.
     """
 
     description: str

@@ -4,9 +4,9 @@
 
     learners.HSML(inner_opt=sgd(1e-3), tree=(4, 2, 1))
 
-has the keyword arguments of `ml.hsml` as fields, with their types, defaults and help; the
-model, the loss and the number of ways come from the application. `settings_of` makes such a
-record from any constructor.
+The record has the keyword arguments of `ml.hsml` as fields, with their types, defaults and
+help. The application adds the model, the loss and the number of ways. `settings_of` makes
+such a record from any constructor.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from metalearn.apps.optimisers import Optimiser, OwnOuter
 from metalearn.apps.records import from_json, members, to_json
 from metalearn.core.learner import MetaLearner
 
-# What the application decides, and what only code can give.
+# Arguments of the application, and `name`, which only code can give.
 FROM_APPLICATION = ("num_ways", "num_classes", "mask_absent_classes", "name")
 PLAIN = (int, float, str, bool, type(None))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learner:
-    """Settings of a learner; a subclass for each constructor has its fields.
+    """Settings of a learner; each constructor has a subclass with its arguments as fields.
 
     Attributes:
-      record: What the registry says of the constructor.
+      record: Record of the constructor in the registry.
     """
 
     record: ClassVar[Record]
@@ -49,17 +49,18 @@ class Learner:
         """The learner.
 
         Args:
-          offers: Values that the application has for parameters of the constructor, by
-            their names, see `Record.make`.
-          **changes: Arguments in place of those of the settings.
+          offers: Values of the application for parameters of the constructor, by name, see
+            `Record.make`.
+          **changes: Arguments that replace those of the settings.
         """
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         own = {k: v.build() if isinstance(v, Optimiser) else v for k, v in own.items()}
+        # A setting that the user can see wins over the offer of the application.
         offers = {k: v for k, v in offers.items() if k not in own}
         return self.record.make(offers, **own | changes)
 
     def steps(self, number: int) -> dict[str, int]:
-        """Arguments for `build` by which adaptation takes so many steps.
+        """Arguments for `build` with which adaptation takes the given number of steps.
 
         Raises:
           ValueError: the learner takes no number of steps.
@@ -126,6 +127,7 @@ def _make(title: str, base: type, build: Callable[..., Any], shared: dict) -> An
     kinds = typing.get_type_hints(base) | {name: kind for name, (kind, _) in own.items()}
     help_of = arguments(base) | told
     names = [field.name for field in dataclasses.fields(made)]
+    # The types as objects: `get_type_hints` would look for their names in this module.
     made.__field_types__ = {name: kinds[name] for name in names}
     summary = (inspect.getdoc(build) or title).split("\n")[0]
     lines = [f"  {name}: {help_of.get(name, '')}".rstrip() for name in names]
@@ -142,7 +144,7 @@ def _fields(build: Callable[..., Any], *, optimisers: bool) -> dict[str, tuple[A
             continue
         kinds = members(parameter.annotation)
         if optimisers and name in ("inner_opt", "opt"):
-            kind = Optimiser | None if type(None) in kinds else Optimiser
+            kind: Any = Optimiser | None if type(None) in kinds else Optimiser
             found[name] = (kind, Optimiser())
             continue
         plain = tuple(kind for kind in kinds if _is_plain(kind))

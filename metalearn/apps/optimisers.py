@@ -13,11 +13,11 @@ class Optimiser:
     """An optimiser of the inner loop.
 
     Attributes:
-      name: Which optax optimiser.
+      name: Name of the optimiser in optax.
       rate: Learning rate.
       b1: Decay of the first moment of adam; Reptile's paper uses 0.
-      eps_root: Number under the square root of adam, without which the second derivative
-        is infinite where a gradient is zero.
+      eps_root: Number under the square root of adam. At 0 the second derivative is infinite
+        if a gradient is zero.
     """
 
     name: Literal["sgd", "adam"] = "sgd"
@@ -32,7 +32,7 @@ class Optimiser:
         return optax.adam(self.rate, b1=self.b1, eps_root=self.eps_root)
 
     def unread(self) -> dict[str, str]:
-        """Fields that the others leave idle, and what would read each."""
+        """Fields without effect, and the setting that would read each."""
         return {} if self.name == "adam" else dict.fromkeys(("b1", "eps_root"), "name adam")
 
 
@@ -51,9 +51,9 @@ class Outer:
     """The outer optimiser, its schedule and its clipping.
 
     Attributes:
-      name: "adam", or "sgd" as Reptile uses it.
+      name: Name of the optimiser: "adam", or "sgd" as in Reptile.
       rate: Learning rate at the start.
-      schedule: How the rate falls over the steps.
+      schedule: Schedule by which the rate falls over the steps.
       halve_every: Steps between halvings of the schedule "halving".
       clip: Largest global norm of the meta-gradient; no clipping if None.
     """
@@ -65,7 +65,7 @@ class Outer:
     clip: float | None = None
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for a training of so many outer steps."""
+        """The optax transformation for training with `steps` outer steps."""
         rate = {
             "constant": lambda: optax.constant_schedule(self.rate),
             "cosine": lambda: optax.cosine_decay_schedule(self.rate, steps),
@@ -77,7 +77,7 @@ class Outer:
         return clipped({"adam": optax.adam, "sgd": optax.sgd}[self.name](rate), self.clip)
 
     def unread(self) -> dict[str, str]:
-        """Fields that the others leave idle, and what would read each."""
+        """Fields without effect, and the setting that would read each."""
         return {} if self.schedule == "halving" else {"halve_every": "schedule halving"}
 
 
@@ -86,7 +86,8 @@ class OwnOuter:
     """An outer optimiser that belongs to a learner; a subclass has its own settings.
 
     Attributes:
-      direction: What the learned rate multiplies: adam's direction or the gradient.
+      direction: Direction that the learned rate multiplies: "adam" for that of adam, "sgd"
+        for the gradient.
       clip: Largest global norm of the meta-gradient; no clipping if None.
     """
 
@@ -95,7 +96,7 @@ class OwnOuter:
     clip: float | None = None
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation; its rates know no number of steps."""
+        """The optax transformation; the number of steps is not used."""
         del steps
         shared = [field.name for field in dataclasses.fields(OwnOuter)]
         own = {k: v for k, v in vars(self).items() if k not in shared}
@@ -103,14 +104,15 @@ class OwnOuter:
         return clipped(type(self).constructor(**own, inner=inner), self.clip)
 
     def unread(self) -> dict[str, str]:
-        """Fields that the others leave idle: none."""
+        """Fields without effect: none."""
         return {}
 
 
 def clipped(
     opt: optax.GradientTransformation, clip: float | None
 ) -> optax.GradientTransformation:
-    """The optimiser after a clipping by global norm, or alone."""
+    """The optimiser, with clipping by global norm in front unless `clip` is None."""
     if clip is None:
         return opt
+    # Clipped before the optimiser: after adam the norm no longer depends on the gradient's.
     return optax.chain(optax.clip_by_global_norm(clip), opt)

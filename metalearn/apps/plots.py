@@ -1,4 +1,4 @@
-"""Pictures of a run: how it learned, and one test task before and after adaptation."""
+"""Pictures of a run: the learning curve, and test tasks before and after adaptation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FAMILY_COLOURS = ("#1f4e8c", "#d98c21", "#1a7f37", "#8e4585", "#c62828", "#4fa3a
 
 
 def learning_curve(path: str | Path, history: Sequence[dict[str, Any]], title: str) -> None:
-    """Training loss (and accuracy) and validation against outer steps.
+    """Loss and accuracy of training and validation against outer steps.
 
     Args:
-      path: A .png file.
+      path: Path of a .png file.
       history: Rows of `FitResult.history` or of `metrics.jsonl`.
-      title: Above the figure.
+      title: Title above the figure.
     """
     panels = [
         (name, series)
@@ -41,12 +41,14 @@ def learning_curve(path: str | Path, history: Sequence[dict[str, Any]], title: s
                 marker = "o" if label == "validation" or len(rows) == 1 else None
                 ax.plot(*zip(*rows), color=colour, label=label, marker=marker, ms=4, lw=1.8)
         values = [value for rows in (training, validation) for _, value in rows]
+        # After a fall by a factor of 30 the rest would look flat on a linear axis.
         if name == "loss" and min(values) > 0 and max(values) > 30 * min(values):
             ax.set_yscale("log")
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         if name == "accuracy":
             best = max(validation, key=lambda row: row[1], default=None)
             if best:
+                # The best validation, whose variables are kept.
                 ax.axvline(best[0], color=FAINT, lw=1, zorder=0)
                 ax.annotate(
                     f"best {best[1]:.1%}",
@@ -81,15 +83,15 @@ def image_episode(
     """Support images, and query images with their predictions before and after.
 
     Args:
-      path: A .png file.
+      path: Path of a .png file.
       task: One task of images `[N, H, W, C]` in 0..1.
-      before: Logits `[Q, W]` without adaptation; None if the learner has none.
+      before: Logits `[Q, W]` without adaptation; None if the learner has no such logits.
       after: Logits `[Q, W]` of the adapted learner.
-      title: Above the figure.
+      title: Title above the figure.
       names: Name of each class of the task.
-      max_ways: Columns shown.
-      max_shots: Support images shown of each class.
-      max_queries: Query images shown of each class.
+      max_ways: Largest number of columns.
+      max_shots: Largest number of support images of a class.
+      max_queries: Largest number of query images of a class.
     """
     support_y, query_y = np.asarray(task.support.y), np.asarray(task.query.y)
     ways = int(max(support_y.max(), query_y.max())) + 1
@@ -157,11 +159,11 @@ def curve_episodes(
     """Regression tasks: the curve, its support points, predictions before and after.
 
     Args:
-      path: A .png file.
-      x: Where the curves are drawn, `[P, 1]`.
-      panels: For each task: the task, whose support has `x` and `y` `[N, 1]`; the truth
-        and the predictions before and after adaptation, `[P, 1]`.
-      title: Above the figure.
+      path: Path of a .png file.
+      x: Points at which the curves are drawn, `[P, 1]`.
+      panels: Task, truth, and predictions before and after adaptation, for each panel. The
+        support of the task has `x` and `y` `[N, 1]`; the other three are `[P, 1]`.
+      title: Title above the figure.
     """
     figure = _figure(3.6 * len(panels) + 0.4, 3.4)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
@@ -182,7 +184,7 @@ def curve_episodes(
 
 
 def _figure(width: float, height: float, constrained: bool = True):
-    # The figure alone, without pyplot: no window system is asked for.
+    # A figure without pyplot, which would ask for a window system.
     from matplotlib.figure import Figure
 
     layout = "constrained" if constrained else None
@@ -242,6 +244,7 @@ def _verdict(text, x, from_top, guess, right, align) -> None:
 
 
 def _accuracy(logits: np.ndarray, y: np.ndarray) -> float:
+    # Among equal logits each class counts as a part of a hit.
     hits = logits == logits.max(-1, keepdims=True)
     return float((hits[np.arange(len(y)), y] / hits.sum(-1)).mean())
 
@@ -251,7 +254,7 @@ def _letter(index: int) -> str:
 
 
 def _short(name: str) -> str:
-    """A name in two short lines, without what the built-in font may lack or misread."""
+    """A name in two short lines, without characters that the font may lack or misread."""
     name = "".join(c for c in name if c.isascii() and c != "$").replace("_", " ")
     name = name.replace("/", " ").capitalize().replace(" letter ", " ")
     return "\n".join(textwrap.wrap(name, 19, max_lines=2, placeholder="..."))
@@ -265,14 +268,15 @@ def cluster_tree(
     *,
     title: str,
 ) -> Any:
-    """The tree of `ml.hsml`: what share of each family of tasks reaches every cluster.
+    """The tree of `ml.hsml`, with the share of each family of tasks in every cluster.
 
     Args:
-      path: A .png file; written nowhere if `None`.
-      leaves: `[F, K0]`, mean share of each leaf over the tasks of a family.
-      upper: For each layer above without the root `[F, K_below, K_l]`, mean shares.
-      names: F names of families.
-      title: Above the figure.
+      path: Path of a .png file; nothing is written if `None`.
+      leaves: Mean share of each leaf over the tasks of a family, `[F, K0]`.
+      upper: Mean shares `[F, K_below, K_l]` for each layer above the leaves, without the
+        root.
+      names: Names of the F families.
+      title: Title above the figure.
 
     Returns:
       The figure, which a notebook shows.

@@ -1,4 +1,4 @@
-"""Frozen records of settings: their values checked, and to and from JSON."""
+"""Frozen records of settings: checks of values, and conversion to and from JSON."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def hints(record: type) -> dict[str, Any]:
 
 
 def to_json(record: Any) -> dict[str, Any]:
-    """All fields as JSON values; records inside become dictionaries."""
+    """All fields as JSON values; nested records become dictionaries."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             return to_json(value)
+        # JSON has no tuples; `from_json` turns lists back.
         return list(value) if isinstance(value, tuple) else value
 
     return {f.name: plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
@@ -33,7 +34,7 @@ def from_json(record: type[T], settings: Mapping[str, Any]) -> T:
     """The inverse of `to_json` for a record whose fields hold plain values or records.
 
     Raises:
-      ValueError: there is a field that the record does not have.
+      ValueError: the settings have a field that the record does not have.
     """
     known = {field.name for field in dataclasses.fields(record)}
     if unknown := sorted(settings.keys() - known):
@@ -56,7 +57,7 @@ def changed(record: T, path: str, value: Any) -> T:
     """The record with another value at "field" or "field.field".
 
     Raises:
-      ValueError: there is no such field; suggests the nearest.
+      ValueError: the field does not exist; the message suggests the nearest.
     """
     name, dot, rest = path.partition(".")
     names = [field.name for field in dataclasses.fields(record)]
@@ -83,12 +84,13 @@ def check_values(record: Any, prefix: str = "", least: Mapping[str, int] | None 
     """Refuses values that the types of the fields do not allow, and numbers below zero.
 
     Args:
-      record: A record; records inside are checked as well.
+      record: Record to check, together with nested records.
       prefix: Path of the record, for messages.
       least: Smallest value of counts that may be less than 1, by path.
 
     Raises:
-      ValueError: names the field by its path, its value, and what was expected.
+      ValueError: a value is wrong; the message names the path, the value and the expected
+        values.
     """
     kinds = hints(type(record))
     for field in dataclasses.fields(record):
@@ -102,7 +104,7 @@ def check_values(record: Any, prefix: str = "", least: Mapping[str, int] | None 
 
 
 def check_word(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
-    """Raises a `ValueError` for a word, or a number, that is none of the choices."""
+    """Raises a `ValueError` for a word or a number that is not one of the choices."""
     literals = [k for k in kinds if typing.get_origin(k) is Literal]
     choices = [choice for k in literals for choice in typing.get_args(k)]
     others = {k for k in kinds if k not in literals}
@@ -115,6 +117,7 @@ def check_word(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
 
 def _check_value(name: str, value: Any, kinds: tuple[Any, ...], least: int) -> None:
     check_word(name, value, kinds)
+    # True is an int to Python, and is neither a count nor a rate here.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if int in kinds and float not in kinds and not isinstance(value, int):

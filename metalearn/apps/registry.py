@@ -18,7 +18,7 @@ def find(name: str) -> Entry:
     """The entry of that name.
 
     Raises:
-      ValueError: there is none; suggests the nearest.
+      ValueError: no recipe has the name; the message suggests the nearest.
     """
     if name in RECIPES:
         return RECIPES[name]
@@ -31,7 +31,7 @@ def recipe_of(settings: DataRecord) -> Recipe:
     """The recipe that `Recipe.settings` describes.
 
     Raises:
-      ValueError: there is a setting that this version does not know.
-      KeyError: a part is missing.
+      ValueError: the settings have a field that this version does not know.
+      KeyError: a part of the settings is missing.
     """
     return Recipe.from_settings(settings, KINDS)

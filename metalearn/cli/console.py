@@ -1,4 +1,4 @@
-"""What commands print: lines, rows of training, times in words."""
+"""Output of the commands: lines, rows of training, times in words."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from metalearn.core import mesh
 
 
 def say(text: str) -> None:
-    """Prints a line, in the first process alone."""
+    """Prints a line; only the first process prints."""
     if mesh.leads():
         print(text, flush=True)
 
 
 def say_data(record: dict[str, Any]) -> None:
-    """Prints what the data are."""
+    """Prints a line that describes the data."""
     if "parts" not in record:
         return
     parts = ", ".join(
@@ -32,14 +32,18 @@ def say_data(record: dict[str, Any]) -> None:
 
 
 def console(recipe: Recipe) -> Callable[[Any], None]:
-    """A line a row; on a terminal the progress bar shows the rows of training."""
+    """A sink that prints one line for each row.
+
+    On a terminal the progress bar shows the rows of training, so only the rows of
+    validation are printed.
+    """
     bar = sys.stderr.isatty()
     windows = 0
 
     def write(row: dict[str, Any]) -> None:
         nonlocal windows
         validation = "best_step" in row
-        # The query loss, not that of the support set before adaptation.
+        # Names lose their group below. Without "support/", "loss" is the query loss.
         numbers = {
             name.split("/")[-1]: value
             for name, value in row.items()
@@ -67,6 +71,7 @@ def console(recipe: Recipe) -> Callable[[Any], None]:
         elif validation:
             from tqdm import tqdm
 
+            # Above the bar; a plain print would break it.
             tqdm.write("  ".join(words), file=sys.stderr)
 
     return write

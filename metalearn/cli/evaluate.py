@@ -1,4 +1,4 @@
-"""`metalearn evaluate`."""
+"""The command `metalearn evaluate`."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def evaluate(argv: list[str]) -> int:
             file=sys.stderr,
         )
     start = time.perf_counter()
+    # Not the devices of training: results are the same up to rounding on any number.
     devices = 1 if recipe.app.light else mesh.fitting(recipe.test_tasks, padded=True)
     with jax.set_mesh(ml.task_mesh(devices)):
         result = runs.judge(run, variables, data, recipe=recipe, seed=options.seed)

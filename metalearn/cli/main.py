@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 
@@ -37,22 +37,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-      argv: Arguments without the program's name; those of the process if None.
+      argv: Arguments without the name of the program; those of the process if None.
 
     Returns:
-      Exit code: 0, 1 if training failed, 2 for a user error, 130 if interrupted.
+      Exit code: 0 for success, 1 if training failed, 2 for a user error, 130 if
+      interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     try:
         return _dispatch(argv)
-    except SystemExit as stop:  # from the parser, which has printed its message
+    except SystemExit as stop:  # raised by the parser, which has printed a message
         return stop.code if isinstance(stop.code, int) else USER_ERROR
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
+        # Python flushes stdout at exit; into a closed pipe that would print another error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, TypeError, OSError, FloatingPointError, MemoryError) as error:
@@ -62,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = isinstance(error, (ml.NonFiniteGradient, MemoryError))
         return FAILED if failed else USER_ERROR
     except RuntimeError as error:
+        # With several processes this may only say that another process has failed.
         if debug or jax.process_count() == 1:
             raise
         print(f"metalearn: error: {error}", file=sys.stderr)
@@ -162,7 +165,7 @@ def _data_prepare(argv: list[str]) -> int:
     return 0
 
 
-def _unknown(what: str, word: str, known: Sequence[str]) -> str:
+def _unknown(what: str, word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"unknown {what} {word!r}; expected one of {', '.join(known)}.{hint}"

@@ -1,4 +1,4 @@
-"""Options of each command, and how they and the recipe's name are read."""
+"""Options of each command, and the functions that read options and recipe names."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class ListOptions:
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """Where a run goes and how it begins.
+    """Folder, data, seed and devices of a run.
 
     Attributes:
       out: Run folder; runs/RECIPE-seedN if not given.
       data_dir: Folder of original archives, for data sets that need one.
       seed: Seed of initialisation and training tasks.
-      resume: Goes on with the run in the folder: exactly, or on another number of
-        devices up to rounding.
-      devices: Devices that share the tasks of a step, over all processes. If not given:
-        one accelerator, or the cores of the CPU as far as the tasks need them; with
-        several processes all devices there are.
-      processes: Processes that train together; start the command once for each.
-      process: Number of this process, from 0; the first writes the run folder.
-      coordinator: HOST:PORT at which the first process is reached by the others.
+      resume: Resumes the run in the folder. The result is the same as without the
+        interruption, or the same up to rounding on another number of devices.
+      devices: Number of devices, over all processes, that share the tasks of a step. The
+        default is one accelerator, or as many cores of the CPU as the tasks need; with
+        several processes the default is all devices.
+      processes: Number of processes that train together; start the command once for each.
+      process: Number of this process, from 0; the first process writes the run folder.
+      coordinator: Address HOST:PORT at which the others reach the first process.
     """
 
     out: str | None = None
@@ -58,18 +58,18 @@ class EvaluateOptions:
 
     Attributes:
       run: Run folder.
-      dataset: Another data set than the run was trained on.
+      dataset: Data set to test on; that of training if None.
       data_dir: Folder of original archives.
-      split: Which split of the classes.
+      split: Split of the classes.
       image_size: Side that images are resized to, for sets that can.
-      channels: 1 for grey, 3 for colour, for sets that can convert.
+      channels: Number of channels, 1 for grey or 3 for colour, for sets that can convert.
       tasks: Number of test tasks; that of the recipe if None.
       ways: Classes of a task.
       shots: Support examples of a class.
       queries: Query examples of a class.
-      norm_policy: Which statistics batch norm uses: "batch" is transductive, "support"
+      norm_policy: Statistics that batch norm uses: "batch" is transductive, "support"
         is not; as in training if None.
-      seed: Seed of the test tasks; not related to the seed of training.
+      seed: Seed of the test tasks, independent of the seed of training.
       json: Prints JSON alone to stdout.
     """
 
@@ -104,11 +104,11 @@ class PrepareOptions:
     """Builds the records of a data set.
 
     Attributes:
-      name: What `metalearn data list` shows, or a folder or zip of images.
+      name: Name in `metalearn data list`, or a folder or zip of images.
       data_dir: Folder of original archives, for data sets that need one.
-      split: Which split of the classes, for sets that have several.
+      split: Split of the classes, for sets that have several.
       image_size: Side that images are resized to, for sets that can.
-      channels: 1 for grey, 3 for colour, for sets that can convert.
+      channels: Number of channels, 1 for grey or 3 for colour, for sets that can convert.
       force: Builds again even if the records exist.
     """
 
@@ -124,7 +124,7 @@ def parse(options: type, argv: Sequence[str], command: str) -> Any:
     """Reads the options of one command.
 
     Raises:
-      SystemExit: for --help, or after a message about a wrong option.
+      SystemExit: --help was given, or an option is wrong; a message has been printed.
     """
     import tyro
 
@@ -139,8 +139,8 @@ def parse(options: type, argv: Sequence[str], command: str) -> Any:
 def parse_train(argv: Sequence[str]) -> tuple[str, TrainOptions, Recipe]:
     """Name of the recipe, options and settings of `metalearn train`.
 
-    `--learner NAME` or `--learner package.module:function` takes another learner, with
-    the settings that both have; `--learner.NAME VALUE` changes one of its settings.
+    `--learner NAME` or `--learner package.module:function` takes another learner, which
+    keeps the settings that both learners have. `--learner.NAME VALUE` changes one setting.
 
     Raises:
       ValueError: unknown recipe or learner.
@@ -161,6 +161,7 @@ def parse_train(argv: Sequence[str]) -> tuple[str, TrainOptions, Recipe]:
     settings: Any = dataclasses.make_dataclass(
         "Settings", [(f.name, f.type, getattr(recipe, f.name)) for f in top], frozen=True
     )
+    # The help of tyro comes from the docstring, and its types from names in the module.
     settings.__doc__, settings.__module__ = Recipe.__doc__, Recipe.__module__
     alone = tyro.conf.arg(name="")  # without a prefix
     fields: list[Any] = [
@@ -197,7 +198,7 @@ def with_learner(recipe: Recipe, name: str) -> Recipe:
     def default_of(kind: type, old: Any) -> Any:
         known = {f.name: getattr(old, f.name) for f in dataclasses.fields(old)}
         values = {
-            f.name: known.get(f.name, tyro.MISSING)  # to be said by the user
+            f.name: known.get(f.name, tyro.MISSING)  # the user has to give it
             for f in dataclasses.fields(kind)
             if f.name in known or f.default is dataclasses.MISSING
         }
@@ -229,7 +230,7 @@ def _split_learner(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _split_name(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The recipe's name, wherever it stands, and the other words."""
+    """The name of the recipe, at any place, and the other words."""
     for i, word in enumerate(argv):
         # A word after an option is its value, unless the option is a switch.
         before = argv[i - 1] if i else ""
@@ -253,7 +254,7 @@ def _switches() -> set[str]:
 
 
 def _default(argv: Sequence[str]) -> tuple[str, Recipe]:
-    """The default recipe, or when a folder is resumed, that of the folder."""
+    """The default recipe; for a resumed folder, the recipe of the folder."""
     folder = None
     for i, word in enumerate(argv):
         if word.startswith("--out="):
@@ -270,7 +271,7 @@ def for_evaluation(recipe: Recipe, options: EvaluateOptions) -> Recipe:
     """The recipe with the data and test tasks that the options ask for.
 
     Raises:
-      ValueError: an option that this application does not have.
+      ValueError: this application does not have one of the options.
     """
     asked = {
         "dataset": options.dataset,
@@ -281,9 +282,10 @@ def for_evaluation(recipe: Recipe, options: EvaluateOptions) -> Recipe:
         "eval_shots": options.shots,
         "eval_queries": options.queries,
     }
+    # None means that the option was not given, and the recipe decides.
     asked = {name: value for name, value in asked.items() if value is not None}
     if options.dataset is not None:
-        # Another set has other options; those of the training set do not carry over.
+        # Another set has other options, so the options of the training set are dropped.
         asked = {"split": None, "image_size": None, "channels": None, **asked}
     known = {field.name for field in dataclasses.fields(recipe.app)}  # type: ignore
     if unknown := [n for n in asked if n not in known and asked[n] is not None]:
@@ -321,6 +323,6 @@ def _with_policy(recipe: Recipe, policy: str) -> Recipe:
 
 
 def check_seed(seed: int) -> None:
-    """Raises a `ValueError` unless a seed that jax takes."""
+    """Raises a `ValueError` unless `seed` is a seed that jax accepts."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; expected 0 or more, below 2**32.")

@@ -1,4 +1,4 @@
-"""`metalearn train`."""
+"""The command `metalearn train`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def train(argv: list[str]) -> int:
         folder, name=name, recipe=recipe, seed=options.seed, resume=options.resume
     )
     devices = options.devices
+    # Tasks of microseconds are slower if the cores share them.
     if devices is None and recipe.app.light and options.processes == 1:
         devices = 1
     environment.connect(
@@ -66,13 +67,13 @@ def _train_here(
         f"Device {device['kind']} x {used}{processes}, {device['cores']} CPU cores"
     )
     data_dir = options.data_dir or runs.stored_data_dir(folder)
-    with mesh.leader_first():  # the others find the records prepared
+    with mesh.leader_first():  # so the other processes find the records prepared
         data = recipe.app.load(data_dir, ("train", "validation", "test"))
     record = recipe.app.describe(data)
     say_data(record)
     for part in ("train", "validation", "test"):
-        recipe.app.tasks(data, part)  # refuses too few classes before a folder is made
-    recipe.state_like(record)  # and this bad options
+        recipe.app.tasks(data, part)  # too few classes are refused before a folder is made
+    recipe.state_like(record)  # and so are bad options
     with mesh.leader_first():
         run = runs.start(
             folder,
@@ -82,7 +83,7 @@ def _train_here(
             record=record,
             data_dir=data_dir,
         )
-        if not mesh.leads():  # with the same options as the first
+        if not mesh.leads():  # each process needs the options of the first
             runs.check_folder(
                 folder, name=name, recipe=recipe, seed=options.seed, resume=True
             )
@@ -101,7 +102,7 @@ def _train_here(
         reason = str(error).splitlines()[0][:200]
         _say_how_to_go_on(f"Another process of this run has stopped ({reason})", argv, run)
         sys.stderr.flush()
-        os._exit(1)  # an orderly end would wait for the process that is gone
+        os._exit(1)  # an orderly exit would wait for the process that has stopped
     return 0
 
 
@@ -117,7 +118,7 @@ def _say_how_to_go_on(what: str, argv: list[str], run: runs.Run) -> None:
 
 
 def _finish(run: runs.Run, data: Any, trained: ml.FitResult, began: float) -> None:
-    """Evaluates on meta-test classes, writes results and pictures, says where."""
+    """Evaluates on meta-test classes, writes results and pictures, prints their paths."""
     start = time.perf_counter()
     result = runs.judge(run, trained.variables, data)
     seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Where prepared data and compiled programs are kept."""
+"""The folder of prepared data and compiled programs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """Where prepared data and compiled programs are kept.
+    """The folder of prepared data and compiled programs.
 
-    `METALEARN_CACHE` if set, else `metalearn` in `XDG_CACHE_HOME` or `~/.cache`.
+    The folder is `METALEARN_CACHE` if that variable is set, else `metalearn` in
+    `XDG_CACHE_HOME` or in `~/.cache`.
     """
     if chosen := os.environ.get("METALEARN_CACHE"):
         return Path(chosen).expanduser()

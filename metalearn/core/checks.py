@@ -1,7 +1,8 @@
-"""Validation from shapes, dtypes and structures, with messages that name the remedy."""
+"""Checks of shapes, dtypes and structures, with messages that name the remedy."""
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+from metalearn.core import cost
 from metalearn.core.task import Examples, Task
 
 
@@ -20,7 +22,7 @@ def whole_number(name: str, value: Any, *, least: int) -> None:
     """Checks a count.
 
     Raises:
-      ValueError: not an integer, or below `least`.
+      ValueError: the value is not an integer, or is below `least`.
     """
     integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not integer or value < least:
@@ -28,7 +30,11 @@ def whole_number(name: str, value: Any, *, least: int) -> None:
 
 
 def number(name: str, value: Any, *, positive: bool = False, signed: bool = False) -> None:
-    """Raises a `ValueError` unless finite and, unless `signed`, 0 or more, or positive."""
+    """Raises a `ValueError` unless `value` is a finite number in range.
+
+    The number has to be 0 or more. With `positive` it has to be above 0; with `signed` any
+    finite number passes.
+    """
     expected = "" if signed else " above 0" if positive else " of 0 or more"
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         below = not signed and (value <= 0 if positive else value < 0)
@@ -41,7 +47,7 @@ def number(name: str, value: Any, *, positive: bool = False, signed: bool = Fals
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raises a `ValueError` unless `value` is one of the words."""
+    """Raises a `ValueError` unless `value` is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
 
@@ -62,8 +68,8 @@ def one_set(examples: Examples, name: str) -> None:
     """Checks that `examples` are of one task and agree on their leading axis.
 
     Raises:
-      TypeError: not `Examples`.
-      ValueError: shapes do not fit.
+      TypeError: `examples` are not `Examples`.
+      ValueError: the leading axes differ, or the mask is not `[N]`.
     """
     if not isinstance(examples, Examples):
         raise TypeError(
@@ -100,11 +106,11 @@ def values_of_task(task: Task, outputs_like: Any) -> None:
     """Checks concrete values of one task before training or evaluation starts.
 
     Args:
-      task: With concrete arrays.
+      task: Task with concrete arrays.
       outputs_like: Shape and dtype of the predictions for `task.query.x`.
 
     Raises:
-      ValueError: non-finite inputs or targets, or labels outside the logits.
+      ValueError: inputs or targets are not finite, or labels exceed the logits.
     """
     for name in ("support", "query"):
         examples = getattr(task, name)
@@ -139,10 +145,11 @@ def inner_optimiser(inner_opt: Any, hparams: Any, *, second_order: bool) -> None
     """Checks an inner optimiser before anything is traced.
 
     Raises:
-      TypeError: not an optax transformation, nor a function together with hparams.
-      ValueError: its update has no finite derivative at a zero gradient, as
-        `optax.adam` with `eps_root=0`; `inner_optimiser_on` finds what shows only on
-        the parameters.
+      TypeError: `inner_opt` is neither an optax transformation nor a function together
+        with hparams.
+      ValueError: the update has no finite derivative at a zero gradient, as that of
+        `optax.adam` with `eps_root=0`. `inner_optimiser_on` finds the faults that show only
+        on the parameters.
     """
     transformation = isinstance(inner_opt, optax.GradientTransformation)
     if not transformation and not (callable(inner_opt) and hparams is not None):
@@ -161,24 +168,25 @@ _NOT_DIFFERENTIABLE = (
     "become NaN. Use e.g. optax.adam(rate, eps_root=1e-8), plain optax.sgd, or "
     "differentiation='first_order'."
 )
+# Zeros among other numbers: the derivative of a root is infinite at a zero gradient.
 _SAMPLE = [np.array([[0.0, 1.0], [0.5, 0.0]]), np.array([0.0, -1.0])]
 
 
 def inner_optimiser_on(params: Any, inner_opt: Any, hparams: Any) -> None:
-    """Checks an inner optimiser on the parameters it will move, shapes only.
+    """Checks an inner optimiser on the shapes of the parameters that it will move.
 
-    For what `inner_optimiser` cannot know: an optimiser made from hyper-parameters, or
-    one that looks at the structure of the parameters.
+    This check covers the optimisers that `inner_optimiser` cannot judge: those made from
+    hyper-parameters, and those that look at the structure of the parameters.
 
     Raises:
-      ValueError: its update has no finite derivative at a zero gradient.
+      ValueError: the update has no finite derivative at a zero gradient.
     """
     transformation = isinstance(inner_opt, optax.GradientTransformation)
     if transformation and is_differentiable(inner_opt) is not None:
         return  # decided when the learner was made
 
     def concrete(leaf: Any) -> Any:
-        """The number itself, or inside a trace one that stands for it."""
+        """The array itself, or a typical array in place of a traced one."""
         if isinstance(leaf, jax.core.Tracer):
             return np.full(leaf.shape, 0.1, leaf.dtype)
         return leaf
@@ -187,7 +195,7 @@ def inner_optimiser_on(params: Any, inner_opt: Any, hparams: Any) -> None:
         flat, unflatten = ravel_pytree(
             jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.result_type(p)), params)
         )
-        # Ones and zeros in turn, for all zeros are a case of their own.
+        # Ones and zeros in turn, because a gradient of zeros only is a special case.
         grads = unflatten((jnp.arange(flat.size) % 2).astype(flat.dtype))
     if is_differentiable(inner_opt, grads, jax.tree.map(concrete, hparams)) is False:
         raise ValueError(_NOT_DIFFERENTIABLE)
@@ -196,31 +204,66 @@ def inner_optimiser_on(params: Any, inner_opt: Any, hparams: Any) -> None:
 def is_differentiable(
     inner_opt: Any, grads: Any = None, hparams: Any = None
 ) -> bool | None:
-    """Whether two updates have finite derivatives with respect to these gradients.
+    """Whether two updates have finite derivatives with respect to the gradients.
 
-    `None` if that cannot be told: the optimiser refuses the structure of the gradients,
-    which are a small sample unless given.
+    The result is `None` if the optimiser refuses the structure of the gradients.
 
     Args:
       inner_opt: An optax transformation, or a function of `hparams` that makes one.
-      grads: Concrete arrays.
-      hparams: Concrete arrays.
+      grads: Gradients, concrete arrays; a small sample if `None`.
+      hparams: Hyper-parameters, concrete arrays.
     """
+    if grads is None and hparams is None:
+        return _differentiable_on_sample(inner_opt, jax.config.jax_enable_x64)
+    return _differentiable(inner_opt, grads, hparams)
 
+
+@functools.lru_cache(maxsize=64)
+def _differentiable_on_sample(inner_opt: Any, x64: bool) -> bool | None:
+    """The answer on the sample, kept because every `init` of a learner asks again.
+
+    The argument `x64` is part of the key: the dtype of the sample depends on it.
+    """
+    del x64
+    return _differentiable(inner_opt, _SAMPLE, None)
+
+
+# Primitives whose derivatives are finite wherever their arguments are.
+_SMOOTH = {
+    *("add", "add_any", "broadcast_in_dim", "clamp", "convert_element_type", "dot_general"),
+    *("eq", "ge", "gt", "jit", "le", "lt", "max", "min", "mul", "ne", "neg", "reduce_sum"),
+    *("reshape", "select_n", "sign", "square", "squeeze", "sub"),
+}
+
+
+def _differentiable(inner_opt: Any, grads: Any, hparams: Any) -> bool | None:
     def moved(grads: Any) -> jax.Array:
         transformation = isinstance(inner_opt, optax.GradientTransformation)
         opt = inner_opt if transformation else inner_opt(hparams)
         params = jax.tree.map(jnp.ones_like, grads)
         state = opt.init(params)
+        # Two updates, because some optimisers use their state only from the second one on.
         for _ in range(2):
             updates, state = opt.update(grads, state, params)
             params = optax.apply_updates(params, updates)
         return sum(jnp.sum(p) for p in jax.tree.leaves(params))
 
     with jax.ensure_compile_time_eval():
-        grads = jax.tree.map(jnp.asarray, _SAMPLE if grads is None else grads)
+        # Numbers are needed here, even if a caller is being traced.
+        grads = jax.tree.map(jnp.asarray, grads)
         try:
+            # Most optimisers, such as momentum, consist of smooth primitives only. To see
+            # that is cheap; compiling a derivative takes a tenth of a second.
+            if _primitives(jax.make_jaxpr(moved)(grads).jaxpr) <= _SMOOTH:
+                return True
             slopes = jax.jit(jax.grad(moved))(grads)
             return all(bool(jnp.all(jnp.isfinite(s))) for s in jax.tree.leaves(slopes))
         except (TypeError, ValueError, KeyError):
             return None
+
+
+def _primitives(jaxpr: Any) -> set[str]:
+    """Names of the primitives of a jaxpr and of those inside it."""
+    found = {eqn.primitive.name for eqn in jaxpr.eqns}
+    inside = (sub for eqn in jaxpr.eqns for sub in cost.subjaxprs(eqn))
+    return found.union(*map(_primitives, inside))

@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 # Traffic of the tasks handled at once, counted before the compiler fuses anything, up to
 # which batching wins on a CPU (measured: benchmarks/NOTES.md, "Tasks at once").
@@ -27,8 +27,8 @@ class Choice:
     """What is chosen while a program is traced.
 
     Attributes:
-      limit: Tasks at once that are not to be exceeded.
-      chosen: The number taken, once the program was traced.
+      limit: Number of tasks at once that is not to be exceeded.
+      chosen: Number of tasks at once that was taken; `None` until a program is traced.
     """
 
     limit: int = EVERYTHING
@@ -70,7 +70,7 @@ def with_room(
     Args:
       make: `limit -> (program, its choice)`.
       call: `(program, *args)`, runs it and waits; has to leave the arguments whole.
-      *args: Of `call`.
+      *args: Further arguments of `call`.
 
     Returns:
       The program that fits, its first result, and its choice.
@@ -106,8 +106,9 @@ def tasks_at_once(fn: Callable[..., Any], *one_task: Any) -> int:
     """Tasks to handle at once on the default backend, within the limit of `choosing`.
 
     Args:
-      fn: The computation on a batch of tasks.
-      *one_task: Its arguments for a batch of one task.
+      fn: Computation on a batch of tasks. That of a jitted function is traced once, for
+        the count and for the program.
+      *one_task: Arguments of `fn` for a batch of one task.
     """
     choice = _CHOICE.get()
     limit = EVERYTHING if choice is None else choice.limit
@@ -141,4 +142,4 @@ def subjaxprs(eqn: Any) -> list[Any]:
 
 def _bytes(aval: Any) -> int:
     itemsize = getattr(getattr(aval, "dtype", None), "itemsize", 0)
-    return int(np.prod(getattr(aval, "shape", ()))) * itemsize
+    return math.prod(getattr(aval, "shape", ())) * itemsize

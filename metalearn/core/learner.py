@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from metalearn.core.types import (
     AdaptFn,
@@ -79,14 +78,7 @@ def config_of(name: str, **hparams: Any) -> tuple[tuple[str, Plain], ...]:
       TypeError: an option is something else, such as a function or an optimiser: what it
         does cannot be read from it, so two that differ would look alike.
     """
-    pairs = []
-    for option, value in hparams.items():
-        moving = isinstance(value, optax.GradientTransformation) or callable(value)
-        # Constructors that still pass these; none of them is described.
-        if option in ("inner_opt", "objective_fn") and moving:
-            continue
-        pairs.append((option, _plain(option, value)))
-    return (("name", name), *pairs)
+    return (("name", name), *((k, _plain(k, value)) for k, value in hparams.items()))
 
 
 def _plain(option: str, value: Any) -> Plain:

@@ -30,7 +30,7 @@ def mse(outputs: Array, examples: Examples) -> Array:
       Scalar; 0 if every row is masked.
 
     Raises:
-      ValueError: shapes of outputs and targets differ.
+      ValueError: the shapes of outputs and targets differ.
 
     Example:
       >>> examples = ml.Examples.of(jnp.zeros((2, 1)), jnp.array([[1.0], [3.0]]))
@@ -51,8 +51,9 @@ def mse(outputs: Array, examples: Examples) -> Array:
 def cross_entropy(outputs: Array, examples: Examples) -> Array:
     """Mean softmax cross-entropy over the valid examples of one task.
 
-    A mean over examples, not the sum over classes of the original TensorFlow code of
-    MAML: a printed inner rate of that family is to be multiplied by the number of ways.
+    The loss is a mean over examples. The original TensorFlow code of MAML sums over the
+    classes instead, so multiply the inner rates that such papers print by the number of
+    ways.
 
     Args:
       outputs: Logits, float `[N, W]`.
@@ -63,7 +64,7 @@ def cross_entropy(outputs: Array, examples: Examples) -> Array:
 
     Raises:
       TypeError: `y` is not of integer type.
-      ValueError: shapes do not fit.
+      ValueError: the shapes of logits, labels and mask do not fit together.
 
     Example:
       >>> examples = ml.Examples.of(jnp.zeros((2, 1)), jnp.array([0, 3]))
@@ -87,7 +88,7 @@ def cross_entropy(outputs: Array, examples: Examples) -> Array:
 
 
 def present_classes(support: Examples, num_ways: int) -> Array:
-    """Bool `[W]`: which classes have at least one valid support example.
+    """Mask of the classes that have at least one valid support example, bool `[W]`.
 
     Example:
       >>> support = ml.Examples.of(jnp.zeros((2, 1)), jnp.array([0, 2]))
@@ -101,5 +102,7 @@ def present_classes(support: Examples, num_ways: int) -> Array:
 
 def mask_absent(logits: Array, present: Array) -> Array:
     """Gives absent classes of a task with fewer ways a logit that never wins."""
+    # Not -inf: without a valid support example all classes are absent, and the softmax of a
+    # row of -inf is NaN.
     absent = jnp.asarray(-1e9, logits.dtype)
     return jnp.where(present[None], logits, absent)

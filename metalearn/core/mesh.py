@@ -1,8 +1,8 @@
 """Tasks shared among devices and processes, on JAX's own meshes.
 
-A mesh from `task_mesh`, made current by `jax.set_mesh`, is all there is to ask for:
-sampling, meta-gradients and evaluation then run on each device's share of the tasks, and
-what is learned is the same on all of them. Without one, everything here does nothing.
+To share tasks, make a mesh with `task_mesh` and set it by `jax.set_mesh`. Sampling,
+meta-gradients and evaluation then run on each device's share of the tasks, and all devices
+hold the same learned arrays. Without a mesh the functions of this module do nothing.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ TASKS = "tasks"
 
 
 def task_mesh(devices: int | None = None) -> Mesh:
-    """A mesh that shares tasks among devices, those of all processes together.
+    """A mesh that shares tasks among the devices of all processes.
 
     Args:
-      devices: How many, at least 1; all there are if `None`. With several processes the
-        number has to be a multiple of theirs.
+      devices: Number of devices, 1 or more; all devices if `None`. The number has to be a
+        multiple of the number of processes.
 
     Raises:
-      ValueError: there are fewer devices, or they do not divide over the processes.
+      ValueError: the machine has fewer devices, or the devices do not divide over the
+        processes.
 
     Example:
       >>> with jax.set_mesh(ml.task_mesh(8)):
@@ -54,6 +55,7 @@ def task_mesh(devices: int | None = None) -> Mesh:
         raise ValueError(
             f"{num} devices do not divide over {processes} processes; ask for a multiple."
         )
+    # The same number from each process, so that each feeds an equal slice of a batch.
     each = num // processes
     chosen = [
         device
@@ -64,25 +66,28 @@ def task_mesh(devices: int | None = None) -> Mesh:
 
 
 def fitting(num_tasks: int, *, padded: bool = False) -> int:
-    """How many devices to use for `num_tasks` tasks at a time if nobody says.
+    """Default number of devices for `num_tasks` tasks at a time.
 
-    Cores of one CPU are there to be used; further accelerators may be meant for others.
+    The cores of a CPU are all used. Only one accelerator is used, because the others may be
+    meant for other users.
 
     Args:
-      num_tasks: Of an outer step, or of an evaluation.
-      padded: Whether tasks are added until they divide, as in an evaluation. Otherwise
-        all devices do what is left over, by a program twice as large.
+      num_tasks: Number of tasks of an outer step or of an evaluation.
+      padded: Whether tasks are added until the number divides, as in an evaluation.
+        Otherwise every device runs all tasks that are left over, in a program twice as
+        large.
     """
     if jax.default_backend() != "cpu":
         return 1
     rest = (lambda n: num_tasks % n > 0) if padded else (lambda n: num_tasks % n)
-    # Rounds of one task each; of equals the fewer.
+    # The cost is the number of rounds of one task each. `min` keeps the fewest devices
+    # among equals.
     found = range(1, len(jax.devices()) + 1)
     return min(found, key=lambda n: num_tasks // n + rest(n))
 
 
 def shares() -> int:
-    """Devices that share tasks in the current mesh; 1 without such a mesh."""
+    """Number of devices that share tasks in the current mesh; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or TASKS not in mesh.axis_names or TASKS in mesh.manual_axes:
         return 1
@@ -101,17 +106,17 @@ def share(
     """Runs `fn` on every device's share of the tasks.
 
     Args:
-      fn: `(common, *batched) -> (to_sum, per_task [T', ...])` of any number of tasks T'.
-        It must not close over traced arrays.
+      fn: Function `(common, *batched) -> (to_sum, per_task [T', ...])` for any number of
+        tasks T'. The function must not close over traced arrays.
       common: Arrays that every device reads.
       *batched: Arrays `[T, ...]`.
 
     Returns:
-      The sum over the shares, and the per-task results `[T, ...]`. The tasks left over
-      where T does not divide over the devices are done by each of them.
+      The sum over the shares, and the per-task results `[T, ...]`. If T does not divide
+      over the devices, every device runs the tasks that are left over.
 
     Raises:
-      ValueError: there are fewer tasks than devices.
+      ValueError: the batch has fewer tasks than the mesh has devices.
     """
     num, num_tasks = shares(), jax.tree.leaves(batched)[0].shape[0]
     if num == 1:
@@ -119,6 +124,7 @@ def share(
     even = num_tasks // num * num
     check_enough(num_tasks, num)
     if even < num_tasks:
+        # The rest is not padded: a padded task would count in the sum.
         total, stacked = share(fn, common, *jax.tree.map(lambda x: x[:even], batched))
         rest, others = fn(common, *jax.tree.map(lambda x: x[even:], batched))
         return (
@@ -130,7 +136,8 @@ def share(
         to_sum, per_task = fn(common, *batched)
         return jax.lax.psum(to_sum, TASKS), per_task
 
-    # Without tracking of varying values: the derivatives inside are of this share alone.
+    # `check_vma=False` switches off the tracking of varying values, which would sum the
+    # derivatives inside over all shares. Each is meant to be of its own share.
     return jax.shard_map(
         local, in_specs=(P(), P(TASKS)), out_specs=(P(), P(TASKS)), check_vma=False
     )(common, batched)
@@ -157,13 +164,13 @@ def check_divides(num_tasks: int, num: int) -> None:
 
 
 def everywhere(tree: PyTree) -> PyTree:
-    """The same arrays on all devices of the current mesh; concrete arrays only."""
+    """Copies concrete arrays to all devices of the current mesh."""
     mesh = _tasks_mesh()
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P()))
 
 
 def local_share(num_tasks: int) -> slice | None:
-    """Which tasks of a batch this process has to provide; `None` for all."""
+    """Slice of a batch that this process has to provide; `None` for the whole batch."""
     processes, here = jax.process_count(), jax.process_index()
     if processes == 1 or shares() == 1:
         return None
@@ -172,10 +179,11 @@ def local_share(num_tasks: int) -> slice | None:
 
 
 def place_tasks(tasks: PyTree) -> PyTree:
-    """Tasks of the host `[T, ...]` on the devices that share them."""
+    """Moves tasks `[T, ...]` from the host to the devices that share the tasks."""
     if shares() == 1:
         return jax.device_put(tasks)
     divide = jax.tree.leaves(tasks)[0].shape[0] % shares() == 0
+    # A sharding needs equal parts. `share` splits what does not divide.
     if jax.process_count() == 1 and not divide:
         return everywhere(tasks)
     sharding = NamedSharding(jax.sharding.get_mesh(), P(TASKS))
@@ -187,14 +195,14 @@ def place_tasks(tasks: PyTree) -> PyTree:
 
 
 def replicated(tree: PyTree) -> PyTree:
-    """Inside a compiled function: results that every device and process holds."""
+    """Makes every device and process hold the results; for use in a compiled function."""
     if shares() == 1:
         return tree
     return jax.lax.with_sharding_constraint(tree, P())
 
 
 def sharding() -> Any:
-    """Where arrays of a checkpoint are restored to."""
+    """Sharding with which the arrays of a checkpoint are restored."""
     mesh = _tasks_mesh()
     if mesh is None:
         return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -207,14 +215,14 @@ def _tasks_mesh() -> Mesh | None:
 
 
 def leads() -> bool:
-    """Whether this process is the one that writes files and prints."""
+    """Whether this process writes the files and prints."""
     return jax.process_index() == 0
 
 
 def agree(number: int) -> int:
-    """The number that the first process gives; all have to ask at the same place.
+    """The number that the first process gives; all processes have to call this together.
 
-    What decides how a compiled program is called must not differ between processes.
+    Numbers that decide the calls of a compiled program must not differ between processes.
     """
     if jax.process_count() == 1:
         return number
@@ -224,11 +232,11 @@ def agree(number: int) -> int:
 
 
 def all_succeed(error: Exception | None) -> None:
-    """Raises on every process if any has an error; all have to come here.
+    """Raises on every process if any has an error; all processes have to call this.
 
     Raises:
-      Exception: the own error.
-      RuntimeError: another process has one.
+      Exception: the error of this process.
+      RuntimeError: another process has an error.
     """
     failed = np.zeros(1)
     if jax.process_count() > 1:
@@ -246,17 +254,18 @@ def all_succeed(error: Exception | None) -> None:
 
 @contextlib.contextmanager
 def leader_first() -> Iterator[None]:
-    """The first process goes through this block before the others enter it.
+    """Runs a block in the first process before the other processes enter the block.
 
     Raises:
-      RuntimeError: on every process without an error of its own, if another has one.
+      RuntimeError: another process has an error, and this one has none.
     """
     if not leads():
+        # The first of two meetings: the others wait here until the first process is done.
         all_succeed(None)
     error = None
     try:
         yield
-    except Exception as caught:  # of whatever kind: the others wait to hear of it
+    except Exception as caught:  # any kind: the other processes wait for the result
         error = caught
     if leads():
         all_succeed(error)

@@ -31,7 +31,7 @@ def higher_is_better(name: str, said: bool | None = None) -> bool:
 
     Args:
       name: Name of the metric, such as "query/accuracy".
-      said: What the caller says; goes before `HIGHER_IS_BETTER`, which counts if `None`.
+      said: Direction that the caller says; `None` for that of `HIGHER_IS_BETTER`.
 
     Raises:
       ValueError: neither the caller nor the table says it, or `said` is no bool.

@@ -24,9 +24,9 @@ class Variables:
     """All arrays of a model or a learner.
 
     Attributes:
-      params: What the outer optimiser learns.
-      state: What is carried and not differentiated, e.g. running statistics; `{}` when
-        there is none, never `None` or `()`.
+      params: Parameters, which the outer optimiser learns.
+      state: Arrays that are carried along and not differentiated, e.g. running statistics.
+        A model without state has `{}`, never `None` or `()`.
     """
 
     params: PyTree
@@ -43,16 +43,17 @@ class ApplyFn(Protocol):
         train: bool = False,
         mask: Array | None = None,
     ) -> tuple[PyTree, PyTree]:
-        """`(outputs, state)`; the state is unchanged unless `train`."""
+        """Returns `(outputs, state)`; the state is unchanged unless `train` is true."""
 
 
 class Model(NamedTuple):
     """A network as two pure functions over one batch of inputs.
 
     Attributes:
-      init: `(key, x) -> Variables` for inputs `x` `[N, ...]`.
-      apply: `(variables, x, *, key=None, train=False, mask=None) -> (outputs, state)`.
-        `mask` `[N]` marks valid rows for layers that look across examples.
+      init: Function `(key, x) -> Variables` for inputs `x` `[N, ...]`.
+      apply: Function `(variables, x, *, key=None, train=False, mask=None) -> (outputs,
+        state)`. The mask, bool `[N]`, marks valid rows for layers that look across
+        examples.
     """
 
     init: Callable[[Key, PyTree], Variables]
@@ -82,8 +83,9 @@ def from_apply_fn(
     """A model without state from two plain functions.
 
     Args:
-      init: `(key, x) -> params`.
-      apply: `(params, x) -> outputs`; it may also take `key`, `train` or `mask`.
+      init: Function `(key, x) -> params`.
+      apply: Function `(params, x) -> outputs`, which may also take `key`, `train` or
+        `mask`.
       lower: Whether convolutions become matrix products (see `metalearn.lowering`).
 
     Returns:
@@ -119,15 +121,17 @@ def from_apply_fn(
 
 
 def _with_a_row(apply: ApplyFn) -> ApplyFn:
-    """The same, but that masked rows stand in for valid ones where training has none.
+    """The same function, in which all rows count as valid if training has no valid row.
 
-    Batch norm divides by the number of valid rows: none would make NaN of outputs, state
-    and gradients, which no mask of a loss takes away. What the state is worth then is for
-    `metalearn.inner.norm` to say.
+    Batch norm divides by the number of valid rows. Without a valid row the outputs, the
+    state and the gradients would be NaN, and no mask of a loss removes NaN. The state is
+    then finite but meaningless; `metalearn.inner.norm` discards it.
     """
 
     def guarded(variables, x, *, key=None, train=False, mask=None):
         if train and mask is not None and jax.tree.leaves(variables.state):
+            # By value and not by `if`: inside `jit` and `vmap` the mask has no value in
+            # Python.
             mask = jnp.where(jnp.any(mask), mask, True)
         return apply(variables, x, key=key, train=train, mask=mask)
 
@@ -143,22 +147,23 @@ def from_linen(module: Any, *, train_kw: str | None = "auto", lower: bool = True
     Args:
       module: The module. If its `__call__` has an argument named `mask`, it gets the
         mask of valid rows.
-      train_kw: Name of the argument that gets the training flag; "auto" looks for
-        `train`, `training` and `is_training`; `None` for none. Other collections than
-        `params` (such as `batch_stats`) become the model's state.
+      train_kw: Name of the argument that gets the training flag. "auto" looks for `train`,
+        `training` and `is_training`; `None` passes no flag.
       lower: Whether convolutions become matrix products (see `metalearn.lowering`).
 
     Returns:
-      A `Model`. A key given to `apply` is the `dropout` stream; without one it repeats
-      the same values.
+      A `Model`. All collections other than `params`, such as `batch_stats`, are the state.
+      A key given to `apply` is the `dropout` stream. Without a key the stream repeats the
+      same values.
 
     Raises:
       TypeError: `module` is not a linen module, or has no argument `train_kw`.
-      ValueError: in `init`: it keeps statistics that no training pass would move.
+      ValueError: `init` finds batch statistics that no training pass would move.
 
     Example:
       >>> model = ml.from_linen(MyConvNet(num_ways=5))
     """
+    # Imported here, so that models of plain functions need no flax.
     import flax.linen as nn
 
     if not isinstance(module, nn.Module):
@@ -192,6 +197,7 @@ def from_linen(module: Any, *, train_kw: str | None = "auto", lower: bool = True
             variables = {"params": params, **state, "batch_stats": stats}
             return module.apply(variables, x, mutable=["batch_stats"])[1]
 
+        # Statistics that come out as they went in are traced to the inputs themselves.
         jaxpr = jax.make_jaxpr(after)(state["batch_stats"]).jaxpr
         if all(out in jaxpr.invars for out in jaxpr.outvars):
             raise ValueError(
@@ -206,6 +212,7 @@ def from_linen(module: Any, *, train_kw: str | None = "auto", lower: bool = True
             kwargs = {train_kw: train} if has_train else {}
             if has_mask:
                 kwargs["mask"] = mask
+            # Training asks for a dropout stream even where the caller gives no key.
             rngs = {}
             if train or key is not None:
                 rngs = {"dropout": jax.random.key(0) if key is None else key}
@@ -228,16 +235,17 @@ def from_linen(module: Any, *, train_kw: str | None = "auto", lower: bool = True
 def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
     """A model from a `flax.nnx` module.
 
-    The module is split once into its graph and pure dictionaries of arrays; no Python
-    object graph is walked in a compiled step.
+    The module is split once into its graph and pure dictionaries of arrays. A compiled step
+    therefore walks no graph of Python objects.
 
     Args:
-      make: `(rngs: nnx.Rngs) -> nnx.Module`.
+      make: Function `(rngs: nnx.Rngs) -> nnx.Module`.
       lower: Whether convolutions become matrix products (see `metalearn.lowering`).
 
     Returns:
-      A `Model`. `train` selects the module's `train()` or `eval()` mode; a key given to
-      `apply` seeds its random streams (without one they repeat the same values).
+      A `Model`. The argument `train` selects the `train()` or the `eval()` mode of the
+      module. A key given to `apply` seeds the random streams of the module. Without a key
+      the streams repeat the same values.
 
     Raises:
       TypeError: `make` does not return an nnx module.
@@ -259,6 +267,7 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
     def parts(module: Any):
         return nnx.split(module, nnx.Param, nnx.RngState, ...)
 
+    # The graph needs shapes only, so no parameter is computed here.
     abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
     takes_mask = _accepts(type(abstract).__call__, "mask")
     abstract.eval()
@@ -304,6 +313,7 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
         def fresh(leaf: Array) -> Array:
             if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 return next(keys)
+            # A stream is a key and a count; a new key starts to count from 0.
             return leaf * 0
 
         return jax.tree.unflatten(treedef, [fresh(leaf) for leaf in leaves])
@@ -318,6 +328,8 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
                 fill(state_like, carried.get("nnx", {})),
             )
             outputs = module(x, mask=mask) if takes_mask else module(x)
+            # In evaluation the state has to stay as it is, also where the module counts
+            # calls.
             if not train or "nnx" not in carried:
                 return outputs, carried
             new = nnx.to_pure_dict(parts(module)[3])

@@ -21,7 +21,8 @@ class Examples:
     Attributes:
       x: Inputs, a pytree with leaves `[N, ...]`.
       y: Targets, a pytree with leaves `[N, ...]`; int `[N]` class indices or float.
-      mask: Bool `[N]`; False marks a padded row that must not count anywhere.
+      mask: Mask of the valid rows, bool `[N]`. False marks a padded row, which must not
+        count anywhere.
     """
 
     x: PyTree
@@ -33,7 +34,7 @@ class Examples:
         """Examples with all rows valid unless a mask is given.
 
         Raises:
-          ValueError: leading axes differ, or the mask is not bool `[N]`.
+          ValueError: the leading axes differ, or the mask is not bool `[N]`.
 
         Example:
           >>> examples = ml.Examples.of(jnp.zeros((3, 2)), jnp.array([0, 1, 1]))
@@ -65,8 +66,8 @@ class Task:
     """One task; a batch of tasks is a `Task` whose leaves have a leading axis `[T]`.
 
     Attributes:
-      support: What the learner adapts to.
-      query: What the adapted learner is judged on.
+      support: Examples that the learner adapts to.
+      query: Examples that the adapted learner is judged on.
       info: Arrays that say where the task comes from, e.g. `class_ids` `[W]`.
     """
 
@@ -78,14 +79,13 @@ class Task:
 class TaskSampler(NamedTuple):
     """A distribution of tasks over arrays that live on the device.
 
-    Calling it draws one task: `sampler(key)`. The arrays are kept apart from the
-    function so that a compiled step takes them as arguments instead of embedding
-    them as constants.
+    A call `sampler(key)` draws one task. The arrays are kept apart from the function, so
+    that a compiled step takes the arrays as arguments and does not embed them as constants.
 
     Attributes:
-      sample: `(data, key) -> Task`, pure and traceable.
+      sample: Function `(data, key) -> Task`, pure and traceable.
       data: Arrays that `sample` reads.
-      name: Shown in logs and results.
+      name: Name in logs and results.
     """
 
     sample: Callable[[PyTree, Key], Task]
@@ -97,6 +97,7 @@ class TaskSampler(NamedTuple):
 
     def first(self, key: Key) -> Task:
         """A task to take shapes from."""
+        # One program; without jit every operation would be compiled by itself.
         return jax.jit(self.sample)(self.data, key)
 
 
@@ -105,21 +106,22 @@ class TaskStream:
     """Tasks that are made on the host and brought to the device batch by batch.
 
     Attributes:
-      batches: `(num_tasks, start, share=None) -> endless iterator`: of `num_tasks` tasks,
-        NumPy arrays `[T, ...]`, from batch number `start` on; of each the rows of the
-        slice `share` only, if one is given. Equal arguments give equal batches.
-      name: Shown in logs and results; names the seed.
+      batches: Function `(num_tasks, start, share=None) -> endless iterator` over batches of
+        `num_tasks` tasks, as NumPy arrays `[T, ...]`. The first batch has the number
+        `start`. If the slice `share` is given, each batch has the rows of that slice only.
+        Equal arguments give equal batches.
+      name: Name in logs and results, which includes the seed.
     """
 
     batches: Callable[..., Iterator[Task]]
     name: str = "stream"
 
     def first(self, key: Key | None = None) -> Task:
-        """A task to take shapes from; the first, whatever the key."""
+        """The first task of the stream, whatever the key, to take shapes from."""
         return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), next(self.batches(1, 0)))
 
 
-# What `fit` and `evaluate` take; `as_tasks` makes a sampler of a function.
+# The tasks that `fit` and `evaluate` accept; `as_tasks` makes a sampler of a function.
 Tasks = TaskSampler | TaskStream | Callable[[Key], Task]
 
 
@@ -127,7 +129,7 @@ def next_batch(batches: Iterator[Task], number: int) -> Task:
     """The next batch of a stream.
 
     Raises:
-      ValueError: there is none.
+      ValueError: the stream has ended.
     """
     for batch in batches:
         return batch
@@ -138,7 +140,7 @@ def next_batch(batches: Iterator[Task], number: int) -> Task:
 
 
 def as_tasks(tasks: Tasks) -> TaskSampler | TaskStream:
-    """A sampler or a stream as it is, a plain function `key -> Task` as a sampler.
+    """The given sampler or stream, or a sampler made of a plain function `key -> Task`.
 
     Raises:
       TypeError: `tasks` is none of these.
@@ -155,7 +157,7 @@ def as_tasks(tasks: Tasks) -> TaskSampler | TaskStream:
 
 @dataclasses.dataclass(frozen=True)
 class _Plain:
-    """Ignores the data argument; equal for equal functions, so compilations are shared."""
+    """Ignores `data`. Equal functions give equal samplers, so compilations are shared."""
 
     fn: Callable[[Key], Task]
 
@@ -174,7 +176,7 @@ def sample_batch(sampler: TaskSampler, data: PyTree, keys: Key) -> Task:
 
 
 def stack_tasks(tasks: Sequence[Task]) -> Task:
-    """A batch from tasks of equal shapes (pad them first with `pad_examples`).
+    """A batch of tasks of equal shapes (`pad_examples` makes shapes equal).
 
     Example:
       >>> sine = ml.tasks.sinusoid(num_support=5)
@@ -195,10 +197,10 @@ def stack_tasks(tasks: Sequence[Task]) -> Task:
 
 
 def pad_examples(examples: Examples, size: int) -> Examples:
-    """Pads with zero rows whose mask is False up to `size` rows.
+    """Pads examples to `size` rows; the new rows are zero and have the mask False.
 
     Raises:
-      ValueError: there are more than `size` rows already.
+      ValueError: the examples have more than `size` rows already.
 
     Example:
       >>> examples = ml.Examples.of(jnp.ones((2, 1)), jnp.ones((2, 1)))
@@ -210,13 +212,15 @@ def pad_examples(examples: Examples, size: int) -> Examples:
         raise ValueError(f"examples has {num} rows, more than the asked size {size}.")
 
     def pad(leaf: Array) -> Array:
+        # Zeros and not NaN: masked rows pass through the network, and 0 times NaN is NaN.
+        # Zero is False in the mask itself.
         return jnp.pad(leaf, [(0, size - num)] + [(0, 0)] * (leaf.ndim - 1))
 
     return jax.tree.map(pad, examples)
 
 
 def concatenate(first: Examples, second: Examples) -> Examples:
-    """All examples of both, `[N1 + N2, ...]`."""
+    """The examples of both sets in one, `[N1 + N2, ...]`."""
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
 
 

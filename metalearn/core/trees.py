@@ -11,7 +11,7 @@ from metalearn.core.types import Array, PathFilter, PyTree
 
 
 def path_string(path) -> str:
-    """`"Dense_0/kernel"` for the key path of a leaf."""
+    """The key path of a leaf as text, such as `"Dense_0/kernel"`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -26,14 +26,15 @@ def leaf_paths(tree: PyTree) -> list[str]:
 
 
 def split(tree: PyTree, select: PathFilter | None) -> tuple[PyTree, PyTree]:
-    """Splits a tree in two of the same shape, with `None` for the other's leaves.
+    """Splits a tree into two trees of its shape, each with `None` for the leaves of the
+    other.
 
     Args:
       tree: Any pytree of arrays.
-      select: `(path, leaf) -> bool`; `None` selects every leaf.
+      select: Function `(path, leaf) -> bool`; `None` selects every leaf.
 
     Returns:
-      The selected part and the rest; `merge` joins them again.
+      The selected part and the rest, which `merge` joins again.
 
     Example:
       >>> split({"body": 1, "head": 2}, path_filter("head"))
@@ -41,6 +42,8 @@ def split(tree: PyTree, select: PathFilter | None) -> tuple[PyTree, PyTree]:
     """
     if select is None:
         return tree, jax.tree.map(lambda _: None, tree)
+    # `None` is an empty subtree to JAX: derivatives and optimisers see the selected leaves
+    # only, and the shape of the tree is kept for `merge`.
     chosen = jax.tree_util.tree_map_with_path(
         lambda p, x: bool(select(path_string(p), x)), tree
     )
@@ -57,15 +60,15 @@ def merge(selected: PyTree, rest: PyTree) -> PyTree:
 
 
 def masked_mean(values: Array, mask: Array) -> Array:
-    """Mean over axis 0 of the rows whose mask is set; 0 when no row is.
+    """Mean over axis 0 of the rows whose mask is set; 0 if no mask is set.
 
     Args:
-      values: `[N, ...]`.
-      mask: Bool `[N]`.
+      values: Rows `[N, ...]`.
+      mask: Mask of the valid rows, bool `[N]`.
 
     Returns:
-      `[...]`. Masked rows influence neither the value nor the gradient, even where
-      they hold NaN.
+      The mean, `[...]`. Masked rows influence neither the value nor the gradient, even if
+      the rows hold NaN.
 
     Example:
       >>> values = jnp.array([1.0, 3.0, jnp.nan])
@@ -73,12 +76,15 @@ def masked_mean(values: Array, mask: Array) -> Array:
       2.0
     """
     weights = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
+    # Replaced and not multiplied by 0, because 0 times NaN is NaN. The derivative of a
+    # masked row is 0, so whatever computes `values` needs a finite derivative in that row.
     total = jnp.sum(jnp.where(weights, values, 0), axis=0)
+    # Without a valid row: 0 / 1 and not 0 / 0.
     return total / jnp.maximum(jnp.sum(mask), 1).astype(total.dtype)
 
 
 def all_finite(tree: PyTree) -> Array:
-    """Scalar bool: whether every floating leaf is finite everywhere."""
+    """Whether every floating leaf is finite everywhere, a bool scalar."""
     leaves = [
         jnp.all(jnp.isfinite(x))
         for x in jax.tree.leaves(tree)
@@ -88,10 +94,10 @@ def all_finite(tree: PyTree) -> Array:
 
 
 def path_filter(pattern: str) -> PathFilter:
-    """`(path, leaf) -> bool`: whether the regular expression occurs in the path.
+    """Function `(path, leaf) -> bool`: whether the regular expression occurs in the path.
 
     Raises:
-      ValueError: `pattern` is no regular expression.
+      ValueError: `pattern` is not a regular expression.
     """
     try:
         regex = re.compile(pattern)

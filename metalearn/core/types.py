@@ -14,7 +14,7 @@ PyTree = Any
 Metrics = Mapping[str, Array]
 PathFilter = Callable[[str, Any], bool]  # ("Dense_0/kernel", leaf) -> adapted?
 TaskChunk = int | Literal["auto"]  # tasks handled at once
-# The optimiser of the inner loop, or `hparams -> optimiser` where those are learned.
+# The optimiser of the inner loop, or `hparams -> optimiser` if the hparams are learned.
 InnerOpt = optax.GradientTransformation | Callable[[PyTree], optax.GradientTransformation]
 # Initial hyper-parameters, or `(key, adapted params) -> hparams`.
 InnerHparams = PyTree | Callable[[Key, PyTree], PyTree]
@@ -29,12 +29,12 @@ class LossFn(Protocol):
 
 class InitFn(Protocol):
     def __call__(self, key: Key, task: Any) -> Any:
-        """Makes the `Variables` of a learner from one task (shapes only matter)."""
+        """Makes the `Variables` of a learner from the shapes of one task."""
 
 
 class AdaptFn(Protocol):
     def __call__(self, variables: Any, support: Any, *, key: Key | None = None) -> Any:
-        """Adapts to the support set of one task; the result is for `predict`."""
+        """Adapts to the support set of one task and returns the argument of `predict`."""
 
 
 class PredictFn(Protocol):
@@ -48,8 +48,8 @@ class PredictFn(Protocol):
     ) -> PyTree:
         """Outputs `[Q, ...]` for the inputs `x` `[Q, ...]` of one task.
 
-        `mask` bool `[Q]` marks the valid rows; all are valid when it is `None`. Only
-        learners that look across queries (transductive ones) read it.
+        The mask, bool `[Q]`, marks the valid rows; without a mask all rows are valid. Only
+        transductive learners, which look across queries, read the mask.
         """
 
 

@@ -1,14 +1,14 @@
 """Writing prepared records: one TFDS builder for every image set of this library.
 
 A source (Omniglot's archives, rendered glyphs, a user's folder) describes its parts
-and yields decoded images; this module writes them as a TensorFlow Datasets data set
-in the array_record format, which `records` reads back. No TensorFlow is involved:
-images are handed over as PNG bytes.
+and yields decoded images. This module writes the images as a TensorFlow Datasets (TFDS)
+data set in the array_record format, which `records` reads back. No TensorFlow is
+involved, because TFDS gets the images as PNG bytes.
 
 A build happens in a scratch folder of the cache and is moved into place by one
-rename, so an interrupted or failed build leaves nothing behind and two processes that
-build the same set do not disturb each other. tensorflow_datasets is imported only
-when something has to be built.
+rename. An interrupted or failed build therefore leaves nothing in place of the records,
+and two processes that build the same set do not disturb each other. tensorflow_datasets
+is imported only if something has to be built.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ _SCRATCH_LIFETIME_S = 24 * 3600
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartSource:
-    """What one part (train, validation or test) will hold.
+    """Contents of one part (train, validation or test) that is about to be written.
 
     Attributes:
-      class_names: One name per class.
-      class_groups: The group name of each class.
-      images: `images(class_index)` yields the uint8 `[H, W, C]` images of one class.
+      class_names: Name of each class.
+      class_groups: Name of the group of each class.
+      images: Function `images(class_index)` that yields the uint8 `[H, W, C]` images of one
+        class.
       rotations: Whether multiples of 90 degrees are further classes.
     """
 
@@ -59,10 +60,10 @@ class RecordSource:
       name: TFDS name of the set: lower-case letters, digits and "_".
       config: TFDS configuration: the options and a fingerprint of the contents, so
         that other contents make another cache entry.
-      description: One paragraph.
-      image_shape: `(H, W, C)`.
-      parts: The parts that are present, by name.
-      info: Becomes `ImageDataset.info`; JSON values only.
+      description: Description of the set in one paragraph.
+      image_shape: Shape `(H, W, C)` of an image.
+      parts: Parts that are present, by name.
+      info: Facts for `ImageDataset.info`; JSON values only.
     """
 
     name: str
@@ -74,11 +75,11 @@ class RecordSource:
 
 
 def prepare_records(source: RecordSource, *, force: bool = False) -> Path:
-    """Writes the records of one source, unless they are there already.
+    """Writes the records of one source, unless the records exist.
 
     Args:
-      source: What to write.
-      force: Build again even if the records exist.
+      source: Images and labels to write.
+      force: Whether to build again even if the records exist.
 
     Returns:
       The folder of the records.
@@ -99,8 +100,11 @@ def prepare_records(source: RecordSource, *, force: bool = False) -> Path:
         built = _run_builder(source, scratch)
         target.parent.mkdir(parents=True, exist_ok=True)
         if force and target.is_dir():
+            # Moved away and not deleted in place, so no process finds half of the old
+            # records.
             target.rename(scratch / "replaced")
-        # Another process may have finished first; its records are the same.
+        # Another process may have finished first. The rename then fails, and the records
+        # of that process are the same.
         with contextlib.suppress(OSError):
             built.rename(target)
         if not target.is_dir():
@@ -116,11 +120,12 @@ def _run_builder(source, scratch):
     from tensorflow_datasets.core.utils import tqdm_utils
 
     counts = {part: [0] * len(p.class_names) for part, p in source.parts.items()}
+    # Unregistered, because every source makes a class of the same name.
     with tfds.core.registered.skip_registration():
         builder_class = _builder_class(tfds, source, counts)
     total = sum(len(part.class_names) for part in source.parts.values())
     bars_were_active = tqdm_utils._active
-    tfds.disable_progress_bar()  # its bars count files; ours counts classes
+    tfds.disable_progress_bar()  # TFDS counts files; the bar below counts classes
     try:
         with _progress(f"preparing {source.name}", total) as builder_class.advance:
             builder = builder_class(
@@ -158,8 +163,8 @@ def _run_builder(source, scratch):
 def _builder_class(tfds, source, counts):
     """The TFDS builder of one source.
 
-    A class inside a function, because its base class comes from a package that is
-    imported only here.
+    The class is made inside a function, because the base class comes from a package that
+    is imported only if something is built.
     """
     names = [name for part in source.parts.values() for name in part.class_names]
     groups = [group for part in source.parts.values() for group in part.class_groups]
@@ -194,6 +199,7 @@ def _builder_class(tfds, source, counts):
                         ),
                     }
                 ),
+                # Records in order of class are the layout that `ImageClasses` asks for.
                 disable_shuffling=True,
             )
 
@@ -266,7 +272,7 @@ def _progress(title, total):
 
 
 def _remove_stale_scratch(root):
-    """Removes what killed processes left behind, a day or more ago."""
+    """Removes scratch folders of killed processes that are a day old or older."""
     for path in root.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _SCRATCH_LIFETIME_S:

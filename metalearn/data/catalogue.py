@@ -1,9 +1,9 @@
-"""Finding image sets by name: load, prepare, and what is available.
+"""Image sets by name: loading, preparing and listing.
 
-A name is one of the built-in sets ("glyphs", "omniglot"), "folder:PATH" or a path to
-one's own images, or "tfds:NAME" for a TFDS data set that is prepared on this machine.
-Nothing here touches the network, unless Omniglot is asked for where TensorFlow is
-installed and no archives are.
+A name is a built-in set ("glyphs", "omniglot"), or "folder:PATH" or a path for images of
+your own, or "tfds:NAME" for a TFDS data set that is prepared on this machine. Nothing here
+uses the network, with one exception: Omniglot is downloaded if TensorFlow is installed and
+the archives are missing.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class CatalogueRow:
     """One line of `metalearn data list`.
 
     Attributes:
-      name: What `load` takes.
-      description: One line.
+      name: Name that `load` takes.
+      description: Description in one line.
       prepared: Whether records are in the cache.
-      classes: Classes over all parts, or None if not prepared.
-      images: Images over all parts, or None if not prepared.
-      needs: What has to be there before it can be prepared.
+      classes: Number of classes over all parts, or None if not prepared.
+      images: Number of images over all parts, or None if not prepared.
+      needs: Requirements for preparing the set.
     """
 
     name: str
@@ -56,7 +56,7 @@ class _BuiltIn:
     description: str
     needs: str
     source: Callable[..., builders.RecordSource]
-    # Set for data made from installed packages alone: names the cache entry.
+    # Name of the cache entry, for data made from installed packages alone.
     embedded_config: Callable[[], str] | None = None
 
 
@@ -82,15 +82,15 @@ def load(
     parts: Sequence[str] | None = None,
     **options,
 ) -> ImageDataset:
-    """Loads an image set, preparing its records first if that is needed.
+    """Loads an image set; prepares the records first if necessary.
 
     Args:
       name: A built-in set, "folder:PATH", a path to a folder or zip, or "tfds:NAME".
-      data_dir: Where the original archives are. The cache is keyed by their contents,
-        so another folder is another cache entry. Default: the records prepared last
-        with `prepare`, or the only ones there are.
-      parts: The parts that must be there, such as `("test",)`; the others are left
-        None. Default: every part that the source holds.
+      data_dir: Folder of the original archives. Other archives make another cache entry,
+        because the cache is keyed by their contents. Default: the records that `prepare`
+        prepared last, or the only prepared records.
+      parts: Parts that must exist, such as `("test",)`; the other parts are None. Default:
+        every part that the source holds.
       **options: Options of the set, such as `split` or `image_size`.
 
     Returns:
@@ -118,12 +118,12 @@ def open_records(
     data_dir: str | Path | None = None,
     **options,
 ) -> records.RecordImages:
-    """Images of one part that are decoded only when they are read, for `stream`.
+    """Images of one part for `stream`, each decoded only when it is read.
 
     Args:
       name: A built-in set, "folder:PATH", or a path to a folder or zip.
       part: "train", "validation" or "test".
-      data_dir: As in `load`.
+      data_dir: Folder of the original archives, as in `load`.
       **options: As in `load`.
 
     Returns:
@@ -151,9 +151,9 @@ def prepare(
 
     Args:
       name: A built-in set, "folder:PATH" or a path.
-      data_dir: Where the original archives are, if the set needs any. Afterwards
-        `load` without `data_dir` finds what was prepared last.
-      force: Build again even if the records exist.
+      data_dir: Folder of the original archives, if the set needs archives. A later `load`
+        without `data_dir` finds the records that were prepared last.
+      force: Whether to build again even if the records exist.
       **options: Options of the set, as in `load`.
 
     Raises:
@@ -170,6 +170,7 @@ def prepare(
     chosen = directory.parent.parent / _CHOSEN
     scratch = chosen.with_name(f".{_CHOSEN}-{os.getpid()}")
     scratch.write_text(json.dumps({"config": directory.parent.name}))
+    # In one move, because another process may read the choice at any time.
     scratch.replace(chosen)
 
 
@@ -207,6 +208,7 @@ def _find_or_prepare(name, data_dir, options):
             "validation_alphabets was given without data_dir; the archives are needed "
             "to split anew. Give data_dir as well."
         )
+    # The defaults of `omniglot_source`: records of another split are another data set.
     wanted = {"split": "lake", "seed": 0, **options}
     found = []
     for directory in records.prepared_dirs(name):
@@ -219,7 +221,7 @@ def _find_or_prepare(name, data_dir, options):
 
 
 def _downloaded_omniglot(wanted):
-    """Folder with downloaded archives; only tried where TensorFlow is installed."""
+    """Folder with downloaded archives; downloads only if TensorFlow is installed."""
     root = cache_root()
     message = (
         f"Data set 'omniglot' is not prepared with {wanted} in {root} and no data_dir "
@@ -232,6 +234,7 @@ def _downloaded_omniglot(wanted):
         folder.mkdir(parents=True, exist_ok=True)
         download_omniglot(folder)
     except Exception as error:  # whatever TFDS or the network may raise
+        # Nothing is left of a failed download, so the next call starts afresh.
         shutil.rmtree(folder, ignore_errors=True)
         raise FileNotFoundError(
             f"{message} (TFDS could not download it: {error})"
@@ -240,7 +243,7 @@ def _downloaded_omniglot(wanted):
 
 
 def _pick(found, name, *, strict=False):
-    """The prepared folder that `prepare` chose last, or the only one."""
+    """The prepared folder that `prepare` chose last, or the only prepared folder."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         text = (cache_root() / name / _CHOSEN).read_text()
         config = json.loads(text)["config"]
@@ -306,7 +309,7 @@ def _check_options(name, source, options):
 
 
 def _image_path(name):
-    """The path that a name stands for: folder:PATH, an existing or a likely path."""
+    """The path that a name means: folder:PATH, an existing path or a likely path."""
     if name.startswith("folder:"):
         return Path(name.removeprefix("folder:")).expanduser()
     path = Path(name).expanduser()

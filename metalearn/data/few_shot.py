@@ -1,7 +1,7 @@
 """N-way K-shot tasks drawn on the device from images that live there.
 
-Sampling is a gather inside the compiled step: no input pipeline, no stall, and the same
-key gives the same task whatever the number of devices.
+Sampling is a gather inside the compiled step, so there is no input pipeline to wait for.
+The same key gives the same task whatever the number of devices.
 """
 
 from __future__ import annotations
@@ -31,30 +31,32 @@ def few_shot(
 ) -> TaskSampler:
     """A distribution of classification tasks over the classes of a labelled set.
 
-    A task draws N classes without replacement in a random order, which is their labels
-    `0..N-1`; of each class K + Q different examples, the first K support, the others
-    query; and shuffles both sets. With ranges, N and K are drawn for each task and the
-    arrays padded to the largest.
+    A task draws N classes without replacement. Their random order gives the labels
+    `0..N-1`. The task then draws K + Q different examples of each class: the first K are
+    support, the others query. Both sets are shuffled. With ranges, N and K are drawn for
+    each task, and the arrays are padded to the largest N and K.
 
     Args:
-      images: `[I, ...]`, uint8 (mapped to 0..1) or finite float; or an object with
-        `images`, `labels` and `rotations`, as the parts of `ml.data.load(...)`.
-      labels: Int `[I]`, class of each image; any integers.
-      num_ways: N, or its inclusive range.
-      num_support: K of each class, or its inclusive range.
-      num_query: Q of each class.
-      rotations: Whether multiples of 90 degrees of a class are further classes (images
-        `[I, S, S, C]` only). Default: what `images` says, else False.
-      name: Shown in logs and results.
+      images: Images `[I, ...]`, uint8 (mapped to 0..1) or finite float; or an object with
+        `images`, `labels` and `rotations`, such as a part of `ml.data.load(...)`.
+      labels: Class of each image, int `[I]`; any integers.
+      num_ways: Number N of classes, or an inclusive range of N.
+      num_support: Number K of support examples of each class, or an inclusive range of K.
+      num_query: Number Q of query examples of each class.
+      rotations: Whether the rotations of a class by multiples of 90 degrees are further
+        classes (images `[I, S, S, C]` only). Default: the value of `images.rotations` if
+        there is one, else False.
+      name: Name in logs and results.
 
     Returns:
-      A `TaskSampler`. Tasks have `x` float32 `[N * K, ...]`, `y` int32, and in `info`
-      `class_ids` `[N]` (rotation r of class c is `c + r * classes`) and `num_ways`.
+      A `TaskSampler`. Tasks have `x`, float32 `[N * K, ...]`, and `y`, int32. Their `info`
+      holds `class_ids` `[N]` and `num_ways`. Rotation r of class c has the id
+      `c + r * classes`.
 
     Raises:
-      TypeError: images or labels of an unusable dtype.
-      ValueError: too few classes or images for the asked way and shot, non-finite or
-        non-square images, shapes that do not fit.
+      TypeError: images or labels have an unusable dtype.
+      ValueError: there are too few classes or images for these ways and shots, images are
+        not finite or not square, or shapes do not fit together.
 
     Example:
       >>> tasks = ml.data.few_shot(dataset.train, num_ways=5, num_support=1)
@@ -86,6 +88,7 @@ def few_shot(
         "starts": jnp.asarray(starts, jnp.int32),
         "counts": jnp.asarray(counts, jnp.int32),
     }
+    # Without arrays, so that samplers of equal settings compare equal and share programs.
     sample = _Episode(ways, shots, int(num_query), turns, int(counts.max()))
     label = name or f"{_label(ways)}way-{_label(shots)}shot"
     return TaskSampler(sample, data, label)
@@ -93,14 +96,14 @@ def few_shot(
 
 @dataclasses.dataclass(frozen=True)
 class _Episode:
-    """`(data, key) -> Task`; equal for equal settings, so compilations are shared.
+    """Function `(data, key) -> Task`. Equal settings are equal, to share compilations.
 
     Attributes:
-      ways: Range of N.
-      shots: Range of K.
-      num_query: Q.
-      turns: 4 with rotations as further classes, else 1.
-      largest: Images of the largest class.
+      ways: Range of the number N of classes.
+      shots: Range of the number K of support examples.
+      num_query: Number Q of query examples.
+      turns: Number of rotations of a class: 4 if rotations are further classes, else 1.
+      largest: Number of images of the largest class.
     """
 
     ways: tuple[int, int]
@@ -118,9 +121,12 @@ class _Episode:
         rows = jax.vmap(lambda k, n: _distinct(k, self.largest, per_class, n))(
             jax.random.split(k_image, most), data["counts"][classes]
         )
+        # Images are sorted by class, so a row is the start of the class and an offset.
         x = data["images"][data["starts"][classes][:, None] + rows]
         if self.turns > 1:
             x = jax.vmap(_rotate)(x, turn)
+        # After the gather: the set stays in bytes, and only the images of a task are
+        # floats.
         x = x.astype(jnp.float32) / (255 if x.dtype == jnp.uint8 else 1)
         k_ways, k_shots = jax.random.split(k_size)
         num_way, num_shot = _draw(k_ways, self.ways), _draw(k_shots, self.shots)
@@ -144,13 +150,14 @@ class _Episode:
 
 
 def _by_class(images: Any, labels: Any) -> tuple[np.ndarray, ...]:
-    """Images sorted by class; label, first row and number of images of each class."""
+    """Images sorted by class, then label, first row and size of each class."""
     images = np.asarray(images)
     if not (images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)):
         raise TypeError(
             f"images have dtype {images.dtype}; expected uint8 (0..255) or float."
         )
     if images.dtype == np.float64:
+        # Tasks are float32 anyway, and doubles would take twice the memory of the device.
         images = images.astype(np.float32)
     order, *found = count_classes(len(images) if images.ndim else 0, labels)
     if np.issubdtype(images.dtype, np.floating):
@@ -164,11 +171,11 @@ def _by_class(images: Any, labels: Any) -> tuple[np.ndarray, ...]:
 
 
 def count_classes(num_images: int, labels: Any) -> tuple[np.ndarray, ...]:
-    """The order that sorts by class; label, first row and number of images of each class.
+    """The order that sorts images by class, then label, first row and size of each class.
 
     Raises:
       TypeError: labels are not integers.
-      ValueError: not one label an image.
+      ValueError: the number of labels differs from the number of images, or is 0.
     """
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
@@ -178,6 +185,7 @@ def count_classes(num_images: int, labels: Any) -> tuple[np.ndarray, ...]:
             f"there are {num_images} images and labels of shape {labels.shape}; expected "
             "[I, ...] and [I] with the same I >= 1."
         )
+    # Stable, so that equal sets give equal tasks on every machine.
     order = np.argsort(labels, kind="stable")
     found = np.unique(labels[order], return_index=True, return_counts=True)
     return order, *found
@@ -186,7 +194,7 @@ def count_classes(num_images: int, labels: Any) -> tuple[np.ndarray, ...]:
 def check_enough(
     names: np.ndarray, counts: np.ndarray, turns: int, ways: int, per_class: int
 ) -> None:
-    """Raises a `ValueError` if there are too few classes, or images of one."""
+    """Raises a `ValueError` if there are too few classes, or too few images of a class."""
     if len(counts) * turns < ways:
         raise ValueError(
             f"{ways}-way tasks need {ways} classes, the set has {len(counts) * turns}. "
@@ -226,12 +234,15 @@ def _draw(key: Key, limits: tuple[int, int]) -> Array:
 def _distinct(key: Key, population: int, num: int, limit: Array | None = None) -> Array:
     """`num` different integers of `0..limit-1` in random order, int32 `[num]`.
 
-    The largest of random 24-bit scores: uniform up to ties, which are broken by index
-    and touch fewer than one draw in a thousand for a million items. Floats, because the
-    compiler has a fast path for their largest and none for integers'.
+    Every integer gets a random 24-bit score, and the largest scores win. The draw is
+    uniform up to ties, which are broken by index. Ties touch fewer than one draw in a
+    thousand for a million items. The scores are floats, because the compiler has a fast
+    path for the largest floats and none for the largest integers.
     """
     scores = (jax.random.bits(key, (population,), jnp.uint32) >> 8).astype(jnp.float32)
     if limit is not None:
+        # All scores are 0 or more. A score of -1 is chosen last, and `check_enough` made
+        # sure that no class has fewer than `num` images.
         scores = jnp.where(jnp.arange(population) < limit, scores, -1)
     return jax.lax.top_k(scores, num)[1]
 
@@ -240,4 +251,5 @@ def _rotate(images: Array, turn: Array) -> Array:
     """Images `[..., S, S, C]` turned by `turn` times 90 degrees."""
     axes = (images.ndim - 3, images.ndim - 2)
     turned = [jnp.rot90(images, k, axes) for k in range(4)]
+    # All four turns are made and one is kept, as a switch under `vmap` would do.
     return jax.lax.select_n(turn, *turned)

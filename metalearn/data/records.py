@@ -1,9 +1,9 @@
-"""Reading prepared records: where they are, and how they become arrays again.
+"""Reading prepared records: their folders, and their conversion to arrays.
 
-`builders` writes the records. Decoding 26,000 of them takes 2.7 s, of which a test
-suite or a command line would pay every time; so the first read leaves the decoded
-pixels beside the records as .npy files, named by the records' checksum, and later
-loads map those into memory. tensorflow_datasets is imported only to decode.
+`builders` writes the records. To decode 26,000 records takes 2.7 s, which a test suite or a
+command line would pay every time. So the first read writes the decoded pixels beside the
+records, as .npy files named by the checksum of the records. Later loads map these files
+into memory. tensorflow_datasets is imported only to decode.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def prepared_dirs(name: str) -> list[Path]:
 
 
 def read_metadata(directory: Path) -> dict[str, Any]:
-    """What was stored about a prepared set: name, info, and each part's classes.
+    """Stored facts of a prepared set: name, info, and the classes of each part.
 
     Raises:
       ValueError: The folder is damaged.
@@ -54,7 +54,7 @@ def load_records(directory: Path) -> ImageDataset:
     """Reads a prepared set.
 
     Args:
-      directory: What `prepare_records` returned.
+      directory: Folder that `prepare_records` returned.
 
     Returns:
       The data set; images are read-only arrays mapped from disk.
@@ -84,6 +84,7 @@ def _pixels(directory, metadata, part):
     """Decoded images of one part, from the .npy file or else from the records."""
     stored = metadata["parts"][part]
     shape = (sum(stored["counts"]), *metadata["image_shape"])
+    # The name of the file holds a checksum, so pixels of replaced records are never used.
     digest = hashlib.sha256(repr(shape).encode())
     files = sorted(directory.glob(f"*-{part}.array_record-*"))
     for file in files:
@@ -98,6 +99,7 @@ def _pixels(directory, metadata, part):
     # A read-only cache is no reason to fail: the pixels are in memory already.
     with contextlib.suppress(OSError):
         _save_atomically(decoded, images)
+    # Like the mapped file: a write would change the pixels of this process only.
     images.flags.writeable = False
     return images
 
@@ -110,6 +112,7 @@ def _decode_records(directory, part, counts, shape):
         raise _damaged(directory, error) from error
     labels = [int(row["label"]) for row in rows]
     first = min(labels, default=0)
+    # Images and classes are joined by position alone, so the order is checked here.
     if labels != np.repeat(np.arange(len(counts)) + first, counts).tolist():
         raise _damaged(directory, "labels differ from metadata.json")
     mode = "RGB" if shape[-1] == 3 else "L"
@@ -122,12 +125,12 @@ def _decode_records(directory, part, counts, shape):
 class RecordImages:
     """Images of one part of a prepared set, decoded when they are read.
 
-    `images[i]` is uint8 `[H, W, C]`, in the order of `labels`; `images.__getitems__(rows)`
-    reads several at once, for less. May be read from several threads, and sent to other
-    processes, which open the records again.
+    `images[i]` is uint8 `[H, W, C]`, in the order of `labels`. To read several images at
+    once, `images.__getitems__(rows)` is faster. Several threads may read at the same time.
+    The object can be sent to other processes, which open the records again.
 
     Attributes:
-      labels: int32 `[I]`.
+      labels: Class of each image, int32 `[I]`.
     """
 
     def __init__(self, directory: Path, part: str):
@@ -144,6 +147,7 @@ class RecordImages:
         self._source = None
 
     def __getstate__(self) -> dict[str, Any]:
+        # An open reader cannot be pickled.
         return {**self.__dict__, "_source": None}
 
     def __len__(self) -> int:
@@ -156,7 +160,8 @@ class RecordImages:
         if self._source is None:
             self._source = _open(self._directory, self._part)
         try:
-            # Not by the features of TFDS: those take as long as decoding the image does.
+            # The bytes are read without the features of TFDS, which take as long as
+            # decoding the image does.
             records = self._source.data_source.__getitems__(rows)
             encoded = [_image_of(record) for record in records]
         except Exception as error:  # array_record raises bare RuntimeError, ...
@@ -192,6 +197,7 @@ def _save_atomically(path, images):
     try:
         with os.fdopen(handle, "wb") as stream:
             np.save(stream, images)
+        # In one move, because another process may read the file at the same time.
         os.replace(scratch, path)
     except BaseException:
         Path(scratch).unlink(missing_ok=True)

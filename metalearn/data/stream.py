@@ -1,7 +1,8 @@
 """Episodes from sets too large for the device: read, decoded and prefetched by Grain.
 
-Episode i depends on the seed and i alone. Reading can therefore begin at any episode, which
-is all that resuming needs, and any number of threads or processes yields the same episodes.
+Episode i depends only on the seed and on i. Reading can therefore begin at any episode, and
+a resumed run needs nothing else. Any number of threads or processes yields the same
+episodes.
 """
 
 from __future__ import annotations
@@ -32,35 +33,36 @@ def stream(
     workers: int = 0,
     name: str | None = None,
 ) -> TaskStream:
-    """A stream of N-way K-shot tasks whose images are read when they are needed.
+    """A stream of N-way K-shot tasks that reads images only when they are needed.
 
-    The distribution of `few_shot` without rotations and ranges, drawn on the host: N
-    classes without replacement in random order, K + Q different examples of each, both
-    sets shuffled.
+    The distribution is that of `few_shot` without rotations and ranges, drawn on the host:
+    N classes without replacement in random order, K + Q different examples of each class,
+    both sets shuffled.
 
     Args:
-      images: `images[i]` -> uint8 or float `[H, W, C]`, anything with random access that
-        several threads may read, such as an array mapped from disk or an object that
-        decodes record i; those of an episode are read by `images.__getitems__(rows)`
-        where there is such a method. With `workers` it is pickled to each of them; a
-        whole `np.memmap` is opened there again instead.
-      labels: Int `[I]`, class of each image; any integers.
-      num_ways: N.
-      num_support: K of each class.
-      num_query: Q of each class.
-      seed: Of the episodes.
-      threads: Threads that read and decode: single episodes in this process, whole
-        batches in each worker, which holds as many at a time.
-      workers: Processes that read and decode; 0 does it in this one.
-      name: Shown in logs and results.
+      images: Images with random access: `images[i]` is uint8 or float `[H, W, C]`. Several
+        threads read them, for example from an array mapped from disk or from an object that
+        decodes record i. If the object has a method `__getitems__(rows)`, this method reads
+        all images of an episode. With `workers` the object is pickled to each worker,
+        except that each worker opens a whole `np.memmap` again.
+      labels: Class of each image, int `[I]`; any integers.
+      num_ways: Number N of classes.
+      num_support: Number K of support examples of each class.
+      num_query: Number Q of query examples of each class.
+      seed: Seed of the episodes.
+      threads: Number of threads that read and decode. In this process a thread reads single
+        episodes. In a worker a thread reads whole batches, and the worker holds as many
+        batches as threads.
+      workers: Number of processes that read and decode; 0 reads in this process.
+      name: Name in logs and results.
 
     Returns:
       A `TaskStream` for `fit` and `evaluate`.
 
     Raises:
-      ImportError: when read: grain is not installed.
-      TypeError: images of another dtype.
-      ValueError: too few classes or images for the asked way and shot.
+      ImportError: grain is not installed; raised at the first read.
+      TypeError: images have another dtype.
+      ValueError: there are too few classes or images for these ways and shots.
 
     Example:
       >>> images = ml.data.open_records("folder:cifar_fs", image_size=84)
@@ -77,6 +79,7 @@ def stream(
     first = np.asarray(images[0])
     if not (first.dtype == np.uint8 or np.issubdtype(first.dtype, np.floating)):
         raise TypeError(f"images have dtype {first.dtype}; expected uint8 or float.")
+    # Pickling a mapped array would copy the whole file to every worker.
     if isinstance(images, np.memmap) and isinstance(images.base, mmap.mmap):
         images = _Mapped(images.filename, images.dtype, images.shape, images.offset)
     episodes = _Episodes(images, order, starts, counts, ways[0], shots[0], queries[0], seed)
@@ -90,7 +93,7 @@ def stream(
 
 @dataclasses.dataclass(frozen=True)
 class _Mapped:
-    """An array on disk that is opened where it is read."""
+    """An array on disk, opened in the process that reads it."""
 
     filename: Any
     dtype: np.dtype
@@ -111,7 +114,7 @@ def _opened(mapped: _Mapped) -> np.memmap:
 
 @dataclasses.dataclass(frozen=True)
 class _Episodes:
-    """`number -> arrays of a task`, readable in any order and from any thread."""
+    """Function `number -> arrays of a task`, for any order of numbers and any thread."""
 
     images: Sequence[np.ndarray]
     order: np.ndarray
@@ -123,6 +126,7 @@ class _Episodes:
     seed: int
 
     def __call__(self, number: int) -> dict[str, np.ndarray]:
+        # Of the number of the episode, so that no generator has to be carried or stored.
         rng = np.random.default_rng((self.seed, int(number)))
         per_class = self.shots + self.queries
         classes = rng.permutation(len(self.counts))[: self.ways]
@@ -147,7 +151,7 @@ class _Episodes:
 
 
 def _images(images: Sequence[np.ndarray], rows: list[int]) -> np.ndarray:
-    """Several images, in one read where the source knows how."""
+    """Several images, in one read if the source has `__getitems__`."""
     read = getattr(images, "__getitems__", None)
     return np.stack(read(rows) if read else [images[i] for i in rows])
 
@@ -164,7 +168,7 @@ def _read(
     workers: int,
     share: slice | None,
 ) -> Iterator[Task]:
-    """Batches of tasks from batch `start` on; of each batch the rows of `share`."""
+    """Batches of tasks from batch `start` on, each cut to the rows of `share`."""
     try:
         import grain
         from absl import flags
@@ -180,9 +184,10 @@ def _read(
 
     dataset = grain.MapDataset.range(MANY).map(lambda place: episodes(number(place)))
     if workers:
-        if not flags.FLAGS.is_parsed():  # the workers read flags of Grain's
+        if not flags.FLAGS.is_parsed():  # the workers of Grain read flags
             flags.FLAGS.mark_as_parsed()
-        # Whole batches, or each worker would fill its own with every other episode.
+        # Batches are made before the workers split the work; otherwise each worker would
+        # fill its batches with every other episode.
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         rows = dataset.batch(len(kept)).to_iter_dataset(options)
         rows = rows.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))

@@ -16,11 +16,13 @@ class Solution(NamedTuple):
     """The result of `conjugate_gradients`.
 
     Attributes:
-      x: Like `b`, the last iterate; `b` itself where the first direction already had no
-        positive curvature.
-      residual: Scalar, `|b - A x| / |b|` of the last iterate; 0 for `b = 0`.
-      steps: Int32 scalar, steps taken.
-      negative_curvature: Bool scalar, whether a direction `p` with `p' A p <= 0` ended it.
+      x: Last iterate, a tree like `b`; `b` itself if the first direction has no positive
+        curvature.
+      residual: Relative residual `|b - A x| / |b|` of the last iterate, a scalar; 0 for
+        `b = 0`.
+      steps: Number of steps taken, an int32 scalar.
+      negative_curvature: Whether a direction `p` with `p' A p <= 0` ended the solve, a bool
+        scalar.
     """
 
     x: PyTree
@@ -34,22 +36,23 @@ def conjugate_gradients(
 ) -> Solution:
     """Solves `A x = b` for a symmetric `A` that need not be positive definite.
 
-    M. Hestenes, E. Stiefel, 1952, from `x = 0`. `jax.scipy.sparse.linalg.cg` divides by
-    `p' A p` whatever its sign, so on an indefinite `A` its iterates may have any size.
-    This one stops before the first direction `p` without positive curvature, as the inner
-    solver of truncated Newton methods does (J. Nocedal, S. Wright, Numerical Optimization,
-    2nd edition, algorithm 7.1). Numbers that are not finite are not stopped at but come
-    through to `x`, where a guard of the caller finds them.
+    The method is that of M. Hestenes, E. Stiefel, 1952, started at `x = 0`.
+    `jax.scipy.sparse.linalg.cg` divides by `p' A p` whatever the sign, so its iterates may
+    have any size if `A` is indefinite. This solver stops before the first direction `p`
+    without positive curvature, as the inner solver of truncated Newton methods does
+    (J. Nocedal, S. Wright, Numerical Optimization, 2nd edition, algorithm 7.1). Numbers
+    that are not finite do not stop the solver. They appear in `x`, so the caller can check
+    for them there.
 
     Args:
-      product: `v -> A v`, trees like `b`; linear and symmetric.
+      product: Function `v -> A v` of trees like `b`; linear and symmetric.
       b: Tree of arrays.
-      max_steps: Most steps; fewer are taken once the residual is rounding error. The loop
-        has a fixed length, so it can be differentiated.
+      max_steps: Largest number of steps. The solver takes fewer if the residual is down to
+        rounding error. The loop has a fixed length, so it can be differentiated.
 
     Returns:
-      A `Solution`. After as many steps as `A` has distinct eigenvalues `x` is exact up to
-      rounding.
+      A `Solution`. Its `x` is exact up to rounding after as many steps as `A` has distinct
+      eigenvalues.
 
     Raises:
       ValueError: `max_steps` is not a positive integer.
@@ -66,17 +69,23 @@ def conjugate_gradients(
         x, r, p, rr, steps, _ = carry
         image = product(p)
         curvature = _dot(p, image)
-        # Comparisons with NaN are false: it neither ends the loop nor counts as negative.
+        # Comparisons with NaN are false, so NaN neither ends the loop nor counts as
+        # negative curvature.
         done = rr <= eps**2 * size
-        # Two roots, for the product of the squares may be beyond all numbers.
+        # Two roots, because the product of the two squares can overflow. The infinite
+        # derivative of a root at 0 does no harm: the lengths enter a comparison only.
         lengths = jnp.sqrt(_dot(p, p)) * jnp.sqrt(_dot(image, image))
         flat = curvature <= eps * lengths
         go = ~(done | flat)
+        # The results of a step that does not `go` are dropped below, and still computed.
+        # With a denominator of 0 their derivatives would be NaN, and dropping a value does
+        # not drop NaN from a derivative (0 times NaN is NaN). The same holds for `rr`.
         length = rr / jnp.where(go, curvature, 1)
         new_x, new_r = _along(length, p, x), _along(-length, image, r)
         new_rr = _dot(new_r, new_r)
         new_p = _along(new_rr / jnp.where(go, rr, 1), p, new_r)
         moved = (new_x, new_r, new_p, new_rr, steps + 1)
+        # The loop has a fixed length. A finished solve carries its numbers to the end.
         kept = jax.tree.map(lambda new, old: jnp.where(go, new, old), moved, carry[:5])
         return (*kept, flat & ~done), None
 
@@ -85,12 +94,16 @@ def conjugate_gradients(
     end, _ = jax.lax.scan(step, start, length=max_steps)
     x, _, _, rr, steps, negative = end
     at_once = negative & (steps == 0)
+    # As in algorithm 7.1: without a first step `x` is still 0, which is no direction at
+    # all.
     x = jax.tree.map(lambda x, b: jnp.where(at_once, b, x), x, b)
+    # For `b = 0` this is 0 / 1 and not 0 / 0.
     residual = jnp.sqrt(rr / jnp.where(size == 0, 1, size))
     return Solution(x, residual, steps, negative)
 
 
 def _dot(a: PyTree, b: PyTree) -> Array:
+    # In bfloat16 and float16 long sums lose digits, so they are summed in float32.
     def one(x: Array, y: Array) -> Array:
         return jnp.sum(x * y, dtype=jnp.promote_types(x.dtype, jnp.float32))
 

@@ -1,7 +1,7 @@
 """Adaptation of a model by gradient descent on the support loss.
 
-The mechanism that MAML, its relatives, Reptile and fine-tuning share. An algorithm adds
-what it optimises in the outer loop.
+MAML and its relatives, Reptile and fine-tuning share this mechanism. Each algorithm adds
+its own outer loop.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Adapted:
       params: All parameters of the model, adapted and shared.
       state: The model's state for predictions, e.g. statistics of the support set.
       present: Bool `[W]`, classes of the task; `None` unless absent ones are masked.
-      info: What an algorithm tells of the task beside, e.g. how it was routed.
+      info: Further facts of the task that one algorithm needs, e.g. how the task was
+        routed.
     """
 
     params: PyTree
@@ -51,11 +52,13 @@ class Descent(NamedTuple):
     """Adaptation and prediction under one set of options.
 
     Attributes:
-      init: `(key, task) -> Variables` of the model, state laid out for the policy.
-      adapt: `(variables, hparams, support, *, key, train=False, opt_state=None)
-        -> (Adapted, Unrolled)`; in `Unrolled.params` stands the adapted subset only.
-      predict: `(adapted, x, *, key, train=False, mask=None) -> (outputs, state)`.
-      collect: `(state, unrolled, query_state) -> state` after a training task.
+      init: Function `(key, task) -> Variables` of the model, with the state laid out for
+        the batch-norm policy.
+      adapt: Function `(variables, hparams, support, *, key, train=False, opt_state=None)
+        -> (Adapted, Unrolled)`. `Unrolled.params` holds the adapted subset only.
+      predict: Function `(adapted, x, *, key, train=False, mask=None) -> (outputs, state)`.
+      collect: Function `(state, unrolled, query_state) -> state`: the model's state after a
+        training task.
     """
 
     init: Callable[..., Variables]
@@ -78,29 +81,31 @@ def descent(
     mask_absent_classes: bool = False,
     around: Callable[[Callable, PyTree], Callable] | None = None,
 ) -> Descent:
-    """Gradient descent on the support loss as a pair of pure functions.
+    """Gradient descent on the support loss as a record of pure functions.
 
     Args:
       model: The network.
       loss_fn: Loss of one task, e.g. `metalearn.core.losses.mse`.
       inner_opt: An optax transformation, or `hparams -> transformation`.
-      num_steps: S, static.
-      differentiation: How derivatives pass through the steps, see `unroll`.
-      adapt_filter: `(path, leaf) -> bool`, which parameters move; all when `None`.
+      num_steps: Number of inner steps S; static.
+      differentiation: Way in which derivatives pass through the steps, see `unroll`.
+      adapt_filter: Function `(path, leaf) -> bool` that chooses the parameters that move;
+        all when `None`.
       norm: Batch-norm policy, see `metalearn.inner.norm`.
-      trajectory: Keeps the adapted subset around every step.
-      batch_size: Examples an inner step sees, drawn without replacement by cycling a
-        shuffled support set; all of them when `None`.
-      mask_absent_classes: Gives classes without a support example a logit that never
+      trajectory: Whether the result keeps the adapted subset before and after every step.
+      batch_size: Number of examples that an inner step sees; all of them when `None`.
+        Batches are drawn without replacement, by cycling through shuffled support sets.
+      mask_absent_classes: Whether classes without a support example get a logit that never
         wins; for tasks with a variable number of ways.
-      around: `(loss, params) -> loss`, what is descended in place of the support loss of
-        the moving params, `(params, step) -> (scalar, state)`.
+      around: Function `(loss, params) -> loss` that replaces the support loss of the moving
+        params. Both losses are functions `(params, step) -> (scalar, state)`.
     """
     checks.whole_number("num_steps", num_steps, least=0)
     if batch_size is not None:
         checks.whole_number("batch_size", batch_size, least=1)
     differentiate.check(differentiation)
     checks.adapt_filter(adapt_filter)
+    # Every option is checked here, so that mistakes show before anything is traced.
     policy = normaliser(model, norm, num_steps)
 
     def init(key: Key, task: Any) -> Variables:
@@ -157,6 +162,7 @@ def descent(
 
 
 def _present(model: Model, variables: Variables, support: Examples) -> Array:
+    # The number of ways is the width of the logits, which shapes alone can tell.
     outputs = jax.eval_shape(
         lambda v, x: model.apply(v, x, train=True)[0], variables, support.x
     )
@@ -182,6 +188,7 @@ def _batches(
     valid = jnp.maximum(jnp.sum(support.mask), 1).astype(jnp.int32)
 
     def batch(step: Array) -> Examples:
+        # Places count valid rows only, so each round passes through all of them once.
         places = step * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
         rows = orders[places // valid % rounds, places % valid]
         return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0), support)

@@ -1,18 +1,19 @@
-"""How a derivative is taken through an inner loop: what is stored, what is recomputed.
+"""Ways to differentiate through an inner loop: what is stored and what is recomputed.
 
-| choice | stores a step | second-order products |
+| choice | stored for each step | second-order products |
 |---|---|---|
 | `"reverse"` | everything its backward pass reads | reverse over reverse |
-| `"remat"` | what the loop carries | reverse over reverse |
-| `"nested"` | what the loop carries, for about `2 sqrt(S)` steps | reverse over reverse |
-| `"mixed"` | what the loop carries and the inner gradient | forward over reverse |
+| `"remat"` | the carry of the loop | reverse over reverse |
+| `"nested"` | the carry of the loop, for about `2 sqrt(S)` steps | reverse over reverse |
+| `"mixed"` | the carry of the loop and the inner gradient | forward over reverse |
 | `"first_order"` | nothing | none |
 | `Implicit()` | nothing; one linear solve at the end | forward over reverse |
 
-All but the last two give the same derivative. `"mixed"` uses that the Hessian of the inner
-loss is symmetric: its transposed product, which reverse mode would get by running back
-through a backward pass and all it stored, is the forward derivative of the gradient
-(D. Kemaev et al. Scalable Meta-Learning via Mixed-Mode Differentiation. ICML 2025).
+All but the last two give the same derivative. `"mixed"` relies on the symmetry of the
+Hessian of the inner loss. Reverse mode multiplies by the transposed Hessian, for which it
+runs back through a backward pass and all its stored values. By symmetry the same product is
+the forward derivative of the gradient (D. Kemaev et al. Scalable Meta-Learning via
+Mixed-Mode Differentiation. ICML 2025).
 """
 
 from __future__ import annotations
@@ -40,17 +41,18 @@ INNER_GRADS = "metalearn.inner_grads"
 class Implicit:
     """Differentiates the minimum that the inner loop approaches instead of its path.
 
-    By the implicit function theorem at the last parameters `phi`, with the Hessian `H` of
-    the loss there: the derivative of `phi` along a hyper-parameter `c` of the loss is
-    `-(H + damping I)^-1 d2L/dphi dc`. The optimiser and the start do not matter, other
-    than through the loss: the initialisation is learned only if the loss has a proximal
-    term such as `lam |phi - theta|^2 / 2`, as in A. Rajeswaran, C. Finn, S. Kakade,
-    S. Levine, Meta-Learning with Implicit Gradients, NeurIPS 2019. That term also makes
-    the Hessian positive, which conjugate gradients need.
+    Let `phi` be the last parameters, `H` the Hessian of the loss at `phi`, and `c` a
+    hyper-parameter of the loss. By the implicit function theorem the derivative of `phi`
+    with respect to `c` is `-(H + damping I)^-1 d2L/dphi dc`. The optimiser and the start
+    have no derivative, unless the loss itself depends on them. So the initialisation is
+    learned only if the loss has a proximal term such as `lam |phi - theta|^2 / 2`, as in
+    A. Rajeswaran, C. Finn, S. Kakade, S. Levine, Meta-Learning with Implicit Gradients,
+    NeurIPS 2019. A proximal term also makes the Hessian positive, which conjugate
+    gradients need.
 
     Attributes:
-      cg_steps: Conjugate-gradient steps of the solve.
-      damping: Added to the diagonal of the Hessian.
+      cg_steps: Number of conjugate-gradient steps of the solve, 1 or more.
+      damping: Number added to the diagonal of the Hessian, 0 or more.
     """
 
     cg_steps: int = 5
@@ -58,7 +60,7 @@ class Implicit:
 
 
 def check(choice: Differentiation | Implicit) -> None:
-    """Raises a `ValueError` unless one of the choices."""
+    """Raises a `ValueError` unless `choice` is one of the choices."""
     if isinstance(choice, Implicit):
         if choice.cg_steps < 1 or choice.damping < 0:
             raise ValueError(f"{choice}; expected cg_steps >= 1 and damping >= 0.")
@@ -70,7 +72,7 @@ def check(choice: Differentiation | Implicit) -> None:
 
 
 def is_second_order(choice: Differentiation | Implicit) -> bool:
-    """Whether derivatives of the inner optimiser's update are taken."""
+    """Whether the choice differentiates the updates of the inner optimiser."""
     return choice in ("reverse", "remat", "nested", "mixed")
 
 
@@ -78,13 +80,16 @@ LossAndAux = Callable[[PyTree, Array], tuple[Array, PyTree]]
 
 
 def value_and_grad(loss_fn: LossAndAux, choice: Differentiation | Implicit) -> Callable:
-    """`(params, step) -> ((loss, aux), grads)` with the derivative that is asked for."""
+    """Function `(params, step) -> ((loss, aux), grads)` with the derivative of `choice`."""
     if choice == "mixed":
         return _forward_over_reverse(loss_fn)
     if isinstance(choice, Implicit):
 
         def still(params: PyTree, step: Array):
             closed, real, others = explicit(loss_fn, params, step)
+            # `at_minimum` gives the result its derivative, so the steps need none. With
+            # constants in place of the captured arrays nothing of a step is stored for a
+            # backward pass.
             loss = functools.partial(closed, jax.lax.stop_gradient(real), others)
             return jax.value_and_grad(loss, has_aux=True)(params, step)
 
@@ -94,6 +99,8 @@ def value_and_grad(loss_fn: LossAndAux, choice: Differentiation | Implicit) -> C
         return plain
 
     def first_order(params: PyTree, step: Array):
+        # With stopped params no second derivative with respect to them is traced through
+        # the inner backward pass.
         value, grads = plain(jax.lax.stop_gradient(params), step)
         # Only the gradients: stopping the params themselves would cut the path from the
         # result back to the initialisation and zero the meta-gradient.
@@ -105,22 +112,29 @@ def value_and_grad(loss_fn: LossAndAux, choice: Differentiation | Implicit) -> C
 def _forward_over_reverse(loss_fn: LossAndAux) -> Callable:
     """`value_and_grad` whose own reverse derivative is a forward derivative.
 
-    With `g(params, c)` the gradient of the loss in both its arguments, `c` being what it
-    closes over: the cotangent `v` of the first part of `g` comes back as the derivative of
-    all of `g` along `v`, one forward pass over one backward pass.
+    Let `c` be the arrays that the loss closes over, and `g(params, c)` the gradient of the
+    loss in both arguments. A cotangent `v` of the gradient in `params` has to be pulled
+    back to `params` and `c`. By the symmetry of second derivatives the result is the
+    derivative of `g` along `v` in `params`, which takes one forward pass over one backward
+    pass.
     """
 
     def run(params: PyTree, step: Array):
         closed, real, others = explicit(loss_fn, params, step)
 
+        # A rule of `custom_vjp` may not close over traced arrays, so they are arguments.
         def loss(params: PyTree, real: list, others: list, step: Array):
             return closed(real, others, params, step)
 
         @jax.custom_vjp
+        # Automatic reverse mode would run back through the backward pass that is inside
+        # `value_and_grad`, and store all of it. The rule below needs the arguments only.
         def call(*args: PyTree):
             return jax.value_and_grad(loss, has_aux=True)(*args)
 
         def forward(*args: Any):
+            # With `symbolic_zeros` JAX hands over pairs of a value and whether it is
+            # perturbed.
             values = jax.tree.map(lambda a: a.value, args)
             return call(*values), values
 
@@ -131,12 +145,16 @@ def _forward_over_reverse(loss_fn: LossAndAux) -> Callable:
             def both(params: PyTree):
                 return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, real, *rest)[0]
 
+            # One pass gives the gradient and its derivative along the cotangent.
             grads, along = jax.jvp(both, (params,), (_filled(ct_grads, params),))
+            # Symbolic zeros: nothing uses the value of the inner loss, or `aux`. The passes
+            # for those two are then left out.
             if not isinstance(ct_loss, SymbolicZero):
                 along = jax.tree.map(lambda a, g: a + ct_loss * g, along, grads)
             if not all(isinstance(c, SymbolicZero) for c in _cotangents(ct_aux)):
                 aux, pull = jax.vjp(lambda p, c: loss(p, c, *rest)[1], params, real)
                 along = jax.tree.map(jnp.add, along, pull(_filled(ct_aux, aux)))
+            # Integers, keys and the number of the step have no derivative.
             return (*along, *jax.tree.map(lambda _: None, rest))
 
         call.defvjp(forward, backward, symbolic_zeros=True)
@@ -151,7 +169,7 @@ def _cotangents(tree: PyTree) -> list:
 
 
 def _filled(cotangents: PyTree, like: PyTree) -> PyTree:
-    """Cotangents with zeros in place of symbolic ones, and none for integers."""
+    """Cotangents with arrays of zeros in place of symbolic zeros; float0 for integers."""
 
     def one(cotangent: Any, leaf: Any) -> Any:
         if not isinstance(cotangent, SymbolicZero):
@@ -168,7 +186,7 @@ def _filled(cotangents: PyTree, like: PyTree) -> PyTree:
 def scan(
     update: Callable, carry: PyTree, num_steps: int, choice: Differentiation | Implicit
 ) -> tuple:
-    """`lax.scan` of `update(carry, step)` over `0..S-1`, storing what the choice says."""
+    """Scan of `update(carry, step)` over `0..S-1` that stores as much as `choice` says."""
     steps = jnp.arange(num_steps, dtype=jnp.int32)
     policy = None
     if choice == "mixed":
@@ -182,6 +200,8 @@ def scan(
     if choice != "nested":
         return jax.lax.scan(update, carry, steps)
 
+    # Segments of about sqrt(S) steps: the carry is stored once a segment, and again for the
+    # steps of the one segment that the backward pass is in.
     length = max(1, round(num_steps**0.5))
     whole = num_steps // length * length
 
@@ -198,17 +218,21 @@ def scan(
 
 
 def at_minimum(loss_fn: LossAndAux, params: PyTree, how: Implicit) -> PyTree:
-    """The same parameters, with the derivative of a minimum of the loss.
+    """The given parameters, with the derivative that a minimum of the loss has.
 
     Args:
-      loss_fn: Of the last step.
-      params: Where the inner loop ended; their own derivative is not used.
-      how: The solve.
+      loss_fn: Loss of the last step.
+      params: Parameters at the end of the inner loop. The derivative that `params` have as
+        the end of the loop is not used.
+      how: Settings of the solve.
     """
+    # The path that ends here is not differentiated; derivatives pass through `real` alone.
     params = jax.lax.stop_gradient(params)
     grad, real, others = explicit(jax.grad(lambda p: loss_fn(p)[0]), params)
 
     @jax.custom_vjp
+    # The identity, but for its derivative: the rule solves the linear system of the
+    # implicit function theorem. Automatic differentiation would give the derivative 1.
     def minimum(params: PyTree, real: list, others: list) -> PyTree:
         return params
 
@@ -225,6 +249,7 @@ def at_minimum(loss_fn: LossAndAux, params: PyTree, how: Implicit) -> PyTree:
         solved = conjugate_gradients(product, cotangent, max_steps=how.cg_steps).x
         _, pull = jax.vjp(lambda c: slope(params, c), real)
         return (
+            # A minimum does not depend on the point from which it was found.
             jax.tree.map(jnp.zeros_like, params),
             jax.tree.map(jnp.negative, pull(solved)[0]),
             [None] * len(others),

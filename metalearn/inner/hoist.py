@@ -1,8 +1,8 @@
-"""Work of the inner loop that no inner step changes is done once, before the loop.
+"""Moves the constant work of an inner loop in front of the loop.
 
-When only a part of the parameters adapts (ANIL), everything up to the first adapted
-parameter is the same in every step. Inside a `scan` it would be computed, and
-differentiated, again and again.
+If only some of the parameters adapt (ANIL), the network up to the first adapted parameter
+gives the same values in every step. A `scan` would compute and differentiate this part of
+the network again in every step.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from metalearn.core.types import PyTree
 
 
 def hoist(fn: Callable[..., PyTree], *varying: PyTree) -> Callable[..., PyTree]:
-    """Evaluates now what in `fn` does not depend on its arguments.
+    """Evaluates at once the part of `fn` that does not depend on the arguments.
 
     Args:
-      fn: Any traceable function; arrays it closes over are what is constant.
-      *varying: Arguments of the shapes it will be called with.
+      fn: Any traceable function; the arrays that `fn` closes over are the constants.
+      *varying: Arguments of the shapes that later calls will have.
 
     Returns:
-      A function with the values of `fn` that computes only the rest. Derivatives with
-      respect to what `fn` closes over pass through the work done here.
+      A function with the values of `fn` that computes only the part that depends on the
+      arguments. Derivatives with respect to the constants pass through the hoisted work.
 
     Example:
       >>> loss = hoist(loss, head, step)  # the features are now computed
@@ -36,6 +36,7 @@ def hoist(fn: Callable[..., PyTree], *varying: PyTree) -> Callable[..., PyTree]:
     depends = set(jaxpr.invars)
     now, later = [], []
     for eqn in jaxpr.eqns:
+        # An effect, such as a print, belongs to every step and stays in the loop.
         if eqn.effects or any(_is_var(v) and v in depends for v in eqn.invars):
             depends.update(eqn.outvars)
             later.append(eqn)
@@ -45,12 +46,14 @@ def hoist(fn: Callable[..., PyTree], *varying: PyTree) -> Callable[..., PyTree]:
         return fn
 
     read = [v for eqn in later for v in eqn.invars] + list(jaxpr.outvars)
+    # In a fixed order and each once; a set would differ from process to process.
     kept = list(dict.fromkeys(v for v in read if _is_var(v) and v not in depends))
     info = jaxpr.debug_info.with_unknown_names()
     first = jaxpr.replace(invars=[], eqns=now, outvars=kept, debug_info=info)
     second = jaxpr.replace(
         constvars=[], invars=[*kept, *jaxpr.invars], eqns=later, debug_info=info
     )
+    # Evaluated in the trace of the caller, so derivatives reach what `fn` closes over.
     values = core.jaxpr_as_fun(core.ClosedJaxpr(first, closed.consts))()
     finish = core.jaxpr_as_fun(core.ClosedJaxpr(second, ()))
 
@@ -62,16 +65,17 @@ def hoist(fn: Callable[..., PyTree], *varying: PyTree) -> Callable[..., PyTree]:
 
 
 def explicit(fn: Callable[..., PyTree], *like: PyTree) -> tuple[Callable, list, list]:
-    """Makes arguments of what a function closes over.
+    """Turns the arrays that a function closes over into arguments.
 
     Args:
       fn: Any traceable function.
-      *like: Arguments of the shapes it will be called with.
+      *like: Arguments of the shapes that later calls will have.
 
     Returns:
-      `call(real, others, *args)` with the values of `fn(*args)`, and the captured arrays:
-      those that have derivatives, and integers and keys. Rules of `jax.custom_vjp` may
-      close over neither when they are traced.
+      A function `call(real, others, *args)` with the values of `fn(*args)`, then the list
+      `real` of captured arrays that have derivatives, then the list `others` of captured
+      integers and keys. Rules of `jax.custom_vjp` may not close over traced arrays of
+      either kind.
     """
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(*like)
     jaxpr = closed.jaxpr

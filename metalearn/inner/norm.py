@@ -1,25 +1,24 @@
-"""Which statistics batch normalisation uses: an explicit policy for models with state.
+"""Policies of batch normalisation: the statistics that a model with state uses in a task.
 
-A model without state (group norm, layer norm, none) is the same under every policy.
+A model without state (group norm, layer norm, none) behaves the same under every policy.
 
 | policy | support | query | transductive |
 |---|---|---|---|
 | `"support"` | batch statistics | statistics of the support set | no |
 | `"batch"` | batch statistics | batch statistics of the query set | yes |
-| `"running"` | batch in training, running averages after it | the same | no |
-| `"per_step"` | as `"running"` with its own averages for every inner step | the same | no |
+| `"running"` | batch in training, running averages at test | the same | no |
+| `"per_step"` | as `"running"`, with averages for every inner step | the same | no |
 
-Where a mask leaves a task no support example there are no statistics of it: averages then
-stay as they are, also those by which `"support"` normalises queries (0 and 1, unless the
-model brought others), and the support loss has no gradient. All is finite where
-`from_linen` or `from_nnx` hands the mask on.
+A mask may leave a task without any support example, and so without statistics. The averages
+then stay as they are, and the support loss has no gradient. Under `"support"` the queries
+are normalised by these unchanged averages (0 and 1, unless the model brought others). All
+numbers stay finite if `from_linen` or `from_nnx` passes the mask to the model.
 
-Under `"support"` and `"batch"` the training pass of the model also runs at test, with
-whatever else its training flag switches on: leave dropout out of such models.
+Under `"support"` and `"batch"` the training pass of the model also runs at test. The
+training flag then also switches on dropout, so leave dropout out of such models.
 
-`"support"` is what Meta-Dataset (Triantafillou et al., 2020) uses for batch norm,
-`"batch"` what the code of MAML (Finn et al., 2017) does, `"per_step"` the running
-statistics of MAML++ (Antoniou et al., 2019).
+Meta-Dataset (Triantafillou et al., 2020) uses `"support"`, the code of MAML (Finn et al.,
+2017) uses `"batch"`, and MAML++ (Antoniou et al., 2019) uses `"per_step"`.
 """
 
 from __future__ import annotations
@@ -39,16 +38,19 @@ NORM_POLICIES: tuple[str, ...] = get_args(NormPolicy)
 
 
 class Normaliser(NamedTuple):
-    """How a model is applied in a task under one policy.
+    """Functions that apply a model in a task under one policy.
 
     Attributes:
-      init: `state -> state`, the learner's state from a fresh model's.
-      support: `(params, state, support, step, *, key, train) -> (outputs, new_state)`,
-        the forward pass of inner step `step`; the new state is that of one step.
-      settle: `(params, state, support, *, key) -> state`, the state for `query`.
-      query: `(params, settled, x, *, key, train, mask) -> (outputs, new_state)`.
-      collect: `(state, support_states [S, ...], query_state) -> state`, the learner's
-        state after a training task.
+      init: Function `state -> state` that makes the learner's state from the state of a
+        fresh model.
+      support: Function `(params, state, support, step, *, key, train) -> (outputs,
+        new_state)`: the forward pass of inner step `step`. The new state belongs to this
+        step alone.
+      settle: Function `(params, state, support, *, key) -> state` that makes the state for
+        `query`.
+      query: Function `(params, settled, x, *, key, train, mask) -> (outputs, new_state)`.
+      collect: Function `(state, support_states [S, ...], query_state) -> state`: the
+        learner's state after a training task.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -59,7 +61,7 @@ class Normaliser(NamedTuple):
 
 
 def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
-    """The way to apply `model` under a policy of `NORM_POLICIES`.
+    """Functions that apply `model` under a policy of `NORM_POLICIES`.
 
     Raises:
       ValueError: unknown policy.
@@ -76,6 +78,8 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
         variables = Variables(params=params, state=state)
         outputs, new = model.apply(variables, x, key=key, train=train, mask=mask)
         if train and mask is not None and not always_batch:
+            # `from_linen` lets masked rows stand in if none is valid. The new averages are
+            # then finite, but no statistics of the task.
             some = jnp.any(mask)
             new = jax.tree.map(lambda n, s: jnp.where(some, n, s), new, state)
         return outputs, new
@@ -83,6 +87,7 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
     def init(state: PyTree) -> PyTree:
         if not per_step:
             return state
+        # One set of averages for each inner step, and one for the query pass.
         return jax.tree.map(lambda s: jnp.stack([s] * (num_steps + 1)), state)
 
     def support(params, state, examples, step, *, key, train):
@@ -127,17 +132,20 @@ def batch_statistics(
 ) -> PyTree:
     """The state in which running averages equal the statistics of `examples`.
 
-    Works for any model whose training pass moves each average by `s' = m s + (1 - m) b`
-    towards the statistic `b` of the batch, as every batch norm does: two passes from
-    `s = 0` and from a large `s` give `m` and hence `b` (large, so that `m` keeps its
-    digits whatever the size of `b`). Their convolutions are the same computation, which
-    the compiler merges. Differentiable in `params`. Without a valid row it is `state`.
+    This works for any model whose training pass moves each average `s` towards the
+    statistic `b` of the batch by `s' = m s + (1 - m) b`, as every batch norm does. One pass
+    from `s = 0` and one from a large `s` give `m`, and `m` gives `b`. The second `s` is
+    large, so that `m` keeps its digits whatever the size of `b`. The convolutions of both
+    passes are the same computation, and the compiler merges them. The result is
+    differentiable in `params`. Without a valid row the result is `state`.
     """
 
-    # No weight is above 1. As a threshold, for `&` here was seen to change last digits.
+    # No weight is above 1, so the threshold 2 means that nothing moves. The test is part of
+    # the threshold because an `&` in `solve` was seen to change last digits.
     least = jnp.where(jnp.any(examples.mask), 1e-6, 2.0)
 
     def moved(fill: float) -> PyTree:
+        # Integers, such as counters, have no average to solve for.
         probe = jax.tree.map(
             lambda s: jnp.full_like(s, fill * _large(s)) if _is_float(s) else s, state
         )
@@ -150,14 +158,20 @@ def batch_statistics(
         if not _is_float(old):
             return old
         decay = (from_large - from_zero) / _large(old)
+        # The decay is a constant of the model. A derivative of this difference could only
+        # be rounding error.
         weight = 1 - jax.lax.stop_gradient(decay)
         moves = weight > least
+        # A leaf that no pass moves has the weight 0. The unused branch divides by 1 then: a
+        # division by 0 would make NaN of the derivative, although its value is dropped.
         return jnp.where(moves, from_zero / jnp.where(moves, weight, 1), old)
 
     return jax.tree.map(solve, state, moved(0.0), moved(1.0))
 
 
 def _large(leaf: Array) -> float:
+    # A power of two, so that dividing by it is exact; the cube root of the largest number,
+    # so that products of it do not overflow.
     return 2.0 ** (jnp.finfo(leaf.dtype).maxexp // 3)
 
 

@@ -20,10 +20,10 @@ class Unrolled(NamedTuple):
     """The result of `unroll`.
 
     Attributes:
-      params: After the last step.
-      opt_state: After the last step.
-      losses: `[S]`, the loss before each step.
-      aux: What the loss function returned beside, with leaves `[S, ...]`.
+      params: Parameters after the last step.
+      opt_state: State of the optimiser after the last step.
+      losses: Loss before each step, `[S]`.
+      aux: Second results of the loss function, a tree with leaves `[S, ...]`.
       trajectory: Params before the first and after each step, leaves `[S + 1, ...]`;
         `None` unless asked for.
     """
@@ -45,34 +45,37 @@ def unroll(
     differentiation: Differentiation | Implicit = "reverse",
     trajectory: bool = False,
 ) -> Unrolled:
-    """Runs `num_steps` of an optimiser, so that the result can be differentiated.
+    """Runs `num_steps` steps of an optimiser; the result can be differentiated.
 
-    Computes `params_{k+1} = params_k + update(grad loss(params_k, k))`. Gradients flow
-    to `params`, to whatever `loss_fn` closes over and to arrays inside `inner_opt`.
+    Each step computes `params_{k+1} = params_k + update(grad loss(params_k, k))`. Gradients
+    flow to `params`, to the arrays that `loss_fn` closes over and to the arrays inside
+    `inner_opt`.
 
     Args:
-      loss_fn: `(params, step) -> (loss, aux)`; `step` is an int32 scalar `0..S-1`.
-      params: Where to start; only these are updated.
-      inner_opt: Any optax transformation. Adaptive ones need `eps_root > 0` in second
-        order, see `metalearn.testing.assert_differentiable`.
-      num_steps: S, at least 0; static.
-      opt_state: Where the optimiser starts; fresh when `None`.
-      differentiation: "reverse", "remat", "nested", "mixed", "first_order" or an
-        `Implicit`: what is stored and how second derivatives are taken, see
-        `metalearn.inner.differentiate`. "first_order" treats the inner gradients as
-        constants (FOMAML, Finn et al. 2017, section 5.2): the derivative of the result
-        with respect to `params` is then the identity through plain SGD.
-      trajectory: Also returns the params around every step.
+      loss_fn: Function `(params, step) -> (loss, aux)`; `step` is an int32 scalar `0..S-1`.
+      params: Parameters at the start; only these are updated.
+      inner_opt: Any optax transformation. Adaptive optimisers need `eps_root > 0` for
+        second derivatives, see `metalearn.testing.assert_differentiable`.
+      num_steps: Number of steps S, 0 or more; static.
+      opt_state: State of the optimiser at the start; fresh when `None`.
+      differentiation: Way to differentiate: "reverse", "remat", "nested", "mixed",
+        "first_order" or an `Implicit`. The choices differ in memory and in the way of
+        second derivatives, see `metalearn.inner.differentiate`. "first_order" treats the
+        inner gradients as constants (FOMAML, Finn et al. 2017, section 5.2). The derivative
+        of the result with respect to `params` is then the identity if the optimiser is
+        plain SGD.
+      trajectory: Whether to return the params before the first and after each step.
 
     Returns:
       An `Unrolled`.
 
     Raises:
-      ValueError: `num_steps` is negative, or an unknown `differentiation`.
+      ValueError: `num_steps` is negative, or `differentiation` is unknown.
     """
     checks.whole_number("num_steps", num_steps, least=0)
     differentiate.check(differentiation)
     if num_steps > 1:
+        # A single step has nothing to repeat, so hoisting would only cost a trace.
         loss_fn = hoist(loss_fn, params, jnp.zeros((), jnp.int32))
     value_and_grad = differentiate.value_and_grad(loss_fn, differentiation)
 
@@ -86,10 +89,14 @@ def unroll(
     start = (params, inner_opt.init(params) if opt_state is None else opt_state)
     implicit = isinstance(differentiation, Implicit)
     if implicit:
+        # The derivative is that of the minimum. Without tangents of the start the loop
+        # keeps nothing for a backward pass.
         start = jax.lax.stop_gradient(start)
     carry, outs = differentiate.scan(update, start, num_steps, differentiation)
     if implicit and num_steps:
         last = jnp.asarray(num_steps - 1, jnp.int32)
+        # Arrays inside the optimiser may still have carried tangents through the loop. They
+        # are cut here, so `at_minimum` alone gives the derivative.
         carry, outs = jax.lax.stop_gradient((carry, outs))
         end = differentiate.at_minimum(
             lambda p: loss_fn(p, last), carry[0], differentiation
@@ -105,7 +112,7 @@ def resolve(inner_opt: InnerOpt, hparams: PyTree) -> optax.GradientTransformatio
     """The transformation itself, or the one that `inner_opt(hparams)` makes.
 
     Raises:
-      TypeError: it is neither.
+      TypeError: `inner_opt` is neither a transformation nor a function that makes one.
     """
     if isinstance(inner_opt, optax.GradientTransformation):
         return inner_opt

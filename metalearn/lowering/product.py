@@ -33,8 +33,8 @@ def product(
       a: `[..., M, K]`; `[..., K, M]` for "tn".
       b: `[..., K, N]` with the same leading axes; `[..., N, K]` for "nt".
       form: "nn", "nt" or "tn": which operand is read transposed.
-      precision: As in `lax.dot_general`.
-      dtype: Of the sums and of the result; `None` for that of the operands.
+      precision: Precision, as in `lax.dot_general`.
+      dtype: Dtype of the sums and of the result; `None` for that of the operands.
 
     Returns:
       `[..., M, N]`.

@@ -78,10 +78,9 @@ def lower(fun):
             return fun(*merged_args, **merged_kwargs)
 
         closed, out_shape = jax.make_jaxpr(flat_fun, return_shape=True)(*arrays)
-        lowered = _rewrite(closed.jaxpr, _RULES)
-        if lowered is closed.jaxpr:
-            return fun(*args, **kwargs)
-        outputs = core.jaxpr_as_fun(closed.replace(jaxpr=lowered))(*arrays)
+        lowered = closed.replace(jaxpr=_rewrite(closed.jaxpr, _RULES))
+        # Also where nothing was exchanged: calling `fun` would run its Python again.
+        outputs = core.jaxpr_as_fun(lowered)(*arrays)
         return jax.tree.unflatten(jax.tree.structure(out_shape), outputs)
 
     return wrapped

@@ -35,9 +35,9 @@ def pays(
     Args:
       sides: H and W of the output.
       window: Sides of the kernel.
-      channels: Of the input and of the output, in one group.
+      channels: Channels of the input and of the output, in one group.
       steps: Strides and dilations of all kinds.
-      dtypes: Of images, kernels and the output.
+      dtypes: Dtypes of images, kernels and the output.
     """
     return (
         # Elsewhere matrix units make products cheap and sixteen small ones dear.
@@ -59,7 +59,7 @@ def convolution(
     Args:
       images: `[N, H + 2, W + 2, D]`.
       kernels: `[3, 3, D, F]`.
-      precision: Of the products, as in `lax.dot_general`.
+      precision: Precision of the products, as in `lax.dot_general`.
 
     Returns:
       `[N, H, W, F]`; NaN where a direct product of an infinite input is infinite.

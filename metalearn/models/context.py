@@ -18,15 +18,15 @@ from metalearn.models.norm import Norm
 
 
 class ContextMLP(nn.Module):
-    """`MLP` over `[x, context]`, inputs `[N, ...]` being flattened.
+    """`MLP` over `[x, context]`, where the inputs x `[N, ...]` are flattened.
 
-    The parameter `context` `[num_context]` is zero and the same for all rows. The defaults
-    are the sinusoid regressor of the paper.
+    The parameter `context` `[num_context]` starts at zero and is the same for all rows. The
+    defaults are the sinusoid regressor of the paper.
 
     Attributes:
       num_outputs: Size of the output; `None` returns the last hidden layer.
       widths: Sizes of the hidden layers.
-      norm: See `Norm`; between a layer and its ReLU.
+      norm: Kind of normalisation between a layer and its ReLU, see `Norm`.
       num_context: Length of the context vector.
     """
 
@@ -39,6 +39,7 @@ class ContextMLP(nn.Module):
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
         context = _context(self)
         x = x.reshape((x.shape[0], -1))
+        # The same context beside every example, because it describes the task.
         rows = jnp.broadcast_to(context[None], (x.shape[0], self.num_context))
         x = jnp.concatenate([x, rows], axis=-1)
         for width in self.widths:
@@ -52,22 +53,24 @@ class ContextMLP(nn.Module):
 class FilmConv4(nn.Module):
     """`Conv4` with one block whose channels are scaled and shifted by the context.
 
-    In block `film_at`: `(gamma, beta) = W c + b`, `h <- gamma * h + beta`, with `context`
-    `[num_context]` for c; the layer that makes them is named `film`. As in the released
-    code the order of a block is convolution, norm, pooling, FiLM, ReLU; without FiLM that
-    equals `Conv4`.
+    Block `film_at` computes `(gamma, beta) = W c + b` and `h <- gamma * h + beta`, where c
+    is the parameter `context` `[num_context]`. The layer with W and b is named `film`. As
+    in the released code, the order of a block is convolution, norm, pooling, FiLM, ReLU.
+    Without FiLM such a block equals that of `Conv4`.
 
-    W starts at random (zero would leave the context without a gradient); b at `gamma = 1`,
-    `beta = 0`, so that a context of zero changes nothing. The released code draws b at
-    random as well, so that its channels start at small gammas of either sign.
+    W starts at random, because a W of zero would leave the context without a gradient. b
+    starts at `gamma = 1`, `beta = 0`, so that a context of zero changes nothing. The
+    released code draws b at random as well, so its channels start at small gammas of either
+    sign.
 
     Attributes:
-      num_outputs: W logits from a linear head named `head`; `None` returns the features.
+      num_outputs: Number of logits from a linear head named `head`; `None` returns the
+        features.
       width: Channels of every block.
-      norm: See `Norm`.
-      downsample: "pool" or "stride", see `Conv4`.
+      norm: Kind of normalisation, see `Norm`.
+      downsample: Way to halve the sides, "pool" or "stride", see `Conv4`.
       num_context: Length of the context vector; the paper uses 100.
-      film_at: Number of the block, from 1; the paper's is 3.
+      film_at: Number of the block with FiLM, 1 to 4; the paper uses 3.
     """
 
     num_outputs: int | None = None
@@ -95,6 +98,7 @@ class FilmConv4(nn.Module):
                     context[None]
                 )
                 gamma, beta = jnp.split(made[:, None, None], 2, axis=-1)
+                # One gamma and beta for all examples: the context belongs to the task.
                 x = gamma * x + beta
             x = nn.relu(x)
         x = x.reshape((x.shape[0], -1)) if pool else x.mean((1, 2))

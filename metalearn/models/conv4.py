@@ -11,17 +11,18 @@ from metalearn.models.norm import Norm
 class Conv4(nn.Module):
     """Four times [3x3 convolution, normalisation, ReLU, halving of the sides].
 
-    With max-pooling 28x28 images give `width` features, 84x84 images `25 * width`
-    (Vinyals et al. 2016; Snell et al. 2017). With strides the features are the mean over
-    the last 2x2 pixels: the network of Finn et al. 2017 for Omniglot, at a quarter of
-    the cost.
+    With max-pooling, 28x28 images give `width` features and 84x84 images give `25 * width`
+    features (Vinyals et al. 2016; Snell et al. 2017). With strides, 28x28 images give the
+    mean over the last 2x2 pixels. That is the network of Finn et al. 2017 for Omniglot, at
+    a quarter of the cost.
 
     Attributes:
-      num_outputs: W logits from a linear head named `head`; `None` returns the features.
+      num_outputs: Number of logits from a linear head named `head`; `None` returns the
+        features.
       width: Channels of every block.
-      norm: See `Norm`.
-      downsample: "pool" (2x2 max-pooling after the ReLU) or "stride" (in the
-        convolution, with a spatial mean at the end).
+      norm: Kind of normalisation, see `Norm`.
+      downsample: Way to halve the sides: "pool" (2x2 max-pooling after the ReLU) or
+        "stride" (strided convolutions, and a spatial mean at the end).
     """
 
     num_outputs: int | None = None
@@ -37,6 +38,7 @@ class Conv4(nn.Module):
             x = nn.relu(Norm(self.norm)(x, train, mask))
             if pool:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        # Strides round odd sides up, so the mean fits any size of image.
         x = x.reshape((x.shape[0], -1)) if pool else x.mean((1, 2))
         if self.num_outputs is None:
             return x
@@ -47,7 +49,7 @@ def pools(network: nn.Module, x: Array) -> bool:
     """Whether the blocks of a four-block network pool rather than stride.
 
     Raises:
-      ValueError: an unknown `downsample`, or images that it cannot halve four times.
+      ValueError: `downsample` is unknown, or the images cannot be halved four times.
     """
     if network.downsample not in ("pool", "stride"):
         raise ValueError(

@@ -18,7 +18,7 @@ class MLP(nn.Module):
     Attributes:
       num_outputs: Size of the output; `None` returns the last hidden layer.
       widths: Sizes of the hidden layers.
-      norm: See `Norm`; between a layer and its ReLU.
+      norm: Kind of normalisation between a layer and its ReLU, see `Norm`.
     """
 
     num_outputs: int | None = 1

@@ -13,14 +13,14 @@ NORMS = ("batch", "group", "layer", "none")
 class Norm(nn.Module):
     """Batch, group, layer or no normalisation over inputs `[N, ..., C]`.
 
-    Which statistics batch norm uses in a task is decided by the learner's `norm` policy
-    (`metalearn.inner.norm`); group and layer norm look at one example at a time, keep
-    no state and need no policy.
+    The learner's `norm` policy (`metalearn.inner.norm`) chooses the statistics that batch
+    norm uses in a task. Group and layer norm look at one example at a time, keep no state
+    and need no policy.
 
     Attributes:
-      kind: "batch", "group", "layer" or "none".
-      groups: Number of groups of "group".
-      momentum: Decay of the running averages of "batch".
+      kind: Kind of normalisation: "batch", "group", "layer" or "none".
+      groups: Number of groups of group norm.
+      momentum: Decay of the running averages of batch norm.
     """
 
     kind: str = "batch"
@@ -33,6 +33,8 @@ class Norm(nn.Module):
             rows = None
             if mask is not None:
                 rows = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
+                # The mask of flax has the shape of x: True for each number of a valid
+                # example.
                 rows = jax.numpy.broadcast_to(rows, x.shape)
             return nn.BatchNorm(use_running_average=not train, momentum=self.momentum)(
                 x, mask=rows
@@ -40,6 +42,8 @@ class Norm(nn.Module):
         if self.kind == "group":
             return nn.GroupNorm(num_groups=self.groups)(x)
         if self.kind == "layer":
+            # Over space as well, so that the statistics of an image are one mean and one
+            # variance.
             axes = tuple(range(1, x.ndim))
             return nn.LayerNorm(reduction_axes=axes)(x)
         if self.kind == "none":

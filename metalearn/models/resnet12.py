@@ -16,19 +16,20 @@ class ResNet12(nn.Module):
     """Four residual blocks of three 3x3 convolutions, LeakyReLU(0.1), max-pooling.
 
     The defaults with `drop_rate=0.1` are the backbone of Lee et al., Meta-Learning with
-    Differentiable Convex Optimization, CVPR 2019; `widths=(64, 128, 256, 512)` with
-    `global_pool=True` is that of Chen et al., Meta-Baseline, ICCV 2021. The two are not
-    interchangeable in tables. The keep rate of DropBlock is constant here; the released
-    code of the former lowers it slowly.
+    Differentiable Convex Optimization, CVPR 2019. `widths=(64, 128, 256, 512)` with
+    `global_pool=True` is the backbone of Chen et al., Meta-Baseline, ICCV 2021. Tables must
+    not mix the two. The keep rate of DropBlock is constant here; the released code of Lee
+    et al. lowers the keep rate slowly.
 
     Attributes:
-      num_outputs: W logits from a linear head named `head`; `None` returns features.
+      num_outputs: Number of logits from a linear head named `head`; `None` returns
+        features.
       widths: Channels of the four blocks.
-      global_pool: Averages over space; otherwise features are flattened.
-      drop_rate: Share of units that DropBlock removes in training in the last two
-        blocks (the first two use plain dropout); needs a key.
+      global_pool: Whether features are averaged over space; otherwise flattened.
+      drop_rate: Share of units, 0..1, that training removes. The last two blocks use
+        DropBlock, the first two plain dropout; both need a key.
       drop_block: Side of the removed squares.
-      norm: See `Norm`.
+      norm: Kind of normalisation, see `Norm`.
     """
 
     num_outputs: int | None = None
@@ -66,22 +67,27 @@ def drop_blocks(key: Array, x: Array, rate: float, side: int) -> Array:
     """DropBlock (Ghiasi et al., NeurIPS 2018): removes squares, rescales the rest.
 
     Args:
-      key: Consumed.
-      x: `[N, H, W, C]`.
+      key: Key of the random squares.
+      x: Features `[N, H, W, C]`.
       rate: Expected share of removed units, 0..1.
-      side: Side of the squares; clipped to the image; 1 is plain dropout.
+      side: Side of the squares in pixels, at most that of the image; 1 is plain dropout.
     """
     height, width = x.shape[1:3]
     side = min(side, height, width)
     places = (height - side + 1) * (width - side + 1)
+    # The rate of corners at which the expected share of removed units is about `rate`:
+    # a corner removes `side * side` units and can stand in `places` places.
     gamma = rate * height * width / (side * side * places)
     shape = (x.shape[0], height - side + 1, width - side + 1, x.shape[3])
     corners = jax.random.bernoulli(key, gamma, shape).astype(x.dtype)
     reach = side - 1
     corners = jnp.pad(corners, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     window = (1, side, side, 1)
+    # A unit is removed if any corner lies in the square that ends at the unit.
     dropped = jax.lax.reduce_window(
         corners, -jnp.inf, jax.lax.max, window, (1, 1, 1, 1), "VALID"
     )
+    # The mask is drawn at random and not computed from x: a constant of the derivative.
     keep = 1 - jax.lax.stop_gradient(dropped)
+    # The scale keeps the mean of x; the 1 guards a mask that removes everything.
     return x * keep * (keep.size / jnp.maximum(keep.sum(), 1))

@@ -1,8 +1,8 @@
 """Networks with a square matrix after every layer, for T-net and MT-net.
 
 Y. Lee, S. Choi. Gradient-Based Meta-Learning with Learned Layerwise Metric and Subspace.
-ICML 2018. The layers themselves are `TDense` and `TConv`; give them to networks of your
-own, and `metalearn.t_net` the paths of their kernels.
+ICML 2018. The layers are `TDense` and `TConv`. Use them in networks of your own, and give
+the paths of their kernels to `metalearn.t_net`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def _identity(key: Key, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
 class TDense(nn.Module):
     """`(x W + b) T` over inputs `[N, in]`: a dense layer, then a square matrix.
 
-    Its parameters are `kernel` `[in, out]`, `bias` `[out]` and `transform` `[out, out]`, at
-    first the identity. The matrix stands on the right because examples are rows; in the
-    notation of the paper, `T W x`, it is the transpose.
+    The parameters are `kernel` `[in, out]`, `bias` `[out]` and `transform` `[out, out]`,
+    which starts as the identity. The matrix stands on the right because examples are rows.
+    The paper writes `T W x`; its T is the transpose of `transform`.
 
     Attributes:
       features: Size of the output.
@@ -45,15 +45,15 @@ class TDense(nn.Module):
 class TConv(nn.Module):
     """A convolution without change of size, then a 1x1 convolution, over `[N, H, W, in]`.
 
-    Its parameters are `kernel` `[height, width, in, out]` (HWIO), `bias` `[out]` and
-    `transform` `[out, out]`, at first the identity, which acts on the channels of every
-    pixel. It is multiplied into the kernel, which is the same and cheaper than a second
-    convolution.
+    The parameters are `kernel` `[height, width, in, out]` (HWIO), `bias` `[out]` and
+    `transform` `[out, out]`, which starts as the identity. The matrix acts on the channels
+    of every pixel. To save a second convolution, the matrix is multiplied into the kernel,
+    which gives the same values.
 
     Attributes:
       features: Channels of the output.
       sides: Height and width of the kernel.
-      strides: Of both sides.
+      strides: Stride along both sides.
     """
 
     features: int
@@ -71,6 +71,7 @@ class TConv(nn.Module):
             padding="SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+        # The matrix acts on the bias too: (x W + b) T = x (W T) + b T.
         return x + (bias[None] @ transform)[:, None, None]
 
 
@@ -89,7 +90,7 @@ class TNetMLP(nn.Module):
     Attributes:
       num_outputs: Size of the output; `None` returns the last hidden layer.
       widths: Sizes of the hidden layers.
-      norm: See `Norm`; between the matrix of a layer and its ReLU.
+      norm: Kind of normalisation between the matrix of a layer and its ReLU, see `Norm`.
     """
 
     num_outputs: int | None = 1
@@ -111,10 +112,10 @@ class TNetConv4(nn.Module):
     """`Conv4` of `TConv` layers and, as a head, `TDense`.
 
     Attributes:
-      num_outputs: W logits from a head named `head`; `None` returns the features.
+      num_outputs: Number of logits from a head named `head`; `None` returns the features.
       width: Channels of every block; the paper uses 32 for mini-ImageNet.
-      norm: See `Norm`; between the matrix of a layer and its ReLU.
-      downsample: "pool" or "stride", see `Conv4`.
+      norm: Kind of normalisation between the matrix of a layer and its ReLU, see `Norm`.
+      downsample: Way to halve the sides, "pool" or "stride", see `Conv4`.
     """
 
     num_outputs: int | None = None

@@ -1,9 +1,9 @@
 """Networks with warp layers between the layers that adapt, for WarpGrad.
 
 S. Flennerhag, A. Rusu, R. Pascanu, F. Visin, H. Yin, R. Hadsell. Meta-Learning with Warped
-Gradient Descent. ICLR 2020. Warp layers are named `warp_0`, `warp_1`, ..., and so are the
-paths of all their parameters. `TNetMLP` and `TNetConv4` have a linear warp directly behind
-each product, before the norm: `metalearn.warpgrad(..., warp=r"(^|/)transform$")`.
+Gradient Descent. ICLR 2020. Warp layers are named `warp_0`, `warp_1`, ..., and the paths of
+their parameters contain these names. `TNetMLP` and `TNetConv4` have a linear warp directly
+behind each product, before the norm: `metalearn.warpgrad(..., warp=r"(^|/)transform$")`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ KINDS = ("linear", "nonlinear")
 class Warp(nn.Module):
     """A layer from C to C channels: dense over `[N, C]`, 3x3 over `[N, H, W, C]`.
 
-    "linear" is the map alone, at first the identity. "nonlinear" is map, norm and ReLU with
-    the map at random; this order is one of the options of the paper.
+    A "linear" warp is the map alone, which starts as the identity. A "nonlinear" warp is
+    map, norm and ReLU, and its map starts at random. This order is one of the paper's
+    options.
 
     Attributes:
-      kind: "linear" or "nonlinear".
-      norm: Of "nonlinear", see `Norm`.
+      kind: Kind of the warp, "linear" or "nonlinear".
+      norm: Kind of normalisation of a "nonlinear" warp, see `Norm`.
     """
 
     kind: str = "linear"
@@ -44,6 +45,7 @@ class Warp(nn.Module):
                 "[N, H, W, C]."
             )
         linear = self.kind == "linear"
+        # A linear warp starts as if it were not there.
         start = _identity if linear else nn.initializers.lecun_normal()
         width = x.shape[-1]
         if x.ndim == 2:
@@ -54,8 +56,9 @@ class Warp(nn.Module):
 
 
 def _identity(key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """Of a dense layer `[C, C]` or a convolution `[3, 3, C, C]`."""
+    """The identity as a dense layer `[C, C]` or as a convolution `[3, 3, C, C]`."""
     del key
+    # The middle of the window, `[1, 1]`; nothing for a dense layer.
     middle = tuple(side // 2 for side in shape[:-2])
     return jnp.zeros(shape, dtype).at[middle].set(jnp.eye(*shape[-2:], dtype=dtype))
 
@@ -66,8 +69,9 @@ class WarpMLP(nn.Module):
     Attributes:
       num_outputs: Size of the output; `None` returns the last hidden layer.
       widths: Sizes of the hidden layers.
-      norm: See `Norm`; of the layers that adapt and of "nonlinear" warps.
-      warp: "linear" or "nonlinear", see `Warp`.
+      norm: Kind of normalisation of the layers that adapt and of "nonlinear" warps, see
+        `Norm`.
+      warp: Kind of the warps, "linear" or "nonlinear", see `Warp`.
     """
 
     num_outputs: int | None = 1
@@ -91,11 +95,13 @@ class WarpConv4(nn.Module):
     """`Conv4` with a warp layer after every block, behind its pooling.
 
     Attributes:
-      num_outputs: W logits from a linear head named `head`; `None` returns the features.
+      num_outputs: Number of logits from a linear head named `head`; `None` returns the
+        features.
       width: Channels of every block.
-      norm: See `Norm`; of the layers that adapt and of "nonlinear" warps.
-      downsample: "pool" or "stride", see `Conv4`.
-      warp: "linear" or "nonlinear", see `Warp`.
+      norm: Kind of normalisation of the layers that adapt and of "nonlinear" warps, see
+        `Norm`.
+      downsample: Way to halve the sides, "pool" or "stride", see `Conv4`.
+      warp: Kind of the warps, "linear" or "nonlinear", see `Warp`.
     """
 
     num_outputs: int | None = None

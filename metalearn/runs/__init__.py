@@ -1,4 +1,4 @@
-"""Runs: a folder each, and what is done with it."""
+"""Runs: each has a folder, and functions to train, evaluate, report and draw."""
 
 from metalearn.runs.folder import (
     Run,

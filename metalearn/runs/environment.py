@@ -1,4 +1,4 @@
-"""Where a run computes, with which versions, and the cache of compiled programs."""
+"""The devices and versions of a run, and the cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metalearn.core.cache import cache_root
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
+    """Versions of Python and of the packages that decide the numbers."""
     names = {"metalearn": "metalearn-jax"}
     names |= {name: name for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     found = {"python": platform.python_version()}
@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def device() -> dict[str, Any]:
-    """Where computations run."""
+    """Description of the devices of this process."""
     first = jax.devices()[0]
     return {
         "platform": first.platform,
@@ -45,8 +45,8 @@ def device() -> dict[str, Any]:
 def enable_compilation_cache() -> None:
     """Lets jax keep compiled programs for the next process; for the command line.
 
-    Leaves a cache alone that the user has set already, and goes without one, with a
-    warning, where the folder cannot be written or locked.
+    A cache that the user has set already is kept. If the folder cannot be written or
+    locked, there is a warning and no cache.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return
@@ -64,18 +64,21 @@ def enable_compilation_cache() -> None:
 def share_compilations(folder: Path | str) -> None:
     """Keeps compiled programs in a folder that several processes may use at once.
 
-    The limit of 8 GiB makes jax lock the folder (by the package filelock); without it, of
-    two processes the second can read what the first has half written, and crash. A locked
-    cache fails on a program without its time of use, which a process leaves behind that
-    was killed while it wrote, or that used the folder without the limit. Those are removed.
+    The size limit of 8 GiB makes jax lock the folder (by the package filelock). Without the
+    lock one process can read a program that another process has half written, and crash.
+
+    A cache with a limit fails on a program whose file with the time of use is missing. Such
+    programs come from a process that was killed while it wrote, or that used the folder
+    without the limit. This function removes them.
 
     Raises:
       OSError: the folder cannot be written, or its lock is held for more than 10 s.
-      NotImplementedError: its file system knows no locks.
+      NotImplementedError: the file system of the folder has no locks.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lockfile", timeout=10):
+        # Under the lock, because another process may write a program and its time of use.
         for program in folder.glob("*-cache"):
             if not program.with_name(
                 program.name.removesuffix("-cache") + "-atime"
@@ -97,12 +100,14 @@ def cores() -> int:
 
 
 def split_cpu(num: int) -> None:
-    """Makes `num` devices of the CPU; before anything is computed.
+    """Splits the CPU into `num` devices; call this before anything is computed.
 
-    A core that works on tasks of its own keeps them in its cache and waits for no other:
-    a third faster than all cores on one task where the arrays of a task nearly fit a cache,
-    little where they do not, far slower for tasks of microseconds (benchmarks/NOTES.md).
+    A core with tasks of its own keeps the tasks in its cache and waits for no other core.
+    If the arrays of a task nearly fit the cache, this is a third faster than all cores on
+    one task. If they do not fit, it is little faster. For tasks of microseconds it is far
+    slower (benchmarks/NOTES.md).
     """
+    # The user has split the CPU already, and the two ways exclude each other.
     split = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if num > 1 and not split:
         jax.config.update("jax_num_cpu_devices", num)
@@ -118,11 +123,11 @@ def connect(
     """Splits the CPU into devices and joins the other processes, before anything computes.
 
     Args:
-      devices: Devices in all, over all processes; if `None` as many as there are, of a
-        CPU in one process its cores.
-      processes: How many processes train together.
-      process: Number of this one, from 0.
-      coordinator: "HOST:PORT" of the first.
+      devices: Number of devices over all processes; all devices if `None`. A CPU in a
+        single process then has as many devices as cores.
+      processes: Number of processes that train together.
+      process: Number of this process, from 0.
+      coordinator: Address "HOST:PORT" of the first process.
 
     Raises:
       ValueError: the numbers do not fit together.
@@ -146,7 +151,7 @@ def connect(
     if devices is not None:
         split_cpu(devices // processes)
     elif processes == 1 and jax.config.jax_num_cpu_devices < 1:
-        # Where jax has been used already there are the devices that there are.
+        # If jax has been used already, the number of devices cannot be changed.
         with contextlib.suppress(RuntimeError):
             split_cpu(cores())
     if processes > 1:

@@ -1,8 +1,8 @@
-"""The folder of a run: created once, compared before it is resumed.
+"""The folder of a run, which is created once and compared before training is resumed.
 
 config.json         recipe, every setting, seed, data, versions, device
 metrics.jsonl       rows of training and validation
-checkpoints/        state to go on from, and the best variables by validation
+checkpoints/        state to resume from, and the best variables by validation
 results.json        accuracy on meta-test classes
 learning_curve.png  training and validation against steps
 episode.png         one meta-test task before and after adaptation
@@ -25,13 +25,13 @@ FORMAT = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run folder and what its `config.json` says.
+    """A run folder and the contents of its `config.json`.
 
     Attributes:
-      folder: Where it is.
+      folder: Path of the run.
       name: Name of the recipe.
-      recipe: Settings.
-      seed: Seed of training: initialisation and tasks.
+      recipe: Settings of the run.
+      seed: Seed of training, for initialisation and tasks.
       record: Description of the training data, from `Application.describe`.
     """
 
@@ -58,10 +58,10 @@ class Run:
 
 
 def stored_config(folder: Path) -> dict[str, Any] | None:
-    """What `config.json` of a folder says; None if there is no such file.
+    """Contents of the `config.json` of a folder; None if there is no such file.
 
     Raises:
-      ValueError: it is damaged or of another kind of file.
+      ValueError: the file is damaged or is not the configuration of a run.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -76,7 +76,7 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
 
 
 def stored_data_dir(folder: Path) -> str | None:
-    """Where the data of a run came from, if that was said and is still there."""
+    """Folder with the data of a run; None if no folder was given or it does not exist."""
     data_dir = (stored_config(folder) or {}).get("data_dir")
     return data_dir if data_dir and Path(data_dir).is_dir() else None
 
@@ -87,12 +87,12 @@ def check_folder(
     """Refuses a folder that training would mix up, before anything is computed.
 
     Raises:
-      ValueError: the folder holds something and `resume` is not asked for, or it holds
-        a run with other settings; lists every difference.
+      ValueError: the folder is not empty and `resume` is false, or the folder holds a run
+        with other settings; the message lists every difference.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; a run needs a folder. Give another --out.")
-    # A .part is what a process killed while writing leaves behind.
+    # A process that is killed while it writes leaves a .part behind.
     if not folder.is_dir() or all(p.suffix == ".part" for p in folder.iterdir()):
         return
     config = stored_config(folder)
@@ -134,7 +134,7 @@ def start(
     """Creates a run folder, or opens the one that `check_folder` let pass.
 
     Raises:
-      ValueError: the run there was trained on other data.
+      ValueError: the run in the folder was trained on other data.
     """
     run = Run(folder=folder, name=name, recipe=recipe, seed=seed, record=record)
     config = stored_config(folder)
@@ -165,8 +165,8 @@ def load(folder: str | Path) -> Run:
     """Opens a run folder.
 
     Raises:
-      FileNotFoundError: there is no run.
-      ValueError: it is damaged, or written by an incompatible version.
+      FileNotFoundError: the folder holds no run.
+      ValueError: the run is damaged, or an incompatible version wrote the run.
 
     Example:
       >>> run = runs.load("runs/glyphs-maml-seed0")
@@ -197,6 +197,7 @@ def load(folder: str | Path) -> Run:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A reader sees the old file or the new one, and never half of one.
     part = path.with_suffix(".part")
     part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
@@ -207,7 +208,8 @@ def _identity(name: str, recipe: Recipe, seed: int) -> dict[str, Any]:
 
 
 def _identity_of(config: dict[str, Any]) -> dict[str, Any]:
-    # Through the recipe, so that settings added since have their defaults.
+    # Made into a recipe first, so that settings which are newer than the run have their
+    # defaults.
     return _identity(config["recipe"], recipe_of(config["settings"]), config["seed"])
 
 
@@ -223,7 +225,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _contents(record: DataRecord) -> dict[str, Any]:
-    """What makes two data sets the same, wherever they lie and however described."""
+    """The facts by which two data sets are the same, wherever their files are."""
     contents = {k: record[k] for k in ("image_shape", "num_classes") if k in record}
     for part, numbers in record.get("parts", {}).items():
         contents |= {f"{part} {name}": value for name, value in numbers.items()}

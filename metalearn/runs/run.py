@@ -1,4 +1,4 @@
-"""What is done with a run: train, evaluate, report, draw."""
+"""Functions on a run: train, evaluate, report, draw."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def train(
     sinks: Sequence[Sink] = (),
     progress: bool | None = None,
 ) -> FitResult:
-    """Trains, or goes on from the latest checkpoint, exactly as if never interrupted."""
+    """Trains, or resumes from the latest checkpoint as if never interrupted."""
     recipe, checkpoints = run.recipe, run.checkpoints()
-    # Rows after the latest checkpoint will be written again.
+    # Rows after the latest checkpoint are removed, because they will be written again.
     history = _restore(run, checkpoints)[1].get("history", [])
     if mesh.leads():
         rewrite(run.metrics_path, history)
@@ -72,7 +72,9 @@ def checkpoint_step(run: Run) -> int | None:
 
 
 def best(run: Run) -> tuple[Variables, dict[str, Any]]:
-    """The best variables by validation, and `{"step": ..., "best_step": ...}`.
+    """The best variables by validation, and the progress of the run.
+
+    The progress has the entries `step`, `best_step`, `finished` and `training_seconds`.
 
     Raises:
       FileNotFoundError: the run has no checkpoint yet.
@@ -85,6 +87,7 @@ def best(run: Run) -> tuple[Variables, dict[str, Any]]:
         raise FileNotFoundError(
             f"{run.folder} has no checkpoint yet. Go on training it with --resume."
         )
+    # A run that lost patience is finished before its last step.
     done = step >= run.recipe.steps or extra["stopped"]
     return tree["best"], {
         "step": step,
@@ -105,14 +108,14 @@ def judge(
 ) -> Evaluation:
     """Evaluates on meta-test classes.
 
-    The test tasks depend on `seed` only, not on the seed of training, so that runs can
-    be compared task by task.
+    The test tasks depend on `seed` and not on the seed of training, so that runs can be
+    compared task by task.
 
     Args:
-      run: Whose learner to use.
-      variables: From `best`.
-      data: With a test part; may be of another set than the run was trained on.
-      recipe: That of the run with other evaluation settings.
+      run: Run whose learner to use.
+      variables: Variables from `best`.
+      data: Data with a test part, possibly another set than that of training.
+      recipe: Recipe of the run with other evaluation settings; that of the run if None.
       seed: Seed of the test tasks.
       progress: Whether to draw a progress bar; `None` decides by the terminal.
     """
@@ -136,15 +139,15 @@ def results(
     record: DataRecord | None = None,
     seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Everything that a reported number has to carry, as JSON values.
+    """The result with all facts that a reported number needs, as JSON values.
 
     Args:
       run: The run that was evaluated.
-      evaluation: From `judge`.
-      recipe: As given to `judge`.
-      seed: As given to `judge`.
+      evaluation: Result of `judge`.
+      recipe: Recipe that was given to `judge`.
+      seed: Seed that was given to `judge`.
       record: Description of the test data; that of the run if None.
-      seconds: How long it took.
+      seconds: Duration of the evaluation; unknown if None.
     """
     recipe = recipe or run.recipe
     names = ("test_ways", "test_shots", "eval_queries")
@@ -169,9 +172,10 @@ def results(
 
 
 def draw(run: Run, data: Any, trained: FitResult) -> list[Path]:
-    """Writes the learning curve and one meta-test task; returns their paths."""
+    """Writes the pictures of the learning curve and of test tasks; returns their paths."""
     curve, episode = run.folder / "learning_curve.png", run.folder / "episode.png"
     plots.learning_curve(curve, trained.history, f"{run.name}, seed {run.seed}")
+    # On the host, because the picture is drawn without the mesh of training.
     variables = jax.device_get(trained.variables)
     predictor = run.recipe.predictor(run.record, variables, data)
     run.recipe.app.draw(episode, run.record, data, predictor)
@@ -179,12 +183,14 @@ def draw(run: Run, data: Any, trained: FitResult) -> list[Path]:
 
 
 def check_images(run: Run, record: DataRecord) -> None:
-    """Refuses images of another size or colour than the run was trained on.
+    """Refuses images of another size or colour than those of training.
 
     Raises:
-      ValueError: names both and the options that convert.
+      ValueError: the images differ; the message names both kinds and the options that
+        convert.
     """
     trained, given = run.record.get("image_shape"), record.get("image_shape")
+    # Features and curves have no shape of images on either side.
     if trained == given:
         return
 
@@ -199,7 +205,7 @@ def check_images(run: Run, record: DataRecord) -> None:
 
 
 def same_test_data(run: Run, record: DataRecord) -> bool:
-    """Whether the test images are those that were there when training began."""
+    """Whether the test images are the same as when training began."""
     return _test_part(run.record) == _test_part(record)
 
 
@@ -211,5 +217,6 @@ def _restore(run: Run, checkpoints: Checkpoints) -> tuple[Any, dict[str, Any]]:
     step = checkpoints.latest()
     if step is None:
         return None, {}
+    # The checkpoint is read into these shapes, so no array is made before.
     state = run.recipe.state_like(run.record)
     return checkpoints.restore(step, like={"state": state, "best": state.variables})

@@ -1,4 +1,4 @@
-"""Image tasks whose support set fits two rules: labels by class, or labels by style."""
+"""Image tasks whose support set fits two rules: labels by class and labels by style."""
 
 from __future__ import annotations
 
@@ -23,33 +23,36 @@ def ambiguous(
     *,
     blur: float = 1.0,
 ) -> TaskSampler:
-    """Tasks that no support set can decide: the label is the class, or it is the style.
+    """Tasks that no support set can decide: the label is either the class or the style.
 
-    After the ambiguous tasks of C. Finn, K. Xu, S. Levine, Probabilistic Model-Agnostic
-    Meta-Learning, NeurIPS 2018, section 5, where several attributes of faces explain the
-    support set. Here every class of a support set is shown in a style of its own, in an
-    order drawn for each task. Each query image is shown in any of these styles, and one
-    rule, drawn for each task, labels all queries: by class, or by style, which then has
-    the label of the class that it came with.
+    These tasks follow the ambiguous tasks of C. Finn, K. Xu, S. Levine,
+    Probabilistic Model-Agnostic Meta-Learning, NeurIPS 2018, section 5, in which several
+    attributes of faces explain the support set. Here each class of a support set is shown
+    in a style of its own. The styles are assigned to the classes at random for each task.
+    Each query image is shown in one of these styles, drawn at random. One rule, drawn for
+    each task, labels all queries. The rule is either the class, or the style, which then
+    has the label of the class with that style in the support set.
 
-    A learner that is right about everything it can know gives the two labels of a query
-    in conflict the same probability. One that represents the doubt knows moreover that
-    all queries of a task follow one rule: its samples agree among themselves, and the
-    likelihood of a whole query set shows it where that of single queries does not.
+    A query is in conflict if the two rules give different labels. A learner with perfect
+    knowledge gives both labels of such a query the same probability. A learner that also
+    represents the doubt knows that all queries of a task follow one rule, so its samples
+    agree among themselves. The likelihood of a whole query set shows this agreement; the
+    likelihood of single queries does not.
 
     Args:
-      sampler: Of tasks of W ways with images `[N, H, W, C]` of floats in 0..1.
-      styles: W different of "original", "blurred", "edges", "inverted"; see `styled`.
+      sampler: Sampler of tasks of W ways with images `[N, H, W, C]` of floats in 0..1.
+      styles: W different styles of "original", "blurred", "edges", "inverted"; see
+        `styled`.
       blur: Standard deviation of "blurred" in pixels.
 
     Returns:
-      A sampler; `info["rule"]` is 0 where the class and 1 where the style decides, int32;
-      `info["conflict"]`, bool `[Q]`, tells where the two disagree.
+      A sampler. `info["rule"]`, int32, is 0 if the class decides and 1 if the style
+      decides. `info["conflict"]`, bool `[Q]`, marks the queries for which the two disagree.
 
     Raises:
-      ValueError: styles unknown, given twice or not as many as ways, a blur that is no
-        number above 0, inputs that are no images, or an `info` that has these names.
-      TypeError: not a `TaskSampler` or a function `key -> Task`.
+      ValueError: styles are unknown, given twice or not as many as ways, the blur is not a
+        number above 0, the inputs are not images, or `info` has these names already.
+      TypeError: `sampler` is neither a `TaskSampler` nor a function `key -> Task`.
 
     Example:
       >>> images, labels = jnp.ones((20, 8, 8, 1)), jnp.arange(20) // 4
@@ -77,6 +80,7 @@ def ambiguous(
         for y in (shown.support.y, shown.query.y)
     ):
         raise ValueError("labels are no integers [N]; expected those of few-shot tasks.")
+    # Masked rows may hold any label, so valid rows alone are counted.
     labels, asked = (
         np.asarray(e.y)[np.asarray(e.mask)] for e in (shown.support, shown.query)
     )
@@ -93,7 +97,7 @@ def ambiguous(
 
 @dataclasses.dataclass(frozen=True)
 class _Ambiguous:
-    """`(data, key) -> Task`; equal for equal settings, so compilations are shared."""
+    """Function `(data, key) -> Task`. Equal settings are equal, to share compilations."""
 
     sample: Callable[[PyTree, Key], Task]
     styles: tuple[str, ...]
@@ -103,11 +107,14 @@ class _Ambiguous:
         k_task, k_order, k_look, k_rule = jax.random.split(key, 4)
         task = self.sample(data, k_task)
         query, ways = task.query, len(self.styles)
-        style_of = jax.random.permutation(k_order, ways)  # of each label
+        style_of = jax.random.permutation(k_order, ways)  # style of each label
+        # The class whose style a query shows. By the rule of styles this is also the label.
+        # Labels are integers, so `where` below has no derivative to care for.
         look = jax.random.randint(k_look, query.y.shape, 0, ways, query.y.dtype)
         rule = jax.random.bernoulli(k_rule).astype(jnp.int32)
         return Task(
             support=self._shown(task.support, style_of[task.support.y]),
+            # Both labels are integers: neither branch has a derivative.
             query=dataclasses.replace(
                 self._shown(query, style_of[look]), y=jnp.where(rule == 1, look, query.y)
             ),
@@ -115,7 +122,7 @@ class _Ambiguous:
         )
 
     def _shown(self, examples: Examples, style: Array) -> Examples:
-        """Each image in its style, an index `[N]`."""
+        """The examples, with each image in the style of its index in `style` `[N]`."""
         looks = [functools.partial(STYLES[name], blur=self.blur) for name in self.styles]
 
         def one(style: Array, image: Any) -> Array:

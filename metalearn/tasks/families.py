@@ -15,8 +15,8 @@ from metalearn.core.types import Array, Key, PyTree
 
 FAMILIES = ("sine", "line", "quadratic", "cubic")
 
-# Ranges of the coefficients, constant term last. A sine is `a sin(w x) + b`: what the
-# paper prints as a phase is an offset in its code.
+# Ranges of the coefficients, constant term last. A sine is `a sin(w x) + b`, because the
+# phase of the paper is an offset in the released code.
 _RANGES = {
     "sine": ((0.1, 5.0), (0.8, 1.2), (0.0, 2 * np.pi)),
     "line": ((-3.0, 3.0), (-3.0, 3.0)),
@@ -30,23 +30,25 @@ def function_families(
     num_query: int = 10,
     families: Sequence[str] = FAMILIES,
 ) -> TaskSampler:
-    """Sines, lines, quadratics and cubics without noise; each task is of one family.
+    """Sines, lines, quadratics and cubics without noise; each task has one family.
 
-    `x ~ U[-5, 5]`, the family uniform; coefficients as in H. Yao, Y. Wei, J. Huang, Z. Li,
-    Hierarchically Structured Meta-learning, ICML 2019, and its released code.
+    The inputs are `x ~ U[-5, 5]`, and the family is uniform. The coefficients are those of
+    H. Yao, Y. Wei, J. Huang, Z. Li, Hierarchically Structured Meta-learning, ICML 2019, and
+    its released code.
 
     Args:
-      num_support: N, support points ("shots").
-      num_query: Q, query points, drawn afresh.
-      families: Those to draw from, of `FAMILIES`.
+      num_support: Number N of support points ("shots").
+      num_query: Number Q of query points, drawn independently.
+      families: Names out of `FAMILIES` to draw from.
 
     Returns:
-      A sampler of tasks, the same one for equal arguments. They have `x`, `y` float
-      `[N, 1]` and `info` holding `family`, an index into `FAMILIES`, and `coefficients`
+      A sampler, the same object for equal arguments. The tasks have `x` and `y`, float
+      `[N, 1]`. Their `info` holds `family`, an index into `FAMILIES`, and `coefficients`
       `[4]`, which `curve` reads.
 
     Raises:
-      ValueError: numbers of points below one, no family, or an unknown one.
+      ValueError: a number of points is below one, or `families` is empty or has an unknown
+        name.
 
     Example:
       >>> task = ml.tasks.function_families(num_support=5)(jax.random.key(0))
@@ -62,8 +64,8 @@ def function_families(
 
 @functools.lru_cache
 def _sampler(num_support: int, num_query: int, families: tuple[str, ...]) -> TaskSampler:
-    # What the cache keeps are NumPy arrays: made while a caller is traced, those of JAX
-    # would belong to that trace.
+    # The cache keeps NumPy arrays. JAX arrays, if made while a caller is traced, would
+    # belong to that trace and fail in the next.
     drawn = np.asarray([FAMILIES.index(name) for name in families], np.int32)
     padded = np.zeros((len(FAMILIES), 4, 2), np.float32)
     for row, name in enumerate(FAMILIES):
@@ -94,8 +96,9 @@ def curve(family: Array, coefficients: Array, x: Array) -> Array:
 
     Args:
       family: Int32 scalar, index into `FAMILIES`.
-      coefficients: `[4]`, the constant term last, zeros before those of the family.
-      x: Any shape.
+      coefficients: Coefficients of the family `[4]`, the constant term last, padded with
+        zeros in front.
+      x: Points of any shape.
 
     Example:
       >>> line = ml.tasks.FAMILIES.index("line")
@@ -105,4 +108,5 @@ def curve(family: Array, coefficients: Array, x: Array) -> Array:
     c3, c2, c1, c0 = coefficients
     sine = c2 * jnp.sin(c1 * x) + c0
     polynomial = ((c3 * x + c2) * x + c1) * x + c0
+    # Both curves are finite for all coefficients, so the unused one spoils no derivative.
     return jnp.where(family == FAMILIES.index("sine"), sine, polynomial)

@@ -20,27 +20,28 @@ def mixture(
     *,
     label: str = "family",
 ) -> TaskSampler:
-    """Tasks that are each drawn from one of several distributions.
+    """Tasks of several distributions; each task is drawn from one of them.
 
-    The benchmark of H. Yao, Y. Wei, J. Huang, Z. Li, Hierarchically Structured
-    Meta-learning, ICML 2019 (Plain-Multi), is such a mixture of image sets.
+    The benchmark Plain-Multi of H. Yao, Y. Wei, J. Huang, Z. Li, Hierarchically Structured
+    Meta-learning, ICML 2019, is such a mixture of image sets.
 
-    Under `vmap` a task of every distribution is drawn and one of them kept; drawing from
-    `few_shot` is a gather, which is little beside a step of training.
+    Under `vmap` a task of every distribution is drawn, and one of the tasks is kept. To
+    draw a task from `few_shot` is a gather, which costs little compared with a training
+    step.
 
     Args:
       samplers: F distributions of tasks of equal shapes, such as those of `few_shot`.
-      weights: F probabilities, up to a factor; equal if `None`.
-      label: Name in `info` of the index of the distribution.
+      weights: Probabilities of the F distributions, up to a factor; equal if `None`.
+      label: Name of the entry of `info` that holds the index of the distribution.
 
     Returns:
-      A sampler. `info` holds what the tasks of any distribution hold, zeros for those
-      that lack it, and the index, int32.
+      A sampler. `info` holds the entries of all distributions and the index, int32. An
+      entry that the drawn distribution lacks is zero.
 
     Raises:
-      ValueError: no distribution, tasks of different shapes or dtypes, weights that are
-        no probabilities, or an `info` that has the label already.
-      TypeError: not a `TaskSampler` or a function `key -> Task`.
+      ValueError: `samplers` is empty, tasks differ in shapes or dtypes, weights are not
+        probabilities, or an `info` has the label already.
+      TypeError: a sampler is neither a `TaskSampler` nor a function `key -> Task`.
 
     Example:
       >>> lines = ml.tasks.function_families(families=("line",))
@@ -64,6 +65,7 @@ def mixture(
     sample = _Mixture(
         tuple(s.sample for s in samplers),
         probabilities,
+        # Sorted, so that equal mixtures are equal whatever the order of their entries.
         tuple(sorted((k, v.shape, v.dtype) for k, v in info.items())),
         label,
     )
@@ -73,13 +75,13 @@ def mixture(
 
 @dataclasses.dataclass(frozen=True)
 class _Mixture:
-    """`(data, key) -> Task`; equal for equal settings, so compilations are shared.
+    """Function `(data, key) -> Task`. Equal settings are equal, to share compilations.
 
     Attributes:
-      samples: Of the distributions.
-      probabilities: Of each.
-      info: Name, shape and dtype of all that `info` holds beside the label.
-      label: Name of the index.
+      samples: Function `sample` of each distribution.
+      probabilities: Probability of each distribution.
+      info: Name, shape and dtype of every entry of `info` except the label.
+      label: Name of the entry with the index.
     """
 
     samples: tuple[Callable[[PyTree, Key], Task], ...]
@@ -96,6 +98,7 @@ class _Mixture:
             def draw(data: PyTree, key: Key) -> Task:
                 task = self.samples[number](data[number], key)
                 info = {
+                    # Branches of a `switch` must return trees of one structure.
                     name: task.info.get(name, jnp.zeros(shape, dtype))
                     for name, shape, dtype in self.info
                 }
@@ -112,8 +115,9 @@ def shape_of_task(sampler: TaskSampler) -> Task:
     """Shapes and dtypes of a task of the sampler.
 
     Raises:
-      TypeError: it gives no tasks.
+      TypeError: the sampler does not return tasks.
     """
+    # Shapes only: nothing is drawn and no image is copied.
     task = jax.eval_shape(sampler.sample, sampler.data, jax.random.key(0))
     if not isinstance(task, Task):
         raise TypeError(

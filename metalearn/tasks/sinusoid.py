@@ -15,15 +15,16 @@ from metalearn.core.types import Key, PyTree
 def sinusoid(num_support: int = 10, num_query: int = 10) -> TaskSampler:
     """Sine waves `y = A sin(x - phase)` of random amplitude and phase.
 
-    `A ~ U[0.1, 5]`, `phase ~ U[0, pi]`, `x ~ U[-5, 5]` (Finn et al. 2017, section 5.1).
+    The distributions are `A ~ U[0.1, 5]`, `phase ~ U[0, pi]` and `x ~ U[-5, 5]` (Finn et
+    al. 2017, section 5.1).
 
     Args:
-      num_support: N, support points ("shots").
-      num_query: Q, query points, drawn afresh.
+      num_support: Number N of support points ("shots").
+      num_query: Number Q of query points, drawn independently.
 
     Returns:
-      A sampler of tasks with `x`, `y` float32 `[N, 1]` and `info` holding `amplitude`
-      and `phase`.
+      A sampler of tasks. They have `x` and `y`, float32 `[N, 1]`, and `info` with
+      `amplitude` and `phase`.
 
     Example:
       >>> task = ml.tasks.sinusoid(num_support=10)(jax.random.key(0))

@@ -1,4 +1,4 @@
-"""The same images in several styles: as they are, blurred, as edges, inverted."""
+"""Image tasks in several styles: original, blurred, edges, inverted."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def styled(
     *,
     blur: float = 1.0,
 ) -> TaskSampler:
-    """Image tasks that are each shown in one of several styles, drawn uniformly.
+    """Image tasks in several styles; each task has one style, drawn uniformly.
 
-    After Art-Multi of H. Yao, X. Wu, Z. Tao, Y. Li, B. Ding, R. Li, Z. Li, Automated
-    Relational Meta-learning, ICLR 2020, which shows images as they are, blurred, and as
-    pencil drawings. Support and query set of a task have the same style; labels and masks
-    stay.
+    These tasks follow Art-Multi of H. Yao, X. Wu, Z. Tao, Y. Li, B. Ding, R. Li,
+    Z. Li, Automated Relational Meta-learning, ICLR 2020, which shows images unchanged,
+    blurred, and as pencil drawings. The support and the query set of a task have the same
+    style. Labels and masks do not change.
 
     Args:
-      sampler: Of tasks whose inputs are images `[N, H, W, C]` of floats in 0..1.
-      styles: S of "original", "blurred" (Gaussian), "edges" (magnitude of the Sobel
-        gradient, a quarter of it and at most 1) and "inverted".
+      sampler: Sampler of tasks whose inputs are images `[N, H, W, C]` of floats in 0..1.
+      styles: S styles out of "original", "blurred" (Gaussian), "edges" (a quarter of the
+        magnitude of the Sobel gradient, at most 1) and "inverted".
       blur: Standard deviation of "blurred" in pixels.
 
     Returns:
-      A sampler; `info["style"]` is the index into `styles`, int32.
+      A sampler. `info["style"]` is an index into `styles`, int32.
 
     Raises:
-      ValueError: no style, an unknown one, inputs that are no images, or an `info` that
-        has a style already.
-      TypeError: not a `TaskSampler` or a function `key -> Task`.
+      ValueError: `styles` is empty or has an unknown name, the inputs are not images, or
+        `info` has a style already.
+      TypeError: `sampler` is neither a `TaskSampler` nor a function `key -> Task`.
 
     Example:
       >>> images, labels = jnp.ones((20, 8, 8, 1)), jnp.arange(20) // 4
@@ -65,11 +65,11 @@ def styled(
 
 
 def image_tasks(sampler: Any) -> tuple[TaskSampler, Task]:
-    """A sampler of images, checked, and the shapes of its tasks.
+    """Checks a sampler of images; returns the sampler and the shapes of a task.
 
     Raises:
-      TypeError: not a sampler on the device.
-      ValueError: inputs are no images of floats.
+      TypeError: `sampler` is not a sampler on the device.
+      ValueError: the inputs are not images of floats.
     """
     sampler = as_tasks(sampler)
     if isinstance(sampler, TaskStream):
@@ -89,7 +89,7 @@ def image_tasks(sampler: Any) -> tuple[TaskSampler, Task]:
 
 @dataclasses.dataclass(frozen=True)
 class _Styled:
-    """`(data, key) -> Task`; equal for equal settings, so compilations are shared."""
+    """Function `(data, key) -> Task`. Equal settings are equal, to share compilations."""
 
     sample: Callable[[PyTree, Key], Task]
     styles: tuple[str, ...]
@@ -102,6 +102,7 @@ class _Styled:
         branches = [functools.partial(STYLES[name], blur=self.blur) for name in self.styles]
 
         def shown(examples: Examples) -> Examples:
+            # Under `vmap` a switch computes all styles; that is little beside the network.
             x = jax.lax.switch(style, branches, examples.x)
             return dataclasses.replace(examples, x=x)
 
@@ -113,19 +114,21 @@ class _Styled:
 
 
 def _blurred(x: Array, *, blur: float) -> Array:
-    """A Gaussian, cut off at four standard deviations; the border is repeated."""
+    """Gaussian blur, cut off at four standard deviations; the border is repeated."""
     reach = int(4 * blur + 0.5)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / blur) ** 2)
+    # Python floats, so that the dtype of the images is kept.
     weights = (weights / weights.sum()).tolist()
     return _filtered(_filtered(x, weights, 1), weights, 2)
 
 
 def _edges(x: Array, *, blur: float) -> Array:
-    """Sobel's gradient; its root has no derivative at 0, which nothing asks for."""
+    """A quarter of the magnitude of the Sobel gradient, at most 1."""
     del blur
     smooth, slope = (1.0, 2.0, 1.0), (-1.0, 0.0, 1.0)
     down = _filtered(_filtered(x, slope, 1), smooth, 2)
     right = _filtered(_filtered(x, smooth, 1), slope, 2)
+    # The root has no finite derivative at 0. Images are data, so none is taken.
     return jnp.minimum(jnp.sqrt(down**2 + right**2) / 4, 1)
 
 

@@ -131,7 +131,6 @@ def fit(
     if resume and checkpoints.latest() is not None:
         _go_on(run, checkpoints)
     _check_left(run.step, num_steps)
-    _make_own(run)
     if not mesh.leads():
         sinks, progress = (), False
 
@@ -252,6 +251,9 @@ def _go_on(run: _Run, checkpoints: Checkpoints) -> None:
     check_same_run(checkpoints, notes["identity"], run.notes.identity)
     run.state, run.best, run.notes = restored["state"], restored["best"], Notes(**notes)
     run.step = int(run.state.step)
+    run.totals = jax.tree.map(
+        lambda old, x: jnp.asarray(old, x.dtype), run.notes.totals, run.fresh
+    )
 
 
 def _check_left(step: int, num_steps: int) -> None:
@@ -260,16 +262,6 @@ def _check_left(step: int, num_steps: int) -> None:
             f"the state to go on from is of step {step}, beyond num_steps={num_steps}. "
             f"Ask for {step} steps or more, or for an earlier state."
         )
-
-
-def _make_own(run: _Run) -> None:
-    """Gives the run arrays that outer steps may overwrite."""
-    # The caller's state and the best variables so far share arrays with this one, and
-    # compiled steps are free to reuse the memory of their arguments.
-    run.state = copied(run.state)
-    run.totals = jax.tree.map(
-        lambda old, x: jnp.asarray(old, x.dtype), run.notes.totals, run.fresh
-    )
 
 
 def _next_stop(step: int, num_steps: int, *every: int | None) -> int:

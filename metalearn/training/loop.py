@@ -20,7 +20,7 @@ Advance = Callable[[TrainState, Totals, int], tuple[TrainState, Totals]]
 
 
 class NonFiniteGradient(FloatingPointError):
-    """A meta-gradient held NaN or infinity and training was asked to stop."""
+    """A meta-gradient, an update or a metric was not finite, and training is to stop."""
 
 
 class Calls:
@@ -43,7 +43,10 @@ class Calls:
     def __call__(
         self, state: TrainState, totals: Totals, step: int, stop: int
     ) -> tuple[TrainState, Totals, float]:
-        """Outer steps from number `step` to `stop`; also the seconds they took."""
+        """Outer steps from number `step` to `stop`; also the seconds they took.
+
+        The arguments of the first call stay whole; later ones are overwritten.
+        """
         began = time.perf_counter()
         if self._advance is None:
             self._advance, done, choice = first_call(self._make, state, totals, stop)

@@ -111,17 +111,18 @@ def test_a_support_set_without_a_valid_row_does_no_harm(make, policy):
     tasks = ml.Task(support=support, query=tasks.query)
     variables = jax.jit(learner.init)(KEY, one(tasks))
     adapted = jax.jit(learner.adapt)(variables, one(tasks, 1).support)
-    jax.tree.map(np.testing.assert_array_equal, adapted.params, variables.params)
+    jax.tree.map(np.testing.assert_array_equal, adapted.params, variables.params["model"])
     for kept in jax.tree.leaves(adapted.state):
         assert not np.any(kept != 0) or not np.any(kept != 1), "not as init left them"
     found = jax.jit(lambda v, t: learner.estimate(v, t, key=KEY))(variables, tasks)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
     if policy == "per_step":
         empty = jax.tree.map(lambda leaf: leaf[1:2], tasks)
-        moved = jax.jit(lambda v, t: learner.estimate(v, t, key=KEY).state)(
+        moved = jax.jit(lambda v, t: learner.estimate(v, t, key=KEY).state["model"])(
             variables, empty
         )
-        for new, old in zip(jax.tree.leaves(moved), jax.tree.leaves(variables.state)):
+        held = variables.state["model"]
+        for new, old in zip(jax.tree.leaves(moved), jax.tree.leaves(held)):
             np.testing.assert_array_equal(new[:2], old[:2])  # the last is of the queries
 
 
@@ -164,9 +165,8 @@ def test_running_averages_move_only_where_they_are_read():
         learner = ml.fomaml(linen(), CE, optax.sgd(0.1), norm=policy, task_chunk=8)
         variables = jax.jit(learner.init)(KEY, one(tasks))
         run = jax.jit(lambda v, t, f=learner: f.estimate(v, t, key=KEY).state)
-        pairs = zip(
-            jax.tree.leaves(variables.state), jax.tree.leaves(run(variables, tasks))
-        )
+        parts = (variables.state["model"], run(variables, tasks)["model"])
+        pairs = zip(*map(jax.tree.leaves, parts))
         assert any(np.abs(a - b).max() > 1e-4 for a, b in pairs) == moves
 
 
@@ -177,7 +177,8 @@ def test_per_step_statistics_differ_between_steps():
     tasks = blob_batch()
     variables = jax.jit(learner.init)(KEY, one(tasks))
     run = jax.jit(lambda v, t: learner.estimate(v, t, key=KEY).state)
-    mean = np.asarray(run(variables, tasks)["batch_stats"]["BatchNorm_0"]["mean"])
+    statistics = run(variables, tasks)["model"]["batch_stats"]
+    mean = np.asarray(statistics["BatchNorm_0"]["mean"])
     assert mean.shape == (3, HIDDEN)
     assert np.abs(mean[0] - mean[1]).max() > 1e-4 < np.abs(mean[1] - mean[2]).max()
 

@@ -195,15 +195,20 @@ def test_custom_rules_stay_in_force():
 # -- The transform itself -----------------------------------------------------------
 
 
-def test_function_without_convolution_is_called_as_it_is():
-    traced = []
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_the_python_of_a_function_runs_once_a_call(exchanged):
+    conv, runs = convolution(NHWC, {}), []
 
-    def fun(x):
-        traced.append(isinstance(x, jax.core.Tracer))
-        return jnp.sin(x)
+    def fun(x, w):
+        runs.append(x)
+        return jnp.sin(conv(x, w) if exchanged else x)
 
-    lower(fun)(jnp.ones(3))
-    assert traced == [True, False]
+    x, w = normal(0, 1, 4, 4, 2), normal(1, 3, 3, 2, 2)
+    found = lower(fun)(x, w)
+    assert len(runs) == 1
+    np.testing.assert_allclose(found, fun(x, w), rtol=1e-5, atol=1e-5)
+    jax.jit(lower(fun)).lower(x, w)
+    assert len(runs) == 3
 
 
 def test_leaves_that_are_no_arrays_pass_through():

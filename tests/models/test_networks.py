@@ -13,8 +13,10 @@ from bench import (
     close,
     differs,
     grads_of,
+    model_grads,
     network,
     numpy_tasks,
+    of,
     wide_blobs,
 )
 from reference import steps as reference
@@ -36,7 +38,7 @@ def test_maml_step_equals_numpy(first_order):
         task_chunk=9,
     )
     params = network()
-    found = as_list(grads_of(learner, params, wide_blobs()).grads)
+    found = as_list(model_grads(learner, params, wide_blobs()).grads)
     arguments = (as_list(params), numpy_tasks(), INNER, 3)
     close(found, reference.maml_gradient(*arguments, first_order), rtol=1e-6)
     assert differs(found, reference.maml_gradient(*arguments, not first_order))
@@ -96,11 +98,14 @@ OBJECTIVES = {
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_meta_gradient_equals_finite_differences(name):
     learner, inner = OBJECTIVES[name]()
-    params = {"model": network(), **inner} if inner else network()
+    start = of(network(), **inner)
+    if name == "fine_tune":
+        start = ml.Variables(params=network(), state={})
+    params = start.params
     run = jax.jit(lambda v, t: learner.estimate(v, t, key=jax.random.key(0)))
 
     def at(params):
-        found = run(ml.Variables(params=params, state={}), wide_blobs())
+        found = run(ml.Variables(params=params, state=start.state), wide_blobs())
         losses = found.metrics.get("query/loss", found.metrics.get("joint/loss"))
         return losses.mean(), found.grads
 

@@ -44,7 +44,7 @@ def test_growth_waits_and_starts_the_optimiser_anew():
     assert [row["step"] for row in found.history] == [2, 4, 6, 7]
     assert [row["stage"] for row in found.history] == [0, 0, 1, 1]
     assert found.grown == [6] and len(seen) == 1
-    assert [len(v.params["b"]) for v in found.stages] == [2, 3]
+    assert [len(v.params["model"]["b"]) for v in found.stages] == [2, 3]
     assert int(found.state.step) == 7
     assert int(found.state.opt_state[0].count) == 1  # anew after step 6
 

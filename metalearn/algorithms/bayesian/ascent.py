@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,10 +19,11 @@ from metalearn.core import checks, trees
 from metalearn.core.keys import fold_key, split_key
 from metalearn.core.losses import mask_absent, present_classes
 from metalearn.core.model import Model, Variables
+from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree
 from metalearn.inner.descent import Adapted, descent
 from metalearn.inner.differentiate import Differentiation, is_second_order
-from metalearn.inner.norm import NormPolicy, normaliser
+from metalearn.inner.norm import Normaliser, NormPolicy, normaliser
 from metalearn.inner.unroll import Unrolled, unroll
 
 
@@ -71,7 +73,7 @@ def ascent(
       mixing: Stands before `inner_opt`, e.g. `bayesian.svgd.svgd()`; with
         `optax.identity()` particles know nothing of one another.
       num_particles: M.
-      num_steps: K, at least 1.
+      num_steps: K, inner steps, at least 1.
       differentiation: See `metalearn.inner.differentiate`.
       adapt_filter: Which weights are particles; the others are shared.
       norm: Batch-norm policy, see `metalearn.inner.norm`.
@@ -82,11 +84,18 @@ def ascent(
     second_order = is_second_order(differentiation)
     checks.inner_optimiser(inner_opt, None, second_order=second_order)
     networks = population(model, num_particles, adapt_filter)
-    options = dict(num_steps=num_steps, adapt_filter=adapt_filter, norm=norm)
     frame = descent(
-        networks, loss_fn, inner_opt, differentiation=differentiation, **options
+        networks,
+        loss_fn,
+        inner_opt,
+        num_steps=num_steps,
+        differentiation=differentiation,
+        adapt_filter=adapt_filter,
+        norm=norm,
     )
-    policy = normaliser(networks, norm, num_steps)
+    particles = _Particles(
+        posterior, normaliser(networks, norm, num_steps), adapt_filter, num_steps
+    )
 
     def init(key: Key, task: Any) -> Variables:
         variables = frame.init(key, task)
@@ -99,54 +108,21 @@ def ascent(
         params = {"model": variables.params, "log_precision": logs}
         return Variables(params=params, state=variables.state)
 
-    def parts(params: PyTree) -> tuple[PyTree, PyTree]:
-        """The particles, and the weights they share."""
-        weights, logs = params, {}
-        if initial_precisions(posterior, 1):
-            weights, logs = params["model"], params["log_precision"]
-        moving, shared = trees.split(weights, adapt_filter)
-        return {"weights": moving, "log_precision": logs}, shared
-
-    def hide_absent(outputs: Array, present: Array | None) -> Array:
-        if present is None:
-            return outputs
-        return jax.vmap(mask_absent, in_axes=(0, None))(outputs, present)
-
-    def energy(shared, state, examples, present, *, key, train):
-        """`(particles, step) -> (minus the sum of log-posteriors, aux)`."""
-
-        def loss(particles: PyTree, step: Array) -> tuple[Array, tuple[PyTree, Array]]:
-            outputs, new_state = policy.support(
-                trees.merge(particles["weights"], shared),
-                state,
-                examples,
-                jnp.minimum(step, num_steps - 1),  # `further` may take more steps
-                key=fold_key(key, step),
-                train=train,
-            )
-            outputs = hide_absent(outputs, present)
-            each = jax.vmap(lambda p, o: log_posterior(posterior, p, o, examples))
-            return -jnp.sum(each(particles, outputs)), (new_state, outputs)
-
-        return loss
-
     def adapt(variables, support, *, key, train=False):
         k_loss, k_settle = split_key(key)
-        particles, shared = parts(variables.params)
-        given = dict(key=k_loss, train=train)
-        present = None
-        if mask_absent_classes:
-            loss = energy(shared, variables.state, support, None, **given)
-            outputs = jax.eval_shape(loss, particles, jnp.zeros((), jnp.int32))[1][1]
-            present = present_classes(support, outputs.shape[-1])
+        start, shared = particles.split(variables.params)
+        energy = functools.partial(
+            _energy, particles, shared, variables.state, support, key=k_loss, train=train
+        )
+        present = _present(energy(None), start, support) if mask_absent_classes else None
         path = unroll(
-            energy(shared, variables.state, support, present, **given),
-            particles,
+            energy(present),
+            start,
             optax.chain(mixing, inner_opt),
             num_steps=num_steps,
             differentiation=differentiation,
         )
-        params = trees.merge(path.params["weights"], shared)
+        params, policy = trees.merge(path.params["weights"], shared), particles.policy
         adapted = Adapted(
             params=params,
             state=policy.settle(params, variables.state, support, key=k_settle),
@@ -156,25 +132,92 @@ def ascent(
         return adapted, path
 
     def further(variables, path, present, examples, *, key, opt, num_steps):
-        shared = parts(variables.params)[1]
+        shared, state = particles.split(variables.params)[1], variables.state
         return unroll(
-            energy(shared, variables.state, examples, present, key=key, train=True),
+            _energy(particles, shared, state, examples, present, key=key, train=True),
             path.params,
             optax.chain(mixing, inner_opt if opt is None else opt),
             num_steps=num_steps,
             opt_state=path.opt_state if opt is None else None,
         )
 
-    def members(adapted, x, *, key, train, mask):
-        outputs, state = policy.query(
+    return Ascent(init, adapt, further, particles.members, particles.collect)
+
+
+class _Particles(NamedTuple):
+    """What particles ascend.
+
+    Attributes:
+      posterior: The density.
+      policy: How batch norm is applied in their networks.
+      adapt_filter: Which weights are particles.
+      num_steps: K.
+    """
+
+    posterior: Posterior
+    policy: Normaliser
+    adapt_filter: PathFilter | None
+    num_steps: int
+
+    def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
+        """Weights and log-precisions of each particle, and the weights they share."""
+        weights, logs = params, {}
+        if initial_precisions(self.posterior, 1):
+            weights, logs = params["model"], params["log_precision"]
+        moving, shared = trees.split(weights, self.adapt_filter)
+        return {"weights": moving, "log_precision": logs}, shared
+
+    def members(self, adapted, x, *, key, train, mask) -> tuple[Array, PyTree]:
+        """Outputs of each particle, and the states of their networks."""
+        outputs, state = self.policy.query(
             adapted.params, adapted.state, x, key=key, train=train, mask=mask
         )
-        return hide_absent(outputs, adapted.present), state
+        return _hide_absent(outputs, adapted.present), state
 
-    def collect(state: PyTree, path: Unrolled, query_state: PyTree) -> PyTree:
-        return policy.collect(state, path.aux[0], query_state)
+    def collect(self, state: PyTree, path: Unrolled, query_state: PyTree) -> PyTree:
+        """The state after a training task."""
+        return self.policy.collect(state, path.aux[0], query_state)
 
-    return Ascent(init, adapt, further, members, collect)
+
+def _energy(
+    them: _Particles,
+    shared: PyTree,
+    state: PyTree,
+    examples: Examples,
+    present: Array | None,
+    *,
+    key: Key | None,
+    train: bool,
+) -> Callable[[PyTree, Array], tuple[Array, tuple[PyTree, Array]]]:
+    """`(particles, step) -> (minus the sum of log-posteriors, (state, outputs))`."""
+
+    def loss(particles: PyTree, step: Array) -> tuple[Array, tuple[PyTree, Array]]:
+        outputs, new_state = them.policy.support(
+            trees.merge(particles["weights"], shared),
+            state,
+            examples,
+            jnp.minimum(step, them.num_steps - 1),  # `further` may take more steps
+            key=fold_key(key, step),
+            train=train,
+        )
+        outputs = _hide_absent(outputs, present)
+        each = jax.vmap(lambda p, o: log_posterior(them.posterior, p, o, examples))
+        return -jnp.sum(each(particles, outputs)), (new_state, outputs)
+
+    return loss
+
+
+def _present(energy: Callable, particles: PyTree, support: Examples) -> Array:
+    """Classes with a support example, bool `[W]`; W is that of the outputs."""
+    outputs = jax.eval_shape(energy, particles, jnp.zeros((), jnp.int32))[1][1]
+    return present_classes(support, outputs.shape[-1])
+
+
+def _hide_absent(outputs: Array, present: Array | None) -> Array:
+    """Outputs `[M, N, W]` in which absent classes never win."""
+    if present is None:
+        return outputs
+    return jax.vmap(mask_absent, in_axes=(0, None))(outputs, present)
 
 
 def population(model: Model, num: int, select: PathFilter | None = None) -> Model:

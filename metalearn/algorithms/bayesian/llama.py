@@ -7,7 +7,6 @@ Laplace approximation for meta-adaptation.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Unpack
 
 import jax
@@ -35,6 +34,7 @@ from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree
 from metalearn.inner import Adapted, Descent, descent
+from metalearn.inner.norm import NormPolicy
 
 
 @takes_options()
@@ -126,19 +126,17 @@ def llama(
       >>> learner = ml.llama(model, ml.losses.cross_entropy, optax.sgd(0.05), eta=1e-4)
     """
     adapt_filter, norm = options.get("adapt_filter"), options.get("norm", "support")
-    checks.number("eta", eta)
-    checks.number("prior_precision", prior_precision, positive=True)
-    checks.number("likelihood_weight", likelihood_weight, positive=True)
-    checks.whole_number("num_samples", num_samples, least=0)
+    settings = {
+        "eta": eta,
+        "prior_precision": prior_precision,
+        "likelihood_weight": likelihood_weight,
+        "curvature": curvature,
+        "num_samples": num_samples,
+    }
+    _check(**settings, norm=norm)
     if combine is None:
         combine = "mean" if loss_fn is losses.mse else "probabilities"
     check_combine(combine)
-    checks.one_of("curvature", curvature, CURVATURES)
-    if norm == "batch":
-        raise ValueError(
-            "norm='batch' lets examples influence one another, but llama adds up the "
-            "curvature of single ones. Use norm='support', 'running' or 'per_step'."
-        )
     frame = descent(
         model,
         loss_fn,
@@ -147,23 +145,11 @@ def llama(
         norm=norm,
         mask_absent_classes=options.get("mask_absent_classes", False),
     )
-    in_head = trees.path_filter(head)
+    uncertain = _uncertain(curvature, head, adapt_filter)
+    numbers = (likelihood_weight, prior_precision, curvature)
 
-    def uncertain(path: str, leaf: Any) -> bool:
-        """Which parameters have a posterior."""
-        if curvature == "last_layer" and not in_head(path, leaf):
-            return False
-        return adapt_filter is None or adapt_filter(path, leaf)
-
-    posterior = functools.partial(
-        _posterior,
-        frame,
-        loss_fn,
-        uncertain,
-        weight=likelihood_weight,
-        precision=prior_precision,
-        curvature=curvature,
-    )
+    def posterior(adapted: Adapted, support: Examples) -> Laplace:
+        return _posterior(frame, loss_fn, uncertain, adapted, support, *numbers)
 
     def outer(done: AdaptedTask, loss_fn: LossFn) -> tuple[Array, dict, PyTree]:
         loss, report, state = last_step(done, loss_fn)
@@ -172,13 +158,6 @@ def llama(
             loss, report = loss + 0.5 * eta * log_det, report | {"laplace/log_det": log_det}
         return loss, report, state
 
-    settings = {
-        "eta": eta,
-        "prior_precision": prior_precision,
-        "likelihood_weight": likelihood_weight,
-        "curvature": curvature,
-        "num_samples": num_samples,
-    }
     learner = bilevel(
         "llama",
         _checked(model, uncertain, curvature, head),
@@ -192,19 +171,14 @@ def llama(
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
+        # Samples need a key in any case; the model has one only if one was given.
         keys = (jax.random.key(0), None)
         k_draw, k_adapt = keys if key is None else jax.random.split(key)
         adapted = learner.adapt(variables, support, key=k_adapt)
         if not num_samples:
             return adapted
         around = posterior(adapted, support)
-        params, rest = trees.split(adapted.params, uncertain)
-
-        def one(key: Key) -> Adapted:
-            moved = jax.tree.map(jnp.add, params, around.draw(key))
-            return adapted.replace(params=trees.merge(moved, rest))
-
-        return jax.vmap(one)(jax.random.split(k_draw, num_samples))
+        return _samples(around, uncertain, adapted, k_draw, num_samples)
 
     def predict(adapted, x, *, key=None, mask=None) -> Array:
         if not num_samples:
@@ -215,13 +189,60 @@ def llama(
     return learner._replace(adapt=adapt, predict=predict)
 
 
+def _check(
+    eta: float,
+    prior_precision: float,
+    likelihood_weight: float,
+    curvature: Curvature,
+    num_samples: int,
+    norm: NormPolicy,
+) -> None:
+    """Refuses numbers out of range, and what has no curvature."""
+    checks.number("eta", eta)
+    checks.number("prior_precision", prior_precision, positive=True)
+    checks.number("likelihood_weight", likelihood_weight, positive=True)
+    checks.one_of("curvature", curvature, CURVATURES)
+    checks.whole_number("num_samples", num_samples, least=0)
+    if norm == "batch":
+        raise ValueError(
+            "norm='batch' lets examples influence one another, but llama adds up the "
+            "curvature of single ones. Use norm='support', 'running' or 'per_step'."
+        )
+
+
+def _uncertain(
+    curvature: Curvature, head: str, adapt_filter: PathFilter | None
+) -> PathFilter:
+    """Which parameters have a posterior."""
+    in_head = trees.path_filter(head)
+
+    def uncertain(path: str, leaf: Any) -> bool:
+        if curvature == "last_layer" and not in_head(path, leaf):
+            return False
+        return adapt_filter is None or adapt_filter(path, leaf)
+
+    return uncertain
+
+
+def _samples(
+    around: Laplace, uncertain: PathFilter, mode: Adapted, key: Key, num: int
+) -> Adapted:
+    """Draws from the posterior around a mode, with a leading axis on every leaf."""
+    params, rest = trees.split(mode.params, uncertain)
+
+    def one(key: Key) -> Adapted:
+        moved = jax.tree.map(jnp.add, params, around.draw(key))
+        return mode.replace(params=trees.merge(moved, rest))
+
+    return jax.vmap(one)(jax.random.split(key, num))
+
+
 def _posterior(
     frame: Descent,
     loss_fn: LossFn,
     uncertain: PathFilter,
     adapted: Adapted,
     support: Examples,
-    *,
     weight: float,
     precision: float,
     curvature: Curvature,

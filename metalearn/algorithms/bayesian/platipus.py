@@ -157,32 +157,7 @@ def platipus(
         return combine_outputs(jax.vmap(one)(adapted), combine)
 
     def objective(variables: Variables, task: Task, *, key: Key):
-        k_prior, k_posterior, k_draw, k_adapt, k_query = jax.random.split(key, 5)
-        support, query = task.support, task.query
-        prior, posterior = (
-            (
-                _shifted(parts, variables, which, examples, support, k, train=True),
-                variables.params[f"{which}_log_variance"],
-            )
-            for which, examples, k in (
-                ("prior", support, k_prior),
-                ("posterior", query, k_posterior),
-            )
-        )
-        theta = draw(k_draw, *posterior)
-        adapted, path = _adapt(parts, variables, theta, support, k_adapt, train=True)
-        outputs, query_state = parts.frame.predict(
-            adapted, query.x, key=k_query, train=True, mask=query.mask
-        )
-        report = metrics.of_task(loss_fn, outputs, query)
-        report = {f"query/{k}": value for k, value in report.items()}
-        kl = gaussian_kl(*posterior, *prior)
-        report |= {"support/loss": path.losses[0], "kl": kl}
-        weight = kl_weight
-        if weight is None:
-            weight = 1 / jnp.maximum(jnp.sum(query.mask), 1).astype(kl.dtype)
-        state = parts.frame.collect(variables.state, path, query_state)
-        return report["query/loss"] + weight * kl, (state, report)
+        return _objective(parts, kl_weight, variables, task, key)
 
     config = config_of(
         chosen["name"],
@@ -267,6 +242,38 @@ def _first_variables(
             else jax.tree.map(lambda p: jnp.full_like(p, rate), moving)
         )
     return Variables(params=params, state=variables.state)
+
+
+def _objective(
+    parts: _Parts, kl_weight: float | None, variables: Variables, task: Task, key: Key
+) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+    """What is minimised outside: the query loss of one theta, and the divergence."""
+    k_prior, k_posterior, k_draw, k_adapt, k_query = jax.random.split(key, 5)
+    support, query = task.support, task.query
+    prior, posterior = (
+        (
+            _shifted(parts, variables, which, examples, support, k, train=True),
+            variables.params[f"{which}_log_variance"],
+        )
+        for which, examples, k in (
+            ("prior", support, k_prior),
+            ("posterior", query, k_posterior),
+        )
+    )
+    theta = draw(k_draw, *posterior)
+    adapted, path = _adapt(parts, variables, theta, support, k_adapt, train=True)
+    outputs, query_state = parts.frame.predict(
+        adapted, query.x, key=k_query, train=True, mask=query.mask
+    )
+    report = metrics.of_task(parts.loss_fn, outputs, query)
+    report = {f"query/{k}": value for k, value in report.items()}
+    kl = gaussian_kl(*posterior, *prior)
+    report |= {"support/loss": path.losses[0], "kl": kl}
+    weight = kl_weight
+    if weight is None:
+        weight = 1 / jnp.maximum(jnp.sum(query.mask), 1).astype(kl.dtype)
+    state = parts.frame.collect(variables.state, path, query_state)
+    return report["query/loss"] + weight * kl, (state, report)
 
 
 def _shifted(

@@ -115,9 +115,7 @@ def warpgrad(
     second_order = not approximate or (by_maml and is_second_order(differentiation))
     checks.inner_optimiser(inner_opt, None, second_order=second_order)
     is_warp = trees.path_filter(warp)
-
-    def moves(path: str, leaf: Array) -> bool:
-        return not is_warp(path, leaf)
+    moves = lambda path, leaf: not is_warp(path, leaf)
 
     def steps(number: int, how: Differentiation) -> Descent:
         return descent(

@@ -1,4 +1,4 @@
-"""Few-shot regression of sine waves and other functions: no data, done in minutes."""
+"""Few-shot regression of sine waves and other functions, without data, in minutes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ class Curves:
     """Few-shot regression of functions of one variable.
 
     Attributes:
-      functions: "sinusoid" (Finn et al. 2017, section 5.1), or "families": sines, lines,
-        quadratics and cubics (Yao et al. 2019, section 5.1).
+      functions: Kind of functions: "sinusoid" (Finn et al. 2017, section 5.1), or
+        "families", which are sines, lines, quadratics and cubics (Yao et al. 2019, section
+        5.1).
       shots: Support points in training.
-      queries: Query points in training; reptile trains on both together.
+      queries: Query points in training; reptile trains on support and query together.
       eval_shots: Support points at validation and test; as in training if None.
-      eval_queries: Query points there.
-      widths: Hidden layers of the network.
+      eval_queries: Query points at validation and test.
+      widths: Sizes of the hidden layers of the network.
     """
 
     kind: ClassVar[str] = "sinusoid"
@@ -50,7 +51,7 @@ class Curves:
         return self.shots if self.eval_shots is None else self.eval_shots
 
     def unread(self, learner: Learner) -> dict[str, str]:
-        """Fields that these settings leave idle: none."""
+        """Fields without effect: none."""
         del learner
         return {}
 
@@ -58,7 +59,7 @@ class Curves:
         """Refuses a learner of classes.
 
         Raises:
-          ValueError: names the learner and the remedy.
+          ValueError: the learner classifies; the message names the learner and the remedy.
         """
         taken = parameters(learner.record.build)
         if "model" not in taken or "loss_fn" not in taken:
@@ -68,7 +69,7 @@ class Curves:
             )
 
     def load(self, data_dir: str | None, parts: tuple[str, ...] = ()) -> None:
-        """Nothing, for functions are made on the fly.
+        """Loads nothing, because functions are made on the fly.
 
         Raises:
           ValueError: a folder was given.
@@ -107,6 +108,7 @@ class Curves:
     ) -> dict[str, Any]:
         """Arguments for the constructor of a learner."""
         del record, evaluating
+        # Some learners need layers of their own, such as CAVIA's context.
         network = learner.record.networks.get("mlp", models.MLP)(1, widths=self.widths)
         return {"model": from_linen(network), "loss_fn": losses.mse}
 

@@ -1,4 +1,4 @@
-"""Recipes of curves: no data, done in minutes."""
+"""Recipes of curves, which need no data and take minutes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metalearn.apps.optimisers import Outer, sgd
 
 
 def _sinusoid(learner: Learner, **settings: Any) -> Recipe:
-    shared = {
+    shared: dict[str, Any] = {
         "outer": Outer(rate=1e-3),
         "tasks_per_step": 25,
         "steps": 10_000,
@@ -24,11 +24,11 @@ def _sinusoid(learner: Learner, **settings: Any) -> Recipe:
 
 
 def _families(learner: Learner) -> Recipe:
-    """The protocol of Yao et al. 2019, section 5.1; 5 shots with --app.shots 5."""
+    """The protocol of Yao et al. 2019, section 5.1; `--app.shots 5` gives 5 shots."""
     return Recipe(
         app=Curves(functions="families", eval_queries=10),
         learner=learner,
-        outer=Outer(rate=1e-3),  # of constant rate in the paper
+        outer=Outer(rate=1e-3),  # the paper keeps the rate constant
         tasks_per_step=25,
         steps=70_000,
         test_tasks=4000,

@@ -1,4 +1,4 @@
-"""Few-shot classification of feature vectors that a network made before."""
+"""Few-shot classification of feature vectors that another network has made."""
 
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ PARTS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FewShotFeatures:
-    """Few-shot classification on fixed features, as LEO's protocol has it.
+    """Few-shot classification on fixed features, by the protocol of LEO.
 
-    `--data-dir` is an .npz file with `train`, `validation` and `test`, floats `[I, D]`, and
-    `train_labels`, ..., ints `[I]`; classes of the three are different. `python -m
-    benchmarks features RUN` makes one from a finished run of protonet.
+    `--data-dir` is an .npz file. It holds `train`, `validation` and `test`, floats `[I,
+    D]`, and `train_labels`, `validation_labels` and `test_labels`, ints `[I]`. The classes
+    of the three parts are different. `python -m benchmarks features RUN` makes such a file
+    from a finished run of protonet.
 
     Attributes:
       ways: Classes of a task.
       shots: Support examples of a class.
       queries: Query examples of a class in training.
       eval_queries: Query examples of a class at validation and test.
-      widths: Hidden layers of the classifier; a learner without a model has its own.
+      widths: Sizes of the hidden layers of the classifier; without effect for a learner
+        that brings its own network.
     """
 
     kind: ClassVar[str] = "features"
@@ -55,11 +57,11 @@ class FewShotFeatures:
 
     @property
     def test_shots(self) -> int:
-        """Support examples of a class there."""
+        """Support examples of a class in a validation or test task."""
         return self.shots
 
     def unread(self, learner: Learner) -> dict[str, str]:
-        """Fields that these settings leave idle, and what would read each."""
+        """Fields without effect, and the setting that would read each."""
         if "model" in parameters(learner.record.build):
             return {}
         return {"widths": "learners of a model"}
@@ -68,7 +70,7 @@ class FewShotFeatures:
         """Refuses a learner for which there is no network here.
 
         Raises:
-          ValueError: names the learner and the remedy.
+          ValueError: the settings do not fit; the message names the learner and the remedy.
         """
         if self.ways < 2:
             raise ValueError(f"app.ways is {self.ways}; expected 2 or more.")
@@ -83,8 +85,8 @@ class FewShotFeatures:
         """The arrays of the file.
 
         Raises:
-          ValueError: there is no such file, it is none of arrays, or arrays are missing or
-            of wrong shapes.
+          ValueError: the file does not exist or holds no arrays, or arrays are missing or
+            have wrong shapes.
         """
         if data_dir is None or not Path(data_dir).is_file():
             raise ValueError(
@@ -96,6 +98,7 @@ class FewShotFeatures:
                 f"{data_dir} is no .npz file; expected what np.savez writes. Make one "
                 "with: python -m benchmarks features RUN --out FILE.npz"
             )
+        # Unpickling a file of somebody else could run any code.
         with np.load(data_dir, allow_pickle=False) as stored:
             missing = {n for p in parts for n in (p, f"{p}_labels")} - set(stored.files)
             if missing:
@@ -114,7 +117,7 @@ class FewShotFeatures:
         return found
 
     def describe(self, data: Any) -> DataRecord:
-        """What the run remembers of the features."""
+        """Description of the features."""
         return {
             "name": "features",
             "num_features": next(iter(data.values()))[0].shape[1],
@@ -123,6 +126,7 @@ class FewShotFeatures:
                     "classes": len(np.unique(labels)),
                     "images": len(labels),
                     "rotations": False,
+                    # A resumed run compares this, so it cannot go on with other features.
                     "sha256": hashlib.sha256(features.tobytes()).hexdigest()[:16],
                 }
                 for part, (features, labels) in data.items()
@@ -163,4 +167,4 @@ class FewShotFeatures:
         }
 
     def draw(self, path: Path, record: DataRecord, data: Any, predictor: Predictor) -> None:
-        """Features have no picture."""
+        """Writes nothing, because features have no picture."""

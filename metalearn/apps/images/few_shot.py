@@ -29,25 +29,28 @@ class FewShotImages:
     """Few-shot image classification with a convolutional network.
 
     Attributes:
-      dataset: What `metalearn data list` shows, "folder:PATH" or "tfds:NAME".
-      split: Which split of the classes, for sets that have several.
+      dataset: Name of the set: a name of `metalearn data list`, "folder:PATH" or
+        "tfds:NAME".
+      split: Split of the classes, for sets that have several.
       image_size: Side that images are resized to, for sets that can.
-      shrink: Divisor of the sides; a pixel becomes the mean of a square.
+      shrink: Divisor of the sides; each new pixel is the mean of a square of old pixels.
       train_classes: Classes that meta-training sees, before rotations; all if None.
-      channels: 1 for grey, 3 for colour, for sets that can convert.
-      ambiguous_styles: As many styles as ways: a support set shows each class in one of
-        them, and queries are labelled by class or by style; see
+      channels: Number of channels, 1 for grey or 3 for colour, for sets that can convert.
+      ambiguous_styles: Styles, as many as ways. A support set shows each class in another
+        style, and queries are labelled by class or by style, see
         `metalearn.tasks.ambiguous`.
       ways: Classes of a training task.
       shots: Support examples of a class in training.
-      queries: Query examples of a class in training; reptile trains on both together.
+      queries: Query examples of a class in training; reptile trains on support and query
+        together.
       eval_ways: Classes of a validation or test task; as in training if None.
-      eval_shots: Support examples of a class there; as in training if None.
-      eval_queries: Query examples of a class there.
-      model: Network.
-      width: Channels of its first block; those of resnet12 double from block to block.
-      norm: Normalisation layers.
-      downsample: How conv4 halves the sides: by strided convolution or max-pooling.
+      eval_shots: Support examples of a class at validation and test; as in training if
+        None.
+      eval_queries: Query examples of a class at validation and test.
+      model: Kind of network.
+      width: Channels of the first block; in resnet12 they double from block to block.
+      norm: Kind of normalisation layers.
+      downsample: Way in which conv4 halves the sides: strided convolution or max-pooling.
       embedding: Length of the features of an image, for learners that embed a task.
     """
 
@@ -80,11 +83,11 @@ class FewShotImages:
 
     @property
     def test_shots(self) -> int:
-        """Support examples of a class there."""
+        """Support examples of a class in a validation or test task."""
         return self.shots if self.eval_shots is None else self.eval_shots
 
     def unread(self, learner: Learner) -> dict[str, str]:
-        """Fields that these settings leave idle, and what would read each."""
+        """Fields without effect, and the setting that would read each."""
         idle = {}
         if self.model != "conv4":
             idle["downsample"] = "app.model conv4"
@@ -96,7 +99,8 @@ class FewShotImages:
         """Refuses settings that do not go together.
 
         Raises:
-          ValueError: names the setting and the remedy.
+          ValueError: settings exclude one another; the message names the setting and the
+            remedy.
         """
         for name in ("ways", "test_ways"):
             if getattr(self, name) < 2:
@@ -143,11 +147,12 @@ class FewShotImages:
             "channels": self.channels,
         }
         options = {name: value for name, value in options.items() if value is not None}
+        # An option that was not given is left out, because not every set has it.
         data = image_data.load(self.dataset, data_dir=data_dir, parts=parts, **options)
         return self._reduced(data)
 
     def _reduced(self, data: image_data.ImageDataset) -> image_data.ImageDataset:
-        """The set with smaller images and fewer classes, as asked."""
+        """The set with the images and classes reduced by `shrink` and `train_classes`."""
         if self.shrink != 1:
             data = image_data.shrunk(data, self.shrink)
         if self.train_classes is not None and data.train is not None:
@@ -155,12 +160,13 @@ class FewShotImages:
         return data
 
     def describe(self, data: Any) -> DataRecord:
-        """What the run remembers of the data."""
+        """Description of the data."""
         train = data.parts.get("train")
         turns = 4 if train is not None and train.rotations else 1
         return {
             "name": data.name,
             "image_shape": list(data.image_shape),
+            # Joint classifiers tell rotations apart, so each counts as a class.
             "num_classes": None if train is None else train.num_classes * turns,
             "parts": {
                 part: {
@@ -212,6 +218,7 @@ class FewShotImages:
             "model": network,
             "encoder": network,
             "loss_fn": losses.cross_entropy,
+            # A head with fixed outputs keeps its training ways; fewer test ways are masked.
             "num_ways": self.ways if fixed or not evaluating else self.test_ways,
             "num_classes": record.get("num_classes"),
             "mask_absent_classes": fixed and evaluating and self.test_ways < self.ways,
@@ -264,6 +271,7 @@ def own_default(learner: Learner, name: str) -> Any:
 
 def names_of(classes: Any, task: Task) -> list[str]:
     """Names of the classes of a task."""
+    # Rotation r of class c has the id `c + r * classes`; the name is that of c.
     ids = [int(c) % classes.num_classes for c in task.info["class_ids"]]
     return [classes.class_names[i] for i in ids]
 

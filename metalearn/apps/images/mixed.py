@@ -25,7 +25,7 @@ class ImageSets:
     """Several image sets with images of one shape.
 
     Attributes:
-      sets: By name; the order is that of `info["family"]`.
+      sets: Image sets by name, in the order of `info["family"]`.
     """
 
     sets: dict[str, ImageDataset]
@@ -43,18 +43,19 @@ class ImageSets:
 class MixedImages(FewShotImages):
     """Few-shot classification where every task is drawn from one of several image sets.
 
-    In the manner of Plain-Multi (Yao et al. 2019) and, with more than one style, Art-Multi
-    (Yao et al. 2020). The classes of meta-training, validation and test are disjoint
-    within each set.
+    The tasks resemble Plain-Multi (Yao et al. 2019) and, with more than one style,
+    Art-Multi (Yao et al. 2020). The classes of meta-training, validation and test are
+    disjoint within each set.
 
     Attributes:
-      dataset: The sets, NAME or NAME:SPLIT joined by "+". "glyphs" needs no data;
-        "omniglot" and any other name are folders in the data folder (`--data-dir`): the
-        Omniglot archives, or `class/image` files, or one zip of such, with a splits.json.
+      dataset: Names of the sets, NAME or NAME:SPLIT, joined by "+". "glyphs" needs no data.
+        Any other name is a folder in the data folder (`--data-dir`). The folder "omniglot"
+        holds the Omniglot archives; other folders hold `class/image` files or one zip of
+        such files, with a splits.json.
       image_size: Side that images of folders are resized to; 28 if None.
       train_classes: Classes of each set that meta-training sees; all if None.
-      channels: 1 or None: all images become grey.
-      styles: What a task looks like, drawn uniformly: "original", "blurred", "edges",
+      channels: Number of channels, 1 or None; in both cases all images become grey.
+      styles: Styles of a task, drawn uniformly: "original", "blurred", "edges",
         "inverted".
     """
 
@@ -66,7 +67,7 @@ class MixedImages(FewShotImages):
     downsample: Literal["stride", "pool"] = "stride"
 
     def unread(self, learner: Learner) -> dict[str, str]:
-        """Fields that these settings leave idle, and what would read each."""
+        """Fields without effect, and the setting that would read each."""
         idle = super().unread(learner)
         return {**idle, "split": "no mixture; give NAME:SPLIT in app.dataset"}
 
@@ -74,7 +75,8 @@ class MixedImages(FewShotImages):
         """Refuses settings that do not go together.
 
         Raises:
-          ValueError: names the setting and the remedy.
+          ValueError: settings exclude one another; the message names the setting and the
+            remedy.
         """
         super().check(learner)
         if not learner.record.fixed_head and "num_classes" in parameters(
@@ -105,7 +107,7 @@ class MixedImages(FewShotImages):
         """The sets with these parts."""
         found = {
             name: (split, *self._source(name, data_dir)) for name, split in self.families()
-        }  # a missing one is named before any is prepared
+        }  # a missing set is named before any set is prepared
         sets = {}
         for name, (split, source, options) in found.items():
             if split is not None:
@@ -121,7 +123,7 @@ class MixedImages(FewShotImages):
         return ImageSets(sets)
 
     def _source(self, name: str, data_dir: str | None) -> tuple[str, dict[str, Any]]:
-        """What `data.load` takes for a set."""
+        """Name and options of a set for `data.load`."""
         if name == "glyphs":
             return name, {}
         wanted = f"{name!r} of dataset={self.dataset!r}"
@@ -155,7 +157,7 @@ class MixedImages(FewShotImages):
         }
 
     def describe(self, data: ImageSets) -> DataRecord:
-        """What the run remembers of the sets."""
+        """Description of the sets."""
         describe = super().describe
         records = {name: describe(found) for name, found in data.sets.items()}
         return {
@@ -178,11 +180,12 @@ class MixedImages(FewShotImages):
         return task_samplers.styled(tasks, self.styles)
 
     def _class_names(self, data: ImageSets, task: Task) -> list[str]:
+        # `class_ids` count within the set that the task was drawn from.
         return names_of(data.part("test")[int(task.info["family"])], task)
 
 
 def _together(parts: list[DataRecord]) -> DataRecord:
-    """What is remembered of one part of all sets."""
+    """Description of one part of all sets together."""
     digests = "".join(part["sha256"] for part in parts)
     return {
         "classes": sum(part["classes"] for part in parts),

@@ -1,7 +1,8 @@
-"""Published configurations on images, for an accelerator; none was run here.
+"""Published configurations on images, for an accelerator; none of them was run here.
 
-Printed inner rates of code whose loss is a sum over classes are multiplied by the number of
-ways. mini-ImageNet is `--app.dataset folder:PATH` with class/image files and a splits.json.
+Some released code sums the loss over the classes. Its printed inner rates are multiplied by
+the number of ways here. mini-ImageNet is `--app.dataset folder:PATH` with class/image files
+and a splits.json.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from metalearn.apps.optimisers import Outer, adam, sgd
 
 
 def _omniglot(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> Recipe:
-    images = {"dataset": "omniglot", "split": "random", "downsample": "stride"}
-    shared = {
+    images: dict[str, Any] = {
+        "dataset": "omniglot",
+        "split": "random",
+        "downsample": "stride",
+    }
+    shared: dict[str, Any] = {
         "outer": Outer(rate=1e-3),
         "validate_every": 1000,
         "validation_tasks": 600,
@@ -29,9 +34,13 @@ def _omniglot(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) 
 
 
 def _mini(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> Recipe:
-    images = {"dataset": "folder:mini_imagenet", "image_size": 84, "queries": 15}
+    images: dict[str, Any] = {
+        "dataset": "folder:mini_imagenet",
+        "image_size": 84,
+        "queries": 15,
+    }
     images["width"] = 32
-    shared = {
+    shared: dict[str, Any] = {
         "outer": Outer(rate=1e-3, schedule="constant"),
         "tasks_per_step": 4,
         "steps": 60_000,
@@ -136,9 +145,9 @@ RECIPES: dict[str, Entry] = {
     "omniglot-imaml-paper": Entry(
         "Rajeswaran et al. 2019: iMAML as its released code trains, Omniglot 5-way 1-shot",
         _omniglot(
-            # Two things stay ours: Adam's eps, 1e-3 there, and the evaluation, which has
-            # no pull back there. A direction six times as long, see `imaml`, is all one to
-            # Adam.
+            # Two things differ from the released code: its Adam has an eps of 1e-3, and
+            # its evaluation has no pull back. Its direction is six times as long, see
+            # `imaml`, which makes no difference to Adam.
             learners.IMAML(
                 inner_opt=sgd(0.1),
                 num_steps=16,

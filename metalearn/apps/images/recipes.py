@@ -13,11 +13,12 @@ from metalearn.apps.learners import Learner
 from metalearn.apps.optimisers import Outer, adam, sgd
 
 _MAML = learners.MAML(inner_opt=sgd(0.4))
-# A head needs more steps than a whole network, and small ones: it sees large features.
+# A head needs more steps than a whole network, and smaller ones, because its input
+# features are large.
 _ANIL = learners.ANIL(inner_opt=sgd(0.1), num_steps=5)
 _META_SGD = learners.MetaSGD(initial_rate=0.4)
 _FINE_TUNE = learners.FineTuning(opt=sgd(0.1), num_steps=100)
-_PROTONET = {"ways": 20, "eval_ways": 5, "queries": 5}
+_PROTONET: dict[str, Any] = {"ways": 20, "eval_ways": 5, "queries": 5}
 
 
 def _glyphs(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> Recipe:
@@ -25,15 +26,17 @@ def _glyphs(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) ->
 
 
 def _omniglot(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> Recipe:
-    # Pooling costs a task twice what strides do (Finn et al. 2017) and learns more from it.
-    shared = {
+    # With pooling a task costs twice as much as with strides (Finn et al. 2017), and more
+    # is learned from a task.
+    shared: dict[str, Any] = {
         "steps": 12_000,
         "log_every": 200,
         "validate_every": 1000,
         "checkpoint_every": 1000,
     }
-    images = FewShotImages(**{"dataset": "omniglot", "split": "lake"} | (app or {}))
-    return Recipe(app=images, learner=learner, **shared | rest)
+    images: dict[str, Any] = {"dataset": "omniglot", "split": "lake"}
+    images |= app or {}
+    return Recipe(app=FewShotImages(**images), learner=learner, **shared | rest)
 
 
 def _reptile(rate: float) -> Learner:
@@ -48,8 +51,8 @@ def _reptile(rate: float) -> Learner:
 
 
 # Reptile learns from support and query together: ten examples of a class.
-_REPTILE_APP = {"shots": 5, "queries": 5, "eval_shots": 1}
-_REPTILE = {
+_REPTILE_APP: dict[str, Any] = {"shots": 5, "queries": 5, "eval_shots": 1}
+_REPTILE: dict[str, Any] = {
     "outer": Outer(name="sgd", rate=1.0, schedule="linear"),
     "tasks_per_step": 5,
 }
@@ -57,9 +60,10 @@ _REPTILE_RATE = 5e-3  # 1e-3 in the paper, for eight times as many steps
 
 
 def _mixed(learner: Learner, **app: Any) -> Recipe:
-    """After Plain-Multi of Yao et al. 2019, section 5.2, with the image sets at hand."""
+    """Tasks like Plain-Multi of Yao et al. 2019, section 5.2, from other image sets."""
+    app.setdefault("queries", 5)
     return Recipe(
-        app=MixedImages(**{"queries": 5} | app),
+        app=MixedImages(**app),
         learner=learner,
         outer=Outer(rate=1e-3),
         steps=6000,
@@ -70,14 +74,14 @@ def _mixed(learner: Learner, **app: Any) -> Recipe:
     )
 
 
-_STYLED = {"styles": ("original", "blurred", "edges")}
+_STYLED: dict[str, Any] = {"styles": ("original", "blurred", "edges")}
 _MIXED_MAML = learners.MAML(inner_opt=sgd(0.1), num_steps=3)
 _MIXED_HSML = learners.HSML(inner_opt=sgd(0.1), num_steps=3, hidden=40)
 _MIXED_MUMOMAML = learners.MuMoMAML(inner_opt=sgd(0.1), num_steps=3, hidden=40)
 
 
 def _features(learner: Learner) -> Recipe:
-    """Features of `python -m benchmarks features`."""
+    """Recipe on the features that `python -m benchmarks features` makes."""
     return Recipe(
         app=FewShotFeatures(),
         learner=learner,

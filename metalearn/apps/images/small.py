@@ -1,9 +1,9 @@
 """Comparisons that take minutes on two cores: each system beside its baseline.
 
 Images are 14x14 characters of Omniglot and the network is a strided Conv4 of width 16, so
-that several seeds of a system and of its baseline fit into a quarter of an hour. What is
-asked is which is better on the same tasks after the same number of steps; for the level
-that a system reaches take the recipes on whole images.
+that several seeds of a system and of its baseline fit into a quarter of an hour. These
+recipes compare systems on the same tasks after the same number of steps. The recipes on
+whole images show the accuracy that a system reaches.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from metalearn.apps.optimisers import sgd
 
 
 def _recipe(learner: Learner, app: dict[str, Any], **rest: Any) -> Recipe:
-    images = {
+    images: dict[str, Any] = {
         "dataset": "omniglot",
         "split": "lake",
         "shrink": 2,
         "width": 16,
         "downsample": "stride",
     }
-    shared = {
+    shared: dict[str, Any] = {
         "steps": 4000,
         "validate_every": 1000,
         "checkpoint_every": 2000,
@@ -40,7 +40,7 @@ def _five(learner: Learner, description: str, **rest: Any) -> Entry:
 
 
 def _twenty(learner: Learner, description: str) -> Entry:
-    app = {"ways": 20, "eval_queries": 5}
+    app: dict[str, Any] = {"ways": 20, "eval_queries": 5}
     recipe = _recipe(learner, app, tasks_per_step=8, validation_tasks=100)
     return Entry(f"{description}; Omniglot at 14x14, 20-way 1-shot", recipe)
 
@@ -51,7 +51,7 @@ def _ambiguous(learner: Learner, description: str) -> Entry:
 
 
 def _rules(learner: Learner, description: str) -> Entry:
-    app = {"ways": 2, "shots": 5, "queries": 5}
+    app: dict[str, Any] = {"ways": 2, "shots": 5, "queries": 5}
     app["ambiguous_styles"] = ("original", "inverted")
     recipe = _recipe(learner, app, steps=2000, validate_every=500)
     return Entry(f"{description}; by character or by style, 14x14, 2-way 5-shot", recipe)
@@ -96,8 +96,8 @@ RECIPES: dict[str, Entry] = {
         ),
     ),
     "small-imaml": _five(
-        # As in the released code: without the damping conjugate gradients meet negative
-        # curvature in four tasks of five.
+        # The settings of the released code. Without the damping conjugate gradients meet
+        # negative curvature in four tasks of five.
         learners.IMAML(
             inner_opt=sgd(0.1), num_steps=16, lam=2.0, pull_back=True, damping=22.0
         ),
@@ -123,7 +123,7 @@ RECIPES: dict[str, Entry] = {
         learners.MAMLPlusPlus(initial_rate=0.1, num_steps=5, msl_steps=2000), "MAML++"
     ),
     # At 7x7 many characters look the same, and a learner that has seen a hundred classes,
-    # 25 in four rotations, is too sure of new ones. Inner rates of MAML and BMAML: those of
+    # 25 in four rotations, is too sure of new ones. The inner rates of MAML and BMAML have
     # the best likelihood on validation classes.
     "ambiguous-maml": _ambiguous(learners.MAML(inner_opt=sgd(0.1)), "MAML: the baseline"),
     "ambiguous-emaml": _ambiguous(

@@ -1,1 +1,1 @@
-"""Sets of images: where they come from and how their classes are split."""
+"""Sets of images: their sources and the splits of their classes."""

@@ -1,9 +1,9 @@
 """Read-only access to a zip archive or a folder of image files.
 
-Nothing is ever extracted: members are read in memory, so that an archive cannot
-write anywhere. Paths that climb out of the archive are refused all the same, since
-such an archive was not made by a data set's author. Every failure names the file and
-says what to do; a fingerprint of the contents keys the cache of prepared records.
+Nothing is ever extracted: members are read in memory, so an archive cannot write
+anywhere. Paths that lead out of the archive are refused all the same, because no author
+of a data set makes such an archive. Every error names the file and the remedy. A
+fingerprint of the contents keys the cache of prepared records.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ MAX_MEMBER_BYTES = 64 * 2**20
 class ImageTree:
     """The files of one zip archive or one folder.
 
-    Use as a context manager. `paths` maps each file's "/"-separated path inside the
-    tree to a content stamp: size and checksum in a zip, size and time of change in a
-    folder (hashing whole folders at every load would be too slow).
+    The tree is a context manager. `paths` maps the "/"-separated path of each file inside
+    the tree to a content stamp. The stamp is size and checksum in a zip, and size and time
+    of change in a folder, because to hash whole folders at every load would be too slow.
 
     Raises:
       FileNotFoundError: `root` does not exist.
@@ -105,7 +105,7 @@ class ImageTree:
 
 
 def decode_image(data: bytes, *, mode: str, where: str) -> np.ndarray:
-    """Decodes image bytes to uint8 `[H, W, C]`; errors say `where` they came from."""
+    """Decodes image bytes to uint8 `[H, W, C]`; errors name the source `where`."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.mode.startswith("I"):  # 16 bits; converting would clip them
@@ -123,12 +123,14 @@ def decode_image(data: bytes, *, mode: str, where: str) -> np.ndarray:
             f"{where} cannot be decoded ({error}; {len(data)} bytes); expected a PNG, "
             "JPEG or BMP image. Replace or remove the file."
         ) from error
+    # Grey images of Pillow have no axis of channels.
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def fingerprint(stamps: Iterable[object]) -> str:
-    """Twelve hexadecimal digits that name some contents; order does not matter."""
+    """Twelve hexadecimal digits that identify the stamps in any order."""
     digest = hashlib.sha256()
+    # Sorted, because folders list their files in any order.
     for stamp in sorted(repr(stamp) for stamp in stamps):
         digest.update(stamp.encode() + b"\n")
     return digest.hexdigest()[:12]
@@ -159,6 +161,7 @@ def _zip_paths(archive, root):
                 )
         if member.is_dir() or _is_clutter(name):
             continue
+        # A small archive may unpack to any size, and members are read into memory.
         if member.file_size > MAX_MEMBER_BYTES:
             raise ValueError(
                 f"{name!r} in {root} unpacks to {member.file_size} bytes; expected at "

@@ -1,8 +1,8 @@
-"""One's own images: a folder or zip of `class/image.png`, and lists of classes.
+"""Images of the user: a folder or zip of `class/image.png`, and lists of classes.
 
-A `splits.json` inside or beside it says which classes are for meta-training,
-meta-validation and meta-test. Folders may be nested (`domain/class/image.jpg`): then
-a class is the whole path and its group the first folder.
+A `splits.json` inside or beside the folder lists the classes for meta-training,
+meta-validation and meta-test. Folders may be nested (`domain/class/image.jpg`). Then the
+class is the whole path, and the group of the class is the first folder.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def folder_source(
     Args:
       path: The folder or zip; images are png, jpg, jpeg or bmp.
       split: Name of a split in the splits file; or "random" for a seeded 64/16/20
-        split of the classes; or "train", "validation" or "test" to put all classes
-        there (for evaluation on another data set).
+        split of the classes; or "train", "validation" or "test" to put all classes into
+        that part (for evaluation on another data set).
       splits: Class names by part, or the path of a splits file. Default: `splits.json`
         in the folder or zip, or beside it.
-      image_size: Side of the images in pixels; others are cut to their central square
-        and resized. Default: all images must have one size already.
+      image_size: Side of the images in pixels; images of other sizes are cut to their
+        central square and resized. Default: all images must have one size already.
       channels: 3 for colour, 1 for greyscale; images are converted.
       seed: Seed of a random split.
-      stack: Closes the archive when the caller is done with the source.
+      stack: Stack that closes the archive when the caller is done with the source.
 
     Returns:
       The source.
@@ -75,6 +75,7 @@ def folder_source(
     first = files[next(iter(parts.values()))[0]][0]
     shape = reader.read(first).shape
     reader.expected = shape, first
+    # Images alone: a changed README does not make another data set.
     used = {path: tree.paths[path] for members in files.values() for path in members}
     key = fingerprint(
         [*used.items(), *parts.items(), image_size, channels, ("format", _FORMAT)]
@@ -140,6 +141,7 @@ def _resize(pixels, size):
     height, width, channels = pixels.shape
     if (height, width) == (size, size):
         return pixels
+    # The central square keeps proportions, which a direct resize would not.
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = pixels[top : top + side, left : left + side]
@@ -178,7 +180,7 @@ def _classes(tree):
 
 
 def _parts(tree, class_names, split, splits, seed):
-    """Class names by part, and where the split comes from."""
+    """Class names by part, and the origin of the split in words."""
     if splits is None and split == "random":
         return random_split(class_names, seed), f"random 64/16/20, seed {seed}"
     if splits is None and split in PARTS:

@@ -1,16 +1,16 @@
-"""Which characters are classes of the embedded glyphs, and in which part.
+"""The classes of the embedded glyphs: their characters and their parts.
 
 A class is a shape, not a code point: Latin A, Greek Alpha and Cyrillic A look the
-same, and so do o and O once scale is jittered. Looking alike is measured: two
-characters are compared in the faces that have both (normalised to one box, slightly
-blurred, correlation of pixels, mean over the faces). Characters are visited in a
-fixed order; one that looks like a member of an earlier class joins that class and is
-never drawn, so that no merged class has two shapes and no shape is in two parts.
-Meta-training has rotations by quarter turns as further classes, so whatever is
-compared with one of its characters is compared in all four directions: < and > are
-one class there, and no shape of another part is met in training by turning something.
-All of this holds up to the measure: pairs just below its threshold remain, such as
-Greek upsilon and the small capital U of phonetics.
+same, and so do o and O once scale is jittered. Likeness is measured. Two characters are
+compared in the faces that have both: both are normalised to one box and slightly
+blurred, and the correlation of pixels is averaged over the faces. Characters are
+visited in a fixed order. A character that looks like a member of an earlier class joins
+that class and is never drawn, so no class has two shapes and no shape is in two parts.
+Meta-training has rotations by quarter turns as further classes. A comparison with a
+character of meta-training is therefore made in all four directions: < and > are one
+class, and no training class looks like a turned shape of another part. The measure is
+not perfect: pairs just below the threshold remain, such as Greek upsilon and the small
+capital U of phonetics.
 
 Letters with diacritics and ligatures are characters too, visited after all others.
 Where a common letter makes up most of two shapes, correlation cannot tell the marks
@@ -47,14 +47,15 @@ from PIL import Image
 from metalearn.data.images.glyph_faces import Face
 
 MIN_FACES = 12
-# Correlations from which two characters are one class: if both are for meta-training,
-# and otherwise (meta-validation and meta-test shall not ask what cannot be told apart,
-# nor what was seen in training). And from which two faces are one drawer.
+# Correlations from which two characters are one class: first if both are for
+# meta-training, then otherwise. The second is lower, because meta-validation and meta-test
+# must not ask for what cannot be told apart, nor for what was seen in training. The third
+# is the correlation from which two faces are one drawer.
 SAME_SHAPE_IN_TRAINING = 0.95
 SAME_SHAPE = 0.90
 SAME_FACE = 0.995
-# Two marked letters with one base are one class if they differ by fewer pixels: if
-# both are for meta-training, and otherwise.
+# Two marked letters with one base are one class if they differ by fewer pixels than this:
+# first if both are for meta-training, then otherwise.
 SAME_MARK_IN_TRAINING = 1.0
 SAME_MARK = 1.5
 MAX_MARKED = 24
@@ -93,7 +94,7 @@ class GlyphClass:
 
     Attributes:
       code_point: The character that is drawn.
-      script: Its script; "Symbols" for everything that is not a letter of one.
+      script: Script of the character; "Symbols" for everything that is no letter.
       faces: Indices of the faces that draw it differently, in order of preference.
       merged: The characters that look like it.
     """

@@ -2,8 +2,8 @@
 
 matplotlib and pymupdf-fonts, both dependencies of this package, ship some fifty
 free typefaces (DejaVu, STIX, Computer Modern; FiraGO, Noto, Ubuntu, Cascadia and
-others). Each plays the part of one person with a pen. Nothing is downloaded, and no
-font installed on the machine is used, so the set is the same everywhere.
+others). Each typeface acts as one person with a pen. Nothing is downloaded, and no font
+of the machine is used, so the set is the same everywhere.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Face:
 
     Attributes:
       name: Name in `FACES`.
-      code_points: The code points it has a glyph for.
+      code_points: Code points for which the face has a glyph.
 
     Raises:
       FileNotFoundError: The installed packages do not have this face.
@@ -64,6 +64,7 @@ class Face:
         self._font = ImageFont.truetype(
             io.BytesIO(data), size, layout_engine=ImageFont.Layout.BASIC
         )
+        # U+FFFF is no character, so every face draws its sign for missing glyphs.
         self._missing = self._render("\uffff")
 
     def render(self, code_point: int) -> np.ndarray | None:
@@ -85,8 +86,8 @@ class Face:
 
         Args:
           code_point: The character.
-          side: Side of the square that is drawn; what does not fit is cut off.
-          factor: The result is smaller by this factor.
+          side: Side of the square that is drawn; parts outside the square are cut off.
+          factor: Factor by which the result is smaller than the square.
 
         Returns:
           uint8 `[side / factor, side / factor]`, ink 255.

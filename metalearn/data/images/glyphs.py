@@ -1,14 +1,14 @@
 """The embedded data set: characters of the world's scripts, drawn by typefaces.
 
-It needs no download and is an Omniglot of sorts: a class is a character, a drawer is
-a typeface, and the scripts of meta-test are never seen in meta-training. Every class
-has `IMAGES_PER_CLASS` images, by as many different faces as draw the character, and
-if those are fewer, by the same faces once more with another jitter. Jitter is modest:
-small rotation, slant, stretch, shift, and stroke weight.
+The set needs no download. It resembles Omniglot: a class is a character, a drawer is a
+typeface, and the scripts of meta-test are never seen in meta-training. Every class has
+`IMAGES_PER_CLASS` images by different faces. If fewer faces draw the character, the same
+faces draw it once more with another jitter. The jitter is modest: small rotation, slant,
+stretch, shift, and stroke weight.
 
 Images are 28x28 with ink = 255; the glyph is centred and fits a box of 20 pixels
 before jitter. Everything is seeded: the same versions of Pillow, FreeType and the
-font packages give the same bytes. They are part of the cache key.
+font packages give the same bytes. These versions are part of the cache key.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def draw_class(glyph: GlyphClass, faces: Sequence[Face]) -> Iterator[np.ndarray]
     """Yields the `IMAGES_PER_CLASS` images of one class, uint8 `[28, 28, 1]`."""
     for drawing in range(IMAGES_PER_CLASS):
         face = faces[glyph.faces[drawing % len(glyph.faces)]]
+        # Seeded by character and drawing, so a class does not depend on the other classes.
         rng = np.random.default_rng([glyph.code_point, drawing])
         yield draw(face.render(glyph.code_point), rng)[..., None]
 
@@ -119,6 +120,7 @@ def draw(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     canvas = glyph.transform(
         (side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
     )
+    # Drawn larger and averaged, because Pillow's transform does not anti-alias.
     return np.asarray(canvas.reduce(_OVERSAMPLING))
 
 

@@ -1,11 +1,10 @@
 """The records that hold an image-classification set on the host.
 
-A few-shot sampler needs three things from a data set: the images, which class each
-one belongs to, and which classes belong to meta-training, meta-validation and
-meta-test. `ImageClasses` is one such part, `ImageDataset` the three together. They
-are plain NumPy, so that every source (an archive, fonts, a TFDS catalogue entry) is
-checked once, here, and everything downstream may rely on the layout: images sorted
-by class, every class present, bytes between 0 and 255.
+A few-shot sampler needs three things from a data set: the images, the class of each
+image, and the classes of meta-training, meta-validation and meta-test. `ImageClasses` is
+one such part, and `ImageDataset` holds the three parts. Both are plain NumPy, and both
+check the data of every source (an archive, fonts, a TFDS catalogue entry). All later code
+may rely on the layout: images sorted by class, every class present, bytes from 0 to 255.
 """
 
 from __future__ import annotations
@@ -24,14 +23,15 @@ class ImageClasses:
     """One part of an image-classification set, sorted by class.
 
     Attributes:
-      images: uint8 `[I, H, W, C]`; all images of class 0 first, then of class 1, ...
-      labels: int32 `[I]`, non-decreasing, every value of `0..num_classes-1` present.
-      class_names: One name per class.
-      groups: int32 `[num_classes]`, an index into `group_names` (the alphabet of a
-        character, the script of a glyph); all 0 when a set has no groups.
-      group_names: One name per group.
-      rotations: True if the multiples of 90 degrees count as further classes. They
-        are not stored: the sampler makes them on the fly.
+      images: Images, uint8 `[I, H, W, C]`; first all of class 0, then all of class 1, ...
+      labels: Class of each image, int32 `[I]`, non-decreasing, with every value of
+        `0..num_classes-1`.
+      class_names: Name of each class.
+      groups: Group of each class, int32 `[num_classes]`, an index into `group_names` (the
+        alphabet of a character, the script of a glyph); all 0 if a set has no groups.
+      group_names: Name of each group.
+      rotations: Whether rotations by multiples of 90 degrees count as further classes.
+        Rotations are not stored; the sampler makes them on the fly.
 
     Raises:
       TypeError: An array has the wrong dtype.
@@ -84,8 +84,8 @@ class ImageClasses:
 class ImageDataset:
     """The meta-training, meta-validation and meta-test classes of one data set.
 
-    A part is None when its source is absent (a folder with evaluation archives only);
-    `part` turns that into a message.
+    A part is None if its source is absent (a folder with evaluation archives only). The
+    method `part` then raises an error that names the remedy.
 
     Attributes:
       name: Name of the set.
@@ -153,11 +153,11 @@ def shrunk(dataset: ImageDataset, factor: int) -> ImageDataset:
     """The set with smaller images: a pixel is the mean of `factor` x `factor` old ones.
 
     Args:
-      dataset: Any.
-      factor: What both sides are divided by.
+      dataset: Set to shrink.
+      factor: Divisor of both sides.
 
     Raises:
-      ValueError: it does not divide them.
+      ValueError: the factor does not divide the sides.
     """
     height, width, channels = dataset.image_shape
     if factor < 1 or height % factor or width % factor:
@@ -178,15 +178,15 @@ def shrunk(dataset: ImageDataset, factor: int) -> ImageDataset:
 def fewer_classes(dataset: ImageDataset, num: int) -> ImageDataset:
     """The set with some of its meta-training classes, spread evenly over their order.
 
-    Where classes stand by group, as the characters of Omniglot by alphabet, every group
-    keeps its share. With rotations each of them still counts four times.
+    If the classes are ordered by group, as the characters of Omniglot by alphabet, every
+    group keeps its share. With rotations each kept class still counts four times.
 
     Args:
-      dataset: Any; validation and test stay.
-      num: Classes that are kept.
+      dataset: Set to reduce; validation and test do not change.
+      num: Number of classes to keep.
 
     Raises:
-      ValueError: there are no training classes, or not as many.
+      ValueError: there are fewer than `num` training classes, or none.
     """
     train = dataset.part("train")
     whole = isinstance(num, (int, np.integer)) and not isinstance(num, bool)
@@ -195,6 +195,7 @@ def fewer_classes(dataset: ImageDataset, num: int) -> ImageDataset:
             f"{num!r} training classes were asked for; {dataset.name} has "
             f"{train.num_classes}. Ask for 1 to {train.num_classes}."
         )
+    # Evenly spaced, and different for any `num` up to the number of classes.
     kept = np.arange(num) * train.num_classes // num
     rows = np.isin(train.labels, kept)
     some = dataclasses.replace(
@@ -219,12 +220,13 @@ def from_arrays(
     """Builds `ImageClasses` from unsorted arrays.
 
     Args:
-      images: uint8 `[I, H, W, C]` or `[I, H, W]`, in any order.
-      labels: Integers `[I]` in `0..num_classes-1`.
-      class_names: One name per class; default "class_0", "class_1", ...
-      groups: Integers `[num_classes]` into `group_names`; default all 0.
-      group_names: One name per group.
-      rotations: See `ImageClasses`.
+      images: Images, uint8 `[I, H, W, C]` or `[I, H, W]`, in any order.
+      labels: Class of each image, integers `[I]` in `0..num_classes-1`.
+      class_names: Name of each class; default "class_0", "class_1", ...
+      groups: Group of each class, integers `[num_classes]` into `group_names`; default
+        all 0.
+      group_names: Name of each group.
+      rotations: Whether rotations count as further classes, see `ImageClasses`.
 
     Returns:
       The classes, images sorted by class and otherwise in the order given.

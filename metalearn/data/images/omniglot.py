@@ -1,14 +1,14 @@
 """Omniglot: handwritten characters of many alphabets, twenty drawers each.
 
-Read from the original archives of github.com/brendenlake/omniglot (MIT licence):
+The images come from the original archives of github.com/brendenlake/omniglot (MIT licence):
 `images_background.zip` and any `images_evaluation*.zip`, or the folders they unpack
-to. Images become 28x28 with ink = 255: each output pixel is the fraction of its area
-that ink covers, an exact area average which does not depend on a library's filters.
+to. Images become 28x28 with ink = 255. Each output pixel is the fraction of its area
+that ink covers. This exact area average does not depend on the filters of a library.
 
-Two ways to split the classes, which are different benchmarks:
+There are two ways to split the classes, which are different benchmarks:
 
-* `split="lake"` trains on the background alphabets less five that are held back for
-  validation, and tests on the evaluation alphabets. Alphabets are disjoint.
+* `split="lake"` holds back five background alphabets for validation, trains on the other
+  background alphabets, and tests on the evaluation alphabets. Alphabets are disjoint.
 * `split="random"` shuffles all 1,623 characters: 1,100 train, 100 validation, 423
   test (the 1200/423 split of many papers). Alphabets are shared between the parts.
 
@@ -61,12 +61,12 @@ def omniglot_source(
     Args:
       data_dir: Folder with `images_background.zip` and/or `images_evaluation*.zip`,
         or the unpacked folders of those names.
-      split: "lake" or "random"; see the module.
+      split: Split of the classes, "lake" or "random"; see the module.
       seed: Seed of the random split.
       validation_alphabets: Background alphabets to hold back in the Lake split, in
         place of the five of the module (with fewer than fifteen background alphabets
         the default is a third of them).
-      stack: Closes the archives when the caller is done with the source.
+      stack: Stack that closes the archives when the caller is done with the source.
 
     Returns:
       The source. A part is missing when its archive is.
@@ -136,12 +136,13 @@ def shrink(ink: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
     """Area average of square images.
 
     Args:
-      ink: Float or bool `[H, H]`, 1 where there is ink.
+      ink: Image, float or bool `[H, H]`, with 1 for ink.
       size: Side of the result.
 
     Returns:
       uint8 `[size, size]`: 255 times the covered fraction of each pixel.
     """
+    # The average over a rectangle is a product of averages over its sides.
     weights = _area_weights(ink.shape[0], size)
     covered = weights @ ink.astype(np.float64) @ weights.T
     return np.rint(255 * covered).astype(np.uint8)
@@ -290,7 +291,7 @@ def _statement(split, seed, parts):
 
 
 def how_to_get() -> str:
-    """Where the archives are and what to run, as one sentence for messages."""
+    """The source of the archives and the command to run, as one sentence for messages."""
     return (
         f"Fetch images_background.zip and images_evaluation.zip from {SOURCE_URL} into "
         "a folder DIR and run: metalearn data prepare omniglot --data-dir DIR"

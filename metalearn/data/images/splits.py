@@ -1,8 +1,8 @@
 """Splitting the classes of a set into meta-train, meta-validation and meta-test.
 
 A split is given by lists of class names, as in the `splits.json` files that come with
-published benchmarks, or drawn at random with a seed. Random splits have to be asked
-for: a split decides what a number means, so it is never made up silently.
+published benchmarks, or drawn at random with a seed. A random split is made only on
+request, because the split decides the meaning of every result.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def random_split(class_names: Sequence[str], seed: int) -> dict[str, list[str]]:
     Raises:
       ValueError: Fewer than three classes.
     """
+    # Sorted first, so that the split depends on the names and the seed alone.
     names = sorted(class_names)
     if len(names) < 3:
         raise ValueError(
@@ -44,6 +45,7 @@ def random_split(class_names: Sequence[str], seed: int) -> dict[str, list[str]]:
             "at least 3, one for each part. Name the part instead: split='test'."
         )
     order = np.random.default_rng(seed).permutation(len(names))
+    # Rounding may leave a part of a small set empty, which `max` and `min` prevent.
     train, validation = (max(1, round(share * len(names))) for share in RANDOM_SHARES)
     train = min(train, len(names) - validation - 1)
     ends = (train, train + validation)
@@ -55,10 +57,11 @@ def read_splits(path: Path | str, text: str | bytes, split: str | None) -> Mappi
     """Finds the lists of class names in the text of a splits file.
 
     Args:
-      path: Where the text comes from, for messages.
-      text: JSON: either the lists themselves, `{"train": [...], "val": [...], "test":
-        [...]}`, or such objects under names of their own.
-      split: Which of several; None if there is one, or one is called "splits".
+      path: Source of the text, for messages.
+      text: JSON text: either the lists themselves, `{"train": [...], "val": [...], "test":
+        [...]}`, or several such objects under names of their own.
+      split: Name of one of several splits; None if there is one split only, or if one is
+        named "splits".
 
     Returns:
       The object with the lists.
@@ -101,13 +104,13 @@ def read_splits(path: Path | str, text: str | bytes, split: str | None) -> Mappi
 def check_splits(
     splits: Mapping[str, Any], class_names: Sequence[str], where: str
 ) -> dict[str, list[str]]:
-    """Checks lists of class names against the classes that there are.
+    """Checks lists of class names against the classes that exist.
 
     Args:
       splits: Class names by part; "val" is short for "validation", other keys are
         ignored.
       class_names: The classes that exist.
-      where: Where the lists come from, for messages.
+      where: Source of the lists, for messages.
 
     Returns:
       Sorted class names of each part that is listed and not empty.

@@ -1,9 +1,9 @@
 """Prepared TFDS image-classification sets, and TFDS' downloader.
 
 A set of the TFDS catalogue that lies on this machine in the array_record format can
-be read without TensorFlow; preparing one needs TensorFlow (extra `tf`). Catalogue
-sets split examples, few-shot learning splits classes: all examples are pooled and the
-classes are split anew.
+be read without TensorFlow; to prepare a set needs TensorFlow (extra `tf`). Catalogue
+sets split the examples, but few-shot learning splits the classes. So all examples are
+pooled, and the classes are split anew.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def load_tfds(
     """Reads a prepared TFDS set.
 
     Args:
-      name: Catalogue name: "mnist", "name/config" or "name:version".
-      data_dir: TFDS' folder. Default: `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+      name: Name in the catalogue: "mnist", "name/config" or "name:version".
+      data_dir: Folder of TFDS. Default: `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
       splits: Class names by part. Default: a seeded 64/16/20 split.
       seed: Seed of the random split.
 
@@ -41,7 +41,7 @@ def load_tfds(
 
     Raises:
       FileNotFoundError: The set is not prepared.
-      ValueError: It has no image or label, or images of several sizes.
+      ValueError: The set has no image or label, or has images of several sizes.
     """
     import tensorflow_datasets as tfds
 
@@ -52,6 +52,7 @@ def load_tfds(
     label_feature = builder.info.features[label_key]
     mode = "L" if builder.info.features[image_key].shape[-1] == 1 else "RGB"
     images, labels = [], []
+    # In a fixed order, so that equal sets give equal arrays.
     for split in sorted(builder.info.splits):
         rows = builder.as_data_source(
             split=split, decoders={image_key: tfds.decode.SkipDecoding()}
@@ -109,6 +110,7 @@ def _select(images, labels, names, chosen):
         return None
     ids = [names.index(name) for name in chosen]
     rows = np.isin(labels, ids)
+    # Labels of a part count from 0, in the order of its class names.
     new = {old: i for i, old in enumerate(ids)}
     return from_arrays(
         images[rows],

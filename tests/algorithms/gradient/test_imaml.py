@@ -16,6 +16,7 @@ from bench import (
     descend,
     grads_of,
     network,
+    of,
     quadratic_loss,
     quadratic_maml,
     quadratic_model,
@@ -241,13 +242,13 @@ def test_damping_that_gives_the_direction_of_the_released_code():
 
 @x64
 def test_without_a_spring_evaluation_is_that_of_first_order_maml():
-    """Its variables are those of the model, as the docstring says."""
+    """Its params are those of the model, as the docstring says."""
     tasks, params = bench()[1], jnp.asarray(THETA)
     plain_steps = quadratic_maml(steps=3, differentiation="first_order")
     variables = jax.eval_shape(quadratic().init, jax.random.key(0), one(tasks))
     assert variables.params.shape == THETA.shape
     (a, c, _, _), _ = bench()
-    found = plain_steps.adapt(_state_free(params), one(tasks).support).params
+    found = plain_steps.adapt(of(params), one(tasks).support).params
     close(found, descend(a[0], c[0], THETA, 3))
 
 

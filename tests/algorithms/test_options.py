@@ -1,0 +1,196 @@
+"""What constructors take: the shared options, their own arguments, and nothing else."""
+
+import functools
+import inspect
+import re
+import typing
+
+import jax
+import optax
+import pytest
+from bench import CE
+from tiny import blobs, plain
+
+import metalearn as ml
+from metalearn import algorithms
+from metalearn.algorithms.bilevel import Hooks
+from metalearn.algorithms.options import DEFAULTS, Options, check, takes_options
+
+CONSTRUCTORS = sorted(
+    name
+    for name in algorithms.__all__
+    if inspect.signature(getattr(ml, name)).return_annotation
+    in (ml.MetaLearner, "MetaLearner")
+)
+SHARING = [
+    name
+    for name in CONSTRUCTORS
+    if hasattr(getattr(ml, name), "__wrapped__")  # by the decorator
+]
+OF_THE_BUILDER = [*Hooks._fields, "hooks", "count_steps", "mixing"]
+DECIDED = [
+    (name, option)
+    for name in SHARING
+    for option in Options.__annotations__.keys()
+    - inspect.signature(getattr(ml, name)).parameters.keys()
+]
+
+
+def required(name):
+    """Positional arguments that would do, but for a model that must not be run."""
+
+    def init(*args):
+        raise AssertionError("something was computed")
+
+    model = ml.Model(init, init)
+    known = {"model": model, "encoder": model, "loss_fn": CE, "num_ways": 3}
+    known |= {"inner_opt": optax.sgd(0.1), "opt": optax.sgd(0.1), "num_steps": 1}
+    known |= {"combine": "probabilities"}
+    found = inspect.signature(getattr(ml, name)).parameters.values()
+    needed = [p.name for p in found if p.default is p.empty or p.name == "inner_opt"]
+    return {name: known[name] for name in needed}
+
+
+def make(name, /, **options):
+    return getattr(ml, name)(**{**required(name), **options})
+
+
+def test_all_constructors_are_found():
+    assert {"maml", "leo", "protonet", "reptile", "fine_tune", "emaml"} <= set(CONSTRUCTORS)
+    assert len(CONSTRUCTORS) >= 28 and len(SHARING) >= 20
+    filtered = ("anil", "boil", "cavia", "mt_net", "t_net")
+    assert {(name, "adapt_filter") for name in filtered} <= set(DECIDED)
+    assert ("fomaml", "differentiation") in DECIDED
+    for name in CONSTRUCTORS:
+        assert ml.describe(make(name))["name"] == name
+
+
+@pytest.mark.parametrize("option", ["nonsense", *OF_THE_BUILDER])
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_other_options_are_refused_by_what_was_called(name, option):
+    if option in inspect.signature(getattr(ml, name)).parameters:
+        pytest.skip("an argument of its own")
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an un\w+ .*'{option}'"):
+        make(name, **{option: object()})
+
+
+@pytest.mark.parametrize(("name", "option"), DECIDED)
+def test_what_a_learner_decides_itself_cannot_be_given(name, option):
+    assert option not in inspect.signature(getattr(ml, name)).parameters
+    words = rf"^{name}\(\) decides {option} itself; leave it out\. It takes .*norm"
+    with pytest.raises(TypeError, match=words):
+        make(name, **{option: DEFAULTS[option]})
+
+
+def test_hyper_parameters_are_learned_only_where_they_are_an_argument():
+    takes = {
+        name
+        for name in CONSTRUCTORS
+        if "inner_hparams" in inspect.signature(getattr(ml, name)).parameters
+    }
+    assert takes == {"maml", "fomaml", "anil", "boil", "bmg"}
+    for name in sorted(takes):
+        learner = make(name, model=plain(), inner_opt=optax.sgd, inner_hparams=0.1)
+        variables = jax.eval_shape(
+            learner.init, jax.random.key(0), blobs(jax.random.key(1))
+        )
+        assert set(variables.params) == {"model", "inner"}
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_near_options_are_suggested(name):
+    with pytest.raises(TypeError, match="Did you mean mask_absent_classes"):
+        make(name, mask_absent=True)
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_shared_options_are_listed_and_taken(name):
+    constructor = getattr(ml, name)
+    parameters = inspect.signature(constructor).parameters
+    assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    decided = {option for owner, option in DECIDED if owner == name}
+    assert set(Options.__annotations__) - parameters.keys() == decided
+    for option in Options.__annotations__.keys() - decided:
+        given = "other" if option == "name" else parameters[option].default
+        learner = make(name, **{option: given})
+        assert ml.describe(learner)["name"] == ("other" if option == "name" else name)
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_every_keyword_argument_has_a_type_and_is_described(name):
+    """A command line is made of these."""
+    constructor = getattr(ml, name)
+    hints = typing.get_type_hints(constructor)
+    entries = re.findall(r"^  (\w+): \S", inspect.cleandoc(constructor.__doc__), re.M)
+    for argument in inspect.signature(constructor).parameters.values():
+        assert entries.count(argument.name) == 1, f"{argument.name} is not described once"
+        kind = hints.get(argument.name, argument.annotation)
+        assert kind is not typing.Any and not isinstance(kind, str), argument
+        assert kind is not str or argument.name in WORDS, f"{argument} has its choices"
+
+
+WORDS = ("name", "head", "context", "adapt", "transforms", "warp")  # any word will do
+
+
+def test_an_option_that_is_described_is_not_described_again():
+    @takes_options(but=("adapt_filter",))
+    def own(x, *, norm: str = "batch", **options: typing.Unpack[Options]):
+        """One line.
+
+        Args:
+          x: A number.
+          norm: Its own.
+          **options: Shared ones.
+
+        Returns:
+          What it was given.
+        """
+        return x, norm, options
+
+    assert own(1, norm="running", task_chunk=2) == (1, "running", {"task_chunk": 2})
+    assert own.__doc__.count("  norm: ") == 1 and "**options" not in own.__doc__
+    assert own.__doc__.index("  task_chunk: ") < own.__doc__.index("Returns:")
+    assert list(inspect.signature(own).parameters)[:2] == ["x", "norm"]
+    with pytest.raises(TypeError, match=r"own\(\) decides adapt_filter itself"):
+        own(1, adapt_filter=None)
+
+
+def test_check_names_all_that_a_constructor_takes():
+    def owner(model, *, width=3, **options):
+        pass
+
+    check(owner, ["norm", "name"])
+    with pytest.raises(TypeError, match=r"owner\(\) got .*'model'.*takes .*norm, .*width"):
+        check(owner, ["model"])
+
+
+def test_variables_of_a_bare_model_are_refused_with_the_remedy():
+    learner = ml.maml(plain(), CE, optax.sgd(0.1))
+    task = blobs(jax.random.key(0))
+    variables = plain().init(jax.random.key(1), task.support.x)
+    with pytest.raises(ValueError, match=r"variables.params has no part 'model'.*bare"):
+        learner.adapt(variables, task.support)
+    half = ml.Variables(params={"model": variables.params}, state={})
+    with pytest.raises(ValueError, match=r"variables.state has no part 'model'"):
+        learner.adapt(half, task.support)
+
+
+@pytest.mark.parametrize("name", ["maml", "cavia", "meta_sgd", "hsml", "bmg"])
+def test_variables_have_one_shape(name):
+    """What all of the family share is found in the same place."""
+    options = {"num_ways": 3} if name == "hsml" else {}
+    options |= {"context": "^head/"} if name == "cavia" else {}
+    learner, task = make(name, model=plain(), **options), blobs(jax.random.key(0))
+    variables = jax.eval_shape(learner.init, jax.random.key(1), task)
+    assert set(variables.params["model"]) == {"body", "head"}
+    assert variables.state == {"model": {}, "step": jax.ShapeDtypeStruct((), "int32")}
+
+
+def test_outer_steps_are_counted():
+    learner, task = ml.maml(plain(), CE, optax.sgd(0.1)), blobs(jax.random.key(0))
+    estimate = functools.partial(learner.estimate, key=jax.random.key(2))
+    variables, tasks = learner.init(jax.random.key(1), task), ml.stack_tasks([task, task])
+    for step in range(2):
+        assert int(variables.state["step"]) == step
+        state = estimate(variables, tasks).state
+        variables = ml.Variables(params=variables.params, state=state)
