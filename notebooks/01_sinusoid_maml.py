@@ -106,13 +106,15 @@ print(f"fine-tuning minus MAML, task by task: {mean:.2f} ± {half:.2f}")
 # %%
 x = jnp.linspace(-5, 5, 200)[:, None]
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.2), sharey=True)
-for ax, (title, variables) in zip(
-    axes, {"MAML": result.variables, "joint training": joint.variables}.items(), strict=True
-):
+starts = {
+    "MAML": (ml.maml, result.variables),
+    "joint training": (ml.fine_tune, joint.variables),
+}
+for ax, (title, (make, variables)) in zip(axes, starts.items(), strict=True):
     wave = task.info["amplitude"] * jnp.sin(x - task.info["phase"])
     ax.plot(x, wave, color="0.7", linewidth=4, label="the task")
     for num_steps, style in ((0, ":"), (1, "--"), (5, "-")):
-        tested = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=num_steps)
+        tested = make(model, ml.losses.mse, optax.sgd(0.01), num_steps=num_steps)
         adapted = tested.adapt(variables, task.support)
         ax.plot(
             x, tested.predict(adapted, x), style, color="C0", label=f"{num_steps} steps"
@@ -140,14 +142,14 @@ fo = ml.fit(
     progress=False,
 )
 fig, ax = plt.subplots(figsize=(6, 3))
-for name, variables in {
-    "MAML": result.variables,
-    "first order": fo.variables,
-    "joint training": joint.variables,
+for name, (make, variables) in {
+    "MAML": (ml.maml, result.variables),
+    "first order": (ml.fomaml, fo.variables),
+    "joint training": (ml.fine_tune, joint.variables),
 }.items():
     errors = []
     for num_steps in range(0, 11, 2):
-        tested = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=num_steps)
+        tested = make(model, ml.losses.mse, optax.sgd(0.01), num_steps=num_steps)
         evaluation = ml.evaluate(tested, variables, tasks, num_tasks=TASKS, key=key)
         errors.append(evaluation.mean_ci95("query/loss")[0])
     ax.plot(range(0, 11, 2), errors, "o-", label=name)

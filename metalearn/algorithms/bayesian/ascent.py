@@ -77,7 +77,7 @@ def ascent(
       differentiation: See `metalearn.inner.differentiate`.
       adapt_filter: Which weights are particles; the others are shared.
       norm: Batch-norm policy, see `metalearn.inner.norm`.
-      mask_absent_classes: For tasks with a variable number of ways.
+      mask_absent_classes: Whether absent classes get a logit that never wins.
     """
     checks.whole_number("num_particles", num_particles, least=1)
     checks.whole_number("num_steps", num_steps, least=1)

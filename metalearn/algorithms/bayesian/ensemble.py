@@ -55,9 +55,9 @@ def members(learner: Any, adapted: Any, x: PyTree, *, key: Key | None = None) ->
     Args:
       learner: A `MetaLearner` whose adapted object has a leading axis M on every leaf,
         but for the classes that are present: all weights are sampled.
-      adapted: What its `adapt` gave.
+      adapted: Adapted object of the learner.
       x: Inputs, leaves `[Q, ...]`.
-      key: As for `predict`.
+      key: Key of `predict`.
 
     Returns:
       `[M, Q, ...]`; log-probabilities where predictions are.

@@ -149,7 +149,7 @@ def output_hessian(loss_fn: LossFn, outputs: Array, examples: Examples) -> Array
     Args:
       loss_fn: Mean loss of one task.
       outputs: `[N, ...]`, of D numbers an example.
-      examples: Their targets, and the mask.
+      examples: Targets of the examples, and the mask.
 
     Returns:
       `[N, D, D]`, zero for masked rows.

@@ -289,11 +289,11 @@ def _shifted(
     """`mu - gamma grad L(mu; examples)` of the parameters that have a distribution.
 
     Args:
-      parts: Of the learner.
-      variables: Of the learner.
+      parts: Parts of the learner.
+      variables: Variables of the learner.
       which: Whose gamma, "prior" or "posterior".
-      examples: What the shift looks at.
-      support: Tells which classes are present.
+      examples: Examples of the shift.
+      support: Support set, which tells the classes that are present.
       key: Key of the forward pass.
       train: Whether in training.
     """

@@ -53,9 +53,9 @@ def cavia(
       model: A network with a context, e.g. `ml.models.ContextMLP` or
         `ml.models.FilmConv4`.
       loss_fn: Loss of one task.
-      rate: alpha. The scale of the context is free: `s` times as large with weights `1/s`
-        as large is the same function, for a rate `s^2` as large. So the weights learn
-        what rate 1 needs; MAML's rates do not fit here.
+      rate: Inner rate alpha. The scale of the context is free: `s` times as large with
+        weights `1/s` as large is the same function, for a rate `s^2` as large. So the
+        weights learn what rate 1 needs; MAML's rates do not fit here.
       num_steps: K, inner steps; the paper uses 1 for regression and 2 for mini-ImageNet.
       context: Regular expression found in the paths of the context parameters.
       clip: Bound on every coordinate of the meta-gradient of each task, before the mean
@@ -124,7 +124,7 @@ def clip_each(params: PyTree, of_task: Array, limit: float) -> PyTree:
     """The same params; what comes back to them as a gradient is clipped, task by task.
 
     Args:
-      params: What all tasks share.
+      params: Parameters that all tasks share.
       of_task: Any scalar that is the task's own. Without it `vmap` over tasks would leave
         this function outside, as one that no task changes, and the sum of their gradients
         would be clipped instead of each.

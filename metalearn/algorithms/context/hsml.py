@@ -80,9 +80,9 @@ def hsml(
       tree: Clusters of each layer, leaves first; the last is the root, 1. `()` leaves the
         tree out: the gate sees `g` alone, as in `mumomaml`.
       hidden: D, the size of `g` and `h`; 40 for curves, 128 for images in the paper.
-      aggregator: "gru", a recurrent autoencoder, which depends on the order of the support
-        set; or "mean", which does not.
-      routing: "gaussian" or "linear", above the leaves.
+      aggregator: Autoencoder of the support set: "gru", a recurrent one, which depends on
+        the order of the set; or "mean", which does not.
+      routing: Shares above the leaves, "gaussian" or "linear".
       sigma: Width of the clusters; 2 for curves, 10 for images.
       reconstruction: xi, weight of `L_r`.
       gate_bias: Bias of the sigmoid at the start.
@@ -184,7 +184,7 @@ def mumomaml(
       inner_opt: An optax transformation.
       num_steps: K, inner steps.
       hidden: D, the size of the embedding.
-      aggregator: "gru" or "mean", as in `hsml`.
+      aggregator: Autoencoder of the support set, "gru" or "mean", as in `hsml`.
       reconstruction: Weight of the reconstruction loss of the embedding.
       gate_bias: Bias of the sigmoid at the start.
       example_size: Size of an embedded support example.
@@ -253,7 +253,7 @@ def structure_init(shape: Shape, key: Key, params: PyTree, task: Task) -> PyTree
     """What is learned beside the model: embedding, tree and gate.
 
     Args:
-      shape: What to make.
+      shape: Sizes and parts of the structure.
       key: Key of the draws.
       params: Parameters of the model, each of which gets a gate.
       task: A task, of which the shapes matter.

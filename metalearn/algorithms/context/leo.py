@@ -287,7 +287,7 @@ def _adapt(
     path = descend(latent_loss, start, params["latent_rate"], how.num_steps)
     weights = weights_of(path.params, how.num_steps)
     tuned = descend(tuning_loss, weights, params["fine_tune_rate"], how.fine_tune_steps)
-    # The encoder learns to start near the end of the steps, not the steps to end near it.
+    # The encoder is pulled to where the steps end, and the steps are not pulled back.
     apart = jnp.square(jax.lax.stop_gradient(path.params) - start)
     terms = {
         "encoder/kl": masked_mean(kl, valid).mean(),

@@ -69,7 +69,7 @@ class LeoNet(nn.Module):
         Returns:
           `[W, 2 L]`.
         """
-        # Zeros in masked rows, for no number there may reach the weights' gradients.
+        # Whatever a masked row holds, it may not reach the gradient of the weights.
         codes = self.encoder(jnp.where(mask[:, None], x, 0))
         codes, first = nn.dtypes.promote_dtype(codes, self.relation_0)
         # A product with the pair is the sum of the products with its halves.
@@ -113,7 +113,7 @@ def draw(key: Key | None, made: Array, offset: float) -> tuple[Array, Array]:
     weights, Glorot's.
 
     Args:
-      key: Without one the mean is drawn, and the divergences are zeros.
+      key: Key of the draw. Without one the mean is drawn, and the divergences are zeros.
       made: Outputs `[M, 2 F]`, means and s.
       offset: Deviation that an output s of 0 stands for.
 

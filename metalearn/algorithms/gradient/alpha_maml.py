@@ -96,8 +96,8 @@ def alpha_maml_optimiser(
       learning_rate: beta at the start.
       alpha_rate: The rate of alpha; 0 keeps it. About 0.02 if multiplicative.
       beta_rate: The rate of beta; 0 keeps it. About 0.02 if multiplicative.
-      inner: See `hypergradient_descent`.
-      rule: "additive", as the paper, or "multiplicative".
+      inner: Direction of the model's steps, see `hypergradient_descent`.
+      rule: Update of both rates: "additive", as the paper, or "multiplicative".
 
     Returns:
       An optax transformation. It takes every other outer parameter than `"inner"` for one
@@ -165,9 +165,9 @@ def hypergradient_descent(
     Args:
       learning_rate: beta at the start; a number, not a schedule.
       hyper_rate: 0 keeps beta; below 1 if multiplicative.
-      inner: From the gradient G to the direction u, without rate and sign, such as
-        `optax.scale_by_adam()` or `optax.trace(0.9)`; `u = G` when `None`.
-      rule: "additive", as the paper, or "multiplicative".
+      inner: Transformation of the gradient G into the direction u, without rate and sign,
+        such as `optax.scale_by_adam()` or `optax.trace(0.9)`; `u = G` when `None`.
+      rule: Update of beta: "additive", as the paper, or "multiplicative".
 
     Returns:
       An optax transformation with a `HypergradientState`: one further copy of the params.

@@ -69,7 +69,7 @@ def bmg(
       inner_opt: An optax transformation, or a function `hparams -> transformation` whose
         `hparams` are learned as well, by matching.
       num_steps: K, inner steps, at least 1.
-      target_steps: L, at least 1, the last of which is that on the query set.
+      target_steps: L, steps of the target, at least 1; the last is that on the query set.
       target_rate: Size of the last step, a finite number of 0 or more. With 0 and L = 1
         there is nothing to learn: the target is the learner.
       match: Matching function mu, "kl" or "l2".

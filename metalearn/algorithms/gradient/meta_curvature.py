@@ -57,7 +57,7 @@ def meta_curvature(
       loss_fn: Loss of one task.
       num_steps: K, inner steps; the paper uses 1 for regression and Omniglot, 5 for
         mini-ImageNet.
-      rate: alpha. As MAML's; losses are means, so rates printed for that code's
+      rate: Inner rate alpha. As MAML's; losses are means, so rates printed for that code's
         classification are to be multiplied by the number of ways.
       learn_rate: Whether the rate is learned too. The factors can scale already, each
         layer by itself; a common rate moves them together.
@@ -105,7 +105,7 @@ def curved_sgd(factors: PyTree, rate: Any) -> optax.GradientTransformation:
     """SGD along transformed gradients.
 
     Args:
-      factors: For every gradient a dictionary as in `meta_curvature`.
+      factors: Dictionary as in `meta_curvature` for every gradient.
       rate: A number or scalar array.
     """
 

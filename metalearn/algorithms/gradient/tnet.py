@@ -56,7 +56,7 @@ def t_net(
       inner_opt: An optax transformation.
       num_steps: K, inner steps; the paper uses 1 or 5.
       adapt: Regular expression found in the paths of the parameters that adapt.
-      transforms: The same for the matrices T.
+      transforms: Regular expression found in the paths of the matrices T.
       **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
@@ -106,16 +106,18 @@ def mt_net(
     each step, which is not offered.
 
     Args:
-      model: As in `t_net`.
+      model: A network as for `t_net`.
       loss_fn: Loss of one task.
       inner_opt: An optax transformation; learned hyper-parameters are not supported.
       num_steps: K, inner steps.
-      adapt: As in `t_net`. The last axis of these parameters has to be the output units.
-      transforms: As in `t_net`.
+      adapt: Regular expression found in the paths of the parameters that adapt. Their last
+        axis has to be the output units.
+      transforms: Regular expression found in the paths of the matrices T.
       initial_logit: zeta at first; 0 lets one half of the units adapt.
-      temperature: Of the estimator; it changes the gradient of zeta and no mask.
-      test_mask: "sample", for which `adapt` needs a key; or "mean", the probabilities
-        themselves, which needs none.
+      temperature: Temperature of the estimator, positive. It changes the gradient of zeta
+        and no mask.
+      test_mask: Mask of evaluation: "sample", for which `adapt` needs a key; or "mean", the
+        probabilities themselves, which needs none.
       **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
@@ -206,7 +208,7 @@ def draw_masks(key: Key, zetas: PyTree, temperature: float = 1.0) -> PyTree:
     `sigmoid(zeta + l)`; the mask is 1 where that exceeds one half.
 
     Args:
-      key: Of the draw.
+      key: Key of the draw.
       zetas: Tree of logits.
       temperature: The logits of the relaxed draw are divided by it.
     """
