@@ -224,6 +224,8 @@ def _evaluator(
         task = draw(data, k_task, number)
         return task, learner.adapt(variables, task.support, key=k_adapt), k_predict
 
+    # Its trace serves the count of bytes and the program, whatever the tasks at once.
+    @functools.partial(jax.jit, inline=True)
     def report_of(common: tuple, number: Array) -> dict[str, Array]:
         task, adapted, key = adapted_to(common, number)
         query = task.query

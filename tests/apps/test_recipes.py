@@ -279,7 +279,10 @@ RECIPE = Recipe(app=FewShotImages(), learner=MAML)
         ({"app": Curves(), "learner": learners.ProtoNet()}, "does not regress curves"),
         ({"app": FewShotFeatures(), "learner": learners.ProtoNet()}, "needs a network"),
         ({"app": MixedImages(), "learner": learners.FineTuning(num_steps=1)}, "classifier"),
-        ({"app": MixedImages(dataset="a+a")}, "expected different names"),
+        ({"app.ambiguous_styles": ("original", "inverted")}, "for 5-way training"),
+        ({"app.ways": 2, "app.ambiguous_styles": ("edges", "edges")}, "different one"),
+        ({"app.ways": 2, "app.ambiguous_styles": ("original", "loud")}, "loud"),
+        ({"app.train_classes": 0}, "train_classes is 0; expected 1 or more"),
     ],
 )
 def test_nonsense_is_refused(settings, message):

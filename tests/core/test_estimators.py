@@ -232,8 +232,9 @@ def maps_over_tasks(text):
 
     def arguments(fn):
         fn = functions.get(getattr(fn, "id", None), fn)
-        given = getattr(fn, "args", None)
-        return {a.arg for a in [*given.args, *given.kwonlyargs]} if given else set()
+        if not isinstance(fn, (ast.FunctionDef, ast.Lambda)):
+            return set()
+        return {a.arg for a in [*fn.args.args, *fn.args.kwonlyargs]}
 
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import metalearn as ml
-from metalearn.apps.images.recipe import ImageRecipe
 from metalearn.data import fewer_classes
 from metalearn.data.images.image_sets import ImageDataset, from_arrays
 
@@ -73,67 +72,6 @@ def test_three_ways_take_three_styles():
     task = tasks(jax.random.key(0))
     assert task.query.x.shape == (6, 4, 4, 1) and set(np.asarray(task.query.y)) <= {0, 1, 2}
     assert task.query.y.dtype == jnp.int32
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"styles": ("original",)}, "two or more different"),
-        ({"styles": ("original", "original")}, "two or more different"),
-        ({"styles": "inverted"}, "two or more different"),
-        ({"styles": None}, "two or more different"),
-        ({"styles": (["original"], ["inverted"])}, "two or more different"),
-        ({"styles": ("original", "upside down")}, "two or more different"),
-        ({"styles": ("original", "inverted", "edges")}, "2 ways and there are 3 styles"),
-        ({"styles": ("original", "blurred"), "blur": 0.0}, r"blur is 0\.0; expected"),
-    ],
-)
-def test_wrong_styles_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        _tasks(**change)
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [([0, 2], "2 ways"), ([-1, 0], "2 ways"), ([0.0, 1.0], "labels are no integers")],
-)
-def test_wrong_labels_are_refused(labels, message):
-    images = np.zeros((2, 4, 4, 1), np.float32)
-    right = ml.Examples.of(images, np.array([0, 1]))
-    wrong = ml.Examples.of(images, np.array(labels))
-    with pytest.raises(ValueError, match=message):
-        ml.tasks.ambiguous(lambda key: ml.Task(support=right, query=wrong))
-
-
-def test_padded_queries_have_no_conflict():
-    images, labels = np.zeros((2, 4, 4, 1), np.float32), np.array([0, 1])
-    padded = ml.Examples.of(images, labels, np.array([True, False]))
-    task = ml.Task(support=ml.Examples.of(images, labels), query=padded)
-    drawn = jax.vmap(ml.tasks.ambiguous(lambda key: task))(
-        jax.random.split(jax.random.key(0), 64)
-    )
-    assert drawn.info["conflict"][:, 0].any() and not drawn.info["conflict"][:, 1].any()
-
-
-def test_ambiguous_twice_or_without_images_is_refused():
-    with pytest.raises(ValueError, match="ambiguous once"):
-        ml.tasks.ambiguous(_tasks())
-    with pytest.raises(ValueError, match=r"expected images \[N, H, W, C\]"):
-        ml.tasks.ambiguous(ml.tasks.sinusoid())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"ambiguous_styles": ("original", "inverted")}, "for 5-way training"),
-        ({"ambiguous_styles": ("original", "original"), "ways": 2}, "different one"),
-        ({"ambiguous_styles": ("original", "loud"), "ways": 2}, "loud"),
-        ({"train_classes": 0}, "train_classes is 0; expected 1 or more"),
-    ],
-)
-def test_recipes_refuse_them_too(change, message):
-    with pytest.raises(ValueError, match=message):
-        ImageRecipe(**change).check()
 
 
 def test_fewer_classes_keep_the_share_of_each_group():

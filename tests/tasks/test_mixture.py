@@ -2,19 +2,16 @@
 
 import collections
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from PIL import Image
 from scipy import ndimage
 
 import metalearn as ml
-from metalearn import apps, data
-from metalearn.apps.images.mixed import MixedImageRecipe, MixedImages
+from metalearn import data
 from metalearn.tasks import mixture, styled
 
 SIDE, TASKS = 8, 300
@@ -247,113 +244,3 @@ def test_only_images_and_only_once():
         styled(ml.tasks.sinusoid(2, 2))
     with pytest.raises(ValueError, match="style them once"):
         styled(styled(tasks_of(0)))
-
-
-# -- The recipe --------------------------------------------------------------------------
-
-TINY = {
-    "dataset": "glyphs+mine",
-    "ways": 3,
-    "queries": 2,
-    "eval_queries": 2,
-    "width": 4,
-    "inner_rate": 0.1,
-    "norm": "none",
-    "styles": ("original", "inverted"),
-}
-
-
-def made():
-    def one(level):
-        part = image_set(level, side=16)
-        return data.ImageDataset(
-            name=f"set{level}", train=part, validation=part, test=part, info={}
-        )
-
-    return MixedImages({"glyphs": one(0), "mine": one(200)})
-
-
-@pytest.mark.parametrize(
-    "algorithm", ["maml", pytest.param("hsml", marks=pytest.mark.slow)]
-)
-def test_recipe_draws_and_learns(algorithm, tmp_path):
-    options = ("hidden=3", "example_size=2") if algorithm == "hsml" else ()
-    recipe = MixedImageRecipe(**TINY, algorithm=algorithm, options=options)
-    recipe.check()
-    images = made()
-    record = json.loads(json.dumps(recipe.describe_data(images)))
-    assert record["name"] == "glyphs+mine"
-    assert record["parts"]["test"]["classes"] == 8
-    batch = drawn(recipe.tasks(images, "train"), 8)
-    assert set(batch.info["family"]) == set(batch.info["style"]) == {0, 1}
-    learner = recipe.learner(record)
-    if algorithm == "maml":
-        recipe = dataclasses.replace(recipe, styles=("original",))
-        assert "style" not in recipe.tasks(images, "test").first(jax.random.key(0)).info
-        return
-    variables = jax.jit(learner.init)(jax.random.key(0), recipe.example(record))
-    found = jax.jit(learner.estimate)(variables, batch, key=jax.random.key(1))
-    largest = lambda tree: max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(tree))
-    assert np.isfinite(largest(found.grads))
-    assert largest(found.grads["structure"]["features"]) > 0  # images shape the embedding
-    recipe.draw_episode(tmp_path / "episode.png", record, images, variables)
-    assert (tmp_path / "episode.png").is_file()
-
-
-def _folder(root, name, split):
-    rng = np.random.default_rng(0)
-    for number in range(6):
-        (root / name / f"c{number}").mkdir(parents=True)
-        for i in range(3):
-            pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
-            Image.fromarray(pixels).save(root / name / f"c{number}" / f"{i}.png")
-    lists = {"train": ["c0", "c1"], "val": ["c2", "c3"], "test": ["c4", "c5"]}
-    text = {"first": lists, "second": lists} if split else lists
-    (root / name / "splits.json").write_text(json.dumps(text))
-
-
-def test_recipe_finds_its_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "cache"))
-    _folder(tmp_path, "one", split=False)
-    _folder(tmp_path, "two", split=True)
-    recipe = MixedImageRecipe(dataset="one+two:second", ways=2, shrink=2)
-    images = recipe.load_data(str(tmp_path), ("test",))
-    assert list(images.sets) == ["one", "two"]
-    assert [part.images.shape[1:] for part in images.part("test")] == [(14, 14, 1)] * 2
-    assert images.sets["two"].train is None
-    assert recipe.describe_data(images)["parts"]["test"]["classes"] == 4
-    recipe = dataclasses.replace(recipe, dataset="one+three")
-    with pytest.raises(
-        FileNotFoundError, match=r"'three'.*holds .*one, two.*--dataset one"
-    ):
-        recipe.load_data(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="Give --data-dir DIR"):
-        recipe.load_data(None)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"dataset": "glyphs+glyphs"}, "different names"),
-        ({"dataset": "glyphs+"}, "different names"),
-        ({"split": "lake"}, "NAME:SPLIT"),
-        ({"styles": ("old",)}, "expected some of original"),
-        ({"styles": ()}, "expected some of original"),
-        ({"channels": 3}, "expected one of 1"),
-        ({"embedding": 8}, "read by algorithm hsml, mumomaml"),
-        ({"algorithm": "fine_tune"}, "expected one of"),
-    ],
-)
-def test_bad_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        MixedImageRecipe(**settings).check()
-
-
-def test_registered_recipes_differ_in_the_learner_only():
-    settings = [
-        apps.find(f"mixed-{name}").recipe.settings()
-        for name in ("maml", "mumomaml", "hsml")
-    ]
-    for other in settings[1:]:
-        changed = {k for k in other if other[k] != settings[0][k]}
-        assert changed <= {"algorithm", "options"}

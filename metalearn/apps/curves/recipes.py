@@ -59,7 +59,7 @@ RECIPES: dict[str, Entry] = {
     ),
     "sinusoid-kfo": Entry(
         "KFO (a learned map of the gradients adapts with the weights) on sine waves",
-        _sinusoid(learners.KFO(rate=0.01, num_steps=5)),
+        _sinusoid(learners.KFO(rate=0.005, num_steps=5)),
     ),
     "families-maml": Entry(
         "MAML on sines, lines, quadratics and cubics, 10-shot regression",

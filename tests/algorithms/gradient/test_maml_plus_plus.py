@@ -220,7 +220,7 @@ def test_statistics_of_steps_differ():
     tasks, learner = blob_batch(), bn_learner(norm="per_step")
     variables = learner.init(KEY, one(tasks))
     state = jax.jit(learner.estimate)(variables, tasks, key=KEY).state
-    for leaf in jax.tree.leaves(state):
+    for leaf in jax.tree.leaves(state["model"]):
         assert leaf.shape[0] == 3
         assert all(differs(leaf[i], leaf[j]) for i, j in ((0, 1), (1, 2), (0, 2)))
 
