@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from metalearn.algorithms.options import DEFAULTS, Options
+from metalearn.algorithms.options import Options, complete
 from metalearn.core import checks, metrics, trees
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.keys import split_key
@@ -152,7 +152,7 @@ def bilevel(
       ValueError: an option is out of range, or the inner optimiser has no finite second
         derivative; in `adapt` and `estimate`: the variables have another shape.
     """
-    chosen: Options = {**DEFAULTS, "name": name, **options}
+    chosen = complete(bilevel, name, options)
     loop = _loop(model, loss_fn, inner_opt, num_steps, hooks, chosen)
 
     def init(key: Key, task: Task) -> Variables:

@@ -83,6 +83,16 @@ def check(owner: Callable[..., Any], given: Iterable[str], but: Sequence[str] = 
         raise TypeError(f"{owner.__name__}() {said} It takes {', '.join(known)}.")
 
 
+def complete(builder: Callable[..., Any], name: str, given: Options) -> Options:
+    """The options that a builder was given, with defaults for the others.
+
+    Raises:
+      TypeError: an option is unknown, for a constructor that forgot `takes_options`.
+    """
+    check(builder, given)
+    return {**DEFAULTS, "name": name, **given}
+
+
 def takes_options(*, but: Sequence[str] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Lets a constructor take `**options: Unpack[Options]`, and no other.
 

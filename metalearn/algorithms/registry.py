@@ -71,8 +71,9 @@ class Record(Card):
 
     @property
     def family(self) -> str:
-        """The folder of the learner, or "baselines"."""
-        return self.build.__module__.split(".")[2]
+        """Folder of the learner, "baselines", or "own" for a constructor of the user's."""
+        module = self.build.__module__
+        return module.split(".")[2] if module.startswith("metalearn.algorithms.") else "own"
 
     def make(self, offers: Mapping[str, Any], **settings: Any) -> MetaLearner:
         """The learner from what its surroundings offer and settings of its own.
@@ -88,7 +89,12 @@ class Record(Card):
 
 def parameters(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Parameters of a constructor by name, those of its `Options` included."""
-    return dict(inspect.signature(build, eval_str=True).parameters)
+    try:
+        found = inspect.signature(build, eval_str=True).parameters
+    except NameError:  # of a type that is imported for type checkers alone
+        found = inspect.signature(build).parameters
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: p for name, p in found.items() if p.kind not in kinds}
 
 
 def _record(
@@ -194,6 +200,7 @@ RECORDS: tuple[Record, ...] = (
         good_for="classifiers on features of a large pre-trained network",
         published="mini 61.76 ± 0.08 [P]",
         result="against-features-leo",
+        start=False,
         tiny={"latents": 4, "num_steps": 2, "fine_tune_steps": 1, "latent_rate": 0.1},
     ),
     _record(
@@ -366,9 +373,9 @@ def find(name: str) -> Record:
     """
     if name in LEARNERS:
         return LEARNERS[name]
-    module, colon, function = name.partition(":")
-    if not colon:
-        near = difflib.get_close_matches(name, LEARNERS, n=3, cutoff=0.4)
+    module, colon, function = str(name).partition(":")
+    if not colon or not module or not function:
+        near = difflib.get_close_matches(str(name), LEARNERS, n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
             f"unknown learner {name!r}.{hint} See them all with metalearn list, or give a "
@@ -376,15 +383,18 @@ def find(name: str) -> Record:
         )
     try:
         build = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # whatever the user's module does
         raise ValueError(
-            f"learner {name!r} cannot be imported ({error}); expected "
-            "package.module:function, where Python finds the package: install it, or set "
-            "PYTHONPATH."
+            f"learner {name!r} cannot be imported ({type(error).__name__}: {error}); "
+            "expected package.module:function, where Python finds the package: install it, "
+            "or set PYTHONPATH."
         ) from error
     if not callable(build):
         raise ValueError(
             f"learner {name!r} is a {type(build).__name__}; expected a function that makes "
             "a MetaLearner."
         )
-    return Record(build=build, name=name, title=function)
+    # What makes a head of its own asks for an encoder or a number of classes. Whether a
+    # constructor of the user's predicts before it adapts is not known.
+    fixed = not {"encoder", "num_classes"} & parameters(build).keys()
+    return Record(build=build, name=name, title=function, start=False, fixed_head=fixed)

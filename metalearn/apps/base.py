@@ -20,11 +20,10 @@ from metalearn.apps import learners
 from metalearn.apps.learners import Learner
 from metalearn.apps.optimisers import Optimiser, Outer, OwnOuter
 from metalearn.apps.records import (
+    check_type,
     check_values,
-    check_word,
     from_json,
     hints,
-    members,
     to_json,
 )
 from metalearn.core.learner import MetaLearner
@@ -162,6 +161,23 @@ class Recipe:
         example = jax.eval_shape(lambda: self.app.example(record))
         return jax.eval_shape(self.trainer(record).init, jax.random.key(0), example)
 
+    def check_builds(self, record: DataRecord) -> None:
+        """Builds the learner as trained and as judged, by shapes alone.
+
+        Raises:
+          TypeError: a constructor makes no `MetaLearner`.
+          ValueError: the learner refuses its settings.
+        """
+        state = self.state_like(record)
+        task = jax.eval_shape(lambda: self.app.example(record))
+
+        def predict(variables: Variables, task: Task) -> Any:
+            learner, key = self.build_judged(record), jax.random.key(0)
+            adapted = learner.adapt(variables, task.support, key=key)
+            return learner.predict(adapted, task.query.x, key=key)
+
+        jax.eval_shape(predict, state.variables, task)
+
     def predictor(self, record: DataRecord, variables: Variables, data: Any) -> Predictor:
         """Predictions on meta-test tasks, for a picture."""
         sampler = self.app.tasks(data, "test")
@@ -194,14 +210,18 @@ class Recipe:
           ValueError: a setting is wrong; the message names the field, the value and the
             remedy.
         """
-        parts = {"app": self.app, "outer": self.outer}
-        top = {k: v for k, v in vars(self).items() if k not in (*parts, "learner")}
+        self._check_kinds()
         check_values(self.app, "app.")
         check_values(self.outer, "outer.")
-        _check_top(top)
+        self._check_numbers()
         self._check_learner()
         if self.eval_steps is not None:
             self.learner.steps(self.eval_steps)
+            if getattr(self.learner, "eval_steps", None) is not None:
+                raise ValueError(
+                    f"eval_steps={self.eval_steps} and learner.eval_steps="
+                    f"{self.learner.eval_steps} say the same thing twice. Leave one out."
+                )
             trained = getattr(self.learner, "num_steps", None)
             # Every inner step has its own averages, so further steps would have none.
             if self._per_step() and trained != self.eval_steps:
@@ -209,17 +229,18 @@ class Recipe:
                     f"eval_steps={self.eval_steps} with learner.norm='per_step', which "
                     f"keeps statistics for num_steps={trained}. Leave it out."
                 )
-        own = learners.own_outer(self.learner.record)
-        if isinstance(self.outer, OwnOuter) and (
-            own is None or type(self.outer) is not own
-        ):
-            raise ValueError(
-                f"outer is {type(self.outer).__name__}, which belongs to another learner "
-                f"than {self.learner.name}. Give Outer(...)."
-            )
         _refuse_idle(self.outer, self.outer.unread(), "outer.")
         _refuse_idle(self.app, self.app.unread(self.learner), "app.")
         self.app.check(self.learner)
+
+    def _check_numbers(self) -> None:
+        """The settings of the recipe itself."""
+        parts = ("app", "learner", "outer")
+        values = {name: v for name, v in vars(self).items() if name not in parts}
+        kinds = hints(type(self))
+        numbers = dataclasses.make_dataclass("Numbers", [(n, kinds[n]) for n in values])
+        least = {"validation_tasks": 2, "test_tasks": 2, "eval_steps": 0}
+        check_values(numbers(**values), least=least)
 
     def _check_learner(self) -> None:
         """Checks words and the inner optimiser; the constructor checks ranges."""
@@ -230,7 +251,26 @@ class Recipe:
                 check_values(value, f"{name}.")
                 _refuse_idle(value, value.unread(), f"{name}.")
             else:
-                check_word(name, value, members(kinds[field.name]))
+                check_type(name, value, kinds[field.name])
+
+    def _check_kinds(self) -> None:
+        """The three parts are records of the kinds that belong together."""
+        if not hasattr(self.app, "kind") or not dataclasses.is_dataclass(self.app):
+            raise ValueError(
+                f"app is a {type(self.app).__name__}; expected an application such as "
+                "FewShotImages(...)."
+            )
+        if not isinstance(self.learner, Learner):
+            raise ValueError(
+                f"learner is a {type(self.learner).__name__}; expected settings such as "
+                "learners.MAML(inner_opt=sgd(0.1))."
+            )
+        wanted = learners.own_outer(self.learner.record) or Outer
+        if not isinstance(self.outer, wanted):
+            raise ValueError(
+                f"outer is a {type(self.outer).__name__}, which does not belong to "
+                f"{self.learner.name}; expected {wanted.__name__}(...)."
+            )
 
     def _per_step(self) -> bool:
         return getattr(self.learner, "norm", None) == "per_step"
@@ -257,10 +297,7 @@ class Recipe:
         rest = dict(settings)
         app = dict(rest.pop("app"))
         learner = learners.read_json(rest.pop("learner"))
-        own = learners.own_outer(learner.record)
-        outer = rest.pop("outer")
-        # Only `Outer` has a schedule, which tells the two kinds of outer optimiser apart.
-        kind = own if own is not None and "schedule" not in outer else Outer
+        outer, kind = rest.pop("outer"), learners.own_outer(learner.record) or Outer
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(rest.keys() - known):
             raise ValueError(
@@ -284,21 +321,6 @@ class Entry:
     description: str
     recipe: Recipe
     expectation: str = ""
-
-
-def _check_top(values: dict[str, Any]) -> None:
-    """Checks the numbers of the recipe itself."""
-    for name, value in values.items():
-        least = {"validation_tasks": 2, "test_tasks": 2, "eval_steps": 0}.get(name, 1)
-        if name == "nonfinite":
-            if value not in ("stop", "skip"):
-                raise ValueError(f"nonfinite is {value!r}; expected one of stop, skip.")
-        elif value is None and name in ("patience", "eval_steps"):
-            continue
-        elif not isinstance(value, int) or isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r}; expected an integer.")
-        elif value < least:
-            raise ValueError(f"{name} is {value}; expected {least} or more.")
 
 
 def _refuse_idle(record: Any, readers: dict[str, str], prefix: str) -> None:

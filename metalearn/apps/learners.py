@@ -12,6 +12,7 @@ such a record from any constructor.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import re
@@ -28,6 +29,8 @@ from metalearn.core.learner import MetaLearner
 # Arguments of the application, and `name`, which only code can give.
 FROM_APPLICATION = ("num_ways", "num_classes", "mask_absent_classes", "name")
 PLAIN = (int, float, str, bool, type(None))
+INNER_OPTIMISERS = ("inner_opt", "opt")
+RESERVED = ("record", "build", "steps", "refuse_policy", "offers", "self")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,23 @@ class Learner:
         offers = {k: v for k, v in offers.items() if k not in own}
         return self.record.make(offers, **own | changes)
 
+    def refuse_policy(self, reader: str) -> None:
+        """Refuses a policy of batch norm that no layer of the network reads.
+
+        Args:
+          reader: Setting that would read the policy, for the message.
+
+        Raises:
+          ValueError: `norm` is set to something else than its default.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        value = getattr(self, "norm", None)
+        if value != defaults.get("norm"):
+            raise ValueError(
+                f"learner.norm={value!r} has no effect with the other settings: it is read "
+                f"by {reader}. Leave it at {defaults['norm']!r}."
+            )
+
     def steps(self, number: int) -> dict[str, int]:
         """Arguments for `build` with which adaptation takes the given number of steps.
 
@@ -69,7 +89,7 @@ class Learner:
         for name in ("eval_steps", "num_steps"):
             if name in names:
                 return {name: number}
-        if number == 0 and self.record.start:
+        if number == 0 and self.record.start:  # it never takes a step
             return {}
         raise ValueError(f"{self.name} takes no number of inner steps. Leave it out.")
 
@@ -89,14 +109,15 @@ def settings_of(name: str) -> type[Learner]:
     return _settings(registry.find(name))
 
 
-@functools.lru_cache(maxsize=256)
-def _settings_by_name(name: str) -> type[Learner]:
-    record = registry.find(name)
-    return _make(_camel(record.title), Learner, record.build, {"record": record})
-
-
 def _settings(record: Record) -> type[Learner]:
-    return _settings_by_name(record.name)
+    # By the function too: a notebook defines a constructor again under the same name.
+    return _settings_by_function(record.name, record.build)
+
+
+@functools.lru_cache(maxsize=256)
+def _settings_by_function(name: str, build: Callable[..., MetaLearner]) -> type[Learner]:
+    record = registry.find(name)
+    return _make(_camel(record.title), Learner, build, {"record": record})
 
 
 def own_outer(record: Record) -> type[OwnOuter] | None:
@@ -142,14 +163,23 @@ def _fields(build: Callable[..., Any], *, optimisers: bool) -> dict[str, tuple[A
     for name, parameter in registry.parameters(build).items():
         if name in FROM_APPLICATION:
             continue
-        kinds = members(parameter.annotation)
-        if optimisers and name in ("inner_opt", "opt"):
-            kind: Any = Optimiser | None if type(None) in kinds else Optimiser
-            found[name] = (kind, Optimiser())
+        kinds, default = members(parameter.annotation), parameter.default
+        if parameter.annotation is parameter.empty:  # a constructor without annotations
+            kinds = (type(default),)
+        if optimisers and name in INNER_OPTIMISERS:
+            # What stands for None on the command line; another default is no setting.
+            default = Optimiser("none") if default is None else parameter.empty
+            found[name] = (Optimiser, default)
             continue
         plain = tuple(kind for kind in kinds if _is_plain(kind))
-        if plain and plain != (type(None),):
-            found[name] = (_union(plain), parameter.default)
+        if not plain or plain == (type(None),):
+            continue
+        if name in RESERVED:
+            raise ValueError(
+                f"{build.__name__} has an argument {name!r}, which settings of a learner "
+                f"use themselves; expected none of {', '.join(RESERVED)}. Rename it."
+            )
+        found[name] = (_union(plain), default)
     return found
 
 
@@ -192,6 +222,10 @@ def read_json(settings: Mapping[str, Any]) -> Learner:
     return from_json(settings_of(rest.pop("name")), rest)
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *(_camel(record.title) for record in registry.RECORDS)]
+
+
 def __getattr__(title: str) -> Any:
     """Records by the titles of learners, such as `learners.HSML`."""
     for record in registry.RECORDS:
@@ -199,4 +233,7 @@ def __getattr__(title: str) -> Any:
             return _settings(record)
         if title == f"{_camel(record.title)}Outer" and record.outer is not None:
             return _outer_by_name(record.name)
-    raise AttributeError(f"no learner has the title {title!r}")
+    titles = [_camel(record.title) for record in registry.RECORDS]
+    near = difflib.get_close_matches(title, titles)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise AttributeError(f"no learner has the title {title!r}.{hint}")

@@ -20,20 +20,23 @@ class Optimiser:
         if a gradient is zero.
     """
 
-    name: Literal["sgd", "adam"] = "sgd"
+    name: Literal["sgd", "adam", "none"] = "sgd"
     rate: float = 0.01
     b1: float = 0.9
     eps_root: float = 1e-8
 
-    def build(self) -> optax.GradientTransformation:
-        """The optax transformation."""
+    def build(self) -> optax.GradientTransformation | None:
+        """The optax transformation; `None` for "none"."""
+        if self.name == "none":
+            return None
         if self.name == "sgd":
             return optax.sgd(self.rate)
         return optax.adam(self.rate, b1=self.b1, eps_root=self.eps_root)
 
     def unread(self) -> dict[str, str]:
         """Fields without effect, and the setting that would read each."""
-        return {} if self.name == "adam" else dict.fromkeys(("b1", "eps_root"), "name adam")
+        idle = {} if self.name == "adam" else dict.fromkeys(("b1", "eps_root"), "name adam")
+        return idle | ({"rate": "name sgd or adam"} if self.name == "none" else {})
 
 
 def sgd(rate: float) -> Optimiser:

@@ -80,13 +80,63 @@ def members(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
+def allows(hint: Any, value: Any) -> bool:
+    """Whether a value is of one of the types of a field."""
+    return any(_is_of(kind, value) for kind in members(hint))
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return any(
+            value == choice and type(value) is type(choice)
+            for choice in typing.get_args(kind)
+        )
+    if typing.get_origin(kind) is tuple:
+        inside = [k for k in typing.get_args(kind) if k is not Ellipsis]
+        if not isinstance(value, tuple) or (
+            Ellipsis not in typing.get_args(kind) and len(value) != len(inside)
+        ):
+            return False
+        return all(any(_is_of(k, v) for k in inside) for v in value)
+    # True is an int to Python, and is neither a count nor a rate here.
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _expected(hint: Any) -> str:
+    """The types of a field in words."""
+    words = {
+        int: "an integer",
+        float: "a number",
+        bool: "True or False",
+        str: "a word",
+        type(None): "None",
+    }
+    literals = [k for k in members(hint) if typing.get_origin(k) is Literal]
+    choices = [str(choice) for k in literals for choice in typing.get_args(k)]
+    parts = [f"one of {', '.join(choices)}"] if choices else []
+    for kind in members(hint):
+        if typing.get_origin(kind) is tuple:
+            parts.append(f"a tuple, each {_expected(typing.get_args(kind)[0])}")
+        elif kind not in literals:
+            parts.append(words.get(kind, getattr(kind, "__name__", str(kind))))
+    return " or ".join(parts)
+
+
+def check_type(name: str, value: Any, hint: Any) -> None:
+    """Raises a `ValueError` for a value that is of none of the types of a field."""
+    if not allows(hint, value):
+        raise ValueError(f"{name} is {value!r}; expected {_expected(hint)}.")
+
+
 def check_values(record: Any, prefix: str = "", least: Mapping[str, int] | None = None):
     """Refuses values that the types of the fields do not allow, and numbers below zero.
 
     Args:
       record: Record to check, together with nested records.
       prefix: Path of the record, for messages.
-      least: Smallest value of counts that may be less than 1, by path.
+      least: Smallest values of counts that may not be 1, by the names of fields.
 
     Raises:
       ValueError: a value is wrong; the message names the path, the value and the expected
@@ -95,34 +145,12 @@ def check_values(record: Any, prefix: str = "", least: Mapping[str, int] | None 
     kinds = hints(type(record))
     for field in dataclasses.fields(record):
         value, path = getattr(record, field.name), f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(value):
-            check_values(value, f"{path}.", least)
-        else:
-            _check_value(
-                path, value, members(kinds[field.name]), (least or {}).get(path, 1)
-            )
-
-
-def check_word(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
-    """Raises a `ValueError` for a word or a number that is not one of the choices."""
-    literals = [k for k in kinds if typing.get_origin(k) is Literal]
-    choices = [choice for k in literals for choice in typing.get_args(k)]
-    others = {k for k in kinds if k not in literals}
-    unknown_word = isinstance(value, str) and str not in others
-    only_choices = not others - {type(None)}
-    if value is not None and value not in choices and (only_choices or unknown_word):
-        listed = ", ".join(map(str, choices)) or " or ".join(k.__name__ for k in others)
-        raise ValueError(f"{name} is {value!r}; expected one of {listed}.")
-
-
-def _check_value(name: str, value: Any, kinds: tuple[Any, ...], least: int) -> None:
-    check_word(name, value, kinds)
-    # True is an int to Python, and is neither a count nor a rate here.
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return
-    if int in kinds and float not in kinds and not isinstance(value, int):
-        raise ValueError(f"{name} is {value!r}; expected an integer.")
-    if int in kinds and float not in kinds and value < least:
-        raise ValueError(f"{name} is {value}; expected {least} or more.")
-    if float in kinds and not 0 <= value < float("inf"):
-        raise ValueError(f"{name} is {value}; expected a finite number, 0 or more.")
+        check_type(path, value, kinds[field.name])
+        if isinstance(value, bool):
+            continue
+        lowest = (least or {}).get(field.name, 1)
+        if isinstance(value, int) and float not in members(kinds[field.name]):
+            if value < lowest:
+                raise ValueError(f"{path} is {value}; expected {lowest} or more.")
+        elif isinstance(value, (int, float)) and not 0 <= value < float("inf"):
+            raise ValueError(f"{path} is {value}; expected a finite number, 0 or more.")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from metalearn import apps, runs
 from metalearn.algorithms import registry
 from metalearn.apps import Recipe, learners
-from metalearn.apps.records import changed
+from metalearn.apps.records import allows, changed, hints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,8 +186,15 @@ def parse_train(argv: Sequence[str]) -> tuple[str, TrainOptions, Recipe]:
     return name, found.run, Recipe(**made, **vars(found.settings))
 
 
+# Names that an outer optimiser of a learner's own has for settings of `Outer`.
+_SAME = {"rate": "learning_rate", "name": "direction"}
+
+
 def with_learner(recipe: Recipe, name: str) -> Recipe:
-    """The recipe with another learner, which keeps the settings that both have.
+    """The recipe with another learner, which takes over what the recipe sets.
+
+    Settings that stand at the default of the old learner are not taken over: the new
+    learner has defaults of its own.
 
     Raises:
       ValueError: unknown learner.
@@ -196,12 +202,18 @@ def with_learner(recipe: Recipe, name: str) -> Recipe:
     import tyro
 
     def default_of(kind: type, old: Any) -> Any:
-        known = {f.name: getattr(old, f.name) for f in dataclasses.fields(old)}
-        values = {
-            f.name: known.get(f.name, tyro.MISSING)  # the user has to give it
-            for f in dataclasses.fields(kind)
-            if f.name in known or f.default is dataclasses.MISSING
+        given = {
+            _SAME.get(f.name, f.name): getattr(old, f.name)
+            for f in dataclasses.fields(old)
+            if getattr(old, f.name) != f.default
         }
+        kinds, values = hints(kind), {}
+        for field in dataclasses.fields(kind):
+            value = given.get(field.name, tyro.MISSING)
+            if value is not tyro.MISSING and not allows(kinds[field.name], value):
+                value = tyro.MISSING
+            if value is not tyro.MISSING or field.default is dataclasses.MISSING:
+                values[field.name] = value  # a missing one is to be said by the user
         return kind(**values)
 
     kind = learners.settings_of(name)
@@ -261,8 +273,8 @@ def _default(argv: Sequence[str]) -> tuple[str, Recipe]:
             folder = word.removeprefix("--out=")
         elif word == "--out" and i + 1 < len(argv):
             folder = argv[i + 1]
-    if "--resume" in argv and folder and (Path(folder) / "config.json").is_file():
-        run = runs.load(folder)
+    if "--resume" in argv and folder:
+        run = runs.load(folder)  # refuses a folder that holds none
         return run.name, run.recipe
     return apps.DEFAULT, apps.find(apps.DEFAULT).recipe
 
@@ -313,7 +325,8 @@ def _with_policy(recipe: Recipe, policy: str) -> Recipe:
     found = changed(recipe, "learner.norm", policy)
     trained = getattr(recipe.learner, "norm", None)
     found.check()
-    if policy in ("running", "per_step") or trained == "per_step":
+    averages = ("running", "per_step")
+    if policy != trained and (policy in averages or trained == "per_step"):
         raise ValueError(
             f"norm_policy {policy!r} was given to a run trained with {trained!r}: its "
             "averages are not those that would be read. Evaluate with support or batch, or "

@@ -73,7 +73,7 @@ def _train_here(
     say_data(record)
     for part in ("train", "validation", "test"):
         recipe.app.tasks(data, part)  # too few classes are refused before a folder is made
-    recipe.state_like(record)  # and so are bad options
+    recipe.check_builds(record)  # and so are bad options
     with mesh.leader_first():
         run = runs.start(
             folder,

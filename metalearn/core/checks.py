@@ -258,7 +258,8 @@ def _differentiable(inner_opt: Any, grads: Any, hparams: Any) -> bool | None:
                 return True
             slopes = jax.jit(jax.grad(moved))(grads)
             return all(bool(jnp.all(jnp.isfinite(s))) for s in jax.tree.leaves(slopes))
-        except (TypeError, ValueError, KeyError):
+        except (TypeError, ValueError, KeyError, IndexError):
+            # The last: an optimiser with rates for a single step cannot take two.
             return None
 
 

@@ -78,7 +78,7 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
 def stored_data_dir(folder: Path) -> str | None:
     """Folder with the data of a run; None if no folder was given or it does not exist."""
     data_dir = (stored_config(folder) or {}).get("data_dir")
-    return data_dir if data_dir and Path(data_dir).is_dir() else None
+    return data_dir if isinstance(data_dir, str) and Path(data_dir).is_dir() else None
 
 
 def check_folder(
@@ -94,7 +94,7 @@ def check_folder(
         raise ValueError(f"{folder} is a file; a run needs a folder. Give another --out.")
     # A process that is killed while it writes leaves a .part behind.
     if not folder.is_dir() or all(p.suffix == ".part" for p in folder.iterdir()):
-        return
+        return  # with `resume` as well, so that a script may always ask for it
     config = stored_config(folder)
     if not resume:
         what = "a run" if config else "files that are not a run"
@@ -108,7 +108,7 @@ def check_folder(
             "the folder of a run with --out."
         )
     wanted = _identity(name, recipe, seed)
-    if lines := _differences(_identity_of(config), wanted):
+    if lines := _differences(_identity(*_read(folder, config)), wanted):
         hint = ""
         if any(line.startswith("steps:") for line in lines):
             hint = (
@@ -179,19 +179,36 @@ def load(folder: str | Path) -> Run:
             f"{folder} holds no run (no config.json). Train one with: metalearn train "
             f"RECIPE --out {folder}"
         )
+    name, recipe, seed = _read(folder, config)
+    record = config.get("data")
+    if not isinstance(record, dict):
+        raise ValueError(_DAMAGED.format(folder / "config.json", "data is no dictionary"))
+    return Run(folder=folder, name=name, recipe=recipe, seed=seed, record=record)
+
+
+_DAMAGED = (
+    "{} is damaged ({}); expected the configuration of a run. Train the run again in "
+    "another folder."
+)
+
+
+def _read(folder: Path, config: dict[str, Any]) -> tuple[str, Recipe, int]:
+    """Name, recipe and seed of a configuration.
+
+    Raises:
+      ValueError: something is missing, unknown or of another type.
+    """
     try:
-        return Run(
-            folder=folder,
-            name=config["recipe"],
-            recipe=recipe_of(config["settings"]),
-            seed=config["seed"],
-            record=config["data"],
-        )
+        name, seed = config["recipe"], config["seed"]
+        recipe = recipe_of(config["settings"])
+        if not isinstance(name, str) or not isinstance(seed, int):
+            raise TypeError("recipe is no word, or seed no number")
+        return name, recipe, seed
     except KeyError as error:
-        raise ValueError(
-            f"{folder / 'config.json'} is damaged: {error} is missing or unknown. Train "
-            "the run again in another folder."
-        ) from error
+        reason = f"{error} is missing or unknown"
+    except (TypeError, AttributeError, IndexError) as error:
+        reason = str(error)
+    raise ValueError(_DAMAGED.format(folder / "config.json", reason))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -205,12 +222,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def _identity(name: str, recipe: Recipe, seed: int) -> dict[str, Any]:
     return {"recipe": name, "seed": seed, **_flat(recipe.settings())}
-
-
-def _identity_of(config: dict[str, Any]) -> dict[str, Any]:
-    # Made into a recipe first, so that settings which are newer than the run have their
-    # defaults.
-    return _identity(config["recipe"], recipe_of(config["settings"]), config["seed"])
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

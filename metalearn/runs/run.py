@@ -154,7 +154,10 @@ def results(
     settings = {
         name: getattr(recipe.app, name) for name in names if hasattr(recipe.app, name)
     }
-    settings["eval_steps"] = recipe.eval_steps
+    steps = recipe.eval_steps
+    settings["eval_steps"] = (
+        getattr(recipe.learner, "eval_steps", None) if steps is None else steps
+    )
     settings["norm"] = getattr(recipe.learner, "norm", None)
     return {
         "recipe": run.name,

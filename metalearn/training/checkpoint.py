@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from metalearn.core import mesh, trees
+from metalearn.core import checks, mesh, trees
 from metalearn.core.types import PyTree
 
 
@@ -36,8 +36,11 @@ class Checkpoints:
     def __init__(self, folder: str | Path, *, keep: int = 2):
         import orbax.checkpoint as ocp
 
+        checks.whole_number("keep", keep, least=1)
         self._ocp = ocp
         self.folder = Path(folder).absolute()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{folder} is a file; expected a folder, or none yet.")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False
         )

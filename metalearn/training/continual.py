@@ -16,7 +16,7 @@ import optax
 from metalearn.core import checks, metrics
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Variables
-from metalearn.core.task import Tasks
+from metalearn.core.task import Tasks, as_tasks
 from metalearn.core.types import Key
 from metalearn.training.averaging import judged
 from metalearn.training.fit import fit
@@ -181,6 +181,7 @@ def _checked(stages: Iterable[tuple[Tasks, int]]) -> list[tuple[Tasks, int]]:
                 "number of steps, such as (ml.tasks.sinusoid(), 1000)."
             )
         checks.whole_number("the steps of a stage", stage[1], least=1)
+        as_tasks(stage[0])  # a wrong last stage costs none of the others
     return stages
 
 

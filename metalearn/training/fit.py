@@ -31,7 +31,7 @@ from metalearn.training.loop import (
 )
 from metalearn.training.notes import FIELDS, Notes, beside_the_bar
 from metalearn.training.resume import check_folder, check_same_run, restore_latest
-from metalearn.training.sinks import Progress, Sink
+from metalearn.training.sinks import Progress, Sink, check_sinks
 from metalearn.training.trainer import MetaTrainer, TrainState, check_trainer
 from metalearn.training.validation import Validation, prepared
 
@@ -117,7 +117,8 @@ def fit(
     """
     every = validation.every if validation else None
     _check_arguments(
-        trainer, num_steps, tasks_per_step, log_every, checkpoint_every, every, nonfinite
+        *(trainer, num_steps, tasks_per_step, log_every, checkpoint_every, every),
+        *(nonfinite, sinks),
     )
     check_folder(checkpoints, resume)
     tasks, stops = as_tasks(tasks), nonfinite == "stop"
@@ -193,6 +194,7 @@ def _check_arguments(
     checkpoint_every: int | None,
     validate_every: int | None,
     nonfinite: str,
+    sinks: Sequence[Sink],
 ) -> None:
     check_trainer(trainer)
     for name, value in (
@@ -203,6 +205,7 @@ def _check_arguments(
         ("validation.every", 1 if validate_every is None else validate_every),
     ):
         checks.whole_number(name, value, least=1)
+    check_sinks(sinks)
     if nonfinite not in ("stop", "skip"):
         raise ValueError(f"nonfinite is {nonfinite!r}; expected 'stop' or 'skip'.")
 

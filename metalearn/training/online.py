@@ -22,7 +22,7 @@ from metalearn.core.types import Key, LossFn
 from metalearn.training.checkpoint import CheckpointMismatch, Checkpoints
 from metalearn.training.resume import check_folder, check_same_run, restore_latest
 from metalearn.training.rounds import Rounds, drawn_from, prepare
-from metalearn.training.sinks import Progress, Sink
+from metalearn.training.sinks import Progress, Sink, check_sinks
 from metalearn.training.trainer import MetaTrainer, TrainState
 
 TRAIN_ON = ("all", "past", "current")
@@ -150,6 +150,7 @@ def follow_the_meta_leader(
     checks.whole_number("batch_size", batch_size, least=2)
     checks.whole_number("meta_steps", meta_steps, least=1)
     check_folder(checkpoints, resume)
+    check_sinks(sinks)
     rounds = prepare(
         trainer,
         tasks,

@@ -13,6 +13,15 @@ Row = Mapping[str, Any]
 Sink = Callable[[Row], None]
 
 
+def check_sinks(sinks: Any) -> None:
+    """Raises a `TypeError` unless a sequence of functions of a row."""
+    if not isinstance(sinks, (list, tuple)) or not all(map(callable, sinks)):
+        raise TypeError(
+            f"sinks is {sinks!r}; expected a sequence of functions of a row, such as "
+            '[ml.sinks.json_lines("metrics.jsonl")].'
+        )
+
+
 def json_lines(path: str | Path) -> Sink:
     """Appends each row as one line of JSON; creates the folder when missing."""
     path = Path(path)

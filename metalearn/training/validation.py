@@ -7,7 +7,7 @@ import math
 
 import jax
 
-from metalearn.core import mesh, metrics
+from metalearn.core import checks, mesh, metrics
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Variables
 from metalearn.core.task import Tasks, TaskSampler, as_tasks
@@ -46,6 +46,11 @@ class Validation:
     higher_is_better: bool | None = None
 
     def __post_init__(self):
+        checks.whole_number("num_tasks of a validation", self.num_tasks, least=2)
+        checks.whole_number("every of a validation", self.every, least=1)
+        if self.patience is not None:
+            checks.whole_number("patience of a validation", self.patience, least=1)
+        checks.whole_number("seed of a validation", self.seed, least=0)
         metrics.higher_is_better(self.metric, self.higher_is_better)
 
     def improves(self, value: float, best: float | None) -> bool:

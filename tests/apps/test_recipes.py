@@ -27,6 +27,7 @@ from metalearn.apps import (
 )
 from metalearn.apps.images import few_shot
 from metalearn.apps.records import changed
+from metalearn.core import trees
 from metalearn.runs import run as run_module
 
 RECORDS = {
@@ -121,6 +122,34 @@ def test_a_learner_of_the_users_own():
     assert learners.arguments(kind)["loud"] == "Whether it shouts."
 
 
+def test_what_a_constructor_requires_is_required():
+    with pytest.raises(TypeError, match="inner_opt"):
+        learners.MAML()
+    assert learners.ESMAML().inner_opt.name == "none"
+
+
+def unannotated(encoder, loss_fn=None, inner_opt=None, num_steps=3, beta=0.5, *args, **kw):
+    """A learner without annotations, which makes a head of its own."""
+    return ml.protonet(encoder, num_ways=5)
+
+
+def with_reserved_name(model, loss_fn, *, steps: int = 1):
+    return ml.maml(model, loss_fn, optax.sgd(0.1), num_steps=steps)
+
+
+def test_constructors_as_users_write_them():
+    kind = learners.settings_of(f"{__name__}:unannotated")
+    made = kind()
+    assert (made.num_steps, made.beta, made.inner_opt.name) == (3, 0.5, "none")
+    assert not kind.record.fixed_head and not kind.record.start
+    built = Recipe(app=FewShotImages(eval_ways=7), learner=made)
+    built.check()
+    params = built.state_like(RECORDS["images"]).variables.params
+    assert not any("head" in path for path in trees.leaf_paths(params))
+    with pytest.raises(ValueError, match="'steps', which settings of a learner use"):
+        learners.settings_of(f"{__name__}:with_reserved_name")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -199,13 +228,19 @@ READ = {
     "images": (FewShotImages(), MAML),
     "protonet": (FewShotImages(), learners.ProtoNet()),
     "reptile": (FewShotImages(), learners.Reptile(inner_opt=sgd(0.1), num_steps=1)),
-    "fine_tune": (FewShotImages(), learners.FineTuning(num_steps=1)),
+    "fine_tune": (FewShotImages(), learners.FineTuning(opt=sgd(0.1), num_steps=1)),
     "group": (FewShotImages(norm="group"), MAML),
     "resnet12": (FewShotImages(model="resnet12"), MAML),
     "curves": (Curves(), MAML),
-    "families": (Curves(functions="families"), learners.HSML(tree=(3, 1))),
+    "families": (
+        Curves(functions="families"),
+        learners.HSML(inner_opt=sgd(0.1), tree=(3, 1)),
+    ),
     "mixed": (MixedImages(dataset="glyphs+mine"), MAML),
-    "mixed_hsml": (MixedImages(dataset="glyphs+mine"), learners.HSML(tree=(3, 1))),
+    "mixed_hsml": (
+        MixedImages(dataset="glyphs+mine"),
+        learners.HSML(inner_opt=sgd(0.1), tree=(3, 1)),
+    ),
 }
 
 
@@ -274,11 +309,37 @@ RECIPE = Recipe(app=FewShotImages(), learner=MAML)
                     learning_rate=1.0, alpha_rate=0, beta_rate=0
                 )
             },
-            "belongs to another learner",
+            "which does not belong to maml; expected Outer",
+        ),
+        ({"learner": learners.AlphaMAML()}, r"alpha_maml; expected AlphaMAMLOuter"),
+        ({"learner": "maml"}, "learner is a str; expected settings"),
+        ({"learner": learners.MAML}, "learner is a type"),
+        ({"app": None}, "app is a NoneType; expected an application"),
+        ({"outer": sgd(0.1)}, "outer is a Optimiser"),
+        ({"outer.rate": None}, "outer.rate is None; expected a number"),
+        ({"app.shots": None}, "app.shots is None; expected an integer"),
+        ({"app": Curves(widths=(1.5,))}, "widths is .*; expected a tuple, each an integer"),
+        ({"app": Curves(widths=(0,))}, "widths is .*; expected units of hidden layers"),
+        ({"app": Curves(), "learner.norm": "batch"}, "read by networks with batch norm"),
+        ({"learner.num_steps": None}, "learner.num_steps is None; expected an integer"),
+        ({"learner.inner_opt": 0.1}, "learner.inner_opt is 0.1"),
+        ({"learner.inner_opt.name": "none"}, "read by name sgd or adam"),
+        (
+            {
+                "learner": learners.Reptile(inner_opt=sgd(1.0), num_steps=1, eval_steps=5),
+                "eval_steps": 3,
+            },
+            "twice",
         ),
         ({"app": Curves(), "learner": learners.ProtoNet()}, "does not regress curves"),
         ({"app": FewShotFeatures(), "learner": learners.ProtoNet()}, "needs a network"),
-        ({"app": MixedImages(), "learner": learners.FineTuning(num_steps=1)}, "classifier"),
+        (
+            {
+                "app": MixedImages(),
+                "learner": learners.FineTuning(opt=sgd(0.1), num_steps=1),
+            },
+            "classifier",
+        ),
         ({"app.ambiguous_styles": ("original", "inverted")}, "for 5-way training"),
         ({"app.ways": 2, "app.ambiguous_styles": ("edges", "edges")}, "different one"),
         ({"app.ways": 2, "app.ambiguous_styles": ("original", "loud")}, "loud"),
@@ -296,13 +357,13 @@ def test_nonsense_is_refused(settings, message):
 @pytest.mark.parametrize(
     ("learner", "message"),
     [
-        (learners.HSML(tree=(4, 2)), "one node as the root"),
-        (learners.HSML(hidden="many"), "hidden"),
-        (learners.BMG(target_rate=float("nan")), "target_rate is nan"),
-        (learners.BMG(match="l3"), "match"),
-        (learners.MAML(task_chunk=0), "task_chunk is 0"),
-        (learners.MAML(task_chunk="all"), "task_chunk is 'all'"),
-        (learners.MAML(num_steps=-1), "num_steps"),
+        (learners.HSML(inner_opt=sgd(0.1), tree=(4, 2)), "one node as the root"),
+        (learners.HSML(inner_opt=sgd(0.1), hidden="many"), "hidden"),
+        (learners.BMG(inner_opt=sgd(0.1), target_rate=float("nan")), "target_rate is nan"),
+        (learners.BMG(inner_opt=sgd(0.1), match="l3"), "match"),
+        (learners.MAML(inner_opt=sgd(0.1), task_chunk=0), "task_chunk is 0"),
+        (learners.MAML(inner_opt=sgd(0.1), task_chunk="all"), "task_chunk is 'all'"),
+        (learners.MAML(inner_opt=sgd(0.1), num_steps=-1), "num_steps"),
     ],
 )
 def test_bad_settings_of_a_learner_are_refused_when_it_is_built(learner, message):
@@ -347,7 +408,7 @@ def test_the_outer_optimiser_of_a_learner_has_settings_of_its_own():
 
 
 def test_hill_climbing_takes_no_inner_optimiser():
-    learner = learners.ESMAML(inner_opt=None, adaptation="hill_climbing")
+    learner = learners.ESMAML(adaptation="hill_climbing")
     built = Recipe(app=Curves(), learner=learner).build({"name": "sinusoid"})
     assert "hill_climbing" in str(built.config)
 
@@ -355,7 +416,7 @@ def test_hill_climbing_takes_no_inner_optimiser():
 @pytest.mark.parametrize("name", ["ProtoNet", "FineTuning"])
 def test_any_number_of_ways_without_a_fixed_head(name):
     kind = getattr(learners, name)
-    needed = {"num_steps": 1} if name == "FineTuning" else {}
+    needed = {"opt": sgd(0.1), "num_steps": 1} if name == "FineTuning" else {}
     Recipe(app=FewShotImages(eval_ways=20), learner=kind(**needed)).check()
 
 

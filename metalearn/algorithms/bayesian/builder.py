@@ -16,7 +16,7 @@ import optax
 from metalearn.algorithms.bayesian.ascent import Ascent, ascent
 from metalearn.algorithms.bayesian.ensemble import combine_outputs
 from metalearn.algorithms.bayesian.posterior import Posterior
-from metalearn.algorithms.options import DEFAULTS, Options
+from metalearn.algorithms.options import Options, complete
 from metalearn.core import checks, metrics
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.learner import MetaLearner, config_of
@@ -95,7 +95,7 @@ def particle_learner(
       ValueError: an option is out of range, or the inner optimiser has no finite second
         derivative.
     """
-    chosen: Options = {**DEFAULTS, "name": name, **options}
+    chosen = complete(particle_learner, name, options)
     refuse_implicit(chosen["name"], chosen["differentiation"])
     inner = ascent(
         model,

@@ -67,6 +67,12 @@ class Curves:
                 f"{learner.name} classifies and does not regress curves; expected a "
                 "learner of a model and a loss, such as maml."
             )
+        learner.refuse_policy("networks with batch norm")
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(
+                f"app.widths is {self.widths}; expected units of hidden layers, each 1 or "
+                "more, such as (40, 40)."
+            )
 
     def load(self, data_dir: str | None, parts: tuple[str, ...] = ()) -> None:
         """Loads nothing, because functions are made on the fly.

@@ -74,6 +74,12 @@ class FewShotFeatures:
         """
         if self.ways < 2:
             raise ValueError(f"app.ways is {self.ways}; expected 2 or more.")
+        if self.widths and min(self.widths) < 1:
+            raise ValueError(
+                f"app.widths is {self.widths}; expected units of hidden layers, each 1 or "
+                "more, or none."
+            )
+        learner.refuse_policy("networks with batch norm")
         record = learner.record
         if record.networks or not record.fixed_head:
             raise ValueError(

@@ -117,13 +117,8 @@ class FewShotImages:
                 f"model is {self.model!r} with {learner.name}, whose layers only conv4 "
                 "has here. Leave it at conv4."
             )
-        policy = getattr(learner, "norm", None)
-        default = None if learner.record is None else own_default(learner, "norm")
-        if self.norm != "batch" and policy != default:
-            raise ValueError(
-                f"learner.norm={policy!r} has no effect with the other settings: it is "
-                f"read by app.norm batch. Leave it at {default!r}."
-            )
+        if self.norm != "batch":
+            learner.refuse_policy("app.norm batch")
         self._check_styles()
 
     def _check_styles(self) -> None:
@@ -213,10 +208,9 @@ class FewShotImages:
     ) -> dict[str, Any]:
         """Arguments for the constructor of a learner."""
         fixed = learner.record.fixed_head
-        network = self._network(learner, self.ways if fixed else None)
         found = {
-            "model": network,
-            "encoder": network,
+            "model": self._network(learner, self.ways if fixed else None),
+            "encoder": self._network(learner, None),
             "loss_fn": losses.cross_entropy,
             # A head with fixed outputs keeps its training ways; fewer test ways are masked.
             "num_ways": self.ways if fixed or not evaluating else self.test_ways,
@@ -261,12 +255,6 @@ class FewShotImages:
 def embeds(learner: Learner) -> bool:
     """Whether the learner sees an image as a vector, from which it embeds a task."""
     return "features" in parameters(learner.record.build)
-
-
-def own_default(learner: Learner, name: str) -> Any:
-    """Default of a setting of a learner; `None` if it does not have the setting."""
-    fields = {field.name: field.default for field in dataclasses.fields(learner)}
-    return fields.get(name)
 
 
 def names_of(classes: Any, task: Task) -> list[str]:
