@@ -156,6 +156,19 @@ def test_files_are_short_and_documented(file):
     assert ast.get_docstring(ast.parse(text)), "no docstring at the top of the file"
 
 
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_functions_are_short(file):
+    long = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            text = node.body[0] if ast.get_docstring(node) else None
+            told = 0 if text is None else text.end_lineno - text.lineno + 1
+            if lines > 160 or lines - told > 80:
+                long.append(f"{node.name}: {lines} lines, {lines - told} of code")
+    assert not long, long
+
+
 PUBLIC = [ml, ml.data, ml.inner, ml.models, ml.tasks]
 
 

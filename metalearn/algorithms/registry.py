@@ -215,7 +215,7 @@ RECORDS: tuple[Record, ...] = (
         gradient.kfo,
         "KFO",
         "Arnold et al., AISTATS 2021",
-        good_for="shallow models: a learned map of the gradients adapts with the weights",
+        good_for="a learned map of the inner gradients, which adapts with the weights",
         result="against-sinusoid-kfo",
         tiny={"num_steps": 2},
     ),

@@ -46,9 +46,9 @@ def gradient_estimator(
         scalars.
       task_chunk: Tasks handled at once; the rest waits its turn in a scan. `"auto"`
         picks by platform and by the memory traffic of a task (`metalearn.core.cost`).
-      reduce_state: How the states of the tasks become one: `"mean"` (floats averaged,
-        integers of the first task kept), `"keep"` (the old state), or a function of
-        the states `[T, ...]`.
+      reduce_state: Way from the states of the tasks to one: `"mean"` (floats
+        averaged, integers of the first task kept), `"keep"` (the old state), or a
+        function of the states `[T, ...]`.
 
     Returns:
       `estimate(variables, tasks, *, key) -> Estimate`. While a program is traced, the
@@ -172,7 +172,7 @@ def _map_tasks(
 
     Args:
       chunk_fn: Sums its first result, stacks its second.
-      variables: Of the learner.
+      variables: Variables of the learner.
       tasks: Batch with leading axis `[T]`.
       key: Split over the tasks, so results do not depend on chunks and devices.
       task_chunk: C, or `"auto"`.

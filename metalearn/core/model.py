@@ -232,6 +232,36 @@ def from_linen(module: Any, *, train_kw: str | None = "auto", lower: bool = True
     return Model(model_init, _with_a_row(model_apply) if has_mask else model_apply)
 
 
+def _filled(like: Any, values: Mapping) -> Any:
+    """An nnx state like `like` that holds the values of a dictionary."""
+    from flax import nnx
+
+    def value_at(path: tuple) -> Any:
+        node = values
+        for part in path:
+            node = node[part]
+        return node
+
+    pairs = nnx.to_flat_state(like)
+    return nnx.from_flat_state([(path, var.replace(value_at(path))) for path, var in pairs])
+
+
+def _reseeded(streams: PyTree, key: Key | None) -> PyTree:
+    """Random streams that start from a key; those of before without one."""
+    if key is None:
+        return streams
+    leaves, treedef = jax.tree.flatten(streams)
+    keys = iter(jax.random.split(key, max(len(leaves), 1)))
+
+    def fresh(leaf: Array) -> Array:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return next(keys)
+        # A stream is a key and a count; a new key starts to count from 0.
+        return leaf * 0
+
+    return jax.tree.unflatten(treedef, [fresh(leaf) for leaf in leaves])
+
+
 def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
     """A model from a `flax.nnx` module.
 
@@ -275,25 +305,6 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
     abstract.train()
     graph_train = parts(abstract)[0]
 
-    def fill(like: Any, values: PyTree) -> Any:
-        return nnx.from_flat_state(
-            [
-                (path, variable.replace(value))
-                for (path, variable), value in zip(
-                    nnx.to_flat_state(like), _flat(like, values), strict=True
-                )
-            ]
-        )
-
-    def _flat(like: Any, values: Mapping) -> list:
-        found = []
-        for path, _ in nnx.to_flat_state(like):
-            node = values
-            for part in path:
-                node = node[part]
-            found.append(node)
-        return found
-
     def model_init(key: Key, x: PyTree) -> Variables:
         del x
         _, params, rng, state = parts(build(key))
@@ -304,28 +315,14 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
             carried["rng"] = streams
         return Variables(params=nnx.to_pure_dict(params), state=carried)
 
-    def reseed(streams: PyTree, key: Key | None) -> PyTree:
-        if key is None:
-            return streams
-        leaves, treedef = jax.tree.flatten(streams)
-        keys = iter(jax.random.split(key, max(len(leaves), 1)))
-
-        def fresh(leaf: Array) -> Array:
-            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                return next(keys)
-            # A stream is a key and a count; a new key starts to count from 0.
-            return leaf * 0
-
-        return jax.tree.unflatten(treedef, [fresh(leaf) for leaf in leaves])
-
     def model_apply(variables, x, *, key=None, train=False, mask=None):
         def run(variables, x, key, mask):
             carried = variables.state
             module = nnx.merge(
                 graph_train if train else graph_eval,
-                fill(params_like, variables.params),
-                fill(rng_like, reseed(carried.get("rng", {}), key)),
-                fill(state_like, carried.get("nnx", {})),
+                _filled(params_like, variables.params),
+                _filled(rng_like, _reseeded(carried.get("rng", {}), key)),
+                _filled(state_like, carried.get("nnx", {})),
             )
             outputs = module(x, mask=mask) if takes_mask else module(x)
             # In evaluation the state has to stay as it is, also where the module counts

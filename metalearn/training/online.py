@@ -145,12 +145,7 @@ def follow_the_meta_leader(
       ...     metric="query/accuracy", threshold=0.9, key=jax.random.key(0))
       >>> found.values["query/accuracy"], found.needed
     """
-    if train_on not in TRAIN_ON:
-        raise ValueError(f"train_on is {train_on!r}; expected one of {TRAIN_ON}.")
-    checks.whole_number("batch_size", batch_size, least=2)
-    checks.whole_number("meta_steps", meta_steps, least=1)
-    check_folder(checkpoints, resume)
-    check_sinks(sinks)
+    _check_arguments(train_on, batch_size, meta_steps, checkpoints, resume, sinks)
     rounds = prepare(
         trainer,
         tasks,
@@ -204,6 +199,22 @@ def follow_the_meta_leader(
                 extra = {"identity": identity, "tasks": rounds.digests[: task + 1]}
                 checkpoints.save(task + 1, state, {**extra, "history": history})
     return _result(rounds, state, history, mastered)
+
+
+def _check_arguments(
+    train_on: str,
+    batch_size: int,
+    meta_steps: int,
+    checkpoints: Checkpoints | None,
+    resume: bool,
+    sinks: Sequence[Sink],
+) -> None:
+    if train_on not in TRAIN_ON:
+        raise ValueError(f"train_on is {train_on!r}; expected one of {TRAIN_ON}.")
+    checks.whole_number("batch_size", batch_size, least=2)
+    checks.whole_number("meta_steps", meta_steps, least=1)
+    check_folder(checkpoints, resume)
+    check_sinks(sinks)
 
 
 def best_in_hindsight(

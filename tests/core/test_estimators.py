@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import blob_batch, blobs, linen, one
+from tiny import blob_batch, blobs, one, plain
 
 import metalearn as ml
 from metalearn.core import cost
@@ -140,6 +140,19 @@ def test_python_of_an_objective_runs_once_for_each_shape(
     close(other, found)
 
 
+def test_python_of_an_objective_runs_once_for_each_shape_on_devices():
+    """One task at a time on two devices, two for each, and the one that is left over."""
+    counted, tasks = Counted(objective), blob_batch(5)
+    estimate = estimate_of("objective", counted)
+    expected = jax.jit(estimate)(tasks)
+    counted.runs = 0
+    with jax.set_mesh(ml.task_mesh(2)):
+        for _ in range(2):
+            found = jax.jit(lambda tasks: estimate(tasks))(tasks)
+            assert counted.runs <= 3
+    close(found, expected)
+
+
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_what_is_traced_once_leaves_no_mark_in_a_program(chunk):
     estimate = estimate_of("objective", task_chunk=chunk)
@@ -194,17 +207,16 @@ def test_objectives_may_hold_what_is_traced_outside(chunk):
 
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_python_of_a_loss_in_training_and_evaluation(num_steps):
-    """Two runs an objective, on the support and the query set; the same for its shapes.
+    """An objective calls it on the support and on the query set, adaptation on the first.
 
-    One objective for the count, one for the program; one adaptation for the check of a
-    task, one for the values, one for the flag of transduction.
+    Training traces one objective to count bytes and one for its programs. Beside them a
+    task is checked, and evaluation adapts for its values and for the flag of transduction.
     """
     loss = Counted(CE)
-    learner = ml.maml(linen(), loss, optax.sgd(0.1), num_steps=num_steps)
-    trainer = ml.meta_trainer(learner, optax.adam(1e-3))
-    jax.jit(trainer.step).lower(
-        jax.eval_shape(trainer.init, KEY, blobs(KEY)), blob_batch(4), key=KEY
-    )
+    learner = ml.maml(plain(), loss, optax.sgd(0.1), num_steps=num_steps)
+    trainer = ml.meta_trainer(learner, optax.sgd(1e-3))
+    state = jax.eval_shape(trainer.init, KEY, blobs(KEY))
+    jax.jit(trainer.step).lower(state, blob_batch(4), key=KEY)
     assert loss.runs <= 4
     shared = dict(tasks_per_step=4, key=KEY, progress=False)
     result = ml.fit(trainer, blobs, num_steps=2, **shared)

@@ -90,7 +90,7 @@ def es_maml(
       num_perturbations: n, pairs a task and outer step.
       sigma: Positive width of the smoothing.
       num_queries: Pairs ("es") or moves ("hill_climbing") of one inner step.
-      query_sigma: Their positive width.
+      query_sigma: Positive width of the pairs or moves.
       normalise: Divides the estimate by the standard deviation of all values of the batch,
         so the outer rate does not depend on their scale.
       adapt_filter: `(path, leaf) -> bool`: parameters that adapt; all when `None`. The
@@ -99,7 +99,7 @@ def es_maml(
       mask_absent_classes: For tasks with a variable number of ways.
       perturbation_chunk: Pairs evaluated at once, a divisor of n; all when `None`.
       task_chunk: Tasks handled at once, or "auto".
-      name: What `describe` calls it.
+      name: What `describe` calls the learner.
 
     Returns:
       A `MetaLearner` with the parameters of the model and `Adapted` objects. `adapt` draws

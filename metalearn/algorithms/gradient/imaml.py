@@ -87,7 +87,7 @@ def imaml(
         sees the whole support set and the same key, so there is one function to minimise.
       mask_absent_classes: For tasks with a variable number of ways.
       task_chunk: Tasks handled at once, or "auto".
-      name: What `describe` calls it.
+      name: What `describe` calls the learner.
 
     Returns:
       A `MetaLearner` with the parameters of the model and `Adapted` objects. Train it with
@@ -167,7 +167,7 @@ class _End(NamedTuple):
 
     Attributes:
       theta: Start of the parameters that adapt.
-      phi: Their end.
+      phi: End of the parameters that adapt.
       fixed: The parameters that do not adapt.
       path: The inner loop.
       slope: `(phi, fixed) -> gradient` of the support loss in phi.

@@ -93,7 +93,7 @@ def warpgrad(
       norm: "support", "batch" or "running", see `metalearn.inner.norm`.
       mask_absent_classes: For tasks with a variable number of ways.
       task_chunk: Tasks handled at once, or "auto".
-      name: What `describe` calls it.
+      name: What `describe` calls the learner.
 
     Returns:
       A `MetaLearner` with the parameters of the model and `Adapted` objects. The metric
