@@ -130,13 +130,15 @@ def test_nan_in_masked_rows_is_refused_too():
         (dict(checkpoint_every=0), ["checkpoint_every is 0"]),
         (dict(nonfinite="ignore"), ["'ignore'", "'skip'"]),
         (dict(resume=True), ["resume=True", "Checkpoints"]),
-        (dict(validation=ml.Validation(tasks=blobs, every=0)), ["validation.every is 0"]),
+        (dict(sinks="metrics.jsonl"), ["'metrics.jsonl'", "json_lines"]),
+        (dict(sinks=[5]), ["sinks is [5]"]),
     ],
 )
 def test_bad_options_of_fit(options, words):
     trainer = ml.meta_trainer(learner(), optax.sgd(0.1))
     options = {"num_steps": 1, "tasks_per_step": 1, "key": KEY, **options}
-    refused(ValueError, words, ml.fit, trainer, blobs, **options)
+    kind = TypeError if "sinks" in options else ValueError
+    refused(kind, words, ml.fit, trainer, blobs, **options)
 
 
 def test_bad_arguments_of_evaluate_and_trainer():

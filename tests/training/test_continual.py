@@ -197,3 +197,14 @@ def test_bad_continual_options(options, message):
             key=jax.random.key(0),
             **given,
         )
+
+
+def test_a_wrong_last_stage_costs_none_of_the_others():
+    with pytest.raises(TypeError, match="tasks is a str"):
+        ml.fit_continually(
+            ml.maml(plain(1), ml.losses.mse, optax.sgd(0.1)),
+            optax.adam(1e-3),
+            [(ml.tasks.sinusoid(), 10**9), ("second", 1)],
+            tasks_per_step=2,
+            key=jax.random.key(0),
+        )

@@ -220,3 +220,11 @@ def test_typed_keys_survive_a_checkpoint(tmp_path):
     assert extra == {"seed": 4}
     assert jax.random.normal(found["key"]) == jax.random.normal(tree["key"])
     assert found["keys"].dtype == tree["keys"].dtype and found["keys"].shape == (2,)
+
+
+def test_a_place_for_checkpoints_is_checked_when_it_is_named(tmp_path):
+    with pytest.raises(ValueError, match="keep is 0"):
+        ml.Checkpoints(tmp_path / "run", keep=0)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file; expected a folder"):
+        ml.Checkpoints(tmp_path / "file")

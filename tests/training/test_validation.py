@@ -103,3 +103,19 @@ def test_a_seed_draws_the_validation_tasks():
         5, counting_trainer(), validation=validation(loss_fn=spread, num_tasks=3, seed=5)
     )
     assert rows[0] == rows[1] != other.history[-1]["validation/loss"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"every": 0}, "every of a validation is 0"),
+        ({"num_tasks": 1}, "num_tasks of a validation is 1; expected an integer of 2"),
+        ({"num_tasks": "x"}, "num_tasks of a validation is 'x'"),
+        ({"patience": 0}, "patience of a validation is 0"),
+        ({"patience": "x"}, "patience of a validation is 'x'"),
+        ({"seed": -1}, "seed of a validation is -1"),
+    ],
+)
+def test_numbers_of_a_validation_are_checked_when_it_is_made(options, words):
+    with pytest.raises(ValueError, match=words):
+        validation(**options)
