@@ -119,7 +119,9 @@ def test_recipe_finds_its_folders(tmp_path, monkeypatch):
 )
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
-        Recipe(app=MixedImages(**settings), learner=learners.MAML()).check()
+        Recipe(
+            app=MixedImages(**settings), learner=learners.MAML(inner_opt=sgd(0.1))
+        ).check()
 
 
 def test_registered_recipes_differ_in_the_learner_only():
