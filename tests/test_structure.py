@@ -164,7 +164,7 @@ def test_functions_are_short(file):
             lines = node.end_lineno - node.lineno + 1
             text = node.body[0] if ast.get_docstring(node) else None
             told = 0 if text is None else text.end_lineno - text.lineno + 1
-            if lines > 160 or lines - told > 80:
+            if lines > 120 or lines - told > 80:
                 long.append(f"{node.name}: {lines} lines, {lines - told} of code")
     assert not long, long
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from metalearn.algorithms import registry
-from metalearn.algorithms.registry import Record
+from metalearn.algorithms.record import Record, parameters
 from metalearn.apps.optimisers import Optimiser, OwnOuter
 from metalearn.apps.records import from_json, members, to_json
 from metalearn.core.learner import MetaLearner
@@ -160,7 +160,7 @@ def _make(title: str, base: type, build: Callable[..., Any], shared: dict) -> An
 def _fields(build: Callable[..., Any], *, optimisers: bool) -> dict[str, tuple[Any, Any]]:
     """Type and default of each argument that is plain, or an inner optimiser."""
     found: dict[str, tuple[Any, Any]] = {}
-    for name, parameter in registry.parameters(build).items():
+    for name, parameter in parameters(build).items():
         if name in FROM_APPLICATION:
             continue
         kinds, default = members(parameter.annotation), parameter.default
@@ -201,8 +201,7 @@ def arguments(thing: Any) -> dict[str, str]:
         r"^  \*{0,2}(\w+): ", found.group(1) if found else "", flags=re.MULTILINE
     )
     pairs = zip(parts[1::2], parts[2::2], strict=True)
-    told = {name: " ".join(text.split()) for name, text in pairs}
-    return told
+    return {name: " ".join(text.split()) for name, text in pairs}
 
 
 def _camel(title: str) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from metalearn import apps, runs
 from metalearn.algorithms import registry
+from metalearn.algorithms.record import parameters
 from metalearn.apps import Recipe, learners
 from metalearn.apps.records import allows, changed, hints
 
@@ -258,7 +259,7 @@ def _switches() -> set[str]:
     names = {
         name
         for record in registry.RECORDS
-        for name, parameter in registry.parameters(record.build).items()
+        for name, parameter in parameters(record.build).items()
         if parameter.annotation is bool
     }
     words = {name.replace("_", "-") for name in names}
@@ -299,7 +300,7 @@ def for_evaluation(recipe: Recipe, options: EvaluateOptions) -> Recipe:
     if options.dataset is not None:
         # Another set has other options, so the options of the training set are dropped.
         asked = {"split": None, "image_size": None, "channels": None, **asked}
-    known = {field.name for field in dataclasses.fields(recipe.app)}  # type: ignore
+    known = vars(recipe.app).keys()
     if unknown := [n for n in asked if n not in known and asked[n] is not None]:
         raise ValueError(
             f"a run of kind {recipe.app.kind!r} has no setting {', '.join(unknown)}. Leave "

@@ -187,8 +187,8 @@ def load(folder: str | Path) -> Run:
 
 
 _DAMAGED = (
-    "{} is damaged ({}); expected the configuration of a run. Train the run again in "
-    "another folder."
+    "{} cannot be read as a run: {}. Restore the file, use the version of metalearn that "
+    "wrote it, or train the run again in another folder."
 )
 
 
@@ -206,7 +206,7 @@ def _read(folder: Path, config: dict[str, Any]) -> tuple[str, Recipe, int]:
         return name, recipe, seed
     except KeyError as error:
         reason = f"{error} is missing or unknown"
-    except (TypeError, AttributeError, IndexError) as error:
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
         reason = str(error)
     raise ValueError(_DAMAGED.format(folder / "config.json", reason))
 

@@ -11,6 +11,7 @@ import jax
 from metalearn.apps import Recipe, plots
 from metalearn.apps.base import DataRecord
 from metalearn.core import mesh
+from metalearn.core.learner import describe
 from metalearn.core.model import Variables
 from metalearn.runs import environment
 from metalearn.runs.folder import (
@@ -78,6 +79,7 @@ def best(run: Run) -> tuple[Variables, dict[str, Any]]:
 
     Raises:
       FileNotFoundError: the run has no checkpoint yet.
+      ValueError: the checkpoint is of another learner than `config.json` says.
     """
     checkpoints = run.checkpoints()
     tree, extra = _restore(run, checkpoints)
@@ -87,6 +89,7 @@ def best(run: Run) -> tuple[Variables, dict[str, Any]]:
         raise FileNotFoundError(
             f"{run.folder} has no checkpoint yet. Go on training it with --resume."
         )
+    _check_learner(run, extra["identity"]["learner"])
     # A run that lost patience is finished before its last step.
     done = step >= run.recipe.steps or extra["stopped"]
     return tree["best"], {
@@ -95,6 +98,22 @@ def best(run: Run) -> tuple[Variables, dict[str, Any]]:
         "finished": done,
         "training_seconds": round(extra["seconds"], 1),
     }
+
+
+def _check_learner(run: Run, trained: dict[str, Any]) -> None:
+    """Refuses weights of another learner, which may fit in shape and mean another thing."""
+    said = describe(run.recipe.build(run.record))
+    if said != trained:
+        differ = sorted(k for k in said.keys() | trained if said.get(k) != trained.get(k))
+        pairs = [
+            f"{k}: trained with {trained.get(k)}, config.json says {said.get(k)}"
+            for k in differ
+        ]
+        raise ValueError(
+            f"{run.config_path} was changed after training:\n  "
+            + "\n  ".join(pairs)
+            + "\nRestore the file, or train the run again in another folder."
+        )
 
 
 def judge(

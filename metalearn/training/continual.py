@@ -2,6 +2,13 @@
 
 The continual adaptation of H. Yao, Y. Wei, J. Huang, Z. Li, Hierarchically Structured
 Meta-learning, ICML 2019, section 4.4; its thresholds are those of the released code.
+
+Windows, and what they count as. What a stage has left over, fewer steps than a window, is
+reported but not compared: the mean of a few steps is mostly noise. With one part a window
+counts as its mean, which has the heavy tails of the losses of tasks. The median of some 20
+parts has lighter ones, and still sees what a new family changes. Parts end at multiples of
+their length: where a stage begins between two, the pieces at the ends of a window are left
+out.
 """
 
 from __future__ import annotations
@@ -65,7 +72,7 @@ def fit_continually(
     before. If it is more than `worse` times that (less, where more is better), and
     `rest` steps have passed since the model last grew, `grow` changes the variables and
     the outer optimiser starts anew. What a stage has left over, fewer steps than a window,
-    is reported but not compared: the mean of a few steps is mostly noise.
+    is reported but not compared. More on windows stands at the top of the file.
 
     Args:
       learner: Learner of any kind; `add_leaf` grows an `hsml`.
@@ -83,11 +90,8 @@ def fit_continually(
       check_every: Number of steps of a window; 1,000 for curves and 100 for images in the
         released code.
       medians: Number of parts of a window, a divisor of `check_every`. A window counts,
-        and is reported, as the median of the means of its parts. With one part that is
-        the mean, which has the heavy tails of the losses of tasks; the median of some 20
-        has lighter ones, and still sees what a new family changes. Parts end at multiples
-        of their length: where a stage begins between two, the pieces at the ends of a
-        window are left out.
+        and is reported, as the median of the means of its parts: with one part the mean,
+        with some 20 a number that single tasks move less.
       rest: Number of steps between two changes, also before the first. What becomes worse
         within them is the new standard: it grows nothing later either.
       higher_is_better: Whether more of `metric` is better; `None` for the metrics of

@@ -1,6 +1,22 @@
 """Tasks that arrive one after another: follow the meta-leader, its baselines, its regret.
 
 C. Finn, A. Rajeswaran, S. Kakade, S. Levine. Online Meta-Learning. ICML 2019.
+
+Baselines of the paper are other arguments of `follow_the_meta_leader`:
+
+| | learner | `train_on` | `restart` |
+|---|---|---|---|
+| FTML | `maml(...)` or any other | "all" | False |
+| train on everything (TOE) | `no_adaptation(...)` | "all" | False |
+| joint training, then fine-tuning (FTL) | `fine_tune(...)` | "past" | False |
+| from scratch on each task | `no_adaptation(...)` | "current" | True |
+
+What differs from the paper's text. D_tr and D_val share no example (there they are drawn
+independently). While fewer than K + Q examples of a task are there, D_tr gets half of them,
+K at most. Whether a task is mastered does not end it, as in algorithm 1.
+
+How it runs. All tasks lie on the device from the start. Counts say what has arrived,
+nothing reads beyond them, and one compiled program serves all rounds.
 """
 
 from __future__ import annotations
@@ -82,20 +98,7 @@ def follow_the_meta_leader(
     2. the update procedure: adaptation to all of D_t so far;
     3. the metrics of the adapted model on the held-out data of task t.
 
-    All tasks lie on the device from the start; counts say what has arrived, nothing
-    reads beyond them, and one compiled program serves all rounds. Baselines of the paper
-    are other arguments:
-
-    | | learner | `train_on` | `restart` |
-    |---|---|---|---|
-    | FTML | `maml(...)` or any other | "all" | False |
-    | train on everything (TOE) | `no_adaptation(...)` | "all" | False |
-    | joint training, then fine-tuning (FTL) | `fine_tune(...)` | "past" | False |
-    | from scratch on each task | `no_adaptation(...)` | "current" | True |
-
-    Differs from the paper's text: D_tr and D_val share no example (there they are drawn
-    independently); while fewer than K + Q examples of a task are there, D_tr gets half of
-    them, K at most. Whether a task is mastered does not end it, as in algorithm 1.
+    What differs from the paper stands at the top of the file, as do the paper's baselines.
 
     Args:
       trainer: Learner and outer optimiser, from `meta_trainer`; keep it, and another call
@@ -121,7 +124,7 @@ def follow_the_meta_leader(
         `ml.metrics.HIGHER_IS_BETTER`, which says it.
       sinks: Functions that get every row of the history.
       progress: Whether to draw a progress bar; `None` decides by the terminal.
-      checkpoints: Where to save to after each task; nothing is saved if `None`.
+      checkpoints: Place to save to after each task; nothing is saved if `None`.
       resume: Whether to go on after the last finished task. `tasks` may have become longer
         since: the rounds before are as they were, to the bit. The run must be the same:
         both learners by name and numbers (`describe`), the tasks by their data, the
@@ -146,16 +149,8 @@ def follow_the_meta_leader(
       >>> found.values["query/accuracy"], found.needed
     """
     _check_arguments(train_on, batch_size, meta_steps, checkpoints, resume, sinks)
-    rounds = prepare(
-        trainer,
-        tasks,
-        tasks_per_step=tasks_per_step,
-        num_support=num_support,
-        num_query=num_query,
-        key=key,
-        adapting=adapting,
-        loss_fn=loss_fn,
-    )
+    step = dict(tasks_per_step=tasks_per_step, num_support=num_support, num_query=num_query)
+    rounds = prepare(trainer, tasks, **step, key=key, adapting=adapting, loss_fn=loss_fn)
     mastered = _goal(rounds, metric, threshold, higher_is_better)
     identity = {
         "learner": describe(trainer.learner),
@@ -163,9 +158,7 @@ def follow_the_meta_leader(
         "key": jax.random.key_data(key).tolist(),
         "batch_size": batch_size,
         "meta_steps": meta_steps,
-        "tasks_per_step": tasks_per_step,
-        "num_support": num_support,
-        "num_query": num_query,
+        **step,
         "train_on": train_on,
         "restart": restart,
     }
@@ -176,21 +169,14 @@ def follow_the_meta_leader(
         sinks, progress = (), False
     arrivals = -(-sizes // batch_size)
     total, begun = int(arrivals.sum()), int(arrivals[:done].sum())
-    steps = history[-1]["steps"] if history else 0
     with Progress(total, start=begun, show=progress, label="online", unit="arrival") as bar:
         for task in range(done, len(sizes)):
             if restart and task > 0:
                 state = rounds.start(task)
             for arrival in range(1, int(arrivals[task]) + 1):
-                began = time.perf_counter()
                 have = min(arrival * batch_size, int(sizes[task]))
-                counts, among = drawn_from(sizes, task, have, train_on)
-                if among[1]:
-                    state = rounds.train(state, counts, among, meta_steps, task)
-                    steps += meta_steps
-                row = {"task": task, "examples": have, "steps": steps}
-                row |= rounds.judge(state, task, have)
-                row["seconds"] = round(time.perf_counter() - began, 3)
+                before = history[-1]["steps"] if history else 0
+                state, row = _round(rounds, state, task, have, before, meta_steps, train_on)
                 history.append(row)
                 for sink in sinks:
                     sink(row)
@@ -215,6 +201,27 @@ def _check_arguments(
     checks.whole_number("meta_steps", meta_steps, least=1)
     check_folder(checkpoints, resume)
     check_sinks(sinks)
+
+
+def _round(
+    rounds: Rounds,
+    state: TrainState,
+    task: int,
+    have: int,
+    before: int,
+    meta_steps: int,
+    train_on: str,
+) -> tuple[TrainState, dict[str, float]]:
+    """The outer steps after one arrival, with `before` already done, and its row."""
+    began, steps = time.perf_counter(), before
+    counts, among = drawn_from(rounds.sizes, task, have, train_on)
+    if among[1]:
+        state = rounds.train(state, counts, among, meta_steps, task)
+        steps += meta_steps
+    row = {"task": task, "examples": have, "steps": steps}
+    row |= rounds.judge(state, task, have)
+    row["seconds"] = round(time.perf_counter() - began, 3)
+    return state, row
 
 
 def best_in_hindsight(
@@ -263,16 +270,8 @@ def best_in_hindsight(
       >>> ml.regret(found, best)[-1]
     """
     checks.whole_number("num_steps", num_steps, least=1)
-    rounds = prepare(
-        trainer,
-        tasks,
-        tasks_per_step=tasks_per_step,
-        num_support=num_support,
-        num_query=num_query,
-        key=key,
-        adapting=adapting,
-        loss_fn=loss_fn,
-    )
+    step = dict(tasks_per_step=tasks_per_step, num_support=num_support, num_query=num_query)
+    rounds = prepare(trainer, tasks, **step, key=key, adapting=adapting, loss_fn=loss_fn)
     sizes = rounds.sizes
     state = rounds.train(rounds.start(0), sizes, (0, len(sizes)), num_steps, 0)
     history = [

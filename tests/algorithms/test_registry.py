@@ -1,4 +1,6 @@
-"""Every learner of the registry against the conformance suite."""
+"""Every learner of the registry: its record, and the conformance suite."""
+
+from pathlib import Path
 
 import optax
 import pytest
@@ -6,6 +8,7 @@ from tiny import WAYS, blob_batch, linen, sine_batch
 
 import metalearn as ml
 from metalearn.algorithms import registry
+from metalearn.apps import learners
 from metalearn.testing import check_learner
 
 
@@ -41,3 +44,27 @@ def test_learner_keeps_the_contract(record):
 def test_unknown_learner_suggests():
     with pytest.raises(ValueError, match="Did you mean maml"):
         registry.find("mamal")
+
+
+def test_every_learner_has_a_record():
+    names = [record.name for record in registry.RECORDS]
+    assert len(set(names)) == len(names)
+    titles = [learners._camel(record.title) for record in registry.RECORDS]
+    assert len(set(titles)) == len(titles)
+    built = {
+        name
+        for name in ml.algorithms.__all__
+        if "MetaLearner" in str(getattr(ml.algorithms, name).__annotations__.get("return"))
+    }
+    assert set(names) == built
+    for card in (*registry.RECORDS, *registry.DRIVERS):
+        assert getattr(ml, card.name)
+        assert not card.published or card.published.endswith(("[P]", "[S]"))
+
+
+def test_results_of_the_table_of_systems_are_stored():
+    stored = Path(__file__).parents[2] / "benchmarks" / "results"
+    found = {path.stem for path in stored.glob("*.json")}
+    cards = (*registry.RECORDS, *registry.DRIVERS)
+    missing = [card.name for card in cards if card.result not in found]
+    assert missing == ["fine_tune", "no_adaptation"]  # baselines without a comparison

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ import pytest
 
 import metalearn as ml
 from metalearn import apps, data, runs
-from metalearn.algorithms import registry
 from metalearn.apps import (
     Curves,
     FewShotFeatures,
@@ -27,7 +25,6 @@ from metalearn.apps import (
 )
 from metalearn.apps.images import few_shot
 from metalearn.apps.records import changed
-from metalearn.core import trees
 from metalearn.runs import run as run_module
 
 RECORDS = {
@@ -66,119 +63,6 @@ def test_recipe_is_valid_and_builds(name):
 
 def test_default_is_a_recipe():
     assert apps.DEFAULT in apps.RECIPES
-
-
-# -- Settings of a learner, made from its constructor -----------------------------------
-
-
-@pytest.mark.parametrize("record", registry.RECORDS, ids=lambda record: record.name)
-def test_settings_of_every_learner_have_types_and_help(record):
-    kind = learners.settings_of(record.name)
-    told = learners.arguments(kind)
-    for field in dataclasses.fields(kind):
-        assert told.get(field.name), f"{record.name} says nothing of {field.name}"
-    taken = registry.parameters(record.build)
-    assert {field.name for field in dataclasses.fields(kind)} <= taken.keys()
-    offered = set(learners.FROM_APPLICATION) | {"model", "encoder", "loss_fn", "features"}
-    for name in taken.keys() - offered - {field.name for field in dataclasses.fields(kind)}:
-        # What only code can give has a default.
-        assert taken[name].default is not taken[name].empty, f"{record.name}: {name}"
-
-
-def test_settings_are_those_of_the_constructor():
-    made = learners.HSML(inner_opt=sgd(1e-3), tree=(2, 1), hidden=4)
-    assert made.aggregator == "gru"
-    with pytest.raises(TypeError, match="leaves"):
-        learners.HSML(leaves=3)
-    built = made.build({"model": ml.from_linen(ml.models.MLP(1)), "loss_fn": ml.losses.mse})
-    assert ml.describe(built)["tree"] == "(2, 1)"
-    assert ml.describe(built)["name"] == "hsml"
-
-
-def test_titles_are_attributes():
-    assert learners.ProtoNet.record.name == "protonet"
-    with pytest.raises(AttributeError, match="Protonets"):
-        _ = learners.Protonets
-
-
-def own_learner(model, loss_fn, inner_opt, *, num_steps: int = 3, loud: bool = False):
-    """A learner of the user's.
-
-    Args:
-      num_steps: Inner steps.
-      loud: Whether it shouts.
-    """
-    del loud
-    return ml.maml(model, loss_fn, inner_opt, num_steps=num_steps, name="own")
-
-
-def test_a_learner_of_the_users_own():
-    name = f"{__name__}:own_learner"
-    kind = learners.settings_of(name)
-    recipe = Recipe(app=Curves(), learner=kind(inner_opt=sgd(0.01), num_steps=2))
-    recipe.check()
-    assert ml.describe(recipe.build({"name": "sinusoid"}))["name"] == "own"
-    assert apps.recipe_of(json.loads(json.dumps(recipe.settings()))) == recipe
-    assert learners.arguments(kind)["loud"] == "Whether it shouts."
-
-
-def test_what_a_constructor_requires_is_required():
-    with pytest.raises(TypeError, match="inner_opt"):
-        learners.MAML()
-    assert learners.ESMAML().inner_opt.name == "none"
-
-
-def unannotated(encoder, loss_fn=None, inner_opt=None, num_steps=3, beta=0.5, *args, **kw):
-    """A learner without annotations, which makes a head of its own."""
-    return ml.protonet(encoder, num_ways=5)
-
-
-def with_reserved_name(model, loss_fn, *, steps: int = 1):
-    return ml.maml(model, loss_fn, optax.sgd(0.1), num_steps=steps)
-
-
-def test_constructors_as_users_write_them():
-    kind = learners.settings_of(f"{__name__}:unannotated")
-    made = kind()
-    assert (made.num_steps, made.beta, made.inner_opt.name) == (3, 0.5, "none")
-    assert not kind.record.fixed_head and not kind.record.start
-    built = Recipe(app=FewShotImages(eval_ways=7), learner=made)
-    built.check()
-    params = built.state_like(RECORDS["images"]).variables.params
-    assert not any("head" in path for path in trees.leaf_paths(params))
-    with pytest.raises(ValueError, match="'steps', which settings of a learner use"):
-        learners.settings_of(f"{__name__}:with_reserved_name")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("hsmll", "Did you mean hsml"),
-        ("no_such_package:f", "cannot be imported"),
-        (f"{__name__}:nothing", "cannot be imported"),
-        (f"{__name__}:RECORDS", "is a dict; expected a function"),
-    ],
-)
-def test_unknown_learners_are_refused(name, message):
-    with pytest.raises(ValueError, match=message):
-        learners.settings_of(name)
-
-
-def test_reptile_is_judged_with_its_own_steps():
-    recipe = apps.find("glyphs-reptile").recipe
-    assert recipe.learner.steps(7) == {"eval_steps": 7}
-    with pytest.raises(ValueError, match="takes no number of inner steps"):
-        learners.ProtoNet().steps(3)
-
-
-def test_adam_inside_is_differentiable_unless_said_otherwise():
-    """Second-order learners differentiate the square root of the second moment."""
-    assert ml.testing.assert_differentiable(adam(0.1).build()) is None
-    recipe = Recipe(app=Curves(), learner=learners.MAML(inner_opt=adam(0.1)))
-    recipe.build({"name": "sinusoid"})
-    recipe = Recipe(app=Curves(), learner=learners.MAML(inner_opt=adam(0.1, eps_root=0.0)))
-    with pytest.raises(ValueError, match="eps_root"):
-        recipe.build({"name": "sinusoid"})
 
 
 # -- Every setting is read, or said to be idle ------------------------------------------
@@ -431,33 +315,6 @@ def test_settings_of_another_version_are_named():
 def test_find_suggests():
     with pytest.raises(ValueError, match=r"Did you mean .*glyphs-maml"):
         apps.find("glyph-maml")
-
-
-# -- The registry ------------------------------------------------------------------------
-
-
-def test_every_learner_has_a_record():
-    names = [record.name for record in registry.RECORDS]
-    assert len(set(names)) == len(names)
-    titles = [learners._camel(record.title) for record in registry.RECORDS]
-    assert len(set(titles)) == len(titles)
-    built = {
-        name
-        for name in ml.algorithms.__all__
-        if "MetaLearner" in str(getattr(ml.algorithms, name).__annotations__.get("return"))
-    }
-    assert set(names) == built
-    for card in (*registry.RECORDS, *registry.DRIVERS):
-        assert getattr(ml, card.name)
-        assert not card.published or card.published.endswith(("[P]", "[S]"))
-
-
-def test_results_of_the_table_of_systems_are_stored():
-    stored = Path(__file__).parents[2] / "benchmarks" / "results"
-    found = {path.stem for path in stored.glob("*.json")}
-    cards = (*registry.RECORDS, *registry.DRIVERS)
-    missing = [card.name for card in cards if card.result not in found]
-    assert missing == ["fine_tune", "no_adaptation"]  # baselines without a comparison
 
 
 # -- Optimisers --------------------------------------------------------------------------

@@ -31,6 +31,45 @@ def test_existing_folder_is_refused(base, trained, tiny):
     assert "is a file" in refused("train", *tiny, "--out", full / "notes.txt")
 
 
+def test_resuming_needs_a_run_or_a_recipe(tmp_path):
+    err = refused("train", "--resume", "--out", tmp_path / "mistyped")
+    assert "holds no run" in err and not (tmp_path / "mistyped").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config.pop("settings"),
+        lambda config: config.pop("seed"),
+        lambda config: config.update(settings=None, data=None),
+        lambda config: config["settings"].pop("app"),
+        lambda config: config["settings"].update(outer=[]),
+        lambda config: config["settings"].update(learner="maml"),
+        lambda config: config["settings"]["learner"].pop("name"),
+        lambda config: config["settings"]["app"].update(kind=["x"]),
+        lambda config: config["settings"]["app"].update(shots={"a": 1}),
+    ],
+)
+def test_damaged_configurations_are_named(trained_sine, sine, tmp_path, change):
+    shutil.copytree(trained_sine, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    for words in (("train", *sine, "--resume", "--out"), ("evaluate",)):
+        assert str(path) in refused(*words, tmp_path / "run")
+
+
+def test_weights_of_another_learner_are_not_evaluated(trained_sine, tmp_path):
+    shutil.copytree(trained_sine, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config["settings"]["learner"]["num_steps"] = 2
+    path.write_text(json.dumps(config))
+    err = refused("evaluate", tmp_path / "run")
+    assert "num_steps: trained with 5, config.json says 2" in err
+
+
 def test_other_settings_are_refused(trained, tiny):
     err = refused("train", *tiny, "--out", trained, "--resume", "--app.width=8")
     assert "width: the run has 4, asked for 8" in err

@@ -3,10 +3,29 @@
 E. Grant, C. Finn, S. Levine, T. Darrell, T. Griffiths. Recasting Gradient-Based
 Meta-Learning as Hierarchical Bayes. ICLR 2018. The name is that of the paper's lightweight
 Laplace approximation for meta-adaptation.
+
+What stands behind the objective. It is minus the logarithm of the evidence up to what does
+not depend on theta, for `eta = 1` and losses that are sums. Batch norm's statistics are
+held fixed in the curvature, at those of predictions.
+
+What differs from the paper, of which we know of no released code. It has K-FAC, which needs
+to see the layers of a network. Here "kronecker" takes any array of two or more axes as a
+matrix of (all axes but the last) x (last). From its exact block of `sum_n G_n`, of trace
+`t`, it takes the partial traces `A`, `B` for `A (x) B / t`. Like K-FAC it is exact for a
+dense layer and one example, and it keeps the trace of the block. It does not assume inputs
+and gradients of a layer independent. The determinant is exact in the eigenvalues, without
+factored damping. Objectives that are written as `L + eta log det H` have half of this eta.
+
+How the paper predicts. It draws samples for sinusoids as `num_samples` does, and predicts
+by `phi` in classification.
+
+What memory is needed. It is the derivative of every output of every support example in
+every parameter, `N W P` numbers a task.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import jax
@@ -59,24 +78,13 @@ def llama(
     initialisation, rate and number of steps imply. Laplace's approximation integrates
     around it, and the objective of a task becomes
 
-        L(phi; query) + eta/2 log det H,    H = sum_n G_n(phi; support) + tau I,
+        L(phi; query) + eta/2 log det H,    H = sum_n G_n(phi; support) + tau I
 
-    minus the logarithm of the evidence up to what does not depend on theta, for `eta = 1`
-    and losses that are sums. `G_n` is the generalised Gauss-Newton matrix of the
-    log-likelihood of one support example, which for a softmax is its Fisher information.
-    Batch norm's statistics are held fixed in it, at those of predictions.
+    `G_n` is the generalised Gauss-Newton matrix of the log-likelihood of one support
+    example, which for a softmax is its Fisher information. With `num_samples` predictions
+    are the mixture of `phi + H^-1/2 noise`; without, those of `phi`.
 
-    With `num_samples` predictions are the mixture of `phi + H^-1/2 noise`, by which the
-    paper draws its samples of sinusoids; without, those of `phi`, as in its classification.
-
-    Differs from the paper, of which we know of no released code: it has K-FAC, which
-    needs to see the layers of a network. "kronecker" takes any array of two or more axes
-    as a matrix of (all axes but the last) x (last) and the partial traces `A`, `B` of its
-    exact block of `sum_n G_n`, of trace `t`, for `A (x) B / t`. Like K-FAC it is exact for
-    a dense layer and one example, and it keeps the trace of the block; it does not assume
-    inputs and gradients of a layer independent. The determinant is exact in the
-    eigenvalues, without factored damping. Objectives that are written as
-    `L + eta log det H` have half of this eta.
+    What differs from the paper stands at the top of the file, as does the memory needed.
 
     Args:
       model: The network.
@@ -91,25 +99,22 @@ def llama(
         Samples deviate by `tau^-1/2` in directions that no support example speaks of, so
         for them take one over the variance of the weights, and much more for a network of
         many.
-      likelihood_weight: Makes a log-likelihood of `loss_fn` in H: for `ml.losses.mse` of
-        one output with errors of variance s^2 it is `1 / (2 s^2)`.
-      curvature: What is kept of H. "kronecker": one block an array; those of one axis are
-        exact. "diagonal": the exact diagonal. "last_layer": one exact block of the head
-        alone, the other parameters have neither determinant nor noise.
+      likelihood_weight: Factor that makes a log-likelihood of `loss_fn` in H: for
+        `ml.losses.mse` of one output with errors of variance s^2 it is `1 / (2 s^2)`.
+      curvature: Part of H that is kept. "kronecker": one block an array; those of one axis
+        are exact. "diagonal": the exact diagonal. "last_layer": one exact block of the
+        head alone, the other parameters have neither determinant nor noise.
       head: Regular expression found in the paths of the head's parameters, for
         "last_layer".
       num_samples: M, samples of evaluation, or 0 for `phi` itself.
-      combine: How M predictions become one: "probabilities" for classification, whose
-        outputs are then log-probabilities; "mean" for regression. `None` for the second
-        with `ml.losses.mse` and else the first.
+      combine: Way in which M predictions become one: "probabilities" for classification,
+        whose outputs are then log-probabilities; "mean" for regression. `None` for the
+        second with `ml.losses.mse` and else the first.
       adapt_filter: `(path, leaf) -> bool`: parameters that adapt, and have a posterior;
         all when `None`.
       norm: Batch-norm policy: "support", "running" or "per_step"; see
         `metalearn.inner.norm`.
       **options: See `metalearn.algorithms.options.Options`.
-
-    Memory: the derivative of every output of every support example in every parameter,
-    `N W P` numbers a task.
 
     Returns:
       A `MetaLearner` with the variables of `maml`. Its adapted object is an `Adapted`,
@@ -167,26 +172,7 @@ def llama(
         hooks=Hooks(outer=outer, settings=settings),
         **options,
     )
-
-    def adapt(
-        variables: Variables, support: Examples, *, key: Key | None = None
-    ) -> Adapted:
-        # Samples need a key in any case; the model has one only if one was given.
-        keys = (jax.random.key(0), None)
-        k_draw, k_adapt = keys if key is None else jax.random.split(key)
-        adapted = learner.adapt(variables, support, key=k_adapt)
-        if not num_samples:
-            return adapted
-        around = posterior(adapted, support)
-        return _samples(around, uncertain, adapted, k_draw, num_samples)
-
-    def predict(adapted, x, *, key=None, mask=None) -> Array:
-        if not num_samples:
-            return learner.predict(adapted, x, key=key, mask=mask)
-        each = jax.vmap(lambda one: learner.predict(one, x, key=key, mask=mask))(adapted)
-        return combine_outputs(each, combine)
-
-    return learner._replace(adapt=adapt, predict=predict)
+    return _with_samples(learner, posterior, uncertain, num_samples, combine)
 
 
 def _check(
@@ -222,6 +208,44 @@ def _uncertain(
         return adapt_filter is None or adapt_filter(path, leaf)
 
     return uncertain
+
+
+def _with_samples(
+    learner: MetaLearner,
+    posterior: Callable[[Adapted, Examples], Laplace],
+    uncertain: PathFilter,
+    num_samples: int,
+    combine: Combine,
+) -> MetaLearner:
+    """A learner whose predictions are mixtures of samples, or itself if these are none.
+
+    Args:
+      learner: The learner that finds the mode.
+      posterior: `(adapted, support) -> Laplace`, the posterior around a mode.
+      uncertain: Parameters that have a posterior.
+      num_samples: M, samples of a task, or 0 for the mode itself.
+      combine: Way in which M predictions become one.
+    """
+
+    def adapt(
+        variables: Variables, support: Examples, *, key: Key | None = None
+    ) -> Adapted:
+        # Samples need a key in any case; the model has one only if one was given.
+        keys = (jax.random.key(0), None)
+        k_draw, k_adapt = keys if key is None else jax.random.split(key)
+        adapted = learner.adapt(variables, support, key=k_adapt)
+        if not num_samples:
+            return adapted
+        around = posterior(adapted, support)
+        return _samples(around, uncertain, adapted, k_draw, num_samples)
+
+    def predict(adapted, x, *, key=None, mask=None) -> Array:
+        if not num_samples:
+            return learner.predict(adapted, x, key=key, mask=mask)
+        each = jax.vmap(lambda one: learner.predict(one, x, key=key, mask=mask))(adapted)
+        return combine_outputs(each, combine)
+
+    return learner._replace(adapt=adapt, predict=predict)
 
 
 def _samples(

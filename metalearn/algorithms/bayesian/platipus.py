@@ -1,6 +1,28 @@
 """PLATIPUS: a distribution of initialisations, from which a task draws its own.
 
 C. Finn, K. Xu, S. Levine. Probabilistic Model-Agnostic Meta-Learning. NeurIPS 2018.
+
+What is computed. The prior of a task, given its support set, and in training its posterior,
+given its query set, are diagonal Gaussians (algorithm 1):
+
+    p(theta | support) = N(mu - gamma_p grad L(mu; support), sigma^2)
+    q(theta | query)   = N(mu - gamma_q grad L(mu; query), v)
+
+Training draws one `theta ~ q`, reparametrised; `phi` comes from `num_steps` of `inner_opt`
+on the support loss from theta. Evaluation (algorithm 2) draws M samples `theta ~ p`, adapts
+each alike and combines the predictions. Learned are mu, log sigma^2, log v, gamma_p and
+gamma_q.
+
+How to train it. In training theta has seen the queries, so `query/loss` and
+`query/accuracy` there are better than those of evaluation; the metric `kl` is what that
+cost. A heavy KL term at the start holds everything back. So train for a while with a small
+`kl_weight`, or start from `variables.params["model"]` of `maml`, and hand the variables on;
+learners with other weights, steps or samples share them.
+
+What differs from other code. We know of none by the authors. A reimplementation by others
+has one scalar gamma_p and gamma_q (here `scalar_rates=True`), where the paper multiplies
+coordinate by coordinate. It takes these shifts by `num_steps` steps, where the paper takes
+one, as it is here.
 """
 
 from __future__ import annotations
@@ -55,33 +77,18 @@ def platipus(
 ) -> MetaLearner:
     """Learns a Gaussian of initialisations; what is ambiguous stays a choice of samples.
 
-    The prior of a task, given its support set, and in training its posterior, given its
-    query set, are diagonal Gaussians (algorithm 1):
+    Training draws `theta ~ q = N(mu - gamma_q grad L(mu; query), v)`, adapts it to `phi`
+    and minimises `L(phi; query) + kl_weight KL(q | p)`. Evaluation draws M samples from
+    `p = N(mu - gamma_p grad L(mu; support), sigma^2)`, adapts each, combines predictions.
 
-        p(theta | support) = N(mu - gamma_p grad L(mu; support), sigma^2)
-        q(theta | query)   = N(mu - gamma_q grad L(mu; query), v)
-
-    Training: one `theta ~ q`, reparametrised; `phi` from `num_steps` of `inner_opt` on the
-    support loss from theta; objective `L(phi; query) + kl_weight KL(q | p)`. Evaluation
-    (algorithm 2): M samples `theta ~ p`, each adapted alike, predictions combined. Learned
-    are mu, log sigma^2, log v, gamma_p and gamma_q.
-
-    In training theta has seen the queries, so `query/loss` and `query/accuracy` there are
-    better than those of evaluation; the metric `kl` is what that cost. A heavy KL term at
-    the start holds everything back: train for a while with a small `kl_weight`, or start
-    from `variables.params["model"]` of `maml`, and hand the variables on; learners with
-    other weights, steps or samples share them.
-
-    We know of no code by the authors. A reimplementation by others has one scalar gamma_p
-    and gamma_q (here `scalar_rates=True`), where the paper multiplies coordinate by
-    coordinate, and takes these shifts by `num_steps` steps, where the paper takes one.
+    What differs from other code, and how to train it, stands at the top of the file.
 
     Args:
       model: The network.
       loss_fn: Mean loss of one task; minus the mean log-likelihood for a true bound.
       inner_opt: An optax transformation.
-      combine: How M predictions become one: "probabilities" for classification, whose
-        outputs are then log-probabilities of the mixture; "mean" for regression. See
+      combine: Way in which M predictions become one: "probabilities" for classification,
+        whose outputs are then log-probabilities of the mixture; "mean" for regression. See
         `bayesian.ensemble`; its `members` gives each sample's own.
       num_steps: S, inner steps of the adaptation, at least 1; each shift is one step.
       num_samples: M, samples of evaluation.
@@ -94,7 +101,7 @@ def platipus(
       initial_rate: gamma_p and gamma_q that training begins with, 0 or more.
       scalar_rates: Whether gamma_p and gamma_q are one number each for all parameters
         instead of one for each parameter.
-      differentiation: How derivatives pass through the adaptation and the shifts, see
+      differentiation: Way of derivatives through the adaptation and the shifts, see
         `metalearn.inner.differentiate`.
       adapt_filter: `(path, leaf) -> bool`: parameters that adapt and have a distribution;
         all when `None`. The others are points, learned outside.

@@ -2,6 +2,33 @@
 
 A. Rusu, D. Rao, J. Sygnowski, O. Vinyals, R. Pascanu, S. Osindero, R. Hadsell.
 Meta-Learning with Latent Embedding Optimization. ICLR 2019.
+
+What is computed. An encoder and a relation network give a Gaussian over the code of each
+class, `z_n ~ N(mu_n, diag(sigma_n^2))`. A decoder gives one over the weights of the class,
+`w_n ~ N(mu_n^w, diag((sigma_n^w)^2))`. The logits are `x . w_n`. Adaptation takes
+`num_steps` of `z <- z - alpha_z grad_z L(w; support)` and decodes anew at each. Then it
+takes `fine_tune_steps` of `w <- w - alpha_w grad_w L(w; support)`. With no step of
+either kind it is a conditional generator of weights.
+
+In the outer objective R is the squared distance of the cosines among the decoder's rows
+from the identity. KL, the gamma term and R are means over coordinates, as in the released
+code, so the printed weights hold.
+
+What is random. In training z and, at every decode, w are drawn, by deviations like those of
+the released code (`context.leo_net.draw`), and features meet dropout wherever they are
+read. KL is that of the one drawn sample. Evaluation takes the means and no dropout: no key,
+no chance.
+
+What differs from the released code. Its losses of the inner loop are sums, and here they
+are means. So its rates (1 and 1e-3) are to be multiplied by the number of ways; they are
+learned in any case. It draws a code for each example from the distribution of its class and
+averages their logits, which is `codes="example"`; the default is one code a class, as the
+paper writes. When its loss is NaN it takes a step on `lambda_1` alone; here such a step is
+left out by the trainer.
+
+How the paper trains. It has Adam at 3e-4 to 9e-4, and gradients clipped to 0.1, by
+coordinate and then by norm:
+`optax.chain(optax.clip(0.1), optax.clip_by_global_norm(0.1), optax.adam(4e-4))`.
 """
 
 from __future__ import annotations
@@ -70,38 +97,22 @@ def leo(
 ) -> MetaLearner:
     """Encodes a support set to codes z, adapts z, decodes it to a linear classifier.
 
-    Inputs are fixed feature vectors `[N, D]` of a network trained before. An encoder and
-    a relation network give a Gaussian over the code of each class, `z_n ~ N(mu_n,
-    diag(sigma_n^2))`; a decoder gives one over its weights, `w_n ~ N(mu_n^w,
-    diag((sigma_n^w)^2))`; the logits are `x . w_n`. Adaptation: `num_steps` of `z <- z -
-    alpha_z grad_z L(w; support)`, decoding anew at each, then `fine_tune_steps` of
-    `w <- w - alpha_w grad_w L(w; support)`. Outer objective: the mean over tasks of
+    Inputs are fixed feature vectors `[N, D]` of a network trained before. Adaptation is by
+    gradient steps on z and then on the decoded weights w. The outer objective is, in the
+    mean over tasks,
 
         L(w; query) + beta KL(q(z) | N(0, 1)) + gamma |stop(z_K) - z_0|^2
 
-    plus `lambda_1 |.|^2 / 2` of all kernels and `lambda_2 R`, the squared distance of the
-    cosines among the decoder's rows from the identity. KL, the gamma term and R are means
-    over coordinates, as in the released code, so the printed weights hold.
+    plus `lambda_1 |.|^2 / 2` of all kernels and `lambda_2 R`, which draws the rows of the
+    decoder towards orthogonal ones.
 
-    In training z and, at every decode, w are drawn, by deviations like those of the
-    released code (`context.leo_net.draw`), and features meet dropout wherever they
-    are read. KL is that of the one drawn sample. Evaluation takes the means and no
-    dropout: no key, no chance.
-
-    Differs from the released code: losses of the inner loop are means and not sums, so
-    its rates (1 and 1e-3) are to be multiplied by the number of ways; they are learned in
-    any case. It draws a code for each example from the distribution of its class and
-    averages their logits, `codes="example"`; the default is one a class, as the paper
-    writes. When its loss is NaN it takes a step on `lambda_1` alone; here such a step is
-    left out by the trainer.
+    What differs from the released code stands at the top of the file.
 
     Args:
       num_ways: W, classes the logits have room for. Classes absent from a support set get
-        a logit that never wins. Names of classes do not matter: renaming them renames the
-        outputs.
+        a logit that never wins. Renaming classes renames the outputs, nothing else.
       latents: L, length of a code.
-      num_steps: Steps in the latent space, 0 or more. With neither these nor fine-tuning
-        it is a conditional generator of weights.
+      num_steps: Steps in the latent space, 0 or more.
       fine_tune_steps: Steps on the weights, 0 or more.
       latent_rate: alpha_z at first; learned for every coordinate, `[L]`.
       fine_tune_rate: alpha_w at first; learned for every coordinate, `[D]`.
@@ -112,17 +123,15 @@ def leo(
       orthogonality: lambda_2; paper: 0.0015 to 0.19.
       l2: lambda_1; paper: about 1e-9.
       hidden: Width of the relation network; 2 L when `None`.
-      codes: What has a code of its own, "class" or "example"; M is W or N.
-      differentiation: See `metalearn.inner.differentiate`; "first_order" drops the second
-        derivatives.
+      codes: Owner of a code, "class" or "example"; M, the number of codes, is W or N.
+      differentiation: Way of derivatives through the steps, see
+        `metalearn.inner.differentiate`; "first_order" drops the second derivatives.
       task_chunk: Tasks handled at once, or "auto".
-      name: What `describe` calls the learner.
+      name: Name of the learner in `describe`.
 
     Returns:
       A `MetaLearner` whose adapted object is `Generated`. Its params are `{"model": ...,
-      "latent_rate": [L], "fine_tune_rate": [D]}`. The paper trains with Adam at 3e-4 to
-      9e-4 and gradients clipped to 0.1, by coordinate and then by norm:
-      `optax.chain(optax.clip(0.1), optax.clip_by_global_norm(0.1), optax.adam(4e-4))`.
+      "latent_rate": [L], "fine_tune_rate": [D]}`.
 
     Raises:
       ValueError: an option is out of range; in `init`: inputs are not real `[N, D]`.

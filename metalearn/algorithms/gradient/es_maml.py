@@ -2,6 +2,31 @@
 
 X. Song, W. Gao, Y. Yang, K. Choromanski, A. Pacchiano, Y. Tang. ES-MAML: Simple
 Hessian-Free Meta Learning. ICLR 2020.
+
+What is computed. With `U(theta)` the adapted parameters and `J` the objective on the
+queries, the outer objective is smoothed by a Gaussian, `E J(U(theta + sigma e))`. Its
+gradient is estimated from n antithetic pairs for each task. Neither `U` nor `J` need be
+differentiable. The error falls as `1 / sqrt(n)` and grows with the root of the number of
+parameters: use small networks.
+
+Adaptations, all on the support set:
+
+- "gradient": `num_steps` of `inner_opt` on `loss_fn`.
+- "es": the same with the gradient of `objective_fn` estimated like the outer one, from
+  `num_queries` pairs of width `query_sigma` a step.
+- "hill_climbing": in each of `num_steps` rounds `num_queries` Gaussian moves of width
+  `query_sigma` are tried, and the best is made if `objective_fn` becomes smaller by it.
+
+What differs from the paper and the released code. As in the paper every task has
+perturbations of its own. Both ends of a pair adapt to the same task with the same random
+draws. That leaves the estimate unbiased and takes noise out of the difference; in the
+released code each end draws its own tasks. The paper maximises rewards: here an objective
+is minimised, so return their negative.
+
+The released code divides values by their standard deviation (`normalise=True`). It has 150
+pairs, both widths 0.1 and 20 queries, single ones and not pairs in "es". Its hill climbing
+takes 20 rounds of one move (`num_steps=20, num_queries=1`). It has determinantal and
+regression estimators and a first-order variant, which are not here.
 """
 
 from __future__ import annotations
@@ -51,32 +76,12 @@ def es_maml(
 ) -> MetaLearner:
     """Learns an initialisation by evaluating perturbed ones; nothing is differentiated.
 
-    With `U(theta)` the adapted parameters and `J` the objective on the queries, the outer
-    objective is smoothed by a Gaussian, `E J(U(theta + sigma e))`, and its gradient is
-    estimated from n antithetic pairs for each task:
+    The objective `J` on the queries, of adapted parameters `U(theta)`, is smoothed. Its
+    gradient is estimated from n antithetic pairs for each task:
 
         1 / (2 n sigma) sum_i [J(U(theta + sigma e_i)) - J(U(theta - sigma e_i))] e_i
 
-    Neither `U` nor `J` need be differentiable. The error falls as `1 / sqrt(n)` and grows
-    with the root of the number of parameters: use small networks.
-
-    Adaptations, all on the support set:
-
-    - "gradient": `num_steps` of `inner_opt` on `loss_fn`.
-    - "es": the same with the gradient of `objective_fn` estimated as above, from
-      `num_queries` pairs of width `query_sigma` a step.
-    - "hill_climbing": in each of `num_steps` rounds `num_queries` Gaussian moves of width
-      `query_sigma` are tried, and the best is made if `objective_fn` becomes smaller by it.
-
-    As in the paper every task has perturbations of its own. Both ends of a pair adapt to
-    the same task with the same random draws, which leaves the estimate unbiased and takes
-    noise out of the difference; in the released code each end draws its own tasks. The
-    paper maximises rewards: here an objective is minimised, so return their negative.
-
-    The released code divides values by their standard deviation (`normalise=True`), has
-    150 pairs, both widths 0.1 and 20 queries, single ones and not pairs in "es"; its
-    hill climbing takes 20 rounds of one move (`num_steps=20, num_queries=1`). It has
-    determinantal and regression estimators and a first-order variant, which are not here.
+    What differs from the paper stands at the top of the file, as do the adaptations.
 
     Args:
       model: The network.
@@ -85,27 +90,27 @@ def es_maml(
         "hill_climbing".
       objective_fn: `(outputs, examples) -> scalar`, any function, e.g. an error rate; that
         of the queries and of searching adaptations. `loss_fn` when `None`.
-      adaptation: "gradient", "es" or "hill_climbing".
+      adaptation: Rule on the support set: "gradient", steps on `loss_fn`; "es", such by an
+        estimated gradient of `objective_fn`; "hill_climbing", the best of random moves.
       num_steps: Inner steps, or rounds; 0 for none.
       num_perturbations: n, pairs a task and outer step.
       sigma: Positive width of the smoothing.
       num_queries: Pairs ("es") or moves ("hill_climbing") of one inner step.
       query_sigma: Positive width of the pairs or moves.
-      normalise: Divides the estimate by the standard deviation of all values of the batch,
-        so the outer rate does not depend on their scale.
+      normalise: Whether the estimate is divided by the standard deviation of all values of
+        the batch, so the outer rate does not depend on their scale.
       adapt_filter: `(path, leaf) -> bool`: parameters that adapt; all when `None`. The
         outer perturbations are of all.
       norm: Batch-norm policy, see `metalearn.inner.norm`.
-      mask_absent_classes: For tasks with a variable number of ways.
+      mask_absent_classes: Whether to mask absent classes, where the number of ways varies.
       perturbation_chunk: Pairs evaluated at once, a divisor of n; all when `None`.
       task_chunk: Tasks handled at once, or "auto".
-      name: What `describe` calls the learner.
+      name: Name of the learner in `describe`.
 
     Returns:
-      A `MetaLearner` with the parameters of the model and `Adapted` objects. `adapt` draws
-      at random unless "gradient" and then needs a key. The metrics of a task are those at
-      theta itself, with `query/objective`; `smoothed/objective` is the mean over the
-      perturbed values.
+      A `MetaLearner` with the parameters of the model and `Adapted` objects. `adapt` needs
+      a key for its random draws unless "gradient". A task's metrics, `query/objective`
+      included, are those at theta; `smoothed/objective` is the mean over perturbed values.
 
     Raises:
       ValueError: an option is out of range; `norm="per_step"` with a searching adaptation;

@@ -2,6 +2,32 @@
 
 A. Rajeswaran, C. Finn, S. Kakade, S. Levine. Meta-Learning with Implicit Gradients.
 NeurIPS 2019.
+
+What it costs. Nothing of the path is kept, so memory does not depend on `num_steps`, and
+the optimiser need not be differentiable.
+
+How near the minimum was. The formula of the meta-gradient holds at the minimum. Metrics of
+a task say how near it was:
+
+- `inner/residual`: the length of the gradient of the inner objective at the end.
+- `solve/residual`: what conjugate gradients left, relative.
+- `solve/negative_curvature`: 1 where `I + H / lam` was found not to be positive. There the
+  solve ends with what it has, in its first step with the gradient of first-order MAML.
+
+Where negative curvature is the rule, as for images with batch norm, damp: `lam=2.0,
+pull_back=True, damping=22.0` learned there, no damping did not.
+
+If `inner/residual` grows while training, the inner loop has begun to diverge. The
+meta-gradient hardly sees directions of high curvature, so nothing holds the curvature down,
+and a stiff spring asks for more of it. Lower the inner rate, or `lam`. A spring at every
+step is far stiffer than the one pull of the released code, which at the paper's rate and
+`lam=2` takes back a fifth of the way.
+
+What differs from the released code. It takes plain steps on the support loss and then one
+on the proximal term (`pull_back=True`). It solves with `(1 + d) I + H / (lam + 10)` for
+`d = 1`. Its direction at `lam=2` is that of `damping=22`, six times as long. It evaluates
+with `lam = 0`. Here adaptation is the same in training and evaluation; for `lam = 0` give
+the parameters to `ml.fomaml` as those of its model.
 """
 
 from __future__ import annotations
@@ -47,29 +73,12 @@ def imaml(
     Inner problem: `phi = argmin L(phi; support) + lam/2 |phi - theta|^2` (equation 4), here
     `num_steps` of `inner_opt` from `theta`. Meta-gradient, with the Hessian `H` of the
     support loss at `phi`: `(I + H / lam)^-1 grad L(phi; query)` (lemma 1, equation 6),
-    solved by conjugate gradients (algorithm 2). Nothing of the path is kept, so memory does
-    not depend on `num_steps`, and the optimiser need not be differentiable. Parameters
-    that do not adapt get their part by the same theorem.
+    solved by conjugate gradients (algorithm 2). Parameters that do not adapt get their part
+    by the same theorem.
 
-    The formula holds at the minimum. The metrics of a task say how near it was:
-    `inner/residual`, the length of the gradient of the inner objective at the end;
-    `solve/residual`, what conjugate gradients left, relative; `solve/negative_curvature`,
-    1 where `I + H / lam` was found not to be positive. There the solve ends with what it
-    has, in its first step with the gradient of first-order MAML. Where that is the rule, as
-    for images with batch norm, damp: `lam=2.0, pull_back=True, damping=22.0` learned there,
-    no damping did not.
-
-    If `inner/residual` grows while training, the inner loop has begun to diverge: the
-    meta-gradient hardly sees directions of high curvature, so nothing holds the curvature
-    down, and a stiff spring asks for more of it. Lower the inner rate, or `lam`: a spring
-    at every step is far stiffer than the one pull of the released code, which at the
-    paper's rate and `lam=2` takes back a fifth of the way.
-
-    Differs from the released code, which takes plain steps on the support loss and then
-    one on the proximal term (`pull_back=True`), solves with `(1 + d) I + H / (lam + 10)`
-    for `d = 1`, and evaluates with `lam = 0`. Its direction at `lam=2` is that of
-    `damping=22`, six times as long. Here adaptation is the same in training and evaluation;
-    for `lam = 0` give the parameters to `ml.fomaml` as those of its model.
+    What differs from the released code stands at the top of the file. What the metrics
+    `inner/residual`, `solve/residual` and `solve/negative_curvature` say, and what to do
+    about them, stands there as well.
 
     Args:
       model: The network.
@@ -79,15 +88,15 @@ def imaml(
       lam: Stiffness of the spring, positive: with 0 the minimum would not depend on the
         initialisation. For plain adaptation use `ml.maml`.
       cg_steps: Most steps of conjugate gradients; as many as parameters move is exact.
-      damping: Added to the diagonal of the Hessian in the solve.
-      pull_back: Takes the proximal term out of the steps and one step on it after them.
-        The end is then no minimum, and `inner/residual` shows it.
+      damping: Number added to the diagonal of the Hessian in the solve.
+      pull_back: Whether the proximal term leaves the steps, and one step on it follows
+        them. The end is then no minimum, and `inner/residual` shows it.
       adapt_filter: `(path, leaf) -> bool`: parameters that adapt; all when `None`.
-      norm: "support", "batch" or "running", see `metalearn.inner.norm`. Every inner step
+      norm: Policy "support", "batch" or "running", see `metalearn.inner.norm`. Every step
         sees the whole support set and the same key, so there is one function to minimise.
-      mask_absent_classes: For tasks with a variable number of ways.
+      mask_absent_classes: Whether to mask absent classes, where the number of ways varies.
       task_chunk: Tasks handled at once, or "auto".
-      name: What `describe` calls the learner.
+      name: Name of the learner in `describe`.
 
     Returns:
       A `MetaLearner` with the parameters of the model and `Adapted` objects. Train it with

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from metalearn.algorithms.bilevel import Hooks, bilevel
-from metalearn.algorithms.gradient.meta_curvature import curved_sgd
+from metalearn.algorithms.gradient.kronecker import check_axes, curved_sgd
 from metalearn.algorithms.options import Options, takes_options
-from metalearn.core import checks, trees
+from metalearn.core import checks
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model
 from metalearn.core.types import Array, Key, LossFn, PyTree
@@ -169,14 +169,7 @@ def identities(params: PyTree) -> PyTree:
 
 def _of_parameter(path: Any, leaf: Array) -> dict[str, Array]:
     shape = leaf.shape
-    if len(shape) == 3 or len(shape) > 4:
-        name = trees.path_string(path)
-        raise ValueError(
-            f"kfo got the parameter {name!r} of shape {shape}; expected a vector [n], a "
-            "dense kernel [in, out] or a convolution [height, width, in, out], for which "
-            "it is clear what the axes are. Keep it out of the inner loop: "
-            f"adapt_filter=lambda path, leaf: path != {name!r}, or store it as a matrix."
-        )
+    check_axes("kfo", path, leaf)
     if len(shape) == 4:
         sizes = {"inputs": shape[2], "taps": shape[0] * shape[1]}
     else:

@@ -12,19 +12,12 @@ import jax.numpy as jnp
 import optax
 
 from metalearn.algorithms.bilevel import Hooks, bilevel
+from metalearn.algorithms.gradient.kronecker import check_axes, curved_sgd
 from metalearn.algorithms.options import Options, takes_options
-from metalearn.core import checks, trees
+from metalearn.core import checks
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model
 from metalearn.core.types import Array, Key, LossFn, PyTree
-
-# A gradient seen as [taps t, inputs i, outputs o] times a factor on one of the axes:
-# (M G)[new] = sum over old of M[new, old] G[old].
-_PRODUCTS = {
-    "taps": "st,tio->sio",  # M_f
-    "inputs": "ji,tio->tjo",  # M_i
-    "outputs": "po,tio->tip",  # M_o
-}
 
 
 @takes_options()
@@ -101,50 +94,10 @@ def meta_curvature(
     )
 
 
-def curved_sgd(factors: PyTree, rate: Any) -> optax.GradientTransformation:
-    """SGD along transformed gradients.
-
-    Args:
-      factors: Dictionary as in `meta_curvature` for every gradient.
-      rate: A number or scalar array.
-    """
-
-    def step(gradient: Array, of: dict[str, Array]) -> Array:
-        return -jnp.asarray(rate, gradient.dtype) * transform(gradient, of)
-
-    return optax.stateless(lambda grads, _: jax.tree.map(step, grads, factors))
-
-
-def transform(gradient: Array, factors: dict[str, Array]) -> Array:
-    """`MC(G)` of one gradient.
-
-    Args:
-      gradient: `[]`, `[out]`, `[in, out]` or `[height, width, in, out]`.
-      factors: Square matrices by the names of the modes; a mode left out keeps still.
-    """
-    shape = gradient.shape
-    outputs = shape[-1] if shape else 1
-    inputs = shape[-2] if len(shape) > 1 else 1
-    # The axes of HWIO in this order: height and width become one, rows first.
-    result = gradient.reshape((-1, inputs, outputs))
-    for mode, product in _PRODUCTS.items():
-        if mode in factors:
-            result = jnp.einsum(product, factors[mode], result)
-    return result.reshape(shape)
-
-
 def _identities(path: Any, leaf: Array) -> dict[str, Array]:
     """Identity factors for one parameter."""
     shape = leaf.shape
-    if len(shape) == 3 or len(shape) > 4:
-        name = trees.path_string(path)
-        raise ValueError(
-            f"meta_curvature got the parameter {name!r} of shape {shape}; expected a "
-            "vector [out], a dense kernel [in, out] or a convolution "
-            "[height, width, in, out], for which it is clear what the axes are. Keep it "
-            "out of the inner loop: "
-            f"adapt_filter=lambda path, leaf: path != {name!r}, or store it as a matrix."
-        )
+    check_axes("meta_curvature", path, leaf)
     sizes = {"outputs": shape[-1] if shape else 1}
     if len(shape) > 1:
         sizes["inputs"] = shape[-2]

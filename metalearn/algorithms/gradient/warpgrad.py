@@ -2,11 +2,28 @@
 
 S. Flennerhag, A. Rusu, R. Pascanu, F. Visin, H. Yin, R. Hadsell. Meta-Learning with Warped
 Gradient Descent. ICLR 2020.
+
+What the objective of omega does. In it theta_k is held constant: a derivative goes through
+one step and never through the path to it. So it does not care how many steps came before,
+and memory does not grow with K. The start theta_0 has an objective of its own, and neither
+sees the other's parameters.
+
+What differs from the paper. The states are those of the adaptation to the tasks of this
+outer step. The paper fills a buffer with states of many tasks, passes over it in shuffled
+small batches, one update of omega each, and then fills it anew. That becomes this where the
+buffer is filled anew before each update and used whole. What is lost is the reuse of
+states: an adaptation of hundreds of steps pays for one update of omega here, and for many
+there. What is won is that no state is stale.
+
+What differs from the released code. Its approximation takes no step and differentiates
+`L(theta_k, omega)`. Its Leap leaves out the difference of losses. The two batches of a step
+are drawn there from the training data of the task; here they are the support and the query
+set.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -51,26 +68,11 @@ def warpgrad(
     Adaptation moves the task layers theta alone: `theta_{k+1} = theta_k - alpha grad
     L(theta_k, omega; support)`; what is learned in omega shapes that gradient. The
     objective of omega is, in the mean over tasks and the states k = 0..K-1 that
-    adaptation meets,
+    adaptation meets, with theta_k held constant,
 
         L(theta_k - alpha grad L(theta_k, omega; support), omega; query)
 
-    with theta_k held constant: a derivative through one step and never through the path
-    to it, so it does not care how many steps came before, and memory does not grow with
-    K. The start theta_0 has an objective of its own, and neither sees the other's
-    parameters.
-
-    The states are those of the adaptation to the tasks of this outer step. The paper fills
-    a buffer with states of many tasks, passes over it in shuffled small batches, one update
-    of omega each, and then fills it anew. That becomes this where the buffer is filled anew
-    before each update and used whole. What is lost is the reuse of states: an adaptation of
-    hundreds of steps pays for one update of omega here, and for many there. What is won is
-    that no state is stale.
-
-    Differs from the released code: its approximation takes no step and differentiates
-    `L(theta_k, omega)`, and its Leap leaves out the difference of losses. The two batches
-    of a step are drawn there from the training data of the task; here they are the support
-    and the query set.
+    What differs from the paper stands at the top of the file.
 
     Args:
       model: A network with warp layers, e.g. `ml.models.WarpMLP` or `ml.models.WarpConv4`.
@@ -81,19 +83,19 @@ def warpgrad(
         held constant like theta_k. Paper: `optax.sgd(0.1)`.
       num_steps: K, at least 1. A learner with another number takes the same variables.
       warp: Regular expression found in the paths of omega, and in no other.
-      initialisation: How theta_0 is learned. "maml": by the query loss after K steps
-        (Warp-MAML). "leap": by the length of the path of `(theta, support loss)`
+      initialisation: Rule by which theta_0 is learned. "maml": by the query loss after K
+        steps (Warp-MAML). "leap": by the length of the path of `(theta, support loss)`
         (Flennerhag et al. 2019, see `gradient.leap`). "fixed": not at all, its
         gradient is zero; keep weight decay away from it.
-      approximate: Drops the derivative through the step: omega is then learned by the
-        query loss at the states `theta_1..theta_K`.
-      differentiation: How the derivative of "maml" passes through the steps, see
+      approximate: Whether the derivative through the step is dropped: omega is then
+        learned by the query loss at the states `theta_1..theta_K`.
+      differentiation: Way of the derivative of "maml" through the steps, see
         `metalearn.inner.differentiate`; "first_order" for the approximation of the
         paper's first-order relatives.
-      norm: "support", "batch" or "running", see `metalearn.inner.norm`.
-      mask_absent_classes: For tasks with a variable number of ways.
+      norm: Policy "support", "batch" or "running", see `metalearn.inner.norm`.
+      mask_absent_classes: Whether to mask absent classes, where the number of ways varies.
       task_chunk: Tasks handled at once, or "auto".
-      name: What `describe` calls the learner.
+      name: Name of the learner in `describe`.
 
     Returns:
       A `MetaLearner` with the parameters of the model and `Adapted` objects. The metric
@@ -116,23 +118,9 @@ def warpgrad(
     checks.inner_optimiser(inner_opt, None, second_order=second_order)
     is_warp = trees.path_filter(warp)
     moves = lambda path, leaf: not is_warp(path, leaf)
-
-    def steps(number: int, how: Differentiation) -> Descent:
-        return descent(
-            model,
-            loss_fn,
-            inner_opt,
-            num_steps=number,
-            differentiation=how,
-            adapt_filter=moves,
-            norm=norm,
-            mask_absent_classes=mask_absent_classes,
-        )
-
-    frames = _Frames(
-        whole=steps(num_steps, differentiation),
-        single=steps(1, "first_order" if approximate else "reverse"),
-        watched=steps(1, "reverse"),
+    shared = dict(adapt_filter=moves, norm=norm, mask_absent_classes=mask_absent_classes)
+    frames = _frames(
+        model, loss_fn, inner_opt, num_steps, differentiation, approximate, **shared
     )
 
     def init(key: Key, task: Task) -> Variables:
@@ -187,6 +175,29 @@ class _Frames(NamedTuple):
     whole: Descent
     single: Descent
     watched: Descent
+
+
+def _frames(
+    model: Model,
+    loss_fn: LossFn,
+    inner_opt: optax.GradientTransformation,
+    num_steps: int,
+    differentiation: Differentiation,
+    approximate: bool,
+    **shared: Any,
+) -> _Frames:
+    """The adaptations of a model; `shared` are options of `descent` that all have."""
+
+    def steps(number: int, how: Differentiation) -> Descent:
+        return descent(
+            model, loss_fn, inner_opt, num_steps=number, differentiation=how, **shared
+        )
+
+    return _Frames(
+        whole=steps(num_steps, differentiation),
+        single=steps(1, "first_order" if approximate else "reverse"),
+        watched=steps(1, "reverse"),
+    )
 
 
 class _Point(NamedTuple):

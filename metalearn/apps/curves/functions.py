@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from metalearn import models
-from metalearn.algorithms.registry import parameters
+from metalearn.algorithms.record import parameters
 from metalearn.apps import plots
 from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.learners import Learner

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalearn import models
-from metalearn.algorithms.registry import parameters
+from metalearn.algorithms.record import parameters
 from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.learners import Learner
 from metalearn.core import losses

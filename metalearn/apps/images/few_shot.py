@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from metalearn import data as image_data
 from metalearn import models
 from metalearn import tasks as task_samplers
-from metalearn.algorithms.registry import parameters
+from metalearn.algorithms.record import parameters
 from metalearn.apps import plots
 from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.learners import Learner

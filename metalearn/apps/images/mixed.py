@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from metalearn import data as image_data
 from metalearn import tasks as task_samplers
-from metalearn.algorithms.registry import parameters
+from metalearn.algorithms.record import parameters
 from metalearn.apps.base import DataRecord
 from metalearn.apps.images.few_shot import ALL_PARTS, FewShotImages, names_of
 from metalearn.apps.learners import Learner

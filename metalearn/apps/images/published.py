@@ -13,8 +13,9 @@ from metalearn.apps import learners
 from metalearn.apps.base import Entry, Recipe
 from metalearn.apps.images.features import FewShotFeatures
 from metalearn.apps.images.few_shot import FewShotImages
+from metalearn.apps.images.recipes import REPTILE, REPTILE_APP, reptile
 from metalearn.apps.learners import Learner
-from metalearn.apps.optimisers import Outer, adam, sgd
+from metalearn.apps.optimisers import Outer, sgd
 
 
 def _omniglot(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> Recipe:
@@ -88,17 +89,9 @@ RECIPES: dict[str, Entry] = {
     "omniglot-reptile-paper": Entry(
         "Nichol et al. 2018: Reptile, 100,000 steps, inductive batch norm",
         _omniglot(
-            learners.Reptile(
-                inner_opt=adam(1e-3, b1=0.0, eps_root=0.0),
-                num_steps=5,
-                batch_size=10,
-                eval_steps=50,
-                eval_batch_size=5,
-                carry_opt_state=True,
-            ),
-            {"shots": 5, "queries": 5, "eval_shots": 1},
-            outer=Outer(name="sgd", rate=1.0, schedule="linear"),
-            tasks_per_step=5,
+            reptile(1e-3),
+            REPTILE_APP,
+            **REPTILE,
             steps=100_000,
             validate_every=2000,
             validation_tasks=200,

@@ -39,7 +39,8 @@ def _omniglot(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) 
     return Recipe(app=FewShotImages(**images), learner=learner, **shared | rest)
 
 
-def _reptile(rate: float) -> Learner:
+def reptile(rate: float) -> Learner:
+    """Reptile of Nichol et al. 2018 with an inner rate."""
     return learners.Reptile(
         inner_opt=adam(rate, b1=0.0, eps_root=0.0),
         num_steps=5,
@@ -51,8 +52,8 @@ def _reptile(rate: float) -> Learner:
 
 
 # Reptile learns from support and query together: ten examples of a class.
-_REPTILE_APP: dict[str, Any] = {"shots": 5, "queries": 5, "eval_shots": 1}
-_REPTILE: dict[str, Any] = {
+REPTILE_APP: dict[str, Any] = {"shots": 5, "queries": 5, "eval_shots": 1}
+REPTILE: dict[str, Any] = {
     "outer": Outer(name="sgd", rate=1.0, schedule="linear"),
     "tasks_per_step": 5,
 }
@@ -116,7 +117,7 @@ RECIPES: dict[str, Entry] = {
     ),
     "glyphs-reptile": Entry(
         "Reptile on printed characters, 5-way 1-shot",
-        _glyphs(_reptile(_REPTILE_RATE), _REPTILE_APP, **_REPTILE),
+        _glyphs(reptile(_REPTILE_RATE), REPTILE_APP, **REPTILE),
     ),
     # Two cores, with the Omniglot archives.
     "omniglot-maml": Entry(
@@ -141,7 +142,7 @@ RECIPES: dict[str, Entry] = {
     "omniglot-reptile": Entry(
         "Reptile on Omniglot, 5-way 1-shot",
         _omniglot(
-            _reptile(_REPTILE_RATE), _REPTILE_APP, **_REPTILE | {"validate_every": 2000}
+            reptile(_REPTILE_RATE), REPTILE_APP, **REPTILE | {"validate_every": 2000}
         ),
         "93.9 ± 0.5 % inductive, 95.4 ± 0.4 % transductive; two cores",
     ),

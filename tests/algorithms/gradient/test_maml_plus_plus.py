@@ -327,3 +327,9 @@ def test_keeps_the_contract(strict_dtypes):
         task_chunk=8,
     )
     check_learner(learner, blob_batch())
+
+
+def test_a_single_step_is_traced():
+    """Its rates are of one step; whether an optimiser is differentiable takes two."""
+    learner = ml.maml_plus_plus(plain(), CE, num_steps=1)
+    assert jax.eval_shape(learner.init, jax.random.key(0), one(blob_batch())).params

@@ -9,7 +9,8 @@ from bench import CE, INNER, close, differs, grads_of, model_grads, network, of,
 from tiny import WAYS, blob_batch, one, plain
 
 import metalearn as ml
-from metalearn.algorithms.gradient.meta_curvature import meta_curvature, transform
+from metalearn.algorithms.gradient.kronecker import transform
+from metalearn.algorithms.gradient.meta_curvature import meta_curvature
 from metalearn.testing import check_learner
 
 
