@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from metalearn.core.types import (
     EstimateFn,
     InitFn,
     Key,
+    LossFn,
     Metrics,
     PredictFn,
     PyTree,
@@ -52,6 +54,8 @@ class MetaLearner(NamedTuple):
         padded queries matters to transductive learners only.
       estimate: `(variables, tasks, *, key) -> Estimate`.
       config: Name and hyper-parameters as pairs; read them with `describe`.
+      loss_fn: Loss of one task that judges the learner where the caller names none;
+        `None` leaves the judgement to a loss that is guessed from the targets.
 
     Example:
       >>> learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
@@ -64,6 +68,26 @@ class MetaLearner(NamedTuple):
     predict: PredictFn
     estimate: EstimateFn
     config: tuple[tuple[str, Plain], ...] = ()
+    loss_fn: LossFn | None = None
+
+
+def hashable(fn: Callable | None) -> Callable | None:
+    """The function itself, or one that calls it and can be the key of a cache."""
+    try:
+        hash(fn)
+    except TypeError:  # such as a dataclass that is compared by its fields
+        return _Called(fn)
+    return fn
+
+
+class _Called:
+    """Calls another function; equal to itself alone."""
+
+    def __init__(self, fn: Callable):
+        self.__wrapped__ = fn
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)
 
 
 def config_of(name: str, **hparams: Any) -> tuple[tuple[str, Plain], ...]:

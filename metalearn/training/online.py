@@ -31,14 +31,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from metalearn.core import checks, mesh, metrics
+from metalearn.core import checks, kinds, mesh, metrics
 from metalearn.core.learner import MetaLearner, describe
 from metalearn.core.task import Task
 from metalearn.core.types import Key, LossFn
+from metalearn.training.arguments import check_online
 from metalearn.training.checkpoint import CheckpointMismatch, Checkpoints
-from metalearn.training.resume import check_folder, check_same_run, restore_latest
+from metalearn.training.resume import (
+    check_folder,
+    check_same_run,
+    check_same_start,
+    restore_latest,
+)
 from metalearn.training.rounds import Rounds, drawn_from, prepare
-from metalearn.training.sinks import Progress, Sink, check_sinks
+from metalearn.training.sinks import Progress, Sink
 from metalearn.training.trainer import MetaTrainer, TrainState
 
 TRAIN_ON = ("all", "past", "current")
@@ -129,8 +135,9 @@ def follow_the_meta_leader(
         since: the rounds before are as they were, to the bit. The run must be the same:
         both learners by name and numbers (`describe`), the tasks by their data, the
         settings and the key, and the variables and the state of the outer optimiser by
-        their structure: Adam in place of SGD is refused. Functions and rates of
-        optimisers, inner and outer ones, are not seen: keep these yourself.
+        their structure: Adam in place of SGD is refused, and so is a judgement of the
+        first task before training that differs, as with another loss, model or inner
+        rate. The rate of the outer optimiser is not seen: keep it yourself.
 
     Returns:
       An `OnlineResult`.
@@ -148,7 +155,9 @@ def follow_the_meta_leader(
       ...     metric="query/accuracy", threshold=0.9, key=jax.random.key(0))
       >>> found.values["query/accuracy"], found.needed
     """
-    _check_arguments(train_on, batch_size, meta_steps, checkpoints, resume, sinks)
+    checks.one_of("train_on", train_on, TRAIN_ON)
+    check_online(batch_size, meta_steps, restart, resume, progress, sinks)
+    check_folder(checkpoints, resume)
     step = dict(tasks_per_step=tasks_per_step, num_support=num_support, num_query=num_query)
     rounds = prepare(trainer, tasks, **step, key=key, adapting=adapting, loss_fn=loss_fn)
     mastered = _goal(rounds, metric, threshold, higher_is_better)
@@ -156,15 +165,18 @@ def follow_the_meta_leader(
         "learner": describe(trainer.learner),
         "adapting": describe(rounds.adapting),
         "key": jax.random.key_data(key).tolist(),
-        "batch_size": batch_size,
-        "meta_steps": meta_steps,
-        **step,
+        "batch_size": int(batch_size),
+        "meta_steps": int(meta_steps),
+        **{name: int(value) for name, value in step.items()},
         "train_on": train_on,
         "restart": restart,
     }
     sizes, state, history, done = rounds.sizes, rounds.start(0), [], 0
+    start = rounds.judge(state, 0, int(min(batch_size, sizes[0]))) if checkpoints else {}
+    start = {name: value for name, value in start.items() if np.isfinite(value)}
     if resume and checkpoints.latest() is not None:
-        state, history, done = _restore(checkpoints, state, identity, rounds.digests)
+        numbers = (identity, start, rounds.digests)
+        state, history, done = _restore(checkpoints, state, *numbers)
     if not mesh.leads():
         sinks, progress = (), False
     arrivals = -(-sizes // batch_size)
@@ -182,25 +194,10 @@ def follow_the_meta_leader(
                     sink(row)
                 bar.update(1, {"task": task, metric: row[metric]})
             if checkpoints is not None:
-                extra = {"identity": identity, "tasks": rounds.digests[: task + 1]}
+                extra = {"identity": identity, "start": start}
+                extra["tasks"] = rounds.digests[: task + 1]
                 checkpoints.save(task + 1, state, {**extra, "history": history})
     return _result(rounds, state, history, mastered)
-
-
-def _check_arguments(
-    train_on: str,
-    batch_size: int,
-    meta_steps: int,
-    checkpoints: Checkpoints | None,
-    resume: bool,
-    sinks: Sequence[Sink],
-) -> None:
-    if train_on not in TRAIN_ON:
-        raise ValueError(f"train_on is {train_on!r}; expected one of {TRAIN_ON}.")
-    checks.whole_number("batch_size", batch_size, least=2)
-    checks.whole_number("meta_steps", meta_steps, least=1)
-    check_folder(checkpoints, resume)
-    check_sinks(sinks)
 
 
 def _round(
@@ -269,7 +266,7 @@ def best_in_hindsight(
       ...                             key=jax.random.key(0))
       >>> ml.regret(found, best)[-1]
     """
-    checks.whole_number("num_steps", num_steps, least=1)
+    kinds.count("num_steps", num_steps)
     step = dict(tasks_per_step=tasks_per_step, num_support=num_support, num_query=num_query)
     rounds = prepare(trainer, tasks, **step, key=key, adapting=adapting, loss_fn=loss_fn)
     sizes = rounds.sizes
@@ -342,6 +339,7 @@ def _restore(
     checkpoints: Checkpoints,
     like: TrainState,
     identity: dict[str, Any],
+    start: dict[str, float],
     digests: list[str],
 ) -> tuple[TrainState, list[dict[str, float]], int]:
     """State, history and number of finished tasks of the newest checkpoint."""
@@ -369,6 +367,8 @@ def _restore(
         others=others,
         but="; tasks may only be added",
     )
+    if notes.get("start"):  # older ones have none
+        check_same_start(checkpoints, notes["start"], start, 1e-4)
     return mesh.everywhere(state), notes["history"], done
 
 
