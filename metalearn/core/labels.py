@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
-from metalearn.core import losses
+from metalearn.core import losses, trees
 from metalearn.core.task import Examples, Task
 from metalearn.core.types import Array, PyTree
 
@@ -70,10 +69,5 @@ def message(number: int, where: str, part: str, ways: int, several: str = "") ->
 
 
 def not_finite(examples: Examples) -> Array:
-    """How many numbers of x and y are no finite numbers, int32."""
-    found = [
-        jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32)
-        for leaf in jax.tree.leaves((examples.x, examples.y))
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    ]
-    return sum(found, jnp.zeros((), jnp.int32))
+    """Whether x or y hold what is no finite number, a bool scalar."""
+    return ~trees.all_finite((examples.x, examples.y))

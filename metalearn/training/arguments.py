@@ -80,21 +80,12 @@ def intervals(
 
 
 def check_online(
-    batch_size: int,
-    meta_steps: int,
     restart: bool,
     resume: bool,
     progress: bool | None,
     sinks: Sequence[Sink],
 ) -> None:
-    """Checks the numbers, flags and sinks of an online run.
-
-    Raises:
-      TypeError: an argument is of another kind.
-      ValueError: a number out of range.
-    """
-    kinds.count("batch_size", batch_size, least=2)
-    kinds.count("meta_steps", meta_steps)
+    """Raises a `TypeError` for flags and sinks of an online run of another kind."""
     kinds.flag("restart", restart)
     kinds.flag("resume", resume)
     if progress is not None:

@@ -120,13 +120,9 @@ def fit_continually(
     """
     check_key(key)
     stages = _checked(stages)
-    for name, value in (
-        ("tasks_per_step", tasks_per_step),
-        ("check_every", check_every),
-        ("medians", medians),
-        ("rest", rest),
-    ):
-        kinds.count(name, value)
+    tasks_per_step = kinds.count("tasks_per_step", tasks_per_step)
+    check_every = kinds.count("check_every", check_every)
+    medians, rest = kinds.count("medians", medians), kinds.count("rest", rest)
     if progress is not None:
         kinds.flag("progress", progress)
     if check_every % medians:
@@ -225,7 +221,7 @@ def _checked(stages: Iterable[tuple[Tasks, int]]) -> list[tuple[Tasks, int]]:
             )
         kinds.count("the steps of a stage", stage[1])
         as_tasks(stage[0])  # a wrong last stage costs none of the others
-    return stages
+    return [(tasks, int(steps)) for tasks, steps in stages]
 
 
 def _ratio(worse: float | None, metric: str, said: bool | None) -> float:

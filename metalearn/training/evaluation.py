@@ -206,9 +206,9 @@ def _check_values(values: dict[str, np.ndarray]) -> None:
     if broken.any():
         task, part = np.argwhere(broken)[0]
         raise ValueError(
-            f"task {task} holds {broken[task, part]} numbers in {labels.PARTS[part]} that "
-            f"are not finite; so do {int(broken.any(-1).sum())} of {len(broken)} tasks. "
-            "Clean the data, or put zeros in masked rows."
+            f"task {task} holds numbers in {labels.PARTS[part]} that are not finite; so do "
+            f"{int(broken.any(-1).sum())} of {len(broken)} tasks. Clean the data, or put "
+            "zeros in masked rows."
         )
     if outside.any():
         task, part = np.argwhere(outside)[0]

@@ -38,6 +38,7 @@ from metalearn.training.resume import (
     check_folder,
     check_same_run,
     check_same_start,
+    place_of_run,
     restore_latest,
     restored_totals,
 )
@@ -233,8 +234,8 @@ def _begin(
     ways = logits_of(trainer.learner, state.variables, first)
     best = judged(state)
     fresh = no_totals(trainer, state, first, tasks_per_step)
-    step, place = int(state.step), f"{mesh.shares()} x {jax.devices()[0].device_kind}"
-    notes = Notes(totals=as_numbers(fresh), begun=step, place=place)
+    step = int(state.step)
+    notes = Notes(totals=as_numbers(fresh), begun=step, place=place_of_run())
     return _Run(
         step=step,
         state=state,
@@ -266,8 +267,8 @@ def _go_on(run: _Run, checkpoints: Checkpoints, calls: Calls) -> None:
     if there.first:
         # The program is that which goes on; to run one step of it costs next to nothing.
         _, totals, _ = calls(run.state, copied(run.fresh), run.step, run.step + 1)
-        again, near = _first_of(totals), 1e-5 if here.place == there.place else 2e-2
-        check_same_start(checkpoints, there.first, again, near)
+        same = here.place == there.place
+        check_same_start(checkpoints, there.first, _first_of(totals), same)
     run.state, run.best, run.notes = restored["state"], restored["best"], there
     run.step = int(run.state.step)
     run.totals = restored_totals(checkpoints, there.totals, run.fresh)

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,9 +40,10 @@ from metalearn.training.resume import (
     check_folder,
     check_same_run,
     check_same_start,
+    place_of_run,
     restore_latest,
 )
-from metalearn.training.rounds import Rounds, drawn_from, prepare
+from metalearn.training.rounds import Rounds, counted, drawn_from, goal_of, prepare
 from metalearn.training.sinks import Progress, Sink
 from metalearn.training.trainer import MetaTrainer, TrainState
 
@@ -156,26 +156,29 @@ def follow_the_meta_leader(
       >>> found.values["query/accuracy"], found.needed
     """
     checks.one_of("train_on", train_on, TRAIN_ON)
-    check_online(batch_size, meta_steps, restart, resume, progress, sinks)
+    batch_size = kinds.count("batch_size", batch_size, least=2)
+    meta_steps = kinds.count("meta_steps", meta_steps)
+    check_online(restart, resume, progress, sinks)
     check_folder(checkpoints, resume)
-    step = dict(tasks_per_step=tasks_per_step, num_support=num_support, num_query=num_query)
+    step = counted(tasks_per_step, num_support, num_query)
     rounds = prepare(trainer, tasks, **step, key=key, adapting=adapting, loss_fn=loss_fn)
-    mastered = _goal(rounds, metric, threshold, higher_is_better)
+    mastered = goal_of(rounds, metric, threshold, higher_is_better)
     identity = {
         "learner": describe(trainer.learner),
         "adapting": describe(rounds.adapting),
         "key": jax.random.key_data(key).tolist(),
-        "batch_size": int(batch_size),
-        "meta_steps": int(meta_steps),
-        **{name: int(value) for name, value in step.items()},
+        "batch_size": batch_size,
+        "meta_steps": meta_steps,
+        **step,
         "train_on": train_on,
         "restart": restart,
     }
     sizes, state, history, done = rounds.sizes, rounds.start(0), [], 0
     start = rounds.judge(state, 0, int(min(batch_size, sizes[0]))) if checkpoints else {}
     start = {name: value for name, value in start.items() if np.isfinite(value)}
+    place = place_of_run()
     if resume and checkpoints.latest() is not None:
-        numbers = (identity, start, rounds.digests)
+        numbers = (identity, start, place, rounds.digests)
         state, history, done = _restore(checkpoints, state, *numbers)
     if not mesh.leads():
         sinks, progress = (), False
@@ -194,7 +197,7 @@ def follow_the_meta_leader(
                     sink(row)
                 bar.update(1, {"task": task, metric: row[metric]})
             if checkpoints is not None:
-                extra = {"identity": identity, "start": start}
+                extra = {"identity": identity, "start": start, "place": place}
                 extra["tasks"] = rounds.digests[: task + 1]
                 checkpoints.save(task + 1, state, {**extra, "history": history})
     return _result(rounds, state, history, mastered)
@@ -266,8 +269,8 @@ def best_in_hindsight(
       ...                             key=jax.random.key(0))
       >>> ml.regret(found, best)[-1]
     """
-    kinds.count("num_steps", num_steps)
-    step = dict(tasks_per_step=tasks_per_step, num_support=num_support, num_query=num_query)
+    num_steps = kinds.count("num_steps", num_steps)
+    step = counted(tasks_per_step, num_support, num_query)
     rounds = prepare(trainer, tasks, **step, key=key, adapting=adapting, loss_fn=loss_fn)
     sizes = rounds.sizes
     state = rounds.train(rounds.start(0), sizes, (0, len(sizes)), num_steps, 0)
@@ -317,29 +320,12 @@ def regret(
     return np.cumsum(sign * (found.values[name] - best.values[name]))
 
 
-def _goal(
-    rounds: Rounds, metric: str, threshold: float | None, higher_is_better: bool | None
-) -> Callable[[Mapping[str, float]], bool] | None:
-    """Whether a row reaches the threshold; `None` without one."""
-    if metric not in rounds.reported:
-        raise ValueError(
-            f"metric {metric!r} is not reported; there are {list(rounds.reported)}."
-        )
-    if threshold is None:
-        return None
-    number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
-    if not (number and np.isfinite(threshold)):
-        raise ValueError(f"threshold is {threshold!r}; expected a finite number or None.")
-    if metrics.higher_is_better(metric, higher_is_better):
-        return lambda row: row[metric] >= threshold
-    return lambda row: row[metric] <= threshold
-
-
 def _restore(
     checkpoints: Checkpoints,
     like: TrainState,
     identity: dict[str, Any],
     start: dict[str, float],
+    place: str,
     digests: list[str],
 ) -> tuple[TrainState, list[dict[str, float]], int]:
     """State, history and number of finished tasks of the newest checkpoint."""
@@ -368,7 +354,7 @@ def _restore(
         but="; tasks may only be added",
     )
     if notes.get("start"):  # older ones have none
-        check_same_start(checkpoints, notes["start"], start, 1e-4)
+        check_same_start(checkpoints, notes["start"], start, place == notes["place"])
     return mesh.everywhere(state), notes["history"], done
 
 

@@ -10,12 +10,15 @@ from. The rates of the outer optimiser are for the caller to keep.
 from __future__ import annotations
 
 import math
+import platform
+import uuid
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from metalearn.core import mesh
 from metalearn.core.types import PyTree
 from metalearn.training.checkpoint import CheckpointMismatch, Checkpoints
 
@@ -103,7 +106,7 @@ def check_same_start(
     checkpoints: Checkpoints,
     there: Mapping[str, float],
     here: Mapping[str, float],
-    near: float,
+    same_place: bool,
 ) -> None:
     """Compares what the start of a run reported with what the same start reports now.
 
@@ -111,11 +114,13 @@ def check_same_start(
       checkpoints: Folder of the checkpoint.
       there: Metrics of then.
       here: Metrics of now.
-      near: Relative difference up to which they are the same.
+      same_place: Whether both were computed at one place, see `place_of_run`. Elsewhere
+        rounding may differ by far more, and only larger differences are seen.
 
     Raises:
       CheckpointMismatch: something that they depend on has changed.
     """
+    near = 1e-5 if same_place else 5e-2
     lines = [
         f"{name}: {there.get(name)} there, {here.get(name)} here"
         for name in sorted(there.keys() | here.keys())
@@ -129,6 +134,14 @@ def check_same_start(
             + "\nGive the loss, the model, the inner rates, the tasks and the state to "
             "start from that it began with, or another folder."
         )
+
+
+def place_of_run() -> str:
+    """The machine and what else decides the last digits; its own word where many do."""
+    backend = jax.default_backend()
+    if backend != "cpu":  # algorithms are chosen by their speed, anew in each process
+        return f"{backend} {uuid.uuid4()}"
+    return f"{mesh.shares()} cpu of {platform.node()}, jax {jax.__version__}"
 
 
 def _near(first: float | None, second: float | None, near: float) -> bool:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import checks, cost, kinds, labels, mesh
+from metalearn.core import checks, cost, kinds, labels, mesh, metrics
 from metalearn.core.keys import check_key
 from metalearn.core.learner import MetaLearner
 from metalearn.core.task import Examples, Task, TaskSampler, stack_tasks
@@ -58,6 +59,17 @@ class Rounds(NamedTuple):
     reported: tuple[str, ...]
 
 
+def counted(tasks_per_step: Any, num_support: Any, num_query: Any) -> dict[str, int]:
+    """The numbers of an outer step as Python's own.
+
+    Raises:
+      ValueError: a number below one, or no integer.
+    """
+    given = {"tasks_per_step": tasks_per_step, "num_support": num_support}
+    given["num_query"] = num_query
+    return {name: kinds.count(name, value) for name, value in given.items()}
+
+
 def prepare(
     trainer: MetaTrainer,
     tasks: Sequence[Task] | Task,
@@ -80,12 +92,6 @@ def prepare(
     if adapting is not None:
         kinds.learner(adapting, "adapting")
     judged = check_judgement(loss_fn, None)
-    for name, value in (
-        ("num_support", num_support),
-        ("num_query", num_query),
-        ("tasks_per_step", tasks_per_step),
-    ):
-        kinds.count(name, value)
     mesh.check_enough(tasks_per_step, mesh.shares())
     tasks = _stacked(tasks)
     sizes, most = _sizes(tasks), tasks.support.mask.shape[1]
@@ -133,6 +139,24 @@ def prepare(
         digests=digests,
         reported=tuple(reported),
     )
+
+
+def goal_of(
+    rounds: Rounds, metric: str, threshold: float | None, higher_is_better: bool | None
+) -> Callable[[Mapping[str, float]], bool] | None:
+    """Whether a row reaches the threshold; `None` without one."""
+    if metric not in rounds.reported:
+        raise ValueError(
+            f"metric {metric!r} is not reported; there are {list(rounds.reported)}."
+        )
+    if threshold is None:
+        return None
+    number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
+    if not (number and np.isfinite(threshold)):
+        raise ValueError(f"threshold is {threshold!r}; expected a finite number or None.")
+    if metrics.higher_is_better(metric, higher_is_better):
+        return lambda row: row[metric] >= threshold
+    return lambda row: row[metric] <= threshold
 
 
 def _training(

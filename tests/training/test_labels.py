@@ -176,7 +176,7 @@ def test_numbers_that_are_not_finite_are_found_in_every_task(part, number):
         parts = {"support": task.support, "query": task.query}
         return ml.Task(**{**parts, part: ml.Examples(x=x, y=old.y, mask=old.mask)})
 
-    with pytest.raises(ValueError, match=rf"task \d+ holds 1 numbers in {part} that are"):
+    with pytest.raises(ValueError, match=rf"task \d+ holds numbers in {part} that are"):
         evaluate("protonet", sample)
     with pytest.raises(ml.NonFiniteGradient, match=rf"data .* the cause: {part}\.x of ta"):
         fit("protonet", sample)
