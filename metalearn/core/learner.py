@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from metalearn.core import trees
 from metalearn.core.types import (
     AdaptFn,
     Array,
@@ -139,6 +140,8 @@ def is_transductive(
 
     whole = learner.predict(adapted, x, key=key)
     alone = learner.predict(adapted, jax.tree.map(keep_first, x), key=key)
+    # float16 does not hold the numbers below.
+    whole, alone = jax.tree.map(trees.widened, (whole, alone))
 
     def scale(leaf: Array) -> Array:
         # The logits of absent classes (`losses.mask_absent`) are huge by construction;

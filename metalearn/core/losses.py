@@ -90,7 +90,7 @@ def huber(outputs: Array, examples: Examples, *, delta: float = 1.0) -> Array:
     """
     _check_equal(outputs, examples, "huber")
     _check_number("delta", delta, above=0)
-    losses = optax.huber_loss(widened(outputs), widened(examples.y), delta)
+    losses = optax.huber_loss(widened(outputs), widened(examples.y), delta=delta)
     return masked_mean(losses.reshape(losses.shape[0], -1).mean(-1), examples.mask)
 
 
@@ -181,6 +181,8 @@ def focal(
             "derivative is infinite where a class is certain."
         )
     logits, labels = widened(outputs), _inside_or_nan(examples.y, outputs.shape[-1])
+    # The power of a masked row may be NaN, and 0 times NaN is NaN in its derivative.
+    labels = jnp.where(examples.mask, labels, 0)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if gamma:
         # Of the logarithm, for 1 - p has no digits near 1. Above zero, where every

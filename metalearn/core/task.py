@@ -218,13 +218,17 @@ def as_tasks(tasks: Tasks) -> TaskSampler | TaskStream:
 
 
 def _takes_a_key(fn: Callable) -> bool:
+    """Whether a function draws a task, and is not one that makes a sampler."""
     try:
-        inspect.signature(fn).bind(None)
+        signature = inspect.signature(fn)
+    except ValueError:  # written in C: nothing is known
+        return True
+    try:
+        signature.bind(None)
     except TypeError:
         return False
-    except ValueError:  # written in C: nothing is known
-        pass
-    return True
+    first = next(iter(signature.parameters.values()))
+    return first.default is first.empty or first.name == "key"
 
 
 @dataclasses.dataclass(frozen=True)

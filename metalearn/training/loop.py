@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from metalearn.core import cost, labels, mesh, trees
+from metalearn.core.keys import of_seed
 from metalearn.core.task import Task, TaskSampler, TaskStream, next_batch, sample_batch
 from metalearn.core.types import Array, Key, Metrics, PyTree
 from metalearn.training.trainer import MetaTrainer, TrainState
@@ -268,7 +269,7 @@ def _wide(dtype: Any) -> Any:
 @functools.lru_cache(maxsize=64)
 def _report_of(trainer: MetaTrainer) -> Callable[[TrainState, Task], Metrics]:
     """One function a trainer, so that a second call of `fit` traces nothing."""
-    return lambda state, tasks: trainer.step(state, tasks, key=jax.random.key(0))[1]
+    return lambda state, tasks: trainer.step(state, tasks, key=of_seed(0))[1]
 
 
 def as_numbers(totals: Totals) -> dict[str, Any]:
