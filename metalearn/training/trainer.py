@@ -120,7 +120,8 @@ def meta_trainer(
         variables = Variables(params=params, state=carried)
         state = TrainState(step=state.step + 1, variables=variables, opt_state=opt_state)
         num = tasks.support.mask.shape[0]
-        fault = jnp.sum(jnp.where(good, 0, jnp.array(list(FAULTS), jnp.int32)))
+        bits = jnp.where(good, 0, jnp.array(list(FAULTS), jnp.int32))
+        fault = jnp.sum(bits, dtype=jnp.int32)
         return state, {
             **estimate.metrics,
             "meta/finite": jnp.broadcast_to(finite.astype(jnp.float32), (num,)),

@@ -28,24 +28,56 @@ def trainer(kind):
     return ml.meta_trainer(learner(kind), optax.sgd(0.01))
 
 
-def spoiled(task, part, label, when=True, masked=False):
-    """A task whose third example of a part has another label."""
-    old = getattr(task, part)
-    y = jnp.where(when, old.y.at[2].set(label), old.y)
-    mask = old.mask.at[2].set(~jnp.asarray(masked & jnp.asarray(when)))
-    parts = {"support": task.support, "query": task.query}
-    parts[part] = ml.Examples(x=old.x, y=y, mask=mask)
-    return ml.Task(**parts)
+PARTS = ("support", "query")
+# Those that are looked at before anything is computed are to be good ones.
+FIRST_KEYS = (
+    KEY,
+    jax.random.split(KEY, 3)[1],
+    jax.random.split(jax.random.fold_in(KEY, 0), 3)[0],
+)
+SHARE = 0.3
 
 
-def sampler(part, label, share=0.2, masked=False):
-    """Wrong in a share of tasks, of which the first is not one."""
+def is_odd(key, salt):
+    return jax.random.uniform(jax.random.fold_in(key, salt)) < SHARE
 
-    def sample(key):
-        odd = jax.random.uniform(jax.random.fold_in(key, 1)) < share
-        return spoiled(blobs(key), part, label, odd, masked)
 
-    return sample
+@functools.cache
+def salt():
+    return next(s for s in range(99) if not any(is_odd(key, s) for key in FIRST_KEYS))
+
+
+def spoiled(task, part, label, when=True, masked=False, number=0.0):
+    """A task whose third example of a part has another label, or an input more."""
+    found = {}
+    for place, name in enumerate(PARTS):
+        old = getattr(task, name)
+        here = jnp.asarray(when) & (place == part)
+        y = jnp.where(here, old.y.at[2].set(label), old.y)
+        mask = old.mask.at[2].set(~(here & masked))
+        x = jnp.where(here, old.x.at[2, 1].add(number), old.x)
+        found[name] = ml.Examples(x=x, y=y, mask=mask)
+    return ml.Task(**found, info=task.info)
+
+
+def _sample(data, key):
+    return spoiled(blobs(key), when=is_odd(key, data["salt"]), **data["how"])
+
+
+def sampler(part, label, masked=False, number=0.0):
+    """Wrong in a share of tasks; one function, so that programs are shared."""
+    how = {
+        "part": jnp.int32(PARTS.index(part)),
+        "label": jnp.int32(label),
+        "masked": jnp.asarray(masked),
+        "number": jnp.float32(number),
+    }
+    return ml.TaskSampler(_sample, {"how": how, "salt": jnp.int32(salt())}, "now and then")
+
+
+@jax.jit
+def spoil(key, part, label, when, masked):
+    return spoiled(blobs(key), part, label, when, masked)
 
 
 def stream(part, label, first=FIRST, masked=False):
@@ -55,7 +87,7 @@ def stream(part, label, first=FIRST, masked=False):
         number = start
         while True:
             rows = [
-                spoiled(blobs(jax.random.key(i)), part, label, i >= first, masked)
+                spoil(jax.random.key(i), PARTS.index(part), label, i >= first, masked)
                 for i in range(num * number, num * (number + 1))
             ]
             batch = jax.tree.map(np.asarray, ml.stack_tasks(rows))
@@ -96,17 +128,19 @@ WAYS_TO_TAKE = {
 }
 
 
-@pytest.mark.parametrize("part", ["support", "query"])
-@pytest.mark.parametrize("kind", ["protonet", "maml"])
-@pytest.mark.parametrize("taken", WAYS_TO_TAKE)
-def test_a_sampler_with_wrong_labels_now_and_then(taken, kind, part):
-    for label in (WAYS, -1) if taken in ("fit", "evaluate") else (WAYS,):
-        words = rf"outside the logits of the model in {part}\.y: .* not in 0\.\.{WAYS - 1}"
-        with pytest.raises(ValueError, match=words):
-            WAYS_TO_TAKE[taken](kind, sampler(part, label))
+TAKEN = [(taken, "protonet") for taken in WAYS_TO_TAKE] + [("fit", "maml")]
 
 
-@pytest.mark.parametrize("part", ["support", "query"])
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("label", [WAYS, 200, -1])
+@pytest.mark.parametrize(("taken", "kind"), TAKEN)
+def test_a_sampler_with_wrong_labels_now_and_then(taken, kind, label, part):
+    words = rf"outside the logits of the model in {part}\.y: .* not in 0\.\.{WAYS - 1}"
+    with pytest.raises(ValueError, match=words):
+        WAYS_TO_TAKE[taken](kind, sampler(part, label))
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_the_first_wrong_task_of_a_stream_is_named(part):
     with pytest.raises(ValueError, match=rf"task {FIRST} holds .* {part}\.y: 7 .*in 7 of"):
         evaluate("protonet", stream(part, 9))
@@ -132,18 +166,17 @@ def test_one_wrong_label_among_many_steps_is_counted_and_named():
     assert [row["step"] for row in seen] == list(range(1, 8))
 
 
-@pytest.mark.parametrize("part", ["support", "query"])
-@pytest.mark.parametrize("masked", [True])
-def test_masked_rows_may_hold_anything(part, masked):
-    tasks = sampler(part, -7, masked=masked)
+@pytest.mark.parametrize("part", PARTS)
+def test_masked_rows_may_hold_anything(part):
+    tasks = sampler(part, -7, masked=True)
     assert np.isfinite(evaluate("protonet", tasks).values["query/loss"]).all()
     fit("protonet", tasks, num_steps=3)
 
 
-@pytest.mark.parametrize("part", ["support", "query"])
+@pytest.mark.parametrize("part", PARTS)
 def test_online_looks_at_every_task(part):
     tasks = [blobs(jax.random.key(i)) for i in range(3)]
-    tasks[2] = spoiled(tasks[2], part, WAYS)
+    tasks[2] = spoiled(tasks[2], PARTS.index(part), WAYS)
     with pytest.raises(ValueError, match=rf"task 2: {part}\.y holds labels 0\.\.3"):
         ml.follow_the_meta_leader(
             trainer("protonet"),
@@ -166,26 +199,19 @@ def test_devices_count_what_each_of_them_finds():
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-@pytest.mark.parametrize("part", ["support", "query"])
+@pytest.mark.parametrize("part", PARTS)
 def test_numbers_that_are_not_finite_are_found_in_every_task(part, number):
-    def sample(key):
-        task = blobs(key)
-        old = getattr(task, part)
-        odd = jax.random.uniform(jax.random.fold_in(key, 1)) < 0.2
-        x = jnp.where(odd, old.x.at[0, 1].set(number), old.x)
-        parts = {"support": task.support, "query": task.query}
-        return ml.Task(**{**parts, part: ml.Examples(x=x, y=old.y, mask=old.mask)})
-
+    tasks = sampler(part, 0, number=number)
     with pytest.raises(ValueError, match=rf"task \d+ holds numbers in {part} that are"):
-        evaluate("protonet", sample)
+        evaluate("protonet", tasks)
     with pytest.raises(ml.NonFiniteGradient, match=rf"data .* the cause: {part}\.x of ta"):
-        fit("protonet", sample)
+        fit("protonet", tasks)
 
 
 def counts(key):
     """Counts as targets: integers that are no classes."""
     x = jax.random.uniform(key, (6, 2))
-    y = jax.random.poisson(key, 9.0, (6,)).astype(jnp.int32)
+    y = jax.random.randint(key, (6,), 0, 30)
     part = ml.Examples.of(x, y)
     return ml.Task(support=part, query=part)
 
