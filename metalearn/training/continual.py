@@ -123,22 +123,14 @@ def fit_continually(
     tasks_per_step = kinds.count("tasks_per_step", tasks_per_step)
     check_every = kinds.count("check_every", check_every)
     medians, rest = kinds.count("medians", medians), kinds.count("rest", rest)
-    if progress is not None:
-        kinds.flag("progress", progress)
     if check_every % medians:
         raise ValueError(
             f"medians is {medians}; expected a divisor of check_every={check_every}, so "
             "that the parts of a window are as long."
         )
     worse = _ratio(worse, metric, higher_is_better)
-    if grow is not None and not callable(grow):
-        raise TypeError(
-            f"grow is a {type(grow).__name__}; expected `(variables, key) -> variables`, "
-            "such as ml.add_leaf, or None."
-        )
-    if grow is not None:
-        example = "ml.add_leaf"
-        kinds.function("grow", grow, ("variables", "key"), example)
+    names = ("variables", "key")
+    kinds.function("grow", grow, names, "ml.add_leaf", optional=True)
     trainer = meta_trainer(learner, outer_opt)
     _check_stages(trainer, stages, tasks_per_step, key, metric)
     k_fit, k_grow = jax.random.split(key)

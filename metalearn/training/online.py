@@ -163,23 +163,14 @@ def follow_the_meta_leader(
     step = counted(tasks_per_step, num_support, num_query)
     rounds = prepare(trainer, tasks, **step, key=key, adapting=adapting, loss_fn=loss_fn)
     mastered = goal_of(rounds, metric, threshold, higher_is_better)
-    identity = {
-        "learner": describe(trainer.learner),
-        "adapting": describe(rounds.adapting),
-        "key": jax.random.key_data(key).tolist(),
-        "batch_size": batch_size,
-        "meta_steps": meta_steps,
-        **step,
-        "train_on": train_on,
-        "restart": restart,
-    }
+    settings = {"batch_size": batch_size, "meta_steps": meta_steps, **step}
+    settings |= {"train_on": train_on, "restart": restart}
+    identity = _identity(trainer, rounds, key) | settings
     sizes, state, history, done = rounds.sizes, rounds.start(0), [], 0
-    start = rounds.judge(state, 0, int(min(batch_size, sizes[0]))) if checkpoints else {}
-    start = {name: value for name, value in start.items() if np.isfinite(value)}
-    place = place_of_run()
+    start = _start(rounds, state, batch_size) if checkpoints else {}
     if resume and checkpoints.latest() is not None:
-        numbers = (identity, start, place, rounds.digests)
-        state, history, done = _restore(checkpoints, state, *numbers)
+        told = (identity, start, rounds.digests)
+        state, history, done = _restore(checkpoints, state, *told)
     if not mesh.leads():
         sinks, progress = (), False
     arrivals = -(-sizes // batch_size)
@@ -197,10 +188,24 @@ def follow_the_meta_leader(
                     sink(row)
                 bar.update(1, {"task": task, metric: row[metric]})
             if checkpoints is not None:
-                extra = {"identity": identity, "start": start, "place": place}
-                extra["tasks"] = rounds.digests[: task + 1]
+                extra = {"identity": identity, "tasks": rounds.digests[: task + 1]}
+                extra |= {"start": start, "place": place_of_run()}
                 checkpoints.save(task + 1, state, {**extra, "history": history})
     return _result(rounds, state, history, mastered)
+
+
+def _identity(trainer: MetaTrainer, rounds: Rounds, key: Key) -> dict[str, Any]:
+    return {
+        "learner": describe(trainer.learner),
+        "adapting": describe(rounds.adapting),
+        "key": jax.random.key_data(key).tolist(),
+    }
+
+
+def _start(rounds: Rounds, state: TrainState, batch_size: int) -> dict[str, float]:
+    """The judgement of the first arrival before training, to tell one run from another."""
+    found = rounds.judge(state, 0, int(min(batch_size, rounds.sizes[0])))
+    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def _round(
@@ -325,7 +330,6 @@ def _restore(
     like: TrainState,
     identity: dict[str, Any],
     start: dict[str, float],
-    place: str,
     digests: list[str],
 ) -> tuple[TrainState, list[dict[str, float]], int]:
     """State, history and number of finished tasks of the newest checkpoint."""
@@ -354,7 +358,8 @@ def _restore(
         but="; tasks may only be added",
     )
     if notes.get("start"):  # older ones have none
-        check_same_start(checkpoints, notes["start"], start, place == notes["place"])
+        same = place_of_run() == notes["place"]
+        check_same_start(checkpoints, notes["start"], start, same)
     return mesh.everywhere(state), notes["history"], done
 
 

@@ -191,11 +191,9 @@ def test_online_looks_at_every_task(part):
 
 
 def test_devices_count_what_each_of_them_finds():
-    with jax.set_mesh(ml.task_mesh(2)):
-        with pytest.raises(ValueError, match=r"step \d+ holds .*support\.y"):
-            fit("protonet", sampler("support", WAYS))
-        with pytest.raises(ValueError, match=r"task \d+ holds .*support\.y"):
-            evaluate("protonet", sampler("support", WAYS))
+    refused = pytest.raises(ValueError, match=r"step \d+ holds .*support\.y")
+    with jax.set_mesh(ml.task_mesh(2)), refused:
+        fit("protonet", sampler("support", WAYS))
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
