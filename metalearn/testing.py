@@ -20,10 +20,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metalearn.core import checks, types
+from metalearn.core import checks, kinds, types
+from metalearn.core.keys import check_key, of_seed
 from metalearn.core.learner import Estimate, MetaLearner, is_transductive
 from metalearn.core.model import Variables
-from metalearn.core.task import Examples, Task, concatenate, take
+from metalearn.core.task import (
+    Examples,
+    Task,
+    Tasks,
+    TaskStream,
+    as_tasks,
+    concatenate,
+    next_batch,
+    sample_batch,
+    take,
+)
 from metalearn.core.types import Array, Key, PyTree
 
 PADDING = 2  # rows added to every set
@@ -32,7 +43,7 @@ GARBAGE = 100.0  # value of the added rows; finite, as the contract asks of mask
 
 def check_learner(
     learner: MetaLearner,
-    tasks: Task,
+    tasks: Task | Tasks,
     *,
     key: Key | None = None,
     order_invariant: bool = True,
@@ -50,7 +61,8 @@ def check_learner(
 
     Args:
       learner: Learner to check. Five programs are compiled, so keep the network tiny.
-      tasks: A batch of at least two tasks, all rows valid, `[T, N, ...]`.
+      tasks: A batch of at least two tasks, all rows valid, `[T, N, ...]`, or what draws
+        them: a sampler, a function `key -> Task`, or a stream.
       key: Key of initialisation and adaptation; a fixed one when `None`.
       order_invariant: Whether the order of the support examples does not matter.
       relabelling: Whether renaming the classes of the support set renames the outputs. True
@@ -64,8 +76,15 @@ def check_learner(
 
     Raises:
       AssertionError: a check fails.
+      TypeError: not a learner, a key or tasks.
+
+    Example:
+      >>> check_learner(my_learner(), ml.tasks.sinusoid(num_support=5, num_query=5))
     """
-    key = jax.random.key(0) if key is None else key
+    kinds.learner(learner)
+    key = of_seed(0) if key is None else key
+    check_key(key)
+    tasks = tasks if isinstance(tasks, Task) else _three(tasks, key)
     first = jax.tree.map(lambda leaf: leaf[0], tasks)
     check_signatures(learner)
     variables = jax.jit(learner.init)(key, first)
@@ -99,6 +118,16 @@ def check_learner(
         runs = {c: jax.jit(with_chunk(c).estimate) for c in (1, 2)}
         others = {c: run(variables, tasks, key=key) for c, run in runs.items()}
         check_chunks(found, others, tolerance)
+
+
+def _three(tasks: Tasks, key: Key) -> Task:
+    """A batch of three tasks."""
+    tasks = as_tasks(tasks)
+    if isinstance(tasks, TaskStream):
+        batch = next_batch(iter(tasks.batches(3, 0)), 0)
+        return jax.tree.map(jnp.asarray, batch)
+    draw = jax.jit(lambda data, keys: sample_batch(tasks, data, keys))
+    return draw(tasks.data, jax.random.split(key, 3))
 
 
 def assert_differentiable(inner_opt: optax.GradientTransformation) -> None:

@@ -10,7 +10,7 @@ import optax
 
 from metalearn.core import checks, metrics
 from metalearn.core.estimators import gradient_estimator
-from metalearn.core.learner import MetaLearner, config_of
+from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task, concatenate
 from metalearn.core.types import Key, LossFn, PathFilter, PyTree, TaskChunk
@@ -150,7 +150,7 @@ def fine_tune(
 
     config = config_of("fine_tune", num_steps=num_steps, num_classes=num_classes, norm=norm)
     estimate = gradient_estimator(objective, task_chunk=task_chunk)
-    return MetaLearner(init, adapt, predict, estimate, config)
+    return MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
 
 
 def _of_training_classes(examples: Examples, info: dict[str, Any]) -> Examples:

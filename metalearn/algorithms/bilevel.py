@@ -18,7 +18,7 @@ from metalearn.algorithms.options import Options, complete
 from metalearn.core import checks, metrics, trees
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.keys import split_key
-from metalearn.core.learner import MetaLearner, config_of
+from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
 from metalearn.core.types import (
@@ -198,7 +198,7 @@ def bilevel(
         **hooks.settings,
     )
     estimate = gradient_estimator(objective, task_chunk=chosen["task_chunk"])
-    return MetaLearner(init, adapt, predict, estimate, config)
+    return MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
 
 
 class _Loop(NamedTuple):

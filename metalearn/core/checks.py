@@ -158,6 +158,11 @@ def inner_optimiser(inner_opt: Any, hparams: Any, *, second_order: bool) -> None
             "transformation such as optax.sgd(0.01), or a function "
             "`hparams -> transformation` together with inner_hparams."
         )
+    if transformation and makes_nan(inner_opt):
+        raise ValueError(
+            "inner_opt makes updates that are NaN from finite gradients; its rate or its "
+            "schedule is NaN. Give a finite rate."
+        )
     if second_order and transformation and is_differentiable(inner_opt) is False:
         raise ValueError(_NOT_DIFFERENTIABLE)
 
@@ -268,3 +273,40 @@ def _primitives(jaxpr: Any) -> set[str]:
     found = {eqn.primitive.name for eqn in jaxpr.eqns}
     inside = (sub for eqn in jaxpr.eqns for sub in cost.subjaxprs(eqn))
     return found.union(*map(_primitives, inside))
+
+
+def makes_nan(opt: optax.GradientTransformation) -> bool:
+    """Whether an optimiser holds a NaN, such as its rate, that reaches the updates.
+
+    False as well if the optimiser refuses the structure of the sample.
+    """
+
+    def once(grads: Any) -> Any:
+        return opt.update(grads, opt.init(grads), grads)[0]
+
+    with jax.ensure_compile_time_eval():
+        sample = [jnp.asarray(part, jnp.float32) for part in _SAMPLE]
+        try:
+            # To look for the number is cheap; only where there is one, it is computed with.
+            if not _holds_nan(jax.make_jaxpr(once)(sample)):
+                return False
+            return any(bool(jnp.any(jnp.isnan(u))) for u in jax.tree.leaves(once(sample)))
+        except Exception:  # it wants other parameters: judged on those of the learner
+            return False
+
+
+def _holds_nan(closed: Any) -> bool:
+    """Whether a number that is written into a program is NaN."""
+
+    def is_nan(value: Any) -> bool:
+        dtype = getattr(value, "dtype", np.asarray(value).dtype)
+        return jnp.issubdtype(dtype, jnp.floating) and bool(
+            np.isnan(np.asarray(value)).any()
+        )
+
+    def inside(jaxpr: Any) -> bool:
+        literals = [v.val for e in jaxpr.eqns for v in e.invars if hasattr(v, "val")]
+        subs = [sub for eqn in jaxpr.eqns for sub in cost.subjaxprs(eqn)]
+        return any(map(is_nan, literals)) or any(map(inside, subs))
+
+    return any(map(is_nan, closed.consts)) or inside(closed.jaxpr)

@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -96,10 +97,42 @@ def with_room(
 
 _NO_ROOM = (
     "a step with {} tasks at once does not fit the memory of the device ({}). Lower "
-    "task_chunk, if it is not 1 already. Then store less of the inner loop: "
+    "task_chunk, if it is not 1 already, and the number of tasks of a step. Then store "
+    "less of the inner loop: "
     "differentiation='mixed', 'remat' or 'nested' in place of 'reverse', or fewer inner "
     "steps; or take a smaller network or fewer queries."
 )
+
+
+def check_room(name: str, num: int, one_task: Any) -> None:
+    """Refuses a batch of tasks that does not fit the memory, before it is asked for.
+
+    Args:
+      name: Argument that asks for `num` tasks.
+      num: Number of tasks of the batch.
+      one_task: A task, or the shapes of one.
+
+    Raises:
+      ValueError: the examples alone are larger than the memory.
+    """
+    each, room = sum(map(_bytes, jax.tree.leaves(one_task))), memory()
+    if room is not None and num * each > room:
+        raise ValueError(
+            f"{name} is {num}, but {num} tasks of {each} bytes are "
+            f"{num * each / 2**30:.0f} GiB, and the memory is {room / 2**30:.0f} GiB. Ask "
+            f"for at most {room // each} tasks, and far fewer for activations to fit."
+        )
+
+
+def memory() -> int | None:
+    """Bytes of the memory in which arrays of the default device lie, if known."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return None
 
 
 def tasks_at_once(fn: Callable[..., Any], *one_task: Any) -> int:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalearn.core import cost, mesh, trees
+from metalearn.core.keys import check_key
 from metalearn.core.learner import Estimate
 from metalearn.core.model import Variables
 from metalearn.core.task import Task
@@ -144,6 +145,7 @@ def _mean_over_tasks(
     traced_once = jax.jit(chunk_fn, inline=True)
 
     def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
+        check_key(key)
         leaves = jax.tree.leaves((variables, tasks, key))
         # Nothing is compiled where the caller compiles nothing.
         compiling = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
@@ -155,6 +157,8 @@ def _mean_over_tasks(
         else:
             by = num * divisor(*values)
             grads = jax.tree.map(lambda g: g / by.astype(g.dtype), total)
+        # Sums are wider than parameters of bfloat16.
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, variables.params)
         state = _reduce_states(reduce_state, variables.state, states)
         return Estimate(grads=grads, state=state, metrics=metrics)
 
@@ -197,7 +201,7 @@ def _in_chunks(
     chunk = _resolve_chunk(chunk_fn, variables, pairs, task_chunk)
     cost.note(chunk)
     if chunk >= num:
-        return chunk_fn(variables, *pairs)
+        return _wide(chunk_fn(variables, *pairs))
 
     full = num // chunk * chunk
     chunks = jax.tree.map(
@@ -205,19 +209,26 @@ def _in_chunks(
     )
 
     def step(total: PyTree, pair: tuple[Task, Key]):
-        part, stacked = chunk_fn(variables, *pair)
+        part, stacked = _wide(chunk_fn(variables, *pair))
         return jax.tree.map(jnp.add, total, part), stacked
 
     first = jax.tree.map(lambda x: x[0], chunks)
-    like = jax.eval_shape(chunk_fn, variables, *first)[0]
+    like = jax.eval_shape(lambda *args: _wide(chunk_fn(*args)), variables, *first)[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     total, stacked = jax.lax.scan(step, zeros, chunks)
     stacked = jax.tree.map(lambda x: x.reshape((full, *x.shape[2:])), stacked)
     if full < num:
-        part, rest = chunk_fn(variables, *jax.tree.map(lambda x: x[full:], pairs))
+        rest = jax.tree.map(lambda x: x[full:], pairs)
+        part, rest = _wide(chunk_fn(variables, *rest))
         total = jax.tree.map(jnp.add, total, part)
         stacked = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), stacked, rest)
     return total, stacked
+
+
+def _wide(found: tuple[PyTree, tuple]) -> tuple[PyTree, tuple]:
+    """The gradients of a chunk in float32 at least, to be summed; the rest as it is."""
+    total, stacked = found
+    return jax.tree.map(trees.widened, total), stacked
 
 
 def _num_tasks(tasks: Task) -> int:
@@ -269,10 +280,13 @@ def _reduce_states(how: ReduceState, old: PyTree, states: PyTree) -> PyTree:
     if how == "keep":
         return old
     if how == "mean":
-        return jax.tree.map(
-            lambda s: s.mean(0) if jnp.issubdtype(s.dtype, jnp.inexact) else s[0],
-            states,
-        )
+        return jax.tree.map(_mean_state, states)
     raise ValueError(
         f"reduce_state is {how!r}; expected 'mean', 'keep' or a function of the states."
     )
+
+
+def _mean_state(states: Array) -> Array:
+    if not jnp.issubdtype(states.dtype, jnp.inexact):
+        return states[0]
+    return trees.widened(states).mean(0).astype(states.dtype)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from metalearn.core import trees
 from metalearn.core.types import (
     AdaptFn,
     Array,
     EstimateFn,
     InitFn,
     Key,
+    LossFn,
     Metrics,
     PredictFn,
     PyTree,
@@ -52,6 +55,8 @@ class MetaLearner(NamedTuple):
         padded queries matters to transductive learners only.
       estimate: `(variables, tasks, *, key) -> Estimate`.
       config: Name and hyper-parameters as pairs; read them with `describe`.
+      loss_fn: Loss of one task that judges the learner where the caller names none;
+        `None` leaves the judgement to a loss that is guessed from the targets.
 
     Example:
       >>> learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
@@ -64,6 +69,26 @@ class MetaLearner(NamedTuple):
     predict: PredictFn
     estimate: EstimateFn
     config: tuple[tuple[str, Plain], ...] = ()
+    loss_fn: LossFn | None = None
+
+
+def hashable(fn: Callable | None) -> Callable | None:
+    """The function itself, or one that calls it and can be the key of a cache."""
+    try:
+        hash(fn)
+    except TypeError:  # such as a dataclass that is compared by its fields
+        return _Called(fn)
+    return fn
+
+
+class _Called:
+    """Calls another function; equal to itself alone."""
+
+    def __init__(self, fn: Callable):
+        self.__wrapped__ = fn
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)
 
 
 def config_of(name: str, **hparams: Any) -> tuple[tuple[str, Plain], ...]:
@@ -115,6 +140,8 @@ def is_transductive(
 
     whole = learner.predict(adapted, x, key=key)
     alone = learner.predict(adapted, jax.tree.map(keep_first, x), key=key)
+    # float16 does not hold the numbers below.
+    whole, alone = jax.tree.map(trees.widened, (whole, alone))
 
     def scale(leaf: Array) -> Array:
         # The logits of absent classes (`losses.mask_absent`) are huge by construction;

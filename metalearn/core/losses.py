@@ -1,21 +1,48 @@
-"""Losses of one task: means over its valid examples."""
+"""Losses of one task: means over its valid examples, in float32 at least.
+
+A loss with numbers of its own becomes a loss by `functools.partial`:
+
+    loss_fn = functools.partial(ml.losses.focal, gamma=2.0)
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from metalearn.core.task import Examples
-from metalearn.core.trees import masked_mean
+from metalearn.core.trees import masked_mean, widened
 from metalearn.core.types import Array
 
 
 def _check_rows(outputs: Array, examples: Examples, loss: str) -> None:
+    if not hasattr(outputs, "shape") or not hasattr(examples.y, "shape"):
+        kinds = f"{type(outputs).__name__} and {type(examples.y).__name__}"
+        raise TypeError(
+            f"{loss} got outputs and targets that are {kinds}; expected arrays. Write a "
+            "loss of your own for others: loss_fn(outputs, examples) -> scalar."
+        )
     if outputs.shape[:1] != examples.mask.shape:
         raise ValueError(
             f"{loss} got outputs of shape {outputs.shape} for {examples.mask.shape[0]} "
             "examples; both need the same leading axis [N]. A loss sees one task: for "
             "a batch of tasks call estimate or evaluate, which map over them."
+        )
+
+
+def _check_equal(outputs: Array, examples: Examples, loss: str) -> None:
+    _check_rows(outputs, examples, loss)
+    if outputs.shape != examples.y.shape:
+        raise ValueError(
+            f"{loss} got outputs of shape {outputs.shape} and targets y of shape "
+            f"{examples.y.shape}; they must be equal. Targets of one number an example "
+            "are [N, 1] for a network that ends in Dense(1)."
         )
 
 
@@ -37,18 +64,43 @@ def mse(outputs: Array, examples: Examples) -> Array:
       >>> float(ml.losses.mse(jnp.zeros((2, 1)), examples))
       5.0
     """
-    _check_rows(outputs, examples, "mse")
-    if outputs.shape != examples.y.shape:
-        raise ValueError(
-            f"mse got outputs of shape {outputs.shape} and targets y of shape "
-            f"{examples.y.shape}; they must be equal. Targets of one number an example "
-            "are [N, 1] for a network that ends in Dense(1)."
-        )
-    errors = jnp.square(outputs - examples.y)
+    _check_equal(outputs, examples, "mse")
+    errors = jnp.square(widened(outputs) - widened(examples.y))
     return masked_mean(errors.reshape(errors.shape[0], -1).mean(-1), examples.mask)
 
 
-def cross_entropy(outputs: Array, examples: Examples) -> Array:
+def huber(outputs: Array, examples: Examples, *, delta: float = 1.0) -> Array:
+    """Mean Huber loss: `e^2 / 2` up to `delta`, `delta (|e| - delta / 2)` beyond.
+
+    Args:
+      outputs: Predictions, float `[N, ...]`.
+      examples: Targets `y`, float of the same shape, and `mask` `[N]`.
+      delta: Size of an error from which on its loss grows linearly, above 0.
+
+    Returns:
+      Scalar; 0 if every row is masked.
+
+    Raises:
+      ValueError: the shapes of outputs and targets differ, or `delta` is not above 0.
+
+    Example:
+      >>> examples = ml.Examples.of(jnp.zeros((2, 1)), jnp.array([[1.0], [3.0]]))
+      >>> float(ml.losses.huber(jnp.zeros((2, 1)), examples))  # of 0.5 and 2.5
+      1.5
+    """
+    _check_equal(outputs, examples, "huber")
+    _check_number("delta", delta, above=0)
+    losses = optax.huber_loss(widened(outputs), widened(examples.y), delta=delta)
+    return masked_mean(losses.reshape(losses.shape[0], -1).mean(-1), examples.mask)
+
+
+def cross_entropy(
+    outputs: Array,
+    examples: Examples,
+    *,
+    class_weights: Any = None,
+    label_smoothing: float = 0.0,
+) -> Array:
     """Mean softmax cross-entropy over the valid examples of one task.
 
     The loss is a mean over examples. The original TensorFlow code of MAML sums over the
@@ -58,13 +110,19 @@ def cross_entropy(outputs: Array, examples: Examples) -> Array:
     Args:
       outputs: Logits, float `[N, W]`.
       examples: Class indices `y`, int `[N]` in `0..W-1`, and `mask` `[N]`.
+      class_weights: Weights of the classes, `[W]`, of 0 or more. The mean is then weighted
+        by the class of each example: `sum w_y l / sum w_y`. The weights belong to labels,
+        so they make sense where a label means the same in all tasks.
+      label_smoothing: Share of the target that all classes have in equal parts, from 0 to
+        below 1.
 
     Returns:
-      Scalar, in nats; 0 if every row is masked.
+      Scalar, in nats; 0 if every row is masked, NaN for a label outside `0..W-1`.
 
     Raises:
       TypeError: `y` is not of integer type.
-      ValueError: the shapes of logits, labels and mask do not fit together.
+      ValueError: the shapes of logits, labels and mask do not fit together, or an option
+        is out of range.
 
     Example:
       >>> examples = ml.Examples.of(jnp.zeros((2, 1)), jnp.array([0, 3]))
@@ -72,19 +130,135 @@ def cross_entropy(outputs: Array, examples: Examples) -> Array:
       >>> round(float(loss), 4)  # the logarithm of four classes
       1.3863
     """
-    _check_rows(outputs, examples, "cross_entropy")
+    _check_classes(outputs, examples, "cross_entropy")
+    _check_number("label_smoothing", label_smoothing, least=0, below=1)
+    logits, labels = widened(outputs), _inside_or_nan(examples.y, outputs.shape[-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if label_smoothing:
+        even = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+        losses = (1 - label_smoothing) * losses + label_smoothing * even
+    if class_weights is None:
+        return masked_mean(losses, examples.mask)
+    weights = _of_classes(class_weights, labels, logits)
+    weights = jnp.where(examples.mask, weights, 0)
+    total = jnp.sum(jnp.where(examples.mask, weights * losses, 0))
+    # Without weight: 0 / 1 and not 0 / 0.
+    sums = jnp.sum(weights)
+    return total / jnp.where(sums > 0, sums, 1)
+
+
+def focal(
+    outputs: Array, examples: Examples, *, gamma: float = 2.0, class_weights: Any = None
+) -> Array:
+    """Mean focal loss `-w_y (1 - p_y)^gamma log p_y` (Lin et al. 2017, equations 4 and 5).
+
+    Args:
+      outputs: Logits, float `[N, W]`.
+      examples: Class indices `y`, int `[N]` in `0..W-1`, and `mask` `[N]`.
+      gamma: Power that takes weight from examples which are classified well; 0 gives the
+        cross-entropy, others are 1 or more.
+      class_weights: Weights `w` of the classes, `[W]`, of 0 or more; 1 if `None`. The mean
+        stays one over examples, as in the paper.
+
+    Returns:
+      Scalar, in nats; 0 if every row is masked, NaN for a label outside `0..W-1`.
+
+    Raises:
+      TypeError: `y` is not of integer type.
+      ValueError: the shapes do not fit together, or an option is out of range.
+
+    Example:
+      >>> examples = ml.Examples.of(jnp.zeros((1, 1)), jnp.array([0]))
+      >>> loss = ml.losses.focal(jnp.zeros((1, 2)), examples)  # -(1/2)^2 log(1/2)
+      >>> round(float(loss), 4)
+      0.1733
+    """
+    _check_classes(outputs, examples, "focal")
+    _check_number("gamma", gamma, least=0)
+    if 0 < gamma < 1:
+        raise ValueError(
+            f"gamma is {gamma}; expected 0, or a number of 1 or more: below it the "
+            "derivative is infinite where a class is certain."
+        )
+    logits, labels = widened(outputs), _inside_or_nan(examples.y, outputs.shape[-1])
+    # The power of a masked row may be NaN, and 0 times NaN is NaN in its derivative.
+    labels = jnp.where(examples.mask, labels, 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if gamma:
+        # Of the logarithm, for 1 - p has no digits near 1. Above zero, where every
+        # derivative of the power is finite.
+        missing = jnp.maximum(-jnp.expm1(-losses), 1e-7)
+        losses = missing**gamma * losses
+    if class_weights is not None:
+        losses = _of_classes(class_weights, labels, logits) * losses
+    return masked_mean(losses, examples.mask)
+
+
+def takes_classes(loss_fn: Callable | None) -> bool:
+    """Whether targets of a loss are known to be class indices."""
+    while True:
+        if isinstance(loss_fn, functools.partial):
+            loss_fn = loss_fn.func
+        elif hasattr(loss_fn, "__wrapped__"):
+            loss_fn = loss_fn.__wrapped__
+        else:
+            return loss_fn is cross_entropy or loss_fn is focal
+
+
+def _check_classes(outputs: Array, examples: Examples, loss: str) -> None:
+    _check_rows(outputs, examples, loss)
     if not jnp.issubdtype(examples.y.dtype, jnp.integer):
         raise TypeError(
-            f"cross_entropy got targets of dtype {examples.y.dtype}; expected integer "
+            f"{loss} got targets of dtype {examples.y.dtype}; expected integer "
             "class indices [N]. Use mse for real-valued targets."
         )
     if outputs.ndim != 2 or examples.y.ndim != 1:
         raise ValueError(
-            f"cross_entropy got logits of shape {outputs.shape} and labels of shape "
+            f"{loss} got logits of shape {outputs.shape} and labels of shape "
             f"{examples.y.shape}; expected [N, W] and [N]."
         )
-    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, examples.y)
-    return masked_mean(losses, examples.mask)
+
+
+def _check_number(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    given = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    good = given and np.isfinite(value)
+    good = good and (least is None or value >= least) and (above is None or value > above)
+    if not good or (below is not None and value >= below):
+        low = f"of {least} or more" if above is None else f"above {above}"
+        high = "" if below is None else f" and below {below}"
+        raise ValueError(f"{name} is {value!r}; expected a number {low}{high}.")
+
+
+def _inside_or_nan(labels: Array, ways: int) -> Array:
+    """Labels of which negative ones lie beyond the end, where a lookup gives NaN."""
+    # A negative index would count from the end, and a wrong label pass for another one.
+    if labels.dtype.itemsize < 4:
+        labels = labels.astype(jnp.int32)
+    return jnp.where(labels < 0, jnp.asarray(ways, labels.dtype), labels)
+
+
+def _of_classes(class_weights: Any, labels: Array, logits: Array) -> Array:
+    """The weight of each example, by its class, `[N]`."""
+    if np.shape(class_weights) != logits.shape[-1:]:
+        raise ValueError(
+            f"class_weights has shape {np.shape(class_weights)}; expected "
+            f"[{logits.shape[-1]}], a weight for each logit."
+        )
+    if not isinstance(class_weights, jax.core.Tracer):
+        known = np.asarray(class_weights, np.float64)
+        if not np.all(np.isfinite(known) & (known >= 0)):
+            raise ValueError(
+                f"class_weights is {class_weights}; expected finite weights of 0 or more."
+            )
+    weights = jnp.asarray(class_weights, logits.dtype)
+    return weights.at[labels].get(mode="fill", fill_value=jnp.nan)
 
 
 def present_classes(support: Examples, num_ways: int) -> Array:
@@ -95,8 +269,11 @@ def present_classes(support: Examples, num_ways: int) -> Array:
       >>> ml.losses.present_classes(support, 4).tolist()
       [True, False, True, False]
     """
-    ways = jnp.arange(num_ways, dtype=support.y.dtype)
-    hits = (support.y[:, None] == ways[None]) & support.mask[:, None]
+    y = support.y
+    if y.dtype.itemsize < 4:  # W may lie beyond what its dtype holds
+        y = y.astype(jnp.int32)
+    ways = jnp.arange(num_ways, dtype=y.dtype)
+    hits = (y[:, None] == ways[None]) & support.mask[:, None]
     return jnp.any(hits, axis=0)
 
 
@@ -104,5 +281,6 @@ def mask_absent(logits: Array, present: Array) -> Array:
     """Gives absent classes of a task with fewer ways a logit that never wins."""
     # Not -inf: without a valid support example all classes are absent, and the softmax of a
     # row of -inf is NaN.
-    absent = jnp.asarray(-1e9, logits.dtype)
+    # Nor what float16 would round to it.
+    absent = jnp.asarray(max(-1e9, float(jnp.finfo(logits.dtype).min)), logits.dtype)
     return jnp.where(present[None], logits, absent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from metalearn.core import mesh
+from metalearn.core.keys import check_key
 from metalearn.core.types import Array, Key, PyTree
 
 
@@ -34,6 +36,7 @@ class Examples:
         """Examples with all rows valid unless a mask is given.
 
         Raises:
+          TypeError: strings, as labels often are.
           ValueError: the leading axes differ, or the mask is not bool `[N]`.
 
         Example:
@@ -41,12 +44,16 @@ class Examples:
           >>> examples.mask.tolist()
           [True, True, True]
         """
+        for name, part in (("x", x), ("y", y)):
+            _check_numbers(name, part)
         sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((x, y))}
         if len(sizes) != 1 or () in sizes:
             shapes = jax.tree.map(jnp.shape, (x, y))
+            lists = isinstance(x, list) or isinstance(y, list)
+            hint = " A list is many leaves: give numpy.asarray of it." if lists else ""
             raise ValueError(
                 f"x and y have shapes {shapes[0]} and {shapes[1]}. Every leaf of both "
-                "needs the same leading axis [N], one row an example."
+                f"needs the same leading axis [N], one row an example.{hint}"
             )
         (num,) = sizes.pop()
         if mask is None:
@@ -58,6 +65,18 @@ class Examples:
             )
         x, y = jax.tree.map(jnp.asarray, (x, y))
         return cls(x=x, y=y, mask=jnp.asarray(mask))
+
+
+def _check_numbers(name: str, tree: PyTree) -> None:
+    """Raises a `TypeError` for strings and other objects that are no numbers."""
+    for leaf in jax.tree.leaves(tree):
+        kind = getattr(getattr(leaf, "dtype", None), "kind", "")
+        if isinstance(leaf, (str, bytes)) or kind in ("U", "S", "O", "T"):
+            raise TypeError(
+                f"{name} holds strings or other objects; expected numbers, and for classes "
+                "integers from 0. Number the names: names, y = numpy.unique(y, "
+                "return_inverse=True)."
+            )
 
 
 @jax.tree_util.register_dataclass
@@ -93,12 +112,30 @@ class TaskSampler(NamedTuple):
     name: str = "tasks"
 
     def __call__(self, key: Key) -> Task:
-        return self.sample(self.data, key)
+        check_key(key)
+        return _drawn(self.sample(self.data, key), self.name)
 
     def first(self, key: Key) -> Task:
         """A task to take shapes from."""
-        # One program; without jit every operation would be compiled by itself.
-        return jax.jit(self.sample)(self.data, key)
+        check_key(key)
+        try:
+            # One program; without jit every operation would be compiled by itself.
+            task = jax.jit(self.sample)(self.data, key)
+        except TypeError:
+            # What is no task is often no array either, which is all that jit would say.
+            task = self.sample(self.data, key)
+            if isinstance(task, Task):
+                raise
+        return _drawn(task, self.name)
+
+
+def _drawn(task: Any, name: str) -> Task:
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"{name} gave a {type(task).__name__} for a task; expected ml.Task(support="
+            "ml.Examples.of(x, y), query=ml.Examples.of(x, y))."
+        )
+    return task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +155,8 @@ class TaskStream:
 
     def first(self, key: Key | None = None) -> Task:
         """The first task of the stream, whatever the key, to take shapes from."""
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), next(self.batches(1, 0)))
+        batch = _drawn(next_batch(iter(self.batches(1, 0)), 0), self.name)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), batch)
 
 
 # The tasks that `fit` and `evaluate` accept; `as_tasks` makes a sampler of a function.
@@ -147,12 +185,50 @@ def as_tasks(tasks: Tasks) -> TaskSampler | TaskStream:
     """
     if isinstance(tasks, (TaskSampler, TaskStream)):
         return tasks
-    if callable(tasks):
+    if callable(tasks) and not isinstance(tasks, type) and _takes_a_key(tasks):
         return TaskSampler(_Plain(tasks), (), getattr(tasks, "__name__", "tasks"))
-    raise TypeError(
-        f"tasks is a {type(tasks).__name__}; expected a TaskSampler or a function "
-        "`key -> Task`, e.g. ml.tasks.sinusoid() or ml.data.few_shot(...)."
+    expected = (
+        "expected a TaskSampler or a function `key -> Task`, e.g. ml.tasks.sinusoid() or "
+        "ml.data.few_shot(...)."
     )
+    name = getattr(tasks, "__name__", type(tasks).__name__)
+    if isinstance(tasks, type):
+        said = f"tasks is the class {name}; {expected} Make an instance of it."
+    elif isinstance(tasks, Task):
+        said = f"tasks is one Task; {expected} For this task alone: lambda key: task."
+    elif isinstance(tasks, (list, tuple)):
+        said = (
+            f"tasks is a {name} of {len(tasks)}; {expected} ml.tasks.from_tasks(tasks) "
+            "draws from such a list."
+        )
+    elif callable(tasks):
+        said = (
+            f"tasks is {name}{inspect.signature(tasks)}, which does not take one key; "
+            f"{expected} Call it first, if it makes a sampler: {name}(...)."
+        )
+    elif hasattr(tasks, "__iter__") and not isinstance(tasks, (str, dict)):
+        said = (
+            f"tasks is a {name}, whose order is its own; {expected} Batches that are made "
+            "on the host come as a TaskStream(batches), where batches(num_tasks, start, "
+            "share) iterates over Tasks [T, ...] of NumPy arrays from batch `start` on."
+        )
+    else:
+        said = f"tasks is a {name}; {expected}"
+    raise TypeError(said)
+
+
+def _takes_a_key(fn: Callable) -> bool:
+    """Whether a function draws a task, and is not one that makes a sampler."""
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:  # written in C: nothing is known
+        return True
+    try:
+        signature.bind(None)
+    except TypeError:
+        return False
+    first = next(iter(signature.parameters.values()))
+    return first.default is first.empty or first.name == "key"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +244,7 @@ class _Plain:
 
 def sample_batch(sampler: TaskSampler, data: PyTree, keys: Key) -> Task:
     """A batch of tasks, one for each key of `keys` `[T]`."""
+    check_key(keys, "keys", batch=True)
 
     def drawn(data: PyTree, keys: Key) -> tuple[tuple, Task]:
         return (), jax.vmap(sampler.sample, in_axes=(None, 0))(data, keys)
@@ -187,13 +264,27 @@ def stack_tasks(tasks: Sequence[Task]) -> Task:
     if not tasks:
         raise ValueError("stack_tasks needs at least one task, got none.")
     shapes = [jax.tree.map(jnp.shape, t) for t in tasks]
-    for i, other in enumerate(shapes):
-        if other != shapes[0]:
+    kinds = [jax.tree.map(_kind, t) for t in tasks]
+    for i, (shape, kind) in enumerate(zip(shapes, kinds, strict=True)):
+        if shape != shapes[0]:
             raise ValueError(
-                f"task {i} has shapes {other}, task 0 has {shapes[0]}. Pad support and "
+                f"task {i} has shapes {shape}, task 0 has {shapes[0]}. Pad support and "
                 "query to common sizes with pad_examples before stacking."
             )
+        if kind != kinds[0]:
+            raise ValueError(
+                f"task {i} has numbers of the kinds {kind}, task 0 of {kinds[0]}. Stacked, "
+                "classes would become real numbers; give all tasks the same dtypes."
+            )
     return jax.tree.map(lambda *xs: jnp.stack(xs), *tasks)
+
+
+def _kind(leaf: Any) -> str:
+    """Whether numbers are bools, integers or real: kinds that stacking would mix."""
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    kinds = {"bool": jnp.bool_, "integer": jnp.integer, "real": jnp.floating}
+    found = [name for name, kind in kinds.items() if jnp.issubdtype(dtype, kind)]
+    return found[0] if found else str(dtype)
 
 
 def pad_examples(examples: Examples, size: int) -> Examples:
@@ -220,7 +311,17 @@ def pad_examples(examples: Examples, size: int) -> Examples:
 
 
 def concatenate(first: Examples, second: Examples) -> Examples:
-    """The examples of both sets in one, `[N1 + N2, ...]`."""
+    """The examples of both sets in one, `[N1 + N2, ...]`.
+
+    Raises:
+      ValueError: one holds integers where the other holds real numbers.
+    """
+    kinds = [jax.tree.map(_kind, part) for part in (first, second)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"two sets of examples have numbers of the kinds {kinds[0]} and {kinds[1]}. "
+            "Joined, classes would become real numbers; give both the same dtypes."
+        )
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
 
 

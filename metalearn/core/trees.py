@@ -59,6 +59,13 @@ def merge(selected: PyTree, rest: PyTree) -> PyTree:
     )
 
 
+def widened(leaf: Array) -> Array:
+    """The same numbers, floating ones in float32 at least; for sums and means."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
 def masked_mean(values: Array, mask: Array) -> Array:
     """Mean over axis 0 of the rows whose mask is set; 0 if no mask is set.
 
@@ -67,14 +74,16 @@ def masked_mean(values: Array, mask: Array) -> Array:
       mask: Mask of the valid rows, bool `[N]`.
 
     Returns:
-      The mean, `[...]`. Masked rows influence neither the value nor the gradient, even if
-      the rows hold NaN.
+      The mean, `[...]`, in float32 at least: a sum in bfloat16 stops growing after some
+      hundred rows. Masked rows influence neither the value nor the gradient, even if the
+      rows hold NaN.
 
     Example:
       >>> values = jnp.array([1.0, 3.0, jnp.nan])
       >>> float(ml.masked_mean(values, jnp.array([True, True, False])))
       2.0
     """
+    values = widened(values)
     weights = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
     # Replaced and not multiplied by 0, because 0 times NaN is NaN. The derivative of a
     # masked row is 0, so whatever computes `values` needs a finite derivative in that row.

@@ -92,6 +92,7 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
 
     def support(params, state, examples, step, *, key, train):
         if per_step:
+            check_steps(state, num_steps)
             state = jax.tree.map(lambda s: s[step], state)
         return apply(
             params,
@@ -106,6 +107,7 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
         if policy == "support" and jax.tree.leaves(state):
             return batch_statistics(model, params, state, examples, key=key)
         if per_step:
+            check_steps(state, num_steps)
             return jax.tree.map(lambda s: s[num_steps], state)
         return state
 
@@ -125,6 +127,21 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
         )
 
     return Normaliser(init, support, settle, query, collect)
+
+
+def check_steps(state: PyTree, num_steps: int) -> None:
+    """Raises a `ValueError` unless there are averages for every inner step and the query.
+
+    A step beyond the last one would read the averages of the last, without a word.
+    """
+    for leaf in jax.tree.leaves(state):
+        kept = leaf.shape[0] - 1
+        if kept < num_steps:
+            raise ValueError(
+                f"norm='per_step' keeps averages of {kept} inner steps in these variables, "
+                f"but the learner takes {num_steps}. Adapt with num_steps={kept}, train "
+                f"with num_steps={num_steps}, or choose another norm."
+            )
 
 
 def batch_statistics(

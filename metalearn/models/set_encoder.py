@@ -65,7 +65,7 @@ def _recurrent_apply(params: PyTree, e: Array, mask: Array) -> tuple[Array, Arra
     # Decoded in reverse, from the last state of the encoder.
     last, path = jax.lax.scan(encode, jnp.zeros((hidden,), e.dtype), (e, mask))
     _, rebuilt = jax.lax.scan(decode, (last, jnp.zeros_like(e[0])), mask, reverse=True)
-    return masked_mean(path, mask), _rebuilt_loss(rebuilt, e, mask)
+    return masked_mean(path, mask).astype(e.dtype), _rebuilt_loss(rebuilt, e, mask)
 
 
 def _pooled_init(key: Key, size: int, hidden: int) -> PyTree:
@@ -81,7 +81,8 @@ def _pooled_apply(params: PyTree, e: Array, mask: Array) -> tuple[Array, Array]:
     """An autoencoder of single rows, whose codes are pooled by the mean."""
     codes = nn.relu(linear(params["in"], e))
     loss = 0.5 * _rebuilt_loss(linear(params["back"], codes), e, mask)
-    return linear(params["out"], masked_mean(codes, mask)), loss
+    pooled = masked_mean(codes, mask).astype(codes.dtype)
+    return linear(params["out"], pooled), loss
 
 
 recurrent = SetEncoder(_recurrent_init, _recurrent_apply)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.core import checks
+from metalearn.core import checks, trees
 from metalearn.core.model import Variables
 from metalearn.core.types import Array, PyTree
 from metalearn.training.trainer import TrainState
@@ -21,7 +21,8 @@ class Averaging(NamedTuple):
     Attributes:
       inner: State of the optimiser within.
       count: Number of updates so far, an int32 scalar.
-      average: Average of the parameters after each update; the first ones before any.
+      average: Average of the parameters after each update, in float32 at least; the first
+        ones before any.
     """
 
     inner: PyTree
@@ -40,8 +41,8 @@ def averaging(
     that starts anew, as after growth, averages anew.
 
     Give the whole optimiser: what stands behind it in an `optax.chain` is not seen, and
-    `judged` refuses averages of parts of the parameters. Averages have the dtype of the
-    parameters; in bfloat16 a decay near one is lost to rounding. Running statistics are
+    `judged` refuses averages of parts of the parameters. Averages are float32 at least,
+    for in bfloat16 a decay near one is lost to rounding. Running statistics are
     those of the last weights, which fit averaged ones less well (`norm="running"`,
     `"per_step"`); statistics of the support set are unaffected.
 
@@ -71,7 +72,8 @@ def averaging(
     log_decay = math.log(decay) if decay else -math.inf
 
     def init(params: PyTree) -> Averaging:
-        average = jax.tree.map(jnp.copy, params)  # of its own, to be donated
+        # Arrays of its own, to be donated.
+        average = jax.tree.map(lambda p: jnp.copy(trees.widened(p)), params)
         return Averaging(opt.init(params), jnp.zeros((), jnp.int32), average)
 
     def update(updates: PyTree, state: Averaging, params: Any = None, **extra: Any):
@@ -92,7 +94,7 @@ def averaging(
         # 1 - decay^count, which in single precision would be 0 for a decay near one.
         weight = (1 - decay) / -jnp.expm1(count.astype(jnp.float32) * log_decay)
         average = jax.tree.map(
-            lambda old, new: old + weight.astype(old.dtype) * (new - old),
+            lambda old, new: old + weight.astype(old.dtype) * (trees.widened(new) - old),
             state.average,
             optax.apply_updates(params, updates),
         )
@@ -119,6 +121,9 @@ def judged(state: TrainState) -> Variables:
             "one another; expected one of all. Give averaging the whole optimiser: "
             "ml.averaging(optax.chain(...)), ml.averaging(optax.partition(...))."
         )
+    average = jax.tree.map(
+        lambda a, p: a if a.dtype == p.dtype else a.astype(p.dtype), average, params
+    )
     return Variables(params=average, state=state.variables.state)
 
 

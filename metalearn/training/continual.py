@@ -20,14 +20,17 @@ from collections.abc import Callable, Iterable
 import jax
 import optax
 
-from metalearn.core import checks, metrics
+from metalearn.core import checks, kinds, metrics
+from metalearn.core.keys import check_key
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Variables
 from metalearn.core.task import Tasks, as_tasks
 from metalearn.core.types import Key
 from metalearn.training.averaging import judged
 from metalearn.training.fit import fit
-from metalearn.training.trainer import TrainState, meta_trainer
+from metalearn.training.judgement import logits_of
+from metalearn.training.loop import no_totals
+from metalearn.training.trainer import MetaTrainer, TrainState, meta_trainer
 
 Grow = Callable[[Variables, Key], Variables]
 
@@ -115,21 +118,21 @@ def fit_continually(
       ...      (ml.tasks.function_families(), 20_000)],
       ...     tasks_per_step=25, key=jax.random.key(0), grow=ml.add_leaf)
     """
+    check_key(key)
     stages = _checked(stages)
-    for name, value in (("check_every", check_every), ("medians", medians), ("rest", rest)):
-        checks.whole_number(name, value, least=1)
+    tasks_per_step = kinds.count("tasks_per_step", tasks_per_step)
+    check_every = kinds.count("check_every", check_every)
+    medians, rest = kinds.count("medians", medians), kinds.count("rest", rest)
     if check_every % medians:
         raise ValueError(
             f"medians is {medians}; expected a divisor of check_every={check_every}, so "
             "that the parts of a window are as long."
         )
     worse = _ratio(worse, metric, higher_is_better)
-    if grow is not None and not callable(grow):
-        raise TypeError(
-            f"grow is a {type(grow).__name__}; expected `(variables, key) -> variables`, "
-            "such as ml.add_leaf, or None."
-        )
+    names = ("variables", "key")
+    kinds.function("grow", grow, names, "ml.add_leaf", optional=True)
     trainer = meta_trainer(learner, outer_opt)
+    _check_stages(trainer, stages, tasks_per_step, key, metric)
     k_fit, k_grow = jax.random.split(key)
     state, before, changed, done = None, None, 0, 0
     ends, history, grown = [], [], []
@@ -149,10 +152,6 @@ def fit_continually(
                 progress=progress,
             )
             state, begun, done = result.state, done, done + window
-            if metric not in (row := result.history[-1]):
-                raise ValueError(
-                    f"metric {metric!r} is not reported; there are {sorted(row)}."
-                )
             value = _median(result.history, metric, begun, check_every // medians)
             history.append({"step": done, "stage": stage, metric: value})
             if done == end:
@@ -170,6 +169,34 @@ def fit_continually(
     return Continual(stages=ends, state=state, history=history, grown=grown)
 
 
+def _check_stages(
+    trainer: MetaTrainer,
+    stages: list[tuple[Tasks, int]],
+    tasks_per_step: int,
+    key: Key,
+    metric: str,
+) -> None:
+    """Looks at a task of every stage, so that a wrong last one costs no other.
+
+    Raises:
+      ValueError: bad data in a stage, or a metric that no step reports.
+    """
+    state = None
+    for number, (tasks, _) in enumerate(stages):
+        first = as_tasks(tasks).first(key)
+        if state is None:
+            state = jax.eval_shape(trainer.init, key, first)
+        try:
+            logits_of(trainer.learner, state.variables, first)
+            reported = no_totals(trainer, state, first, tasks_per_step)["sums"]
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"stage {number}: {error}") from error
+        if metric not in reported:
+            raise ValueError(
+                f"metric {metric!r} is not reported; there are {sorted(reported)}."
+            )
+
+
 def _checked(stages: Iterable[tuple[Tasks, int]]) -> list[tuple[Tasks, int]]:
     if not isinstance(stages, Iterable):
         raise ValueError(
@@ -184,9 +211,9 @@ def _checked(stages: Iterable[tuple[Tasks, int]]) -> list[tuple[Tasks, int]]:
                 f"a stage is a {type(stage).__name__}; expected a pair of tasks and a "
                 "number of steps, such as (ml.tasks.sinusoid(), 1000)."
             )
-        checks.whole_number("the steps of a stage", stage[1], least=1)
+        kinds.count("the steps of a stage", stage[1])
         as_tasks(stage[0])  # a wrong last stage costs none of the others
-    return stages
+    return [(tasks, int(steps)) for tasks, steps in stages]
 
 
 def _ratio(worse: float | None, metric: str, said: bool | None) -> float:

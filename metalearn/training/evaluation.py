@@ -5,18 +5,34 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import checks, cost, mesh, metrics
+from metalearn.core import cost, kinds, labels, mesh
+from metalearn.core import metrics as metrics_of
+from metalearn.core.keys import check_key
 from metalearn.core.learner import MetaLearner, describe, is_transductive
 from metalearn.core.model import Variables
-from metalearn.core.task import Examples, Task, Tasks, TaskStream, as_tasks, next_batch
+from metalearn.core.task import (
+    Task,
+    Tasks,
+    TaskSampler,
+    TaskStream,
+    as_tasks,
+    next_batch,
+)
 from metalearn.core.types import Array, Key, LossFn, PyTree
+from metalearn.training.judgement import (
+    Judgement,
+    Metric,
+    check_judgement,
+    check_task,
+    judge,
+)
 from metalearn.training.sinks import Progress
 
 
@@ -44,7 +60,9 @@ class Evaluation:
 
     def mean_ci95(self, name: str) -> tuple[float, float]:
         """Mean over tasks and half-width of its 95 % interval."""
-        return metrics.mean_ci95(self.values[name])
+        if name not in self.values:
+            raise KeyError(f"no metric {name!r}; there are {sorted(self.values)}.")
+        return metrics_of.mean_ci95(self.values[name])
 
     def summary(self) -> dict[str, Any]:
         """A dictionary of plain numbers for JSON."""
@@ -82,6 +100,7 @@ def evaluate(
     num_tasks: int = 600,
     key: Key,
     tasks_per_call: int = 100,
+    metrics: Mapping[str, Metric] | None = None,
     progress: bool | None = False,
 ) -> Evaluation:
     """Adapts to `num_tasks` tasks and reports their query loss and accuracy.
@@ -94,31 +113,66 @@ def evaluate(
       variables: Variables that were learned.
       tasks: A `TaskSampler`, a function `key -> Task`, or a `TaskStream`, of which the
         first tasks are taken whatever the key.
-      loss_fn: Loss of one task; default: cross-entropy for integer targets, mean squared
-        error for real ones.
+      loss_fn: Loss of one task. The default is the learner's own; for learners that
+        carry none, cross-entropy for integer targets and mean squared error for real ones.
       num_tasks: T, number of tasks, at least 2.
       key: Consumed.
       tasks_per_call: Number of tasks in one compiled call.
+      metrics: Further metrics `{name: (outputs, examples) -> scalar}` of the queries of one
+        task, such as `{"query/f1": ml.metrics.f1}`.
       progress: Whether to draw a progress bar; `None` decides by the terminal.
 
     Returns:
       An `Evaluation`; `print` shows means, intervals and whether it is transductive.
 
     Raises:
-      ValueError: bad arguments, non-finite data, labels outside the logits.
+      TypeError: an argument of another kind, such as a result in place of its variables.
+      ValueError: bad arguments, non-finite data or labels outside the logits in any task,
+        with the number of the first such task.
 
     Example:
       >>> print(ml.evaluate(learner, variables, tasks, key=jax.random.key(1)))
     """
-    if num_tasks < 2:
-        raise ValueError(f"num_tasks is {num_tasks}; an interval needs 2 or more.")
-    if tasks_per_call < 1:
-        raise ValueError(f"tasks_per_call is {tasks_per_call}; expected 1 or more.")
+    kinds.learner(learner)
+    kinds.variables(variables)
+    check_key(key)
+    num_tasks = kinds.count("num_tasks", num_tasks, least=2, most=MOST_TASKS)
+    tasks_per_call = kinds.count("tasks_per_call", tasks_per_call)
+    judged = check_judgement(loss_fn, metrics)
     tasks = as_tasks(tasks)
     first = tasks.first(jax.random.split(jax.random.fold_in(key, 0), 3)[0])
-    check_task(learner, variables, first, loss_fn)
+    check_task(learner, variables, first, loss_fn, metrics)
     batch, shares = min(tasks_per_call, num_tasks), mesh.shares()
     batch = -(-batch // shares) * shares
+    cost.check_room("tasks_per_call", batch, first)
+    values, transductive = _measured(
+        learner, variables, tasks, judged, num_tasks, batch, key, progress
+    )
+    digests = values.pop("digest")
+    _check_values(values)
+    return Evaluation(
+        values=values,
+        transductive=transductive,
+        learner=str(describe(learner).get("name", "custom")),
+        tasks=tasks.name,
+        fingerprint=hashlib.sha256(digests.tobytes()).hexdigest()[:16],
+    )
+
+
+MOST_TASKS = 10**8  # far more than any interval needs
+
+
+def _measured(
+    learner: MetaLearner,
+    variables: Variables,
+    tasks: TaskSampler | TaskStream,
+    judged: Judgement,
+    num_tasks: int,
+    batch: int,
+    key: Key,
+    progress: bool | None,
+) -> tuple[dict[str, np.ndarray], bool]:
+    """What was found of each task, and whether any prediction was transductive."""
     if isinstance(tasks, TaskStream):
         draw, batches = _row, tasks.batches(batch, 0)
     else:
@@ -133,7 +187,7 @@ def evaluate(
                 data = mesh.everywhere(next_batch(batches, start // batch))
             common = (variables, data, key)
             if run is None:
-                make = functools.partial(_evaluator, learner, draw, loss_fn)
+                make = functools.partial(_evaluator, learner, draw, judged)
                 call = lambda run, *args: jax.block_until_ready(run(*args))
                 run, (values, flag), _ = cost.with_room(make, call, common, numbers)
             else:
@@ -142,52 +196,25 @@ def evaluate(
             used = min(batch, num_tasks - start)
             parts.append({k: np.asarray(v)[:used] for k, v in values.items()})
             bar.update(used)
-    values = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-    digests = values.pop("digest")
-    if not values.pop("labels_fit").all():
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, transductive
+
+
+def _check_values(values: dict[str, np.ndarray]) -> None:
+    """Takes what was counted of the data of each task out of the values, and judges it."""
+    outside, ways = values.pop("outside"), int(values.pop("ways")[0])
+    broken = values.pop("not_finite")
+    if broken.any():
+        task, part = np.argwhere(broken)[0]
         raise ValueError(
-            "some tasks hold labels outside the logits of the model. Give the model at "
-            "least as many outputs as the tasks have ways, and labels from 0."
+            f"task {task} holds numbers in {labels.PARTS[part]} that are not finite; so do "
+            f"{int(broken.any(-1).sum())} of {len(broken)} tasks. Clean the data, or put "
+            "zeros in masked rows."
         )
-    return Evaluation(
-        values=values,
-        transductive=transductive,
-        learner=str(describe(learner).get("name", "custom")),
-        tasks=tasks.name,
-        fingerprint=hashlib.sha256(digests.tobytes()).hexdigest()[:16],
-    )
-
-
-def check_task(
-    learner: MetaLearner, variables: Variables, task: Task, loss_fn: LossFn | None = None
-) -> list[str]:
-    """Checks the values of one concrete task, by shapes alone on the learner's side.
-
-    Returns:
-      The names that `evaluate` would report.
-
-    Raises:
-      ValueError: non-finite data, or labels outside the logits.
-    """
-    report = _report_of(learner, loss_fn or metrics.default_loss(task.query))
-    outputs, reported = jax.eval_shape(report, variables, task)
-    checks.values_of_task(task, outputs)
-    return [f"query/{name}" for name in reported]
-
-
-@functools.lru_cache(maxsize=64)
-def _report_of(
-    learner: MetaLearner, loss_fn: LossFn
-) -> Callable[[Variables, Task], tuple[PyTree, dict[str, Array]]]:
-    """One function a learner and loss, so that a second check traces nothing."""
-
-    def report(variables: Variables, task: Task):
-        adapted = learner.adapt(variables, task.support, key=jax.random.key(0))
-        query = task.query
-        outputs = learner.predict(adapted, query.x, key=jax.random.key(0), mask=query.mask)
-        return outputs, metrics.of_task(loss_fn, outputs, query)
-
-    return report
+    if outside.any():
+        task, part = np.argwhere(outside)[0]
+        several = f" in {int(outside.any(-1).sum())} of {len(outside)} tasks"
+        where, word = f"task {task}", labels.PARTS[part]
+        raise ValueError(labels.message(int(outside.sum()), where, word, ways, several))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +239,7 @@ def _row(tasks: Task, key: Key, number: Array) -> Task:
 def _evaluator(
     learner: MetaLearner,
     draw: Callable[[PyTree, Key, Array], Task],
-    loss_fn: LossFn | None,
+    judged: Judgement,
     limit: int,
 ):
     """The compiled evaluation; cached so that a second call compiles nothing."""
@@ -230,10 +257,16 @@ def _evaluator(
         task, adapted, key = adapted_to(common, number)
         query = task.query
         outputs = learner.predict(adapted, query.x, key=key, mask=query.mask)
-        report = metrics.of_task(loss_fn or metrics.default_loss(query), outputs, query)
-        report = {f"query/{k}": v for k, v in report.items()}
-        fits = _labels_fit(outputs, query)
-        return report | {"digest": _digest(task), "labels_fit": fits}
+        report = judge(learner, judged, outputs, query)
+        ways = labels.num_classes(judged[0] or learner.loss_fn, outputs, query.y)
+        parts = (task.support, query)
+        none = jnp.zeros(2, jnp.int32)
+        return report | {
+            "digest": _digest(task),
+            "outside": none if ways is None else labels.outside_of(task, ways),
+            "ways": jnp.asarray(ways or 0, jnp.int32),
+            "not_finite": jnp.stack([labels.not_finite(part) for part in parts]),
+        }
 
     def several(common: tuple, numbers: Array) -> tuple[tuple, dict[str, Array]]:
         one = functools.partial(report_of, common)
@@ -249,15 +282,6 @@ def _evaluator(
         return mesh.replicated((values, flag))
 
     return jax.jit(run), choice
-
-
-def _labels_fit(outputs: PyTree, query: Examples) -> Array:
-    """Whether every valid class index has a logit; true for other targets."""
-    y = query.y
-    classes = hasattr(y, "dtype") and jnp.issubdtype(y.dtype, jnp.integer)
-    if not classes or y.ndim != 1 or getattr(outputs, "ndim", 0) != 2:
-        return jnp.array(True)
-    return jnp.all((y >= 0) & (y < outputs.shape[-1]) | ~query.mask)
 
 
 def _digest(task: Task) -> Array:
@@ -298,4 +322,5 @@ def paired_difference(
             f"metric {name!r} is not in both evaluations; there are "
             f"{sorted(first.values)} and {sorted(second.values)}."
         )
-    return metrics.mean_ci95(first.values[name] - second.values[name])
+    one, other = (np.asarray(e.values[name], np.float64) for e in (first, second))
+    return metrics_of.mean_ci95(one - other)

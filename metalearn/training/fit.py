@@ -5,34 +5,45 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from metalearn.core import checks, mesh
+from metalearn.core import cost, kinds, mesh
 from metalearn.core.learner import describe
 from metalearn.core.model import Variables
 from metalearn.core.task import Task, Tasks, TaskSampler, TaskStream, as_tasks
 from metalearn.core.types import Key
+from metalearn.training.arguments import check_fit, intervals
 from metalearn.training.averaging import judged
 from metalearn.training.checkpoint import Checkpoints
-from metalearn.training.evaluation import check_task
+from metalearn.training.diagnosis import not_finite
+from metalearn.training.judgement import logits_of
 from metalearn.training.loop import (
     Calls,
     NonFiniteGradient,
     Totals,
     advance_of,
     as_numbers,
+    check_labels,
     copied,
     no_totals,
     row_of,
+    tasks_of_step,
 )
 from metalearn.training.notes import FIELDS, Notes, beside_the_bar
-from metalearn.training.resume import check_folder, check_same_run, restore_latest
-from metalearn.training.sinks import Progress, Sink, check_sinks
-from metalearn.training.trainer import MetaTrainer, TrainState, check_trainer
+from metalearn.training.resume import (
+    check_folder,
+    check_same_run,
+    check_same_start,
+    place_of_run,
+    restore_latest,
+    restored_totals,
+)
+from metalearn.training.sinks import Progress, Sink
+from metalearn.training.trainer import MetaTrainer, TrainState
 from metalearn.training.validation import Validation, prepared
 
 
@@ -47,7 +58,8 @@ class FitResult:
       history: Rows as they were logged.
       best_step: Step of `variables`.
       tasks_at_once: Number of tasks that `task_chunk="auto"` took at once on each device;
-        `None` if no step was left to do.
+        `None` if no step was done.
+      skipped: Number of steps that were not finite and left out, under "skip".
     """
 
     variables: Variables
@@ -55,6 +67,7 @@ class FitResult:
     history: list[dict[str, Any]]
     best_step: int
     tasks_at_once: int | None = None
+    skipped: int = 0
 
 
 def fit(
@@ -66,7 +79,7 @@ def fit(
     key: Key,
     state: TrainState | None = None,
     validation: Validation | None = None,
-    log_every: int = 100,
+    log_every: int | None = None,
     sinks: Sequence[Sink] = (),
     progress: bool | None = None,
     checkpoints: Checkpoints | None = None,
@@ -87,8 +100,10 @@ def fit(
       tasks_per_step: T, tasks of one outer step.
       key: Consumed; the same key resumes the same run.
       state: State to start from, e.g. `FitResult.state` of an earlier call; left as it is.
+        A resume has to begin from the same one.
       validation: Judgement on held-back classes; keeps the best variables, stops early.
-      log_every: Steps between rows of the history.
+      log_every: Steps between rows of the history; a twentieth of `num_steps`, 100 at
+        most, when `None`.
       sinks: Functions that get every row, e.g. `ml.sinks.json_lines("metrics.jsonl")`.
       progress: Whether to draw a progress bar; `None` decides by the terminal.
       checkpoints: Where to save to; nothing is saved if `None`.
@@ -96,52 +111,60 @@ def fit(
       resume: Whether to go on from the latest checkpoint, if there is one. The run must
         be the same: the learner by its name and numbers (`describe`), the tasks by their
         name, `tasks_per_step`, `key`, and the variables and the state of the optimiser by
-        their structure. Functions and rates of optimisers, inner and outer ones, are not
-        seen: keep these yourself.
+        their structure. The first step is done once more, and its metrics have to be those
+        of then: another loss, model, inner rate or state to start from is refused. The
+        rate of the outer optimiser is not seen: keep it yourself.
       nonfinite: Word for what to do at a step that is not finite: "stop" raises at the
         first, "skip" leaves its update out and counts it in `meta/skipped`. Such a step
-        has a NaN or an infinity in its meta-gradient, its update or its metrics.
+        has a NaN or an infinity in its meta-gradient, its update or its metrics. Where
+        all steps are skipped, nothing was trained, and `fit` raises at the end.
 
     Returns:
       A `FitResult`.
 
     Raises:
-      NonFiniteGradient: with the step; the last checkpoint is untouched.
+      NonFiniteGradient: with the step and what is known of the cause; the last checkpoint
+        is untouched.
       CheckpointMismatch: the checkpoint is of another run, as far as `resume` sees.
       MemoryError: an outer step does not fit the device, not even a task at a time.
-      ValueError: bad arguments or data, found before anything is computed.
+      TypeError: an argument of another kind, found before anything is computed.
+      ValueError: bad arguments or data, found before anything is computed; labels outside
+        the logits in any task, at the end of the call of the device that met them.
 
     Example:
       >>> result = ml.fit(trainer, ml.tasks.sinusoid(), num_steps=3_000,
       ...                 tasks_per_step=25, key=jax.random.key(0))
     """
-    every = validation.every if validation else None
-    _check_arguments(
-        *(trainer, num_steps, tasks_per_step, log_every, checkpoint_every, every),
-        *(nonfinite, sinks),
+    check_fit(trainer, key, state, validation, progress, resume, nonfinite, sinks)
+    num_steps = kinds.count("num_steps", num_steps)
+    tasks_per_step = kinds.count("tasks_per_step", tasks_per_step)
+    log_every, every, checkpoint_every = intervals(
+        num_steps, log_every, validation, checkpoints, checkpoint_every
     )
     check_folder(checkpoints, resume)
     tasks, stops = as_tasks(tasks), nonfinite == "stop"
     _check_shares(tasks, tasks_per_step)
     k_init, k_first, k_steps = jax.random.split(key, 3)
     first = tasks.first(k_first)
+    cost.check_room("tasks_per_step", tasks_per_step, first)
     run = _begin(trainer, state, k_init, first, tasks_per_step)
     run.notes.identity = _identity(trainer, tasks, tasks_per_step, key)
     if validation:
         validation = prepared(validation, trainer.learner, run.state.variables)
-    if resume and checkpoints.latest() is not None:
-        _go_on(run, checkpoints)
-    _check_left(run.step, num_steps)
     if not mesh.leads():
         sinks, progress = (), False
 
-    numbers = (trainer, tasks, tasks_per_step, k_steps, stops, num_steps)
+    numbers = (trainer, tasks, tasks_per_step, k_steps, stops, num_steps, run.ways)
     calls = Calls(functools.partial(advance_of, *numbers))
+    again = functools.partial(tasks_of_step, tasks, tasks_per_step, k_steps)
     is_due = functools.partial(_is_due, num_steps)
+    if resume and checkpoints.latest() is not None:
+        _go_on(run, checkpoints, calls)
+    _check_left(run.step, num_steps)
     with Progress(num_steps, start=run.step, show=progress, label="meta-train") as bar:
         while run.step < num_steps and not run.notes.stopped:
             stop = _next_stop(run.step, num_steps, log_every, every, checkpoint_every)
-            done = _advance(run, calls, stop, stops)
+            done = _advance(run, calls, stop, stops, again, bar)
             if is_due(run.step, log_every):
                 _log(run, tasks_per_step, sinks)
             bar.update(done, run.shown)
@@ -152,6 +175,7 @@ def fit(
             due = is_due(run.step, checkpoint_every) or run.notes.stopped
             if checkpoints is not None and due:
                 _save(run, checkpoints)
+    skipped = _skipped(run)
     if validation is None or run.notes.best is None:  # none, or none that was a number
         _keep_last(run)
     return FitResult(
@@ -160,6 +184,7 @@ def fit(
         history=run.notes.history,
         best_step=run.notes.best_step,
         tasks_at_once=calls.at_once,
+        skipped=skipped,
     )
 
 
@@ -173,6 +198,7 @@ class _Run:
       best: Variables that are returned if nothing better comes.
       fresh: Sums of a window without steps.
       totals: Sums of the open window.
+      ways: Number of logits that labels have to be within, if targets are classes.
       notes: Bookkeeping of the host.
       shown: Numbers beside the progress bar.
     """
@@ -182,32 +208,9 @@ class _Run:
     best: Variables
     fresh: Totals
     totals: Totals
+    ways: int | None
     notes: Notes
     shown: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
-def _check_arguments(
-    trainer: MetaTrainer,
-    num_steps: int,
-    tasks_per_step: int,
-    log_every: int,
-    checkpoint_every: int | None,
-    validate_every: int | None,
-    nonfinite: str,
-    sinks: Sequence[Sink],
-) -> None:
-    check_trainer(trainer)
-    for name, value in (
-        ("num_steps", num_steps),
-        ("tasks_per_step", tasks_per_step),
-        ("log_every", log_every),
-        ("checkpoint_every", 1 if checkpoint_every is None else checkpoint_every),
-        ("validation.every", 1 if validate_every is None else validate_every),
-    ):
-        checks.whole_number(name, value, least=1)
-    check_sinks(sinks)
-    if nonfinite not in ("stop", "skip"):
-        raise ValueError(f"nonfinite is {nonfinite!r}; expected 'stop' or 'skip'.")
 
 
 def _check_shares(tasks: TaskSampler | TaskStream, tasks_per_step: int) -> None:
@@ -228,12 +231,20 @@ def _begin(
     if state is None:
         state = jax.jit(trainer.init)(key, first)
     state = mesh.everywhere(state)
-    check_task(trainer.learner, state.variables, first)
+    ways = logits_of(trainer.learner, state.variables, first)
     best = judged(state)
     fresh = no_totals(trainer, state, first, tasks_per_step)
-    notes = Notes(totals=as_numbers(fresh))
     step = int(state.step)
-    return _Run(step=step, state=state, best=best, fresh=fresh, totals=fresh, notes=notes)
+    notes = Notes(totals=as_numbers(fresh), begun=step, place=place_of_run())
+    return _Run(
+        step=step,
+        state=state,
+        best=best,
+        fresh=fresh,
+        totals=fresh,
+        ways=ways,
+        notes=notes,
+    )
 
 
 def _identity(
@@ -247,16 +258,26 @@ def _identity(
     }
 
 
-def _go_on(run: _Run, checkpoints: Checkpoints) -> None:
+def _go_on(run: _Run, checkpoints: Checkpoints, calls: Calls) -> None:
     """Takes up the run of the newest checkpoint."""
     like = {"state": run.state, "best": run.best}
     restored, notes = restore_latest(checkpoints, like, writer="fit", holds=FIELDS)
-    check_same_run(checkpoints, notes["identity"], run.notes.identity)
-    run.state, run.best, run.notes = restored["state"], restored["best"], Notes(**notes)
+    here, there = run.notes, Notes(**notes)
+    check_same_run(checkpoints, there.identity, here.identity)
+    if there.first:
+        # The program is that which goes on; to run one step of it costs next to nothing.
+        _, totals, _ = calls(run.state, copied(run.fresh), run.step, run.step + 1)
+        same = here.place == there.place
+        check_same_start(checkpoints, there.first, _first_of(totals), same)
+    run.state, run.best, run.notes = restored["state"], restored["best"], there
     run.step = int(run.state.step)
-    run.totals = jax.tree.map(
-        lambda old, x: jnp.asarray(old, x.dtype), run.notes.totals, run.fresh
-    )
+    run.totals = restored_totals(checkpoints, there.totals, run.fresh)
+
+
+def _first_of(totals: Totals) -> dict[str, float]:
+    """What tells the first step of a run from that of another run."""
+    numbers = as_numbers(totals)
+    return {**numbers["sums"], "meta/skipped": numbers["bad"]}
 
 
 def _check_left(step: int, num_steps: int) -> None:
@@ -277,22 +298,33 @@ def _is_due(num_steps: int, step: int, every: int | None) -> bool:
     return step == num_steps or (every is not None and step % every == 0)
 
 
-def _advance(run: _Run, calls: Calls, stop: int, stops: bool) -> int:
+def _advance(
+    run: _Run,
+    calls: Calls,
+    stop: int,
+    stops: bool,
+    tasks_of: Callable[[int], Task],
+    bar: Progress,
+) -> int:
     """Outer steps up to number `stop`, or fewer; returns how many."""
     stop = min(stop, run.step + calls.length)
+    if first := calls.at_once is None:
+        bar.say("compiling the first step")
     run.state, run.totals, seconds = calls(run.state, run.totals, run.step, stop)
+    if first:
+        bar.say(f"compiled in {seconds:.1f} s")
     run.notes.seconds += seconds
     run.notes.window += seconds
     done, run.step = stop - run.step, stop
-    bad = int(run.totals["first_bad"])
-    if stops and bad >= 0:
-        raise NonFiniteGradient(
-            f"the meta-gradient, a metric or the update of step {bad} is not finite; "
-            "it was not applied, and the last checkpoint is as it was. Lower the "
-            "inner or outer rate, clip gradients (optax.clip_by_global_norm), give "
-            "adaptive inner optimisers an eps_root, or train on with "
-            "nonfinite='skip'."
+    check_labels(run.totals, run.ways)
+    if stops and int(run.totals["first_bad"]) >= 0:
+        kept = (
+            "It was not applied, and the last checkpoint is as it was; nonfinite='skip' "
+            "would leave it out."
         )
+        raise not_finite(run.totals, tasks_of, kept=kept)
+    if run.step == run.notes.begun + 1:
+        run.notes.first = _first_of(run.totals)
     return done
 
 
@@ -301,8 +333,28 @@ def _log(run: _Run, tasks_per_step: int, sinks: Sequence[Sink]) -> None:
     notes = run.notes
     row = row_of(run.step, run.totals, tasks_per_step, notes.window, notes.seconds)
     run.shown = beside_the_bar(row)
+    notes.skipped += int(run.totals["bad"])
     run.totals, notes.window = copied(run.fresh), 0.0
     _emit(row, notes, sinks)
+
+
+def _skipped(run: _Run) -> int:
+    """Number of skipped steps; refuses a run without a good one, warns of few."""
+    skipped = run.notes.skipped + int(run.totals["bad"])
+    steps = run.step - run.notes.begun
+    if steps and skipped >= steps:
+        raise NonFiniteGradient(
+            f"all {steps} steps were skipped, because none was finite: nothing was "
+            "trained, and there is no result. nonfinite='stop' says what is not finite "
+            "and why."
+        )
+    if 2 * skipped > steps:
+        warnings.warn(
+            f"{skipped} of {steps} steps were not finite and left out, so that little was "
+            "trained; nonfinite='stop' says why.",
+            stacklevel=3,
+        )
+    return skipped
 
 
 def _emit(row: dict[str, Any], notes: Notes, sinks: Sequence[Sink]) -> None:

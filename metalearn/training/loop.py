@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metalearn.core import cost, mesh
+from metalearn.core import cost, labels, mesh, trees
+from metalearn.core.keys import of_seed
 from metalearn.core.task import Task, TaskSampler, TaskStream, next_batch, sample_batch
 from metalearn.core.types import Array, Key, Metrics, PyTree
 from metalearn.training.trainer import MetaTrainer, TrainState
@@ -91,6 +92,7 @@ def advance_of(
     key: Key,
     stops: bool,
     num_steps: int,
+    ways: int | None,
     limit: int,
 ) -> tuple[Advance, cost.Choice]:
     """`(state, totals, stop) -> (state, totals)`: outer steps up to number `stop`.
@@ -102,13 +104,15 @@ def advance_of(
       key: Key of all steps.
       stops: Whether to go no further after a step that was not finite.
       num_steps: Step at which training ends; nothing is read beyond it.
+      ways: Number of logits that labels have to be within; `None` where there are none.
       limit: Number of tasks at once that `task_chunk="auto"` must not exceed; another
         limit is another program.
     """
     if isinstance(tasks, TaskStream):
-        step, choice = _compiled_step(trainer, stops, limit)
+        step, choice = _compiled_step(trainer, stops, ways, limit)
         return _streamed(step, tasks, tasks_per_step, key, num_steps), choice
-    loop, choice = _compiled_loop(trainer, tasks.sample, tasks_per_step, stops, limit)
+    numbers = (tasks_per_step, stops, ways, limit)
+    loop, choice = _compiled_loop(trainer, tasks.sample, *numbers)
     data, key = mesh.everywhere((tasks.data, key))
 
     def advance(state: TrainState, totals: Totals, stop: int):
@@ -123,20 +127,19 @@ def _compiled_loop(
     sample: Callable[..., Task],
     tasks_per_step: int,
     stops: bool,
+    ways: int | None,
     limit: int,
 ):
     """Cached, so that a second call of `fit` compiles nothing.
 
     The number to stop at is an argument: one program serves calls of any length.
     """
-    step, choice = _one_step(trainer), cost.Choice(limit)
+    step, choice = _one_step(trainer, ways), cost.Choice(limit)
 
     def run(state: TrainState, totals: Totals, data: PyTree, key: Key, stop: Array):
         def body(carry: tuple) -> tuple:
             k_tasks, k_step = _step_keys(key, carry[0].step)
-            sampler = TaskSampler(sample, data)
-            tasks = sample_batch(sampler, data, jax.random.split(k_tasks, tasks_per_step))
-            return step(*carry, tasks, k_step)
+            return step(*carry, _sampled(sample, data, k_tasks, tasks_per_step), k_step)
 
         def goes_on(carry: tuple) -> Array:
             state, totals = carry
@@ -153,7 +156,7 @@ def _streamed(
 ) -> Advance:
     key = mesh.everywhere(key)
     batches, place = None, None
-    ahead = None
+    ahead, next_one = None, None
 
     def fetch(number: int) -> Task:
         nonlocal batches, place
@@ -163,20 +166,36 @@ def _streamed(
         return mesh.place_tasks(next_batch(batches, number))
 
     def advance(state: TrainState, totals: Totals, stop: int):
-        nonlocal ahead
+        nonlocal ahead, next_one
         for number in range(int(state.step), stop):
-            tasks = fetch(number) if ahead is None else ahead
+            tasks = ahead if next_one == number else fetch(number)
             state, totals = step(state, totals, tasks, key)
             # The next batch is read while the device computes on this one.
-            ahead = fetch(number + 1) if number + 1 < num_steps else None
+            next_one = number + 1 if number + 1 < num_steps else None
+            ahead = None if next_one is None else fetch(next_one)
         return state, totals
 
     return advance
 
 
+def tasks_of_step(
+    tasks: TaskSampler | TaskStream, tasks_per_step: int, key: Key, number: int
+) -> Task:
+    """The batch of an outer step once more, to look at what it holds."""
+    if isinstance(tasks, TaskStream):
+        return next_batch(iter(tasks.batches(tasks_per_step, number)), number)
+    k_tasks = _step_keys(key, jnp.asarray(number, jnp.int32))[0]
+    draw = jax.jit(_sampled, static_argnums=(0, 3))
+    return draw(tasks.sample, tasks.data, k_tasks, tasks_per_step)
+
+
+def _sampled(sample: Callable[..., Task], data: PyTree, key: Key, num: int) -> Task:
+    return sample_batch(TaskSampler(sample, data), data, jax.random.split(key, num))
+
+
 @functools.lru_cache(maxsize=64)
-def _compiled_step(trainer: MetaTrainer, stops: bool, limit: int):
-    step, choice = _one_step(trainer), cost.Choice(limit)
+def _compiled_step(trainer: MetaTrainer, stops: bool, ways: int | None, limit: int):
+    step, choice = _one_step(trainer, ways), cost.Choice(limit)
 
     def run(state: TrainState, totals: Totals, tasks: Task, key: Key):
         k_step = _step_keys(key, state.step)[1]
@@ -197,11 +216,17 @@ def _step_keys(key: Key, number: Array) -> Key:
     return jax.random.split(jax.random.fold_in(key, number))
 
 
-def _one_step(trainer: MetaTrainer) -> Callable[..., tuple[TrainState, Totals]]:
+def _one_step(
+    trainer: MetaTrainer, ways: int | None
+) -> Callable[..., tuple[TrainState, Totals]]:
     def step(state: TrainState, totals: Totals, tasks: Task, key: Key):
         number = state.step
         state, report = trainer.step(state, tasks, key=key)
-        return state, _accumulate(totals, report, number)
+        totals = _accumulate(totals, report, number)
+        if ways is not None:
+            outside = labels.outside_of(tasks, ways)
+            totals["outside"] = _add_outside(totals["outside"], outside, number)
+        return state, totals
 
     return step
 
@@ -214,19 +239,37 @@ def no_totals(trainer: MetaTrainer, state: TrainState, task: Task, num: int) -> 
     """Sums of a window without steps, for the metrics that `trainer.step` reports."""
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num, *x.shape), x.dtype), task)
     report = jax.eval_shape(_report_of(trainer), state, batch)
-    names = [name for name in report if name != "meta/finite"]
+    kinds = {n: leaf.dtype for n, leaf in report.items() if n not in _OF_THE_STEP}
+    none = jnp.full((), -1, jnp.int32)
     return {
-        "sums": {name: jnp.zeros((), jnp.float32) for name in names},
+        "sums": {n: jnp.zeros((), _wide(dtype)) for n, dtype in kinds.items()},
         "good": jnp.zeros((), jnp.float32),
         "bad": jnp.zeros((), jnp.int32),
-        "first_bad": jnp.full((), -1, jnp.int32),
+        "first_bad": none,
+        # Which parts of that step were not finite, by the bits of `FAULTS`, and which
+        # metrics, by the bits of their places.
+        "fault": jnp.zeros((), jnp.int32),
+        "not_finite": jnp.zeros((), jnp.uint32),
+        # Labels that no logit stands for, and where the first of them are.
+        "outside": {
+            "labels": jnp.zeros((), jnp.int32),
+            **dict.fromkeys(("step", "task", "part"), none),
+        },
     }
+
+
+_OF_THE_STEP = ("meta/finite", "meta/fault")
+
+
+def _wide(dtype: Any) -> Any:
+    """What metrics of a dtype are summed in: float32 at least."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 @functools.lru_cache(maxsize=64)
 def _report_of(trainer: MetaTrainer) -> Callable[[TrainState, Task], Metrics]:
     """One function a trainer, so that a second call of `fit` traces nothing."""
-    return lambda state, tasks: trainer.step(state, tasks, key=jax.random.key(0))[1]
+    return lambda state, tasks: trainer.step(state, tasks, key=of_seed(0))[1]
 
 
 def as_numbers(totals: Totals) -> dict[str, Any]:
@@ -236,17 +279,63 @@ def as_numbers(totals: Totals) -> dict[str, Any]:
 
 def _accumulate(totals: Totals, report: Metrics, number: Array) -> Totals:
     finite = report["meta/finite"][0] > 0
-    first_bad = jnp.where((totals["first_bad"] < 0) & ~finite, number, totals["first_bad"])
+    first = (totals["first_bad"] < 0) & ~finite
+    fault = report["meta/fault"][0] if "meta/fault" in report else totals["fault"]
+    sums = {name: report[name] for name in totals["sums"]}
     return {
         "sums": {
             # A sum with NaN would stay NaN: a step that is not finite adds nothing.
-            name: total + jnp.where(finite, report[name].mean().astype(jnp.float32), 0)
+            name: total + jnp.where(finite, _mean(sums[name], total.dtype), 0)
             for name, total in totals["sums"].items()
         },
         "good": totals["good"] + finite,
         "bad": totals["bad"] + ~finite,
-        "first_bad": first_bad,
+        "first_bad": jnp.where(first, number, totals["first_bad"]),
+        "fault": jnp.where(first, fault, totals["fault"]),
+        "not_finite": jnp.where(first, _not_finite(sums), totals["not_finite"]),
+        "outside": totals["outside"],
     }
+
+
+def _mean(values: Array, dtype: Any) -> Array:
+    return trees.widened(values).mean().astype(dtype)
+
+
+def _not_finite(metrics: Metrics) -> Array:
+    """The places of metrics that are not finite, as bits of a uint32; the first 32."""
+    bits = [
+        jnp.where(trees.all_finite(metrics[name]), jnp.uint32(0), jnp.uint32(1 << place))
+        for place, name in enumerate(sorted(metrics)[:32])
+    ]
+    return sum(bits, jnp.zeros((), jnp.uint32))
+
+
+def named_metrics(totals: Totals) -> list[str]:
+    """Names of the metrics that were not finite at the first bad step."""
+    bits, names = int(totals["not_finite"]), sorted(totals["sums"])[:32]
+    return [name for place, name in enumerate(names) if bits >> place & 1]
+
+
+def _add_outside(before: Totals, outside: Array, number: Array) -> Totals:
+    """Adds what `labels.outside_of` found in a step, `[T, 2]`."""
+    num = jnp.sum(outside, dtype=jnp.int32)
+    first = (before["step"] < 0) & (num > 0)
+    place = jnp.argmax(outside.reshape(-1) > 0).astype(jnp.int32)
+    found = {"step": number, "task": place // 2, "part": place % 2}
+    return {
+        "labels": before["labels"] + num,
+        **{name: jnp.where(first, value, before[name]) for name, value in found.items()},
+    }
+
+
+def check_labels(totals: Totals, ways: int | None) -> None:
+    """Raises a `ValueError` where tasks held labels that no logit stands for."""
+    found = {name: int(value) for name, value in totals["outside"].items()}
+    if found["labels"]:
+        where = f"task {found['task']} of step {found['step']}"
+        several = " of the last steps"
+        part = labels.PARTS[found["part"]]
+        raise ValueError(labels.message(found["labels"], where, part, ways, several))
 
 
 def row_of(

@@ -21,6 +21,10 @@ class Notes:
       totals: Sums of the open window, so that a resume goes on within it.
       identity: Description of the run, to tell whether a resume is of the same one.
       history: Rows so far.
+      begun: Number of the step that the run began at.
+      skipped: Steps of closed windows that were not finite and left out.
+      first: What the first step reported, to tell a resume with another loss.
+      place: Where the run began: kind and number of devices.
     """
 
     best: float | None = None
@@ -32,9 +36,18 @@ class Notes:
     totals: dict[str, Any] = dataclasses.field(default_factory=dict)
     identity: dict[str, Any] = dataclasses.field(default_factory=dict)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    begun: int = 0
+    skipped: int = 0
+    first: dict[str, float] = dataclasses.field(default_factory=dict)
+    place: str = ""
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(Notes))
+# What every checkpoint of `fit` holds; older ones lack the rest.
+FIELDS = tuple(
+    field.name
+    for field in dataclasses.fields(Notes)
+    if field.name not in ("begun", "skipped", "first", "place")
+)
 
 
 def beside_the_bar(row: Mapping[str, Any]) -> dict[str, float]:

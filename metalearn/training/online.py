@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,14 +30,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from metalearn.core import checks, mesh, metrics
+from metalearn.core import checks, kinds, mesh, metrics
 from metalearn.core.learner import MetaLearner, describe
 from metalearn.core.task import Task
 from metalearn.core.types import Key, LossFn
+from metalearn.training.arguments import check_online
 from metalearn.training.checkpoint import CheckpointMismatch, Checkpoints
-from metalearn.training.resume import check_folder, check_same_run, restore_latest
-from metalearn.training.rounds import Rounds, drawn_from, prepare
-from metalearn.training.sinks import Progress, Sink, check_sinks
+from metalearn.training.resume import (
+    check_folder,
+    check_same_run,
+    check_same_start,
+    place_of_run,
+    restore_latest,
+)
+from metalearn.training.rounds import Rounds, counted, drawn_from, goal_of, prepare
+from metalearn.training.sinks import Progress, Sink
 from metalearn.training.trainer import MetaTrainer, TrainState
 
 TRAIN_ON = ("all", "past", "current")
@@ -129,8 +135,9 @@ def follow_the_meta_leader(
         since: the rounds before are as they were, to the bit. The run must be the same:
         both learners by name and numbers (`describe`), the tasks by their data, the
         settings and the key, and the variables and the state of the outer optimiser by
-        their structure: Adam in place of SGD is refused. Functions and rates of
-        optimisers, inner and outer ones, are not seen: keep these yourself.
+        their structure: Adam in place of SGD is refused, and so is a judgement of the
+        first task before training that differs, as with another loss, model or inner
+        rate. The rate of the outer optimiser is not seen: keep it yourself.
 
     Returns:
       An `OnlineResult`.
@@ -148,23 +155,22 @@ def follow_the_meta_leader(
       ...     metric="query/accuracy", threshold=0.9, key=jax.random.key(0))
       >>> found.values["query/accuracy"], found.needed
     """
-    _check_arguments(train_on, batch_size, meta_steps, checkpoints, resume, sinks)
-    step = dict(tasks_per_step=tasks_per_step, num_support=num_support, num_query=num_query)
+    checks.one_of("train_on", train_on, TRAIN_ON)
+    batch_size = kinds.count("batch_size", batch_size, least=2)
+    meta_steps = kinds.count("meta_steps", meta_steps)
+    check_online(restart, resume, progress, sinks)
+    check_folder(checkpoints, resume)
+    step = counted(tasks_per_step, num_support, num_query)
     rounds = prepare(trainer, tasks, **step, key=key, adapting=adapting, loss_fn=loss_fn)
-    mastered = _goal(rounds, metric, threshold, higher_is_better)
-    identity = {
-        "learner": describe(trainer.learner),
-        "adapting": describe(rounds.adapting),
-        "key": jax.random.key_data(key).tolist(),
-        "batch_size": batch_size,
-        "meta_steps": meta_steps,
-        **step,
-        "train_on": train_on,
-        "restart": restart,
-    }
+    mastered = goal_of(rounds, metric, threshold, higher_is_better)
+    settings = {"batch_size": batch_size, "meta_steps": meta_steps, **step}
+    settings |= {"train_on": train_on, "restart": restart}
+    identity = _identity(trainer, rounds, key) | settings
     sizes, state, history, done = rounds.sizes, rounds.start(0), [], 0
+    start = _start(rounds, state, batch_size) if checkpoints else {}
     if resume and checkpoints.latest() is not None:
-        state, history, done = _restore(checkpoints, state, identity, rounds.digests)
+        told = (identity, start, rounds.digests)
+        state, history, done = _restore(checkpoints, state, *told)
     if not mesh.leads():
         sinks, progress = (), False
     arrivals = -(-sizes // batch_size)
@@ -183,24 +189,23 @@ def follow_the_meta_leader(
                 bar.update(1, {"task": task, metric: row[metric]})
             if checkpoints is not None:
                 extra = {"identity": identity, "tasks": rounds.digests[: task + 1]}
+                extra |= {"start": start, "place": place_of_run()}
                 checkpoints.save(task + 1, state, {**extra, "history": history})
     return _result(rounds, state, history, mastered)
 
 
-def _check_arguments(
-    train_on: str,
-    batch_size: int,
-    meta_steps: int,
-    checkpoints: Checkpoints | None,
-    resume: bool,
-    sinks: Sequence[Sink],
-) -> None:
-    if train_on not in TRAIN_ON:
-        raise ValueError(f"train_on is {train_on!r}; expected one of {TRAIN_ON}.")
-    checks.whole_number("batch_size", batch_size, least=2)
-    checks.whole_number("meta_steps", meta_steps, least=1)
-    check_folder(checkpoints, resume)
-    check_sinks(sinks)
+def _identity(trainer: MetaTrainer, rounds: Rounds, key: Key) -> dict[str, Any]:
+    return {
+        "learner": describe(trainer.learner),
+        "adapting": describe(rounds.adapting),
+        "key": jax.random.key_data(key).tolist(),
+    }
+
+
+def _start(rounds: Rounds, state: TrainState, batch_size: int) -> dict[str, float]:
+    """The judgement of the first arrival before training, to tell one run from another."""
+    found = rounds.judge(state, 0, int(min(batch_size, rounds.sizes[0])))
+    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def _round(
@@ -269,8 +274,8 @@ def best_in_hindsight(
       ...                             key=jax.random.key(0))
       >>> ml.regret(found, best)[-1]
     """
-    checks.whole_number("num_steps", num_steps, least=1)
-    step = dict(tasks_per_step=tasks_per_step, num_support=num_support, num_query=num_query)
+    num_steps = kinds.count("num_steps", num_steps)
+    step = counted(tasks_per_step, num_support, num_query)
     rounds = prepare(trainer, tasks, **step, key=key, adapting=adapting, loss_fn=loss_fn)
     sizes = rounds.sizes
     state = rounds.train(rounds.start(0), sizes, (0, len(sizes)), num_steps, 0)
@@ -320,28 +325,11 @@ def regret(
     return np.cumsum(sign * (found.values[name] - best.values[name]))
 
 
-def _goal(
-    rounds: Rounds, metric: str, threshold: float | None, higher_is_better: bool | None
-) -> Callable[[Mapping[str, float]], bool] | None:
-    """Whether a row reaches the threshold; `None` without one."""
-    if metric not in rounds.reported:
-        raise ValueError(
-            f"metric {metric!r} is not reported; there are {list(rounds.reported)}."
-        )
-    if threshold is None:
-        return None
-    number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
-    if not (number and np.isfinite(threshold)):
-        raise ValueError(f"threshold is {threshold!r}; expected a finite number or None.")
-    if metrics.higher_is_better(metric, higher_is_better):
-        return lambda row: row[metric] >= threshold
-    return lambda row: row[metric] <= threshold
-
-
 def _restore(
     checkpoints: Checkpoints,
     like: TrainState,
     identity: dict[str, Any],
+    start: dict[str, float],
     digests: list[str],
 ) -> tuple[TrainState, list[dict[str, float]], int]:
     """State, history and number of finished tasks of the newest checkpoint."""
@@ -369,6 +357,9 @@ def _restore(
         others=others,
         but="; tasks may only be added",
     )
+    if notes.get("start"):  # older ones have none
+        same = place_of_run() == notes["place"]
+        check_same_start(checkpoints, notes["start"], start, same)
     return mesh.everywhere(state), notes["history"], done
 
 

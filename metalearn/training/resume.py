@@ -2,15 +2,23 @@
 
 A run is the same if what the library controls is: the learner's name and numbers, the
 tasks, the key, and the structure of variables and optimiser state, which
-`Checkpoints.restore` compares. Functions tell nothing about themselves: what a loss, a
-model or an optimiser computes, and with which rates, is for the caller to keep.
+`Checkpoints.restore` compares. Functions tell nothing about themselves, but the first step
+does: its metrics depend on the loss, the model, the inner rates and the variables to start
+from. The rates of the outer optimiser are for the caller to keep.
 """
 
 from __future__ import annotations
 
+import math
+import platform
+import uuid
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from metalearn.core import mesh
 from metalearn.core.types import PyTree
 from metalearn.training.checkpoint import CheckpointMismatch, Checkpoints
 
@@ -19,8 +27,14 @@ def check_folder(checkpoints: Checkpoints | None, resume: bool) -> None:
     """Refuses a resume from nothing, and a new run on top of another one.
 
     Raises:
+      TypeError: not `Checkpoints`.
       ValueError: no checkpoints to resume from, or some that would be mixed with others.
     """
+    if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
+        raise TypeError(
+            f"checkpoints is a {type(checkpoints).__name__}; expected ml.Checkpoints, such "
+            'as ml.Checkpoints("run/checkpoints").'
+        )
     if resume and checkpoints is None:
         raise ValueError("resume=True needs checkpoints to resume from; give Checkpoints.")
     if checkpoints is not None and not resume and checkpoints.latest() is not None:
@@ -86,3 +100,69 @@ def check_same_run(
             + "\n  ".join(lines)
             + f"\nGive the same to go on with it exactly{but}."
         )
+
+
+def check_same_start(
+    checkpoints: Checkpoints,
+    there: Mapping[str, float],
+    here: Mapping[str, float],
+    same_place: bool,
+) -> None:
+    """Compares what the start of a run reported with what the same start reports now.
+
+    Args:
+      checkpoints: Folder of the checkpoint.
+      there: Metrics of then.
+      here: Metrics of now.
+      same_place: Whether both were computed at one place, see `place_of_run`. Elsewhere
+        rounding may differ by far more, and only larger differences are seen.
+
+    Raises:
+      CheckpointMismatch: something that they depend on has changed.
+    """
+    near = 1e-5 if same_place else 5e-2
+    lines = [
+        f"{name}: {there.get(name)} there, {here.get(name)} here"
+        for name in sorted(there.keys() | here.keys())
+        if not _near(there.get(name), here.get(name), near)
+    ]
+    if lines:
+        raise CheckpointMismatch(
+            f"checkpoint {checkpoints.latest()} in {checkpoints.folder} is of another run, "
+            "which began with other numbers:\n  "
+            + "\n  ".join(lines)
+            + "\nGive the loss, the model, the inner rates, the tasks and the state to "
+            "start from that it began with, or another folder."
+        )
+
+
+def place_of_run() -> str:
+    """The machine and what else decides the last digits; its own word where many do."""
+    backend = jax.default_backend()
+    if backend != "cpu":  # algorithms are chosen by their speed, anew in each process
+        return f"{backend} {uuid.uuid4()}"
+    return f"{mesh.shares()} cpu of {platform.node()}, jax {jax.__version__}"
+
+
+def _near(first: float | None, second: float | None, near: float) -> bool:
+    if first is None or second is None:
+        return False
+    return math.isclose(first, second, rel_tol=near, abs_tol=1e-2 * near)
+
+
+def restored_totals(
+    checkpoints: Checkpoints, there: Mapping[str, Any], fresh: PyTree
+) -> PyTree:
+    """Sums of an open window, with what older checkpoints do not hold left at none.
+
+    Raises:
+      CheckpointMismatch: they are of other metrics.
+    """
+    there = {name: there.get(name, value) for name, value in fresh.items()}
+    if jax.tree.structure(there) != jax.tree.structure(fresh):
+        raise CheckpointMismatch(
+            f"checkpoint {checkpoints.latest()} in {checkpoints.folder} holds the metrics "
+            f"{sorted(there['sums'])}, but the learner reports {sorted(fresh['sums'])}. Go "
+            "on with the learner that wrote it."
+        )
+    return jax.tree.map(lambda old, x: jnp.asarray(old, x.dtype), there, fresh)

@@ -9,23 +9,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import checks, mesh, metrics
+from metalearn.core import checks, cost, kinds, labels, mesh, metrics
+from metalearn.core.keys import check_key
 from metalearn.core.learner import MetaLearner
 from metalearn.core.task import Examples, Task, TaskSampler, stack_tasks
 from metalearn.core.types import Array, Key, LossFn, PyTree
+from metalearn.training.diagnosis import not_finite
+from metalearn.training.judgement import Judgement, check_judgement, judge
 from metalearn.training.loop import (
-    NonFiniteGradient,
     advance_of,
     copied,
     first_call,
     no_totals,
+    tasks_of_step,
 )
 from metalearn.training.trainer import MetaTrainer, TrainState, check_trainer
 
@@ -55,6 +59,17 @@ class Rounds(NamedTuple):
     reported: tuple[str, ...]
 
 
+def counted(tasks_per_step: Any, num_support: Any, num_query: Any) -> dict[str, int]:
+    """The numbers of an outer step as Python's own.
+
+    Raises:
+      ValueError: a number below one, or no integer.
+    """
+    given = {"tasks_per_step": tasks_per_step, "num_support": num_support}
+    given["num_query"] = num_query
+    return {name: kinds.count(name, value) for name, value in given.items()}
+
+
 def prepare(
     trainer: MetaTrainer,
     tasks: Sequence[Task] | Task,
@@ -73,12 +88,10 @@ def prepare(
       ValueError: a number below one, shapes or values that do not fit; names the task.
     """
     check_trainer(trainer)
-    for name, value in (
-        ("num_support", num_support),
-        ("num_query", num_query),
-        ("tasks_per_step", tasks_per_step),
-    ):
-        checks.whole_number(name, value, least=1)
+    check_key(key)
+    if adapting is not None:
+        kinds.learner(adapting, "adapting")
+    judged = check_judgement(loss_fn, None)
     mesh.check_enough(tasks_per_step, mesh.shares())
     tasks = _stacked(tasks)
     sizes, most = _sizes(tasks), tasks.support.mask.shape[1]
@@ -89,10 +102,13 @@ def prepare(
         )
     adapting = adapting or trainer.learner
     first = jax.tree.map(lambda leaf: leaf[0], tasks)
+    cost.check_room("tasks_per_step", tasks_per_step, first)
     like = jax.eval_shape(trainer.init, key, first)
-    report = functools.partial(_report, adapting, loss_fn)
+    report = functools.partial(_report, adapting, judged)
     outputs, reported = jax.eval_shape(report, like.variables, first, key)
-    digests = _checked(tasks, outputs)
+    loss_fn = judged[0] or adapting.loss_fn
+    classes = labels.num_classes(loss_fn, outputs, first.query.y) is not None
+    digests = _checked(tasks, outputs if classes else None)
 
     tasks = mesh.everywhere(tasks)
     k_start, k_train, k_judge = mesh.everywhere(jax.random.split(key, 3))
@@ -102,7 +118,7 @@ def prepare(
         return mesh.everywhere(init(jax.random.fold_in(k_start, task), first))
 
     def judge(state: TrainState, task: int, have: int) -> dict[str, float]:
-        run = _compiled_judge(adapting, loss_fn)
+        run = _compiled_judge(adapting, judged)
         found = run(state.variables, tasks, np.int32(task), np.int32(have), k_judge)
         return {name: float(value) for name, value in jax.device_get(found).items()}
 
@@ -123,6 +139,24 @@ def prepare(
         digests=digests,
         reported=tuple(reported),
     )
+
+
+def goal_of(
+    rounds: Rounds, metric: str, threshold: float | None, higher_is_better: bool | None
+) -> Callable[[Mapping[str, float]], bool] | None:
+    """Whether a row reaches the threshold; `None` without one."""
+    if metric not in rounds.reported:
+        raise ValueError(
+            f"metric {metric!r} is not reported; there are {list(rounds.reported)}."
+        )
+    if threshold is None:
+        return None
+    number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
+    if not (number and np.isfinite(threshold)):
+        raise ValueError(f"threshold is {threshold!r}; expected a finite number or None.")
+    if metrics.higher_is_better(metric, higher_is_better):
+        return lambda row: row[metric] >= threshold
+    return lambda row: row[metric] <= threshold
 
 
 def _training(
@@ -155,22 +189,21 @@ def _training(
         # A key for each task: where variables restart, the number of the step does too.
         k_task, stop = jax.random.fold_in(key, task), int(state.step) + steps
         sampler = TaskSampler(sample, data, "online")
-        make = functools.partial(
-            advance_of, trainer, sampler, tasks_per_step, k_task, True, stop
-        )
+        # Every task was looked at before the first round, so labels are not counted.
+        numbers = (trainer, sampler, tasks_per_step, k_task, True, stop, None)
+        make = functools.partial(advance_of, *numbers)
         if limit is None:
             _, done, choice = first_call(make, state, fresh, stop)
             limit = choice.limit
         else:
             done = make(limit)[0](state, copied(fresh), stop)
         state, totals = done
-        bad = int(totals["first_bad"])
-        if bad >= 0:
-            raise NonFiniteGradient(
-                f"the meta-gradient, a metric or the update of outer step {bad} is not "
-                f"finite, during task {task}. Checkpoints and sinks keep what came before. "
-                "Lower the inner or outer rate, or clip gradients "
-                "(optax.clip_by_global_norm)."
+        if int(totals["first_bad"]) >= 0:
+            raise not_finite(
+                totals,
+                functools.partial(tasks_of_step, sampler, tasks_per_step, k_task),
+                where=f", during task {task}",
+                kept="Checkpoints and sinks keep what came before.",
             )
         return state
 
@@ -260,6 +293,11 @@ def _hide(examples: Examples, mask: Array) -> Examples:
 def _stacked(tasks: Sequence[Task] | Task) -> Task:
     """A batch `[T, N, ...]` on the device."""
     if not isinstance(tasks, Task):
+        if not isinstance(tasks, Iterable) or isinstance(tasks, (str, dict)):
+            raise TypeError(
+                f"tasks is a {type(tasks).__name__}; expected a sequence of ml.Task in "
+                "order of arrival, or a batch of them [T, N, ...]."
+            )
         tasks = list(tasks)
         for number, task in enumerate(tasks):
             if not isinstance(task, Task):
@@ -290,18 +328,17 @@ def _sizes(tasks: Task) -> np.ndarray:
 
 
 def _report(
-    learner: MetaLearner, loss_fn: LossFn | None, variables: PyTree, task: Task, key: Key
+    learner: MetaLearner, judged: Judgement, variables: PyTree, task: Task, key: Key
 ) -> tuple[PyTree, dict[str, Array]]:
     k_adapt, k_predict = jax.random.split(key)
     adapted = learner.adapt(variables, task.support, key=k_adapt)
     query = task.query
     outputs = learner.predict(adapted, query.x, key=k_predict, mask=query.mask)
-    found = metrics.of_task(loss_fn or metrics.default_loss(query), outputs, query)
-    return outputs, {f"query/{name}": value for name, value in found.items()}
+    return outputs, judge(learner, judged, outputs, query)
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled_judge(learner: MetaLearner, loss_fn: LossFn | None):
+def _compiled_judge(learner: MetaLearner, judged: Judgement):
     """One program for all tasks and all numbers of examples."""
 
     def run(variables: PyTree, tasks: Task, number: Array, have: Array, key: Key):
@@ -309,7 +346,7 @@ def _compiled_judge(learner: MetaLearner, loss_fn: LossFn | None):
         support = _hide(task.support, jnp.arange(task.support.mask.shape[0]) < have)
         task = dataclasses.replace(task, support=support)
         key = jax.random.fold_in(jax.random.fold_in(key, number), have)
-        return _report(learner, loss_fn, variables, task, key)[1]
+        return _report(learner, judged, variables, task, key)[1]
 
     return jax.jit(run)
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from metalearn.core import kinds
+
 Row = Mapping[str, Any]
 Sink = Callable[[Row], None]
 
@@ -20,6 +22,8 @@ def check_sinks(sinks: Any) -> None:
             f"sinks is {sinks!r}; expected a sequence of functions of a row, such as "
             '[ml.sinks.json_lines("metrics.jsonl")].'
         )
+    for number, sink in enumerate(sinks):
+        kinds.function(f"sink {number}", sink, ("row",), "ml.sinks.printer()")
 
 
 def json_lines(path: str | Path) -> Sink:
@@ -102,6 +106,11 @@ class Progress:
             text = {k: v if isinstance(v, int) else f"{v:.3g}" for k, v in shown.items()}
             self._bar.set_postfix(text, refresh=False)
         self._bar.update(steps)
+
+    def say(self, text: str) -> None:
+        """Shows a few words beside the bar until the next numbers."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
 
     def __enter__(self) -> Progress:
         return self

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
-import jax
+import numpy as np
 
-from metalearn.core import checks, mesh, metrics
+from metalearn.core import checks, kinds, mesh, metrics
+from metalearn.core.keys import of_seed
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Variables
 from metalearn.core.task import Tasks, TaskSampler, as_tasks
 from metalearn.core.types import LossFn
-from metalearn.training.evaluation import check_task, evaluate
+from metalearn.training.evaluation import evaluate
+from metalearn.training.judgement import Metric, check_judgement, check_task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +26,10 @@ class Validation:
       tasks: Sampler over meta-validation classes; never meta-test ones.
       learner: Learner whose `adapt` and `predict` are used; the trained one when `None`.
       loss_fn: Loss of one task, as in `evaluate`.
+      metrics: Further metrics `{name: (outputs, examples) -> scalar}`, as in `evaluate`.
       num_tasks: Number of tasks of each validation, always the same ones.
-      every: Steps between validations; there is one after the last step as well.
+      every: Steps between validations; a fifth of those of training, 500 at most, when
+        `None`. There is one after the last step as well.
       metric: Name of the number that decides.
       patience: Validations without improvement after which training stops; `None` never.
       seed: Seed of the validation tasks.
@@ -32,25 +37,32 @@ class Validation:
         `ml.metrics.HIGHER_IS_BETTER`, which says it.
 
     Raises:
-      ValueError: nothing says whether more of `metric` is better.
+      TypeError: an argument is of another kind.
+      ValueError: a number out of range, or nothing says whether more of `metric` is better.
     """
 
     tasks: Tasks
     learner: MetaLearner | None = None
     loss_fn: LossFn | None = None
+    metrics: Mapping[str, Metric] | None = None
     num_tasks: int = 200
-    every: int = 500
+    every: int | None = None
     metric: str = "query/accuracy"
     patience: int | None = None
     seed: int = 0
     higher_is_better: bool | None = None
 
     def __post_init__(self):
-        checks.whole_number("num_tasks of a validation", self.num_tasks, least=2)
-        checks.whole_number("every of a validation", self.every, least=1)
+        as_tasks(self.tasks)
+        if self.learner is not None:
+            kinds.learner(self.learner, "learner of a validation")
+        check_judgement(self.loss_fn, self.metrics)
+        kinds.count("num_tasks of a validation", self.num_tasks, least=2)
+        if self.every is not None:
+            checks.whole_number("every of a validation", self.every, least=1)
         if self.patience is not None:
             checks.whole_number("patience of a validation", self.patience, least=1)
-        checks.whole_number("seed of a validation", self.seed, least=0)
+        kinds.count("seed of a validation", self.seed, least=0)
         metrics.higher_is_better(self.metric, self.higher_is_better)
 
     def improves(self, value: float, best: float | None) -> bool:
@@ -73,9 +85,13 @@ class Validation:
             self.tasks,
             self.loss_fn,
             num_tasks=self.num_tasks,
-            key=jax.random.key(self.seed),
+            key=of_seed(self.seed),
+            metrics=self.metrics,
         )
-        return {name: float(values.mean()) for name, values in result.values.items()}
+        return {
+            name: float(np.mean(values, dtype=np.float64))
+            for name, values in result.values.items()
+        }
 
 
 def prepared(
@@ -92,8 +108,9 @@ def prepared(
     if isinstance(tasks, TaskSampler):
         tasks = tasks._replace(data=mesh.everywhere(tasks.data))
     learner = validation.learner or learner
-    first = tasks.first(jax.random.key(validation.seed))
-    reported = check_task(learner, variables, first, validation.loss_fn)
+    first = tasks.first(of_seed(validation.seed))
+    judged = (validation.loss_fn, validation.metrics)
+    reported = check_task(learner, variables, first, *judged)
     if validation.metric not in reported:
         raise ValueError(
             f"validation metric {validation.metric!r} is not reported; there are "

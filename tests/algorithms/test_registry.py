@@ -41,6 +41,13 @@ def test_learner_keeps_the_contract(record):
     check_learner(learner, tasks, **record.traits)
 
 
+@pytest.mark.parametrize("record", registry.RECORDS, ids=lambda record: record.name)
+def test_learner_carries_the_loss_that_judges_it(record):
+    learner, _ = tiny_learner(record)
+    expected = ml.losses.mse if record.curves else ml.losses.cross_entropy
+    assert learner.loss_fn is expected
+
+
 def test_unknown_learner_suggests():
     with pytest.raises(ValueError, match="Did you mean maml"):
         registry.find("mamal")

@@ -174,6 +174,71 @@ def test_functions_of_a_learner_are_not_seen(tmp_path):
     assert ml.describe(first) != ml.describe(deeper)
 
 
+def sines_of(loss=ml.losses.mse, inner=0.01, width=16):
+    model = ml.from_linen(ml.models.MLP(widths=(width,)), lower=False)
+    learner = ml.maml(model, loss, optax.sgd(inner), num_steps=1)
+    return ml.meta_trainer(learner, optax.adam(3e-3))
+
+
+def scaled(outputs, examples):
+    return 1.01 * ml.losses.mse(outputs, examples)
+
+
+def wider(key):
+    task = SINES(key)
+    y = 1.01 * task.query.y
+    return ml.Task(support=task.support, query=ml.Examples.of(task.query.x, y))
+
+
+wider.__name__ = SINES.name
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (lambda: sines_of(loss=scaled), {}),
+        (lambda: sines_of(loss=ml.losses.huber), {}),
+        (lambda: sines_of(inner=0.0101), {}),
+        (sines_of, {"tasks": wider}),
+        (sines_of, {"state": "later"}),
+    ],
+    ids=["loss", "kind of loss", "inner rate", "tasks", "state"],
+)
+@pytest.mark.parametrize("steps", [6, 4])
+def test_another_start_is_refused(tmp_path, make, options, steps):
+    """What descriptions cannot tell, the first step does; also where none is left."""
+    checkpoints = ml.Checkpoints(tmp_path / "run")
+    first = fit(4, sines_of(), checkpoints=checkpoints)
+    if "state" in options:
+        options = {"state": first.state}
+    with pytest.raises((ml.CheckpointMismatch), match="began with other numbers"):
+        fit(6, make(), checkpoints=checkpoints, resume=True, **options)
+
+
+def test_a_run_from_a_state_resumes_with_that_state(tmp_path):
+    start = fit(3, counting()).state
+    options = {"checkpoints": ml.Checkpoints(tmp_path / "run"), "state": start}
+    fit(5, counting(), resume=True, **options)
+    resumed = fit(8, counting(), resume=True, **options)
+    assert float(resumed.variables.params["n"][0]) == 8
+
+
+def test_checkpoints_of_earlier_versions_go_on(tmp_path):
+    """Without what they did not hold: no first step, no labels in the open window."""
+    checkpoints = ml.Checkpoints(tmp_path / "run")
+    fit(5, log_every=4, checkpoints=checkpoints)
+    state = fit(5, log_every=4).state
+    _, notes = checkpoints.restore(5, like={"state": state, "best": state.variables})
+    for name in ("begun", "skipped", "first", "place"):
+        notes.pop(name)
+    for name in ("outside", "fault", "not_finite"):
+        notes["totals"].pop(name)
+    older = ml.Checkpoints(tmp_path / "older")
+    older.save(5, {"state": state, "best": state.variables}, notes)
+    resumed = fit(9, log_every=4, checkpoints=older, resume=True)
+    assert same(resumed.state, fit(9, log_every=4).state)
+
+
 MODEL = ml.from_apply_fn(lambda key, x: {"w": jnp.zeros(1)}, lambda p, x: x * p["w"][None])
 
 

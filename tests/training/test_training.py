@@ -96,7 +96,7 @@ def test_nonfinite_gradient_stops_with_its_step():
 
 
 def test_nonfinite_gradient_is_skipped_and_counted():
-    result = fit(100, tasks=explosive(), nonfinite="skip")
+    result = fit(100, tasks=explosive(), nonfinite="skip", log_every=100)
     assert result.history[-1]["meta/skipped"] > 3
     assert np.isfinite(result.history[-1]["query/loss"])
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(result.variables.params))
@@ -120,7 +120,7 @@ def test_a_metric_that_is_not_finite_stops_whatever_its_name(name):
     trainer = ml.meta_trainer(counting_learner(report), optax.sgd(1.0))
     with pytest.raises(ml.NonFiniteGradient, match="step 3 is not finite"):
         fit(5, trainer)
-    result = fit(5, trainer, nonfinite="skip")
+    result = fit(5, trainer, nonfinite="skip", log_every=5)
     assert result.history[-1]["meta/skipped"] == 2
     assert np.isfinite(result.history[-1][name])
 

@@ -19,7 +19,7 @@ from metalearn.algorithms.bayesian.posterior import Posterior
 from metalearn.algorithms.options import Options, complete
 from metalearn.core import checks, metrics
 from metalearn.core.estimators import gradient_estimator
-from metalearn.core.learner import MetaLearner, config_of
+from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
 from metalearn.core.types import Array, Key, LossFn
@@ -153,4 +153,4 @@ def particle_learner(
         **settings,
     )
     estimate = gradient_estimator(objective, task_chunk=chosen["task_chunk"])
-    return MetaLearner(init, adapt, predict, estimate, config)
+    return MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))

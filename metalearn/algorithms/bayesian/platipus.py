@@ -43,7 +43,7 @@ from metalearn.algorithms.bayesian.gaussian import draw, gaussian_kl
 from metalearn.algorithms.options import DEFAULTS, Options, takes_options
 from metalearn.core import checks, metrics, trees
 from metalearn.core.estimators import gradient_estimator
-from metalearn.core.learner import MetaLearner, config_of
+from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.losses import mask_absent, present_classes
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
@@ -179,7 +179,7 @@ def platipus(
         norm=chosen["norm"],
     )
     estimate = gradient_estimator(objective, task_chunk=chosen["task_chunk"])
-    return MetaLearner(init, adapt, predict, estimate, config)
+    return MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
 
 
 class _Parts(NamedTuple):

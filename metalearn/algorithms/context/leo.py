@@ -195,7 +195,7 @@ def leo(
 
     config = config_of(name, **how._asdict(), **rates, **terms._asdict())
     estimate = gradient_estimator(objective, task_chunk=task_chunk)
-    return MetaLearner(init, adapt, predict, estimate, config)
+    return MetaLearner(init, adapt, predict, estimate, config, cross_entropy)
 
 
 class _How(NamedTuple):

@@ -76,6 +76,7 @@ class LeoNet(nn.Module):
         left, right = codes @ first[: self.latents], codes @ first[self.latents :]
         pairs = nn.relu(left[None] + right[:, None])  # [partner, example, hidden]
         of_example = masked_mean(nn.relu(self.relation_1(pairs)), mask)
+        of_example = of_example.astype(pairs.dtype)  # a mean is float32 at least
         return self.relation_2(members @ of_example)
 
     def decode(self, codes: Array) -> Array:

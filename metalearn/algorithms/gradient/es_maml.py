@@ -43,7 +43,7 @@ from metalearn.algorithms.gradient.evolution import as_scalar, smoothed_gradient
 from metalearn.algorithms.gradient.search import search
 from metalearn.core import checks, metrics
 from metalearn.core.estimators import mean_estimator
-from metalearn.core.learner import MetaLearner, config_of
+from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
 from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree, TaskChunk
@@ -173,7 +173,7 @@ def es_maml(
     estimate = mean_estimator(
         gradient, task_chunk=task_chunk, divisor=_spread if normalise else None
     )
-    return MetaLearner(init, adapt, predict, estimate, config)
+    return MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
 
 
 def _by_gradient(

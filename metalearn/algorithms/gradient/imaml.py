@@ -42,7 +42,7 @@ import optax
 from metalearn.core import checks, metrics, trees
 from metalearn.core.estimators import mean_estimator
 from metalearn.core.keys import split_key
-from metalearn.core.learner import MetaLearner, config_of
+from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.losses import mask_absent, present_classes
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
@@ -168,7 +168,7 @@ def imaml(
         norm=norm,
     )
     estimate = mean_estimator(gradient, task_chunk=task_chunk)
-    return MetaLearner(init, adapt, predict, estimate, config)
+    return MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
 
 
 class _End(NamedTuple):

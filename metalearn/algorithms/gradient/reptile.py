@@ -14,7 +14,7 @@ import optax
 
 from metalearn.core import checks
 from metalearn.core.estimators import mean_estimator
-from metalearn.core.learner import MetaLearner, config_of
+from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task, concatenate
 from metalearn.core.types import Key, LossFn, PyTree, TaskChunk
@@ -124,7 +124,7 @@ def reptile(
         norm=norm,
     )
     estimate = mean_estimator(gradient, task_chunk=task_chunk)
-    return MetaLearner(init, adapt, predict, estimate, config)
+    return MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
 
 
 def _path_gradient(

@@ -32,7 +32,7 @@ import optax
 from metalearn.algorithms.gradient.leap import pull
 from metalearn.core import checks, metrics, trees
 from metalearn.core.estimators import mean_estimator
-from metalearn.core.learner import MetaLearner, config_of
+from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
 from metalearn.core.types import Array, Key, LossFn, PyTree, TaskChunk
@@ -160,7 +160,7 @@ def warpgrad(
         norm=norm,
     )
     estimate = mean_estimator(gradient, task_chunk=task_chunk)
-    return MetaLearner(init, adapt, predict, estimate, config)
+    return MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
 
 
 class _Frames(NamedTuple):

@@ -1,0 +1,106 @@
+"""What was given where a learner, variables, a function or a count is wanted.
+
+The likeliest slips are one attribute away: a result in place of its variables, a trainer in
+place of its learner. The messages name that attribute.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from metalearn.core import checks
+from metalearn.core.learner import MetaLearner
+from metalearn.core.model import Model, Variables
+
+MOST = 2**31 - 1  # steps and tasks are counted in int32
+
+
+def count(name: str, value: Any, *, least: int = 1, most: int = MOST) -> int:
+    """A whole number in range, as Python's own: others cannot be written as JSON.
+
+    Raises:
+      ValueError: not an integer, or outside `least` to `most`.
+    """
+    checks.whole_number(name, value, least=least)
+    if value > most:
+        raise ValueError(f"{name} is {value}; expected an integer of {most} or less.")
+    return int(value)
+
+
+def flag(name: str, value: Any) -> None:
+    """Raises a `TypeError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; expected True or False.")
+
+
+def function(
+    name: str, given: Any, arguments: Sequence[str], example: str, *, optional: bool = False
+) -> None:
+    """Checks that a function takes the arguments that it will be called with.
+
+    Args:
+      name: Name of the argument that holds the function.
+      given: Value to check.
+      arguments: Names of what it will be called with, by position.
+      example: Something to write in its place.
+      optional: Whether `None` passes.
+
+    Raises:
+      TypeError: not a function, or one of other arguments.
+    """
+    if optional and given is None:
+        return
+    wanted = f"a function ({', '.join(arguments)})"
+    if not callable(given):
+        shown = repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
+        raise TypeError(f"{name} is {shown}; expected {wanted}, such as {example}.")
+    if not takes(given, len(arguments)):
+        raise TypeError(
+            f"{name} takes {inspect.signature(given)}; expected {wanted}, such as "
+            f"{example}."
+        )
+
+
+def takes(given: Callable[..., Any], num: int) -> bool:
+    """Whether a function can be called with `num` arguments by position."""
+    try:
+        signature = inspect.signature(given)
+    except (TypeError, ValueError):  # written in C: nothing is known
+        return True
+    try:
+        signature.bind(*[None] * num)
+    except TypeError:
+        return False
+    return True
+
+
+def learner(given: Any, name: str = "learner") -> None:
+    """Raises a `TypeError` unless `given` is a `MetaLearner`; says how to get one."""
+    if isinstance(given, MetaLearner):
+        return
+    remedy = "Make one, such as ml.maml(model, ml.losses.mse, optax.sgd(0.01))."
+    if isinstance(getattr(given, "learner", None), MetaLearner):
+        remedy = f"Give its learner: {name}.learner."
+    elif isinstance(given, Model):
+        remedy = "A model adapts only within a learner: ml.maml(model, loss_fn, inner_opt)."
+    elif inspect.isfunction(given):
+        remedy = f"Call the function {given.__name__} first, if it makes a learner."
+    raise TypeError(f"{name} is a {type(given).__name__}; expected a MetaLearner. {remedy}")
+
+
+def variables(given: Any, name: str = "variables") -> None:
+    """Raises a `TypeError` unless `given` is `Variables`; says where to find them."""
+    if isinstance(given, Variables):
+        return
+    remedy = "Give those of a result, result.variables, or of learner.init(key, task)."
+    if isinstance(getattr(given, "variables", None), Variables):
+        remedy = "Give its variables: .variables."
+    elif isinstance(getattr(getattr(given, "state", None), "variables", None), Variables):
+        remedy = "Give those of its state: .state.variables."
+    elif isinstance(given, dict):
+        remedy = "Wrap parameters: ml.Variables(params=..., state={})."
+    elif isinstance(given, (tuple, list)) and not hasattr(given, "_fields"):
+        remedy = "Give one of its parts, such as variables[0]."
+    raise TypeError(f"{name} is a {type(given).__name__}; expected Variables. {remedy}")
