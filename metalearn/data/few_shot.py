@@ -21,10 +21,10 @@ from metalearn.data.inputs import (
     check_enough,
     check_finite,
     check_values,
-    count_classes,
     range_of,
     unpack,
 )
+from metalearn.data.labels import count_classes
 
 
 def few_shot(

@@ -1,4 +1,4 @@
-"""Checks of the images and labels that users hand to `few_shot` and `stream`.
+"""Checks of the images and options that users hand to `few_shot` and `stream`.
 
 Networks expect values of about 0..1, or standardised ones. Floats of 0..255 are no error to
 any later code: training merely goes badly. So the usual mistakes are named before the first
@@ -7,12 +7,13 @@ task is drawn.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from metalearn.data.labels import as_array
 
 Range = int | tuple[int, int]
 
@@ -89,63 +90,6 @@ def unpack(images: Any, labels: Any, caller: str) -> tuple[Any, Any, tuple[str, 
     return images, labels, names
 
 
-def as_labels(labels: Any) -> np.ndarray:
-    """Labels as an array of integers or text, `[I]`.
-
-    Text is brought to one Unicode form (NFC), so that equal words are equal classes.
-
-    Args:
-      labels: Integers or text: an array `[I]` or `[I, 1]`, a list, or a column of a table.
-
-    Raises:
-      TypeError: labels are neither integers nor text.
-      ValueError: labels are one-hot or missing.
-    """
-    found = _array(labels)
-    if found.ndim == 2 and found.shape[1] == 1:
-        found = found[:, 0]
-    if found.dtype.kind in "fiub" and found.ndim == 2 and _one_hot(found):
-        raise ValueError(
-            f"labels of shape {found.shape} are one-hot; expected the class of each image, "
-            "[I]. Use labels.argmax(1)."
-        )
-    if found.dtype.kind == "O":
-        found = _of_objects(found)
-    if found.dtype.kind == "S":
-        found = np.char.decode(found, "utf-8")
-    if found.dtype.kind in "UT":
-        words, place = np.unique(found.astype(str), return_inverse=True)
-        clean = [unicodedata.normalize("NFC", str(word)) for word in words]
-        return np.asarray(clean, dtype=str)[place].reshape(found.shape)
-    if found.dtype.kind not in "iu":
-        remedy = "Use .astype(int)."
-        if found.dtype.kind not in "fb" or not np.array_equal(found, np.round(found)):
-            remedy = "Give each class a number or a name."
-        raise TypeError(
-            f"labels have dtype {found.dtype}; expected integers or text [I]. {remedy}"
-        )
-    return found
-
-
-def count_classes(num_images: int, labels: Any) -> tuple[np.ndarray, ...]:
-    """The order that sorts images by class, then label, first row and size of each class.
-
-    Raises:
-      TypeError: labels are neither integers nor text.
-      ValueError: the number of labels differs from the number of images, or is 0.
-    """
-    labels = as_labels(labels)
-    if labels.shape != (num_images,) or not num_images:
-        raise ValueError(
-            f"there are {num_images} images and labels of shape {labels.shape}; expected "
-            "[I, ...] and [I] with the same I >= 1."
-        )
-    # Stable, so that equal sets give equal tasks on every machine.
-    order = np.argsort(labels, kind="stable")
-    found = np.unique(labels[order], return_index=True, return_counts=True)
-    return order, *found
-
-
 def check_enough(
     names: np.ndarray, counts: np.ndarray, turns: int, ways: int, per_class: int
 ) -> None:
@@ -184,7 +128,7 @@ def as_images(images: Any) -> np.ndarray:
     Raises:
       TypeError: images have no shape in common or a dtype other than uint8 and floats.
     """
-    found = _array(images)
+    found = as_array(images)
     if found.ndim == 0:
         raise TypeError(
             f"images are a {type(images).__name__}; expected an array [I, ...] or a part "
@@ -267,8 +211,8 @@ def check_values(images: np.ndarray, numbers: Sequence[int] | None = None) -> No
     if low >= 0 and scale:
         remedy = f"Divide them by {scale}" + (", or pass uint8." if scale == 255 else ".")
     raise ValueError(
-        f"{told} (largest in image {numbers[row] if numbers else row}); expected about 0..1, or standardised "
-        f"values. {remedy} {_REMEDY}"
+        f"{told} (largest in image {_number(row, numbers)}); expected about 0..1, or "
+        f"standardised values. {remedy} {_REMEDY}"
     )
 
 
@@ -283,8 +227,12 @@ def check_finite(images: np.ndarray, numbers: Sequence[int] | None = None) -> No
     if count:
         raise ValueError(
             f"{count} of {len(images)} images hold non-finite values, the first is number "
-            f"{numbers[row] if numbers else row}; expected finite pixels."
+            f"{_number(row, numbers)}; expected finite pixels."
         )
+
+
+def _number(row, numbers):
+    return row if numbers is None else numbers[row]
 
 
 def _check_layout(images):
@@ -336,54 +284,3 @@ def _rms(images):
 
 def _whole(images):
     return all((rows == np.round(rows)).all() for _, rows in _chunks(images))
-
-
-def _array(values: Any) -> np.ndarray:
-    if np.ma.is_masked(values):
-        raise ValueError(
-            f"{int(np.ma.getmaskarray(values).sum())} values of a masked array are masked; "
-            "expected none. Leave those examples out."
-        )
-    if isinstance(values, (list, tuple)):
-        # NumPy would make text of a missing value among text.
-        kinds = {type(value) for value in values}
-        if any(issubclass(kind, str) for kind in kinds) and len(kinds) > 1:
-            return np.asarray(values, dtype=object)
-    try:
-        return np.asarray(values)
-    except ValueError:  # rows of different shapes
-        found = np.empty(len(values), dtype=object)
-        found[:] = list(values)
-        return found
-
-
-def _one_hot(labels):
-    return (
-        labels.shape[1] > 1
-        and bool(np.isin(labels, (0, 1)).all())
-        and bool((labels.sum(1) == 1).all())
-    )
-
-
-def _of_objects(labels: np.ndarray) -> np.ndarray:
-    """Objects as integers or text."""
-    flat = labels.reshape(-1)
-    # NaN is the only value that differs from itself.
-    missing = [v is None or (np.ndim(v) == 0 and bool(v != v)) for v in flat]
-    if any(missing):
-        raise ValueError(
-            f"{sum(missing)} of {len(flat)} labels are missing, the first is number "
-            f"{missing.index(True)}; expected one for each image. Leave those images out."
-        )
-    if all(isinstance(value, str) for value in flat):
-        return labels.astype(str)
-    if all(
-        isinstance(v, (int, np.integer)) and not isinstance(v, (bool, np.bool_))
-        for v in flat
-    ):
-        return labels.astype(np.int64)
-    kinds = sorted({type(value).__name__ for value in flat})
-    raise TypeError(
-        f"labels are objects of the types {kinds}; expected integers or text [I]. Give "
-        "each class a number or a name."
-    )

@@ -21,10 +21,10 @@ from metalearn.data.inputs import (
     check_enough,
     check_finite,
     check_values,
-    count_classes,
     range_of,
     unpack,
 )
+from metalearn.data.labels import count_classes
 
 MANY = 2**40  # episodes; more than anyone draws
 _LOOKED_AT = 16  # images that are checked before the first read

@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = (
     *(".jfif", ".pgm", ".ppm"),
 )
 # Formats of these suffixes; Pillow would also start other programs, such as Ghostscript.
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 _ORIENTATION = 0x0112  # EXIF tag; the method of Pillow that undoes each of its values
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -85,18 +85,19 @@ def decode(
             width, height = image.size
             # Before decoding: a small file may hold any number of pixels.
             if width * height > limits.max_pixels:
-                raise _Refused(
-                    f"{where} has {width}x{height} pixels; expected at most max_pixels="
-                    f"{limits.max_pixels} in one image. Make the image smaller, or raise "
-                    "the option max_pixels."
-                )
+                raise _too_large(where, f"{width}x{height}", limits)
             shown, notes = _shown(image, Image, where)
             pixels = np.asarray(shown.convert(mode))
     except _Refused as error:
         raise ValueError(str(error)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        # Pillow has a limit of its own, and counts before the size is known here.
+        raise ValueError(str(_too_large(where, "too many", limits))) from None
     except Exception as error:  # a decoder raises anything on damaged bytes
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = "no known format" if unknown else error
         raise ValueError(
-            f"{where} cannot be decoded ({error}; {len(data)} bytes); expected a PNG, "
+            f"{where} cannot be decoded ({reason}; {len(data)} bytes); expected a PNG, "
             "JPEG, BMP, WebP, GIF, TIFF or PPM image. Replace or remove the file."
         ) from error
     # Grey images of Pillow have no axis of channels.
@@ -105,6 +106,13 @@ def decode(
 
 class _Refused(Exception):
     """A sound image that is refused; the text is for users."""
+
+
+def _too_large(where: str, pixels: str, limits: Limits) -> _Refused:
+    return _Refused(
+        f"{where} has {pixels} pixels; expected at most max_pixels={limits.max_pixels} in "
+        "one image. Make the image smaller, or raise the option max_pixels."
+    )
 
 
 def _shown(image: Any, Image: Any, where: str) -> tuple[Any, list[str]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from metalearn.data.inputs import as_labels
+from metalearn.data.labels import as_labels
 
 PARTS = ("train", "validation", "test")
 
