@@ -16,6 +16,7 @@ from PIL import Image
 from metalearn import data
 from metalearn.data.images.archives import ImageTree
 from metalearn.data.images.folder import folder_source
+from metalearn.data.images.limits import Limits
 from metalearn.data.images.splits import part_of
 
 SPLITS = {"train": ["ant"], "val": ["bee"], "test": ["cat"]}
@@ -384,6 +385,17 @@ def test_members_that_share_their_bytes_are_refused(tmp_path):
     path.write_bytes(raw[:start] + entries + tail)
     with pytest.raises(ValueError, match=r"unpacks to .* share their bytes"):
         ImageTree(path)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["usual", "zip64"])
+def test_members_are_counted_before_they_are_listed(tmp_path, monkeypatch, large):
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 100 if large else 65535)
+    path = packed(tmp_path / "a.zip", {f"{i}/0.png": b"" for i in range(3000)})
+    assert (b"PK\6\6" in path.read_bytes()) == large
+    assert len(ImageTree(path, Limits(max_files=3000)).paths) == 3000
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(ValueError, match="more than 2999 files"):
+        ImageTree(path, Limits(max_files=2999))
 
 
 def test_depth_and_repeated_paths(tmp_path):

@@ -68,6 +68,37 @@ def test_a_set_of_this_library_is_a_set_of_tfds(cache, name):
         ml.data.load(f"tfds:{name}", data_dir=cache, splits={"test": ["ant"]}, max_bytes=9)
 
 
+def test_examples_without_a_label_are_no_class(cache):
+    """TFDS marks the test sets of competitions by -1; the last class is not meant."""
+    import tensorflow_datasets as tfds
+
+    directory = builders.prepare_records(toy())
+    (directory / "metadata.json").unlink()
+    real = tfds.core.GeneratorBasedBuilder.as_data_source
+
+    def hiding(self, split, decoders):
+        rows = real(self, split=split, decoders=decoders)
+        return [{**r, "label": -1 if r["label"] == 4 else r["label"]} for r in rows]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tfds.core.DatasetBuilder, "as_data_source", hiding)
+        dataset = ml.data.load("tfds:toy", data_dir=cache)
+    names = [name for part in dataset.parts.values() for name in part.class_names]
+    # Labels are in the order of the parts, so 4 is the second class of "test".
+    assert sorted(names) == ["ant", "bee", "cat", "elk", "fox"]
+    assert all((part.counts == 4).all() for part in dataset.parts.values())
+    assert "4 examples without a label" in dataset.info["protocol"]
+
+
+def test_images_of_floats_are_refused(cache):
+    directory = builders.prepare_records(toy())
+    (directory / "metadata.json").unlink()
+    file = directory / "features.json"
+    file.write_text(file.read_text().replace('"uint8"', '"float32"'))
+    with pytest.raises(ValueError, match="are float32; expected uint8"):
+        ml.data.load("tfds:toy", data_dir=cache)
+
+
 def test_training_on_it(cache):
     builders.prepare_records(toy())
     dataset = ml.data.load("tfds:toy", data_dir=cache)

@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -65,6 +66,8 @@ class ImageTree:
         if self.root.is_dir():
             self._read_folder()
         elif self.root.is_file():
+            # Before zipfile makes an object of every member.
+            self._check_count(_listed(self.root))
             self._zip = _open_zip(self.root)
             try:
                 self._read_zip()
@@ -189,10 +192,8 @@ class ImageTree:
         )
 
     def _read_zip(self):
-        members = self._zip.infolist()
-        self._check_count(len(members))
         folders = set()
-        for member in members:
+        for member in self._zip.infolist():
             name = _zip_path(member, self.root)
             if _is_clutter(name):
                 self.hidden += 1
@@ -275,6 +276,31 @@ def _open_zip(root):
             f"{root} ({root.stat().st_size} bytes) is not a readable zip archive "
             f"({error}); expected a complete zip file. {remedy}"
         ) from error
+
+
+def _listed(path):
+    """Number of members that the directory of a zip lists; 0 if there is none."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = max(0, size - 2**16 - 22)  # the last record and the longest comment
+        file.seek(start)
+        tail = file.read()
+        at = tail.rfind(b"PK\5\6")
+        if at < 0 or at + 22 > len(tail):
+            return 0
+        (length,), end = struct.unpack_from("<L", tail, at + 12), start + at
+        if tail[max(0, at - 20) : at].startswith(b"PK\6\7"):  # large archives have another
+            (end,) = struct.unpack_from("<Q", tail, at - 12)
+            file.seek(min(end, size))
+            record = file.read(56)
+            length = struct.unpack_from("<Q", record, 40)[0] if len(record) == 56 else 0
+        place, count = max(0, end - length), 0
+        file.seek(min(place, size))
+        # The length of the directory, and not the count beside it, is what zipfile obeys.
+        while place < end and (chunk := file.read(min(2**20, end - place))):
+            count += chunk.count(b"PK\1\2")
+            place += len(chunk)
+    return count
 
 
 def _is_tar(path):

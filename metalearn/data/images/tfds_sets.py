@@ -9,6 +9,7 @@ pooled, and the classes are split anew.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -72,7 +73,17 @@ def load_tfds(
     label_key = _feature(features, "ClassLabel", "label", name)
     label_feature = features[label_key]
     mode = "L" if features[image_key].shape[-1] == 1 else "RGB"
+    stored = np.dtype(features[image_key].np_dtype)
+    if stored not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"The images of TFDS set {name!r} are {stored}; expected uint8 or uint16. "
+            "Write them into a folder of class/image.png and load that."
+        )
     images, labels = _examples(builder, name, directory, image_key, label_key, mode, limits)
+    # Test sets of competitions have the label -1, which Python would take as the last.
+    known = [0 <= label < label_feature.num_classes for label in labels]
+    unlabelled = known.count(False)
+    images, labels = (list(itertools.compress(v, known)) for v in (images, labels))
     names = [label_feature.int2str(i) for i in range(label_feature.num_classes)]
     present = [names[i] for i in sorted(set(labels))]
     if splits is None:
@@ -91,7 +102,8 @@ def load_tfds(
             "preprocessing": f"{HOW}; not resized",
             "protocol": (
                 "All examples pooled, classes split anew: "
-                f"{ {part: len(found) for part, found in chosen.items()} }, {origin}. "
+                f"{ {part: len(found) for part, found in chosen.items()} }, {origin}; "
+                f"{unlabelled} examples without a label left out. "
                 "Not a published few-shot split."
             ),
         },
