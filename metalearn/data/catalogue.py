@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import json
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -240,13 +241,25 @@ def _downloaded_omniglot(wanted):
         return folder
     if importlib.util.find_spec("tensorflow") is None:
         raise FileNotFoundError(message)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        download_omniglot(folder)
-    except Exception as error:  # whatever TFDS or the network may raise
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    failure = None
+    with tempfile.TemporaryDirectory(prefix=".downloading-", dir=folder.parent) as name:
+        scratch = Path(name)
+        for archive in OMNIGLOT:
+            if (folder / archive).is_file():
+                (scratch / archive).symlink_to(folder / archive)
+        try:
+            download_omniglot(scratch)
+        except Exception as error:  # whatever TFDS or the network may raise
+            failure = error
+        for file in sorted(scratch.glob("images_*.zip")):
+            if not file.is_symlink():
+                folder.mkdir(exist_ok=True)
+                file.replace(folder / file.name)
+    if failure is not None:
         raise FileNotFoundError(
-            f"{message} (TFDS could not download it: {error})"
-        ) from error
+            f"{message} (TFDS could not download it: {failure})"
+        ) from failure
     return folder
 
 
