@@ -6,6 +6,7 @@ Expected pixels come from the arrays that the files were made of and from closed
 import io
 import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -180,6 +181,41 @@ def test_16_bits_are_scaled(kind):
     np.testing.assert_array_equal(found[..., 0], np.rint(DEEP / 257))
     assert notes == (decoding.SIXTEEN,)
     assert read(saved(Image.fromarray(DEEP), kind))[0].shape == (9, 11, 3)
+
+
+def png_of_16_bits(values, kind, extra=b""):
+    """A PNG written by hand; Pillow writes no colours of 16 bits."""
+
+    def chunk(name, data):
+        check = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
+
+    height, width = values.shape[:2]
+    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    extra = chunk(b"tRNS", extra) if extra else b""
+    body = extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_16_bits_with_transparency(colours):
+    deep = np.random.default_rng(1).integers(0, 65536, (9, 11, colours + 1))
+    colour, alpha = deep[..., :colours], deep[..., colours:]
+    found, notes = read(png_of_16_bits(deep, {1: 4, 3: 6}[colours]))
+    wanted = np.broadcast_to(on_white(colour / 257, alpha / 257), found.shape)
+    np.testing.assert_allclose(found, wanted, atol=2)
+    assert notes == (decoding.TRANSPARENT,)
+    # One colour is clear, in a chunk of its own.
+    clear = np.array([1000, 2000, 3000])[:colours]
+    colour[0, :5] = clear
+    data = png_of_16_bits(
+        colour, {1: 0, 3: 2}[colours], struct.pack(f">{colours}H", *clear)
+    )
+    found, notes = read(data)
+    assert decoding.TRANSPARENT in notes
+    wanted = np.where((colour == clear).all(-1, keepdims=True), 255, colour / 257)
+    np.testing.assert_allclose(found, np.broadcast_to(wanted, found.shape), atol=1)
 
 
 @pytest.mark.parametrize(

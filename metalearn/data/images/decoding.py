@@ -129,9 +129,13 @@ def _shown(image: Any, Image: Any, where: str) -> tuple[Any, list[str]]:
         image = image.transpose(Image.Transpose[turn])
     if stored is not None or turn is not None:
         notes.append(TURNED)
+    clear = image.info.get("transparency")
     if image.mode.startswith("I") or image.mode == "F":
         image = _in_bytes(image, Image, where)
-        notes.append(SIXTEEN)
+        notes += [SIXTEEN, TRANSPARENT] if isinstance(clear, int) else [SIXTEEN]
+    elif isinstance(clear, tuple) and max(clear) > 255:
+        # Pillow reads colours of 16 bits in 8, but their transparent one in 16.
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
     if image.has_transparency_data:
         # Pillow has no way from grey with premultiplied transparency to colour.
         straight = image.convert("LA") if image.mode == "La" else image
