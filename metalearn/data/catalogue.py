@@ -91,10 +91,13 @@ def load(
         prepared last, or the only prepared records.
       parts: Parts that must exist, such as `("test",)`; other parts are None. Default:
         every part that the source holds.
-      **options: Options of the set, such as `split` or `image_size`.
+      **options: Options of the set. Folders take `split`, `splits`, `image_size`,
+        `channels`, `seed`, and the limits `max_pixels`, `max_bytes`, `max_file_bytes` and
+        `max_files`.
 
     Returns:
-      The data set.
+      The data set. Its `info["protocol"]` says which classes are in which part and what was
+      left out, and `info["preprocessing"]` what was done to the images.
 
     Raises:
       FileNotFoundError: The source is missing.

@@ -21,7 +21,8 @@ _CHUNK = 2**22  # values that are looked at together, to bound the memory of a c
 # Floats of 0..1 and standardised ones are far below. Standardised images with a few bright
 # pixels have large values, but their mean square is 1.
 _LARGEST, _LARGEST_RMS = 10.0, 5.0
-_LARGEST_OF_FEW = 64.0  # of arrays of few pixels, which may be maps of features
+# Arrays of few pixels may be maps of features, and one image may be brighter than others.
+_LARGEST_OF_FEW = 64.0
 _FLATTENED = 49  # values of the smallest flattened image: 7x7
 _PIXELS = 8  # side from which an array is an image rather than a map of features
 _REMEDY = (
@@ -164,14 +165,18 @@ def check_dtype(images: np.ndarray) -> None:
     )
 
 
-def check_values(images: np.ndarray, numbers: Sequence[int] | None = None) -> None:
+def check_values(
+    images: np.ndarray, numbers: Sequence[int] | None = None, *, few: bool = False
+) -> None:
     """Refuses images whose values or layout are those of a usual mistake.
 
     Args:
       images: uint8 or float `[I, ...]`. Arrays `[I, H, W]` with sides of 8 or more and
         `[I, H, W, C]` with up to four channels are images. Others are features, which may
-        have any range; only flattened images of 0..255 are refused among them.
+        have any range; only flattened images of whole 0..255 or 0..16 are refused.
       numbers: Number of each image for messages; its row if None.
+      few: Whether these are the few images of one task, whose range says less than that of
+        a set. Only images that are surely unscaled are refused then.
 
     Raises:
       ValueError: images are not finite, are floats far from 0..1, bytes of 0..1, or have
@@ -189,12 +194,14 @@ def check_values(images: np.ndarray, numbers: Sequence[int] | None = None) -> No
     low, high, row = _span(images)
     told = f"images are floats ({images.dtype}) that run from {low:g} to {high:g}"
     sides = _sides(images.shape)
+    if few and (sides is None or max(-low, high) <= _LARGEST_OF_FEW):
+        return
     if sides is None:
-        bytes_like = low >= 0 and 127 < high <= 255 and images[0].size >= _FLATTENED
-        if bytes_like and _whole(images):
+        top = 16 if high == 16 else 255 if 127 < high <= 255 else None
+        if low >= 0 and top and _flattened(images[0].size) and _whole(images):
             raise ValueError(
-                f"{told} in whole numbers, as flattened images of bytes do; expected about "
-                f"0..1. Divide them by 255. {_REMEDY}"
+                f"{told} in whole numbers, as flattened images do; expected about 0..1. "
+                f"Divide them by {top}. {_REMEDY}"
             )
         return
     if low >= 0 and 0 < high <= 1.001 / 255:
@@ -204,7 +211,7 @@ def check_values(images: np.ndarray, numbers: Sequence[int] | None = None) -> No
         )
     largest = _LARGEST if min(sides) >= _PIXELS else _LARGEST_OF_FEW
     # Negative values are those of standardised images, which may have bright pixels.
-    if max(-low, high) <= largest or (low < 0 and _rms(images) <= _LARGEST_RMS):
+    if max(-low, high) <= largest or (low < 0 and _is_standard(images, few)):
         return
     scale = next((top for top in (255, 65535) if 16 < high <= top), None)
     remedy = "Divide them by their largest value, or standardise them."
@@ -275,11 +282,23 @@ def _span(images):
     return (0.0, 0.0, 0) if low > high else (low, high, row)
 
 
-def _rms(images):
-    total = sum(
-        float(np.square(rows, dtype=np.float64).sum()) for _, rows in _chunks(images)
+def _is_standard(images, few):
+    """Whether the mean square is near 1, and no image is as bright as one of bytes."""
+    squares = np.concatenate(
+        [
+            np.square(rows, dtype=np.float64).reshape(len(rows), -1).mean(1)
+            for _, rows in _chunks(images)
+        ]
     )
-    return (total / images.size) ** 0.5
+    usual = few or squares.mean() <= _LARGEST_RMS**2
+    return usual and squares.max() <= _LARGEST_OF_FEW**2
+
+
+def _flattened(size):
+    """Whether rows of this size may be square images of one or three channels."""
+    sides = [round(n**0.5) for n in (size, size / 3)]
+    square = sides[0] ** 2 == size or 3 * sides[1] ** 2 == size
+    return square and size >= _FLATTENED
 
 
 def _whole(images):

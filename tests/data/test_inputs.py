@@ -64,11 +64,19 @@ UNSCALED = {
         "Divide them by 255",
     ),
     "0..255 flattened": (BYTES.reshape(NUM, -1) * 1.0, "flattened .* Divide .*255"),
+    "0..16 flattened": (
+        np.round(UNIT[:, :8, :8, 0] * 16).reshape(NUM, -1),
+        "flattened .* Divide .*16",
+    ),
     "0..255 tiny": (BYTES[:, :2, :2] * 1.0, "Divide them by 255"),
     "0..255 of drawings": ((BYTES > 254) * 255.0, "Divide them by 255"),
     "one unscaled image": (
         np.concatenate([UNIT[:-1], BYTES[-1:]]),
         f"largest in image {NUM - 1}",
+    ),
+    "one unscaled image among negative ones": (
+        np.concatenate([np.tile(UNIT - 0.01, (99, 1, 1, 1))[:-1], BYTES[-1:]]),
+        "largest in image 2375",
     ),
     "0..16": (np.round(UNIT * 16), "from 0 to 16 .* largest value"),
     "0..65535": (UNIT * 65535, "Divide them by 65535"),
@@ -87,11 +95,12 @@ UNSCALED = {
 @pytest.mark.parametrize("name", UNSCALED)
 def test_unscaled_images_are_named(make, name):
     images, words = UNSCALED[name]
+    labels = np.resize(LABELS, len(images))
     with pytest.raises(ValueError, match=f"(?s){words}") as raised:
-        make(images, LABELS)
+        make(images, labels)
     assert "expected" in str(raised.value)
     if images.dtype != np.uint8:
-        make(images, LABELS, check_images=False)
+        make(images, labels, check_images=False)
 
 
 SCALED = {
