@@ -15,7 +15,7 @@ import importlib.util
 import inspect
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from metalearn.data.images.folder import folder_source
 from metalearn.data.images.glyphs import glyphs_config, glyphs_source
 from metalearn.data.images.image_sets import PARTS, ImageDataset
 from metalearn.data.images.omniglot import how_to_get, omniglot_source
-from metalearn.data.images.tfds_sets import download_omniglot, load_tfds
+from metalearn.data.images.tfds_sets import OMNIGLOT, download_omniglot, load_tfds
 
 _CHOSEN = "chosen.json"
 
@@ -89,19 +89,22 @@ def load(
       data_dir: Folder of the original archives. Other archives make another cache entry,
         because the cache is keyed by their contents. Default: the records that `prepare`
         prepared last, or the only prepared records.
-      parts: Parts that must exist, such as `("test",)`; the other parts are None. Default:
+      parts: Parts that must exist, such as `("test",)`; other parts are None. Default:
         every part that the source holds.
-      **options: Options of the set, such as `split` or `image_size`.
+      **options: Options of the set. Folders take `split`, `splits`, `image_size`,
+        `channels`, `seed`, and the limits `max_pixels`, `max_bytes`, `max_file_bytes` and
+        `max_files`.
 
     Returns:
-      The data set.
+      The data set. Its `info["protocol"]` says which classes are in which part and what was
+      left out, and `info["preprocessing"]` what was done to the images.
 
     Raises:
       FileNotFoundError: The source is missing.
       ValueError: The name is unknown or the source damaged.
       TypeError: An option that the set does not have.
     """
-    name = os.fspath(name)
+    name, parts = _text(name), _several(parts)
     if name.startswith("tfds:"):
         _check_options(name, load_tfds, options)
         dataset = load_tfds(name.removeprefix("tfds:"), data_dir=data_dir, **options)
@@ -136,7 +139,13 @@ def open_records(
       >>> images = ml.data.open_records("folder:cifar_fs", image_size=84)
       >>> tasks = ml.data.stream(images, images.labels, num_ways=5, num_support=1)
     """
-    directory = _find_or_prepare(os.fspath(name), data_dir, options)
+    name = _text(name)
+    if name.startswith("tfds:"):
+        raise ValueError(
+            f"{name!r} was given to open_records; sets of TFDS are read whole. Use "
+            f"ml.data.load({name!r}), or write the images into a folder of class/image.png."
+        )
+    directory = _find_or_prepare(name, data_dir, options)
     return records.RecordImages(directory, part)
 
 
@@ -160,7 +169,7 @@ def prepare(
       FileNotFoundError: The source is missing.
       ValueError: The name is unknown or the source damaged.
     """
-    name = os.fspath(name)
+    name = _text(name)
     if name.startswith("tfds:"):
         raise ValueError(
             f"{name!r} was given to prepare; TFDS prepares its own sets, which needs "
@@ -221,24 +230,39 @@ def _find_or_prepare(name, data_dir, options):
 
 
 def _downloaded_omniglot(wanted):
-    """Folder with downloaded archives; downloads only if TensorFlow is installed."""
+    """Folder with downloaded archives; downloads only if TensorFlow is installed.
+
+    What a failed download has fetched whole is kept for the next try.
+    """
     root = cache_root()
     message = (
         f"Data set 'omniglot' is not prepared with {wanted} in {root} and no data_dir "
         f"was given. {how_to_get()}, or give data_dir=DIR when loading."
     )
+    folder = root / "archives" / "omniglot"
+    if all((folder / archive).is_file() for archive in OMNIGLOT):
+        return folder
     if importlib.util.find_spec("tensorflow") is None:
         raise FileNotFoundError(message)
-    folder = root / "archives" / "omniglot"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        download_omniglot(folder)
-    except Exception as error:  # whatever TFDS or the network may raise
-        # Nothing is left of a failed download, so the next call starts afresh.
-        shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    failure = None
+    with tempfile.TemporaryDirectory(prefix=".downloading-", dir=folder.parent) as name:
+        scratch = Path(name)
+        for archive in OMNIGLOT:
+            if (folder / archive).is_file():
+                (scratch / archive).symlink_to(folder / archive)
+        try:
+            download_omniglot(scratch)
+        except Exception as error:  # whatever TFDS or the network may raise
+            failure = error
+        for file in sorted(scratch.glob("images_*.zip")):
+            if not file.is_symlink():
+                folder.mkdir(exist_ok=True)
+                file.replace(folder / file.name)
+    if failure is not None:
         raise FileNotFoundError(
-            f"{message} (TFDS could not download it: {error})"
-        ) from error
+            f"{message} (TFDS could not download it: {failure})"
+        ) from failure
     return folder
 
 
@@ -306,6 +330,24 @@ def _check_options(name, source, options):
             raise TypeError(
                 f"{name!r} has no option {option!r}; expected {', '.join(known)}."
             )
+
+
+def _text(name):
+    """The name as text."""
+    text = os.fspath(name) if isinstance(name, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise TypeError(
+            f"the name of a data set is {name!r}; expected text or a path, such as "
+            "'glyphs', 'folder:PATH' or 'tfds:NAME'."
+        )
+    # An empty path is the current folder, which nobody means.
+    if not text.strip() or text in ("folder:", "tfds:") or "\0" in text:
+        raise _unknown(text)
+    return text
+
+
+def _several(parts):
+    return (parts,) if isinstance(parts, str) else parts
 
 
 def _image_path(name):

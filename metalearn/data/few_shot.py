@@ -15,8 +15,16 @@ import numpy as np
 
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import Array, Key, PyTree
-
-Range = int | tuple[int, int]
+from metalearn.data.inputs import (
+    Range,
+    as_images,
+    check_enough,
+    check_finite,
+    check_values,
+    range_of,
+    unpack,
+)
+from metalearn.data.labels import count_classes
 
 
 def few_shot(
@@ -27,6 +35,8 @@ def few_shot(
     num_support: Range = 1,
     num_query: int = 15,
     rotations: bool | None = None,
+    unequal_shots: bool = False,
+    check_images: bool = True,
     name: str | None = None,
 ) -> TaskSampler:
     """A distribution of classification tasks over the classes of a labelled set.
@@ -37,47 +47,52 @@ def few_shot(
     each task, and the arrays are padded to the largest N and K.
 
     Args:
-      images: Images `[I, ...]`, uint8 (mapped to 0..1) or finite float; or an object with
-        `images`, `labels` and `rotations`, such as a part of `ml.data.load(...)`.
-      labels: Class of each image, int `[I]`; any integers.
+      images: Images `[I, ...]`, uint8 (mapped to 0..1) or finite float (taken as they are);
+        or an object with `images`, `labels` and `rotations`, such as a part of
+        `ml.data.load(...)`. The networks of this library want `[I, H, W, C]`.
+      labels: Class of each image, `[I]` or `[I, 1]`: any integers, or text.
       num_ways: Number N of classes, or an inclusive range of N.
       num_support: Number K of support examples of each class, or an inclusive range of K.
       num_query: Number Q of query examples of each class.
       rotations: Whether the rotations of a class by multiples of 90 degrees are further
         classes (images `[I, S, S, C]` only). Default: the value of `images.rotations` if
         there is one, else False.
+      unequal_shots: Whether K is drawn for each class of a task instead of once for the
+        task. A class may then have fewer than K + Q images: it gives one query at least,
+        and rows that it cannot fill have the mask False.
+      check_images: Whether images are refused whose values or layout are those of a usual
+        mistake: floats far from 0..1 that are not standardised (0..255, 0..16), bytes of
+        0..1, channels first.
       name: Name in logs and results.
 
     Returns:
       A `TaskSampler`. Tasks have `x`, float32 `[N * K, ...]`, and `y`, int32. Their `info`
       holds `class_ids` `[N]` and `num_ways`. Rotation r of class c has the id
-      `c + r * classes`.
+      `c + r * classes`. The label or name of class c is `tasks.sample.class_names[c]`;
+      classes are in the order of their labels.
 
     Raises:
-      TypeError: images or labels have an unusable dtype.
+      TypeError: images or labels have an unusable dtype, or a whole data set was given.
       ValueError: there are too few classes or images for these ways and shots, images are
-        not finite or not square, or shapes do not fit together.
+        not finite or not square, `check_images` refuses them, labels are one-hot or
+        missing, or shapes do not fit together.
 
     Example:
       >>> tasks = ml.data.few_shot(dataset.train, num_ways=5, num_support=1)
       >>> task = tasks(jax.random.key(0))
     """
-    if images is None:
-        raise TypeError(
-            "images is None: that part was not loaded, or the data set has none of it. "
-            "Load it with ml.data.load(..., parts=('train', 'validation', 'test'))."
-        )
-    if hasattr(images, "images"):
-        rotations = images.rotations if rotations is None else rotations
-        images, labels = images.images, images.labels
-    rotations = bool(rotations)
-    images, names, starts, counts = _by_class(images, labels)
+    if rotations is None:
+        rotations = getattr(images, "rotations", False)
+    images, labels, known = unpack(images, labels, "few_shot")
+    images, names, starts, counts = _by_class(images, labels, check_images)
     ways = range_of(num_ways, "num_ways", 2)
     shots = range_of(num_support, "num_support", 1)
     if not isinstance(num_query, (int, np.integer)) or num_query < 1:
         raise ValueError(f"num_query is {num_query}; expected an integer of 1 or more.")
     turns = 4 if rotations else 1
-    check_enough(names, counts, turns, ways[1], shots[1] + num_query)
+    # Unequal classes give what they have, but at least the fewest shots and one query.
+    needed = shots[0] + 1 if unequal_shots else shots[1] + num_query
+    check_enough(names, counts, turns, ways[1], needed)
     if rotations and (images.ndim != 4 or images.shape[1] != images.shape[2]):
         raise ValueError(
             f"rotations needs square images [I, S, S, C]; got {images.shape}. Pass "
@@ -89,7 +104,16 @@ def few_shot(
         "counts": jnp.asarray(counts, jnp.int32),
     }
     # Without arrays, so that samplers of equal settings compare equal and share programs.
-    sample = _Episode(ways, shots, int(num_query), turns, int(counts.max()))
+    most = int(counts.max())
+    sample = _Episode(
+        ways=ways,
+        shots=shots,
+        num_query=int(num_query),
+        turns=turns,
+        largest=max(most, shots[1] + int(num_query)) if unequal_shots else most,
+        unequal=bool(unequal_shots),
+        class_names=known or tuple(names.tolist()),
+    )
     label = name or f"{_label(ways)}way-{_label(shots)}shot"
     return TaskSampler(sample, data, label)
 
@@ -103,7 +127,9 @@ class _Episode:
       shots: Range of the number K of support examples.
       num_query: Number Q of query examples.
       turns: Number of rotations of a class: 4 if rotations are further classes, else 1.
-      largest: Number of images of the largest class.
+      largest: Number of images of the largest class, or of a task if that is more.
+      unequal: Whether K is drawn for each class.
+      class_names: Label or name of each class. Samplers of other names share programs.
     """
 
     ways: tuple[int, int]
@@ -111,6 +137,8 @@ class _Episode:
     num_query: int
     turns: int
     largest: int
+    unequal: bool = False
+    class_names: tuple = dataclasses.field(default=(), compare=False, repr=False)
 
     def __call__(self, data: PyTree, key: Key) -> Task:
         num_classes, most = data["counts"].shape[0], self.ways[1]
@@ -118,9 +146,12 @@ class _Episode:
         k_class, k_image, k_size, k_support, k_query = jax.random.split(key, 5)
         ids = _distinct(k_class, num_classes * self.turns, most)
         classes, turn = ids % num_classes, ids // num_classes
+        size = data["counts"][classes]
         rows = jax.vmap(lambda k, n: _distinct(k, self.largest, per_class, n))(
-            jax.random.split(k_image, most), data["counts"][classes]
+            jax.random.split(k_image, most), size
         )
+        if self.unequal:  # a small class fills the rows that will be masked
+            rows = jnp.minimum(rows, size[:, None] - 1)
         # Images are sorted by class, so a row is the start of the class and an offset.
         x = data["images"][data["starts"][classes][:, None] + rows]
         if self.turns > 1:
@@ -129,7 +160,7 @@ class _Episode:
         # floats.
         x = x.astype(jnp.float32) / (255 if x.dtype == jnp.uint8 else 1)
         k_ways, k_shots = jax.random.split(k_size)
-        num_way, num_shot = _draw(k_ways, self.ways), _draw(k_shots, self.shots)
+        num_way = _draw(k_ways, self.ways)
         way, shot = jnp.arange(most), jnp.arange(cut)
         y = jnp.broadcast_to(way[:, None], (most, per_class))
         used = jnp.broadcast_to((way < num_way)[:, None], y.shape)
@@ -141,94 +172,45 @@ class _Episode:
                 x=x[order], y=y.reshape(-1)[order], mask=mask.reshape(-1)[order]
             )
 
-        support_mask = used[:, :cut] & (shot < num_shot)[None]
+        query_x, query_mask = x[:, cut:], used[:, cut:]
+        if self.unequal:
+            # One image of each class is left for the queries.
+            num_shot = jnp.minimum(_draw(k_shots, self.shots, (most,)), size - 1)[:, None]
+            asked = num_shot + jnp.arange(self.num_query)[None]
+            query_x = jax.vmap(lambda images, rows: images[rows])(x, asked)
+            query_mask &= asked < size[:, None]
+        else:
+            num_shot = _draw(k_shots, self.shots)[None, None]
+        support_mask = used[:, :cut] & (shot[None] < num_shot)
         return Task(
             support=part(k_support, x[:, :cut], y[:, :cut], support_mask),
-            query=part(k_query, x[:, cut:], y[:, cut:], used[:, cut:]),
+            query=part(k_query, query_x, y[:, cut:], query_mask),
             info={"class_ids": ids, "num_ways": num_way},
         )
 
 
-def _by_class(images: Any, labels: Any) -> tuple[np.ndarray, ...]:
+def _by_class(images: Any, labels: Any, checked: bool) -> tuple[np.ndarray, ...]:
     """Images sorted by class, then label, first row and size of each class."""
-    images = np.asarray(images)
-    if not (images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)):
-        raise TypeError(
-            f"images have dtype {images.dtype}; expected uint8 (0..255) or float."
-        )
+    images = as_images(images)
+    order, *found = count_classes(len(images), labels)
+    if checked:
+        check_values(images)
+    elif images.dtype != np.uint8:
+        check_finite(images)
     if images.dtype == np.float64:
         # Tasks are float32 anyway, and doubles would take twice the memory of the device.
         images = images.astype(np.float32)
-    order, *found = count_classes(len(images) if images.ndim else 0, labels)
-    if np.issubdtype(images.dtype, np.floating):
-        bad = ~np.isfinite(images.reshape(len(images), -1)).all(1)
-        if bad.any():
-            raise ValueError(
-                f"{int(bad.sum())} of {len(images)} images hold non-finite values, the "
-                f"first is number {int(bad.argmax())}; expected finite pixels."
-            )
     return images[order], *found
-
-
-def count_classes(num_images: int, labels: Any) -> tuple[np.ndarray, ...]:
-    """The order that sorts images by class, then label, first row and size of each class.
-
-    Raises:
-      TypeError: labels are not integers.
-      ValueError: the number of labels differs from the number of images, or is 0.
-    """
-    labels = np.asarray(labels)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"labels have dtype {labels.dtype}; expected integers [I].")
-    if labels.shape != (num_images,) or not num_images:
-        raise ValueError(
-            f"there are {num_images} images and labels of shape {labels.shape}; expected "
-            "[I, ...] and [I] with the same I >= 1."
-        )
-    # Stable, so that equal sets give equal tasks on every machine.
-    order = np.argsort(labels, kind="stable")
-    found = np.unique(labels[order], return_index=True, return_counts=True)
-    return order, *found
-
-
-def check_enough(
-    names: np.ndarray, counts: np.ndarray, turns: int, ways: int, per_class: int
-) -> None:
-    """Raises a `ValueError` if there are too few classes, or too few images of a class."""
-    if len(counts) * turns < ways:
-        raise ValueError(
-            f"{ways}-way tasks need {ways} classes, the set has {len(counts) * turns}. "
-            "Ask for fewer ways or bring more classes."
-        )
-    if counts.min() < per_class:
-        raise ValueError(
-            f"class {names[counts.argmin()]} has {int(counts.min())} images, but support "
-            f"and query take {per_class} different ones of a class. Ask for fewer shots "
-            "or queries, or leave that class out."
-        )
-
-
-def range_of(value: Range, name: str, least: int) -> tuple[int, int]:
-    """The smallest and the largest value of an option that may be a range."""
-    limits = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    low, high = limits if len(limits) == 2 else (None, None)
-    integers = all(isinstance(v, (int, np.integer)) for v in (low, high))
-    if not integers or not least <= low <= high:
-        raise ValueError(
-            f"{name} is {value!r}; expected an integer of {least} or more, or a range "
-            "(low, high) of such."
-        )
-    return int(low), int(high)
 
 
 def _label(limits: tuple[int, int]) -> str:
     return str(limits[0]) if limits[0] == limits[1] else f"{limits[0]}to{limits[1]}"
 
 
-def _draw(key: Key, limits: tuple[int, int]) -> Array:
+def _draw(key: Key, limits: tuple[int, int], shape: tuple[int, ...] = ()) -> Array:
     if limits[0] == limits[1]:
-        return jnp.asarray(limits[0], jnp.int32)
-    return jax.random.randint(key, (), limits[0], limits[1] + 1)
+        return jnp.full(shape, limits[0], jnp.int32)
+    return jax.random.randint(key, shape, limits[0], limits[1] + 1)
 
 
 def _distinct(key: Key, population: int, num: int, limit: Array | None = None) -> Array:

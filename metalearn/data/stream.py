@@ -16,14 +16,23 @@ from typing import Any
 import numpy as np
 
 from metalearn.core.task import Examples, Task, TaskStream
-from metalearn.data.few_shot import check_enough, count_classes, range_of
+from metalearn.data.inputs import (
+    check_dtype,
+    check_enough,
+    check_finite,
+    check_values,
+    range_of,
+    unpack,
+)
+from metalearn.data.labels import count_classes
 
 MANY = 2**40  # episodes; more than anyone draws
+_LOOKED_AT = 16  # images that are checked before the first read
 
 
 def stream(
     images: Sequence[np.ndarray],
-    labels: Any,
+    labels: Any = None,
     *,
     num_ways: int = 5,
     num_support: int = 1,
@@ -31,6 +40,7 @@ def stream(
     seed: int = 0,
     threads: int = 16,
     workers: int = 0,
+    check_images: bool = True,
     name: str | None = None,
 ) -> TaskStream:
     """A stream of N-way K-shot tasks that reads images only when they are needed.
@@ -44,8 +54,9 @@ def stream(
         threads read them, for example from an array mapped from disk or from an object that
         decodes record i. If the object has a method `__getitems__(rows)`, this method reads
         all images of an episode. With `workers` the object is pickled to each worker,
-        except that each worker opens a whole `np.memmap` again.
-      labels: Class of each image, int `[I]`; any integers.
+        except that each worker opens a whole `np.memmap` again. An object may have the
+        labels, as a part of `ml.data.load(...)` has.
+      labels: Class of each image, `[I]` or `[I, 1]`: any integers, or text.
       num_ways: Number N of classes.
       num_support: Number K of support examples of each class.
       num_query: Number Q of query examples of each class.
@@ -54,41 +65,111 @@ def stream(
         episodes. In a worker a thread reads whole batches, and the worker holds as many
         batches as threads.
       workers: Number of processes that read and decode; 0 reads in this process.
+      check_images: Whether images are refused whose values or layout are those of a usual
+        mistake, see `few_shot`. Some images are looked at now, others when they are read.
       name: Name in logs and results.
 
     Returns:
-      A `TaskStream` for `fit` and `evaluate`.
+      A `TaskStream` for `fit` and `evaluate`. The label or name of class c of
+      `info["class_ids"]` is `tasks.batches.class_names[c]`.
 
     Raises:
       ImportError: grain is not installed; raised at the first read.
-      TypeError: images have another dtype.
-      ValueError: there are too few classes or images for these ways and shots.
+      TypeError: images have another dtype, or a whole data set was given.
+      ValueError: there are too few classes or images for these ways and shots, images
+        differ in shape or dtype, hold non-finite values or are refused by `check_images`;
+        raised when they are read.
 
     Example:
       >>> images = ml.data.open_records("folder:cifar_fs", image_size=84)
       >>> tasks = ml.data.stream(images, images.labels, num_ways=5, num_support=1)
       >>> ml.fit(trainer, tasks, num_steps=1_000, tasks_per_step=16, key=key)
     """
+    if getattr(images, "rotations", False):
+        raise ValueError(
+            "these images have rotations as further classes, which a stream does not make. "
+            "Use few_shot, or give images.images and images.labels to do without."
+        )
+    images, labels, known = unpack(images, labels, "stream")
+    if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
+        raise TypeError(
+            f"images are a {type(images).__name__}; expected images with random access: "
+            "len(images) and images[i]."
+        )
     order, names, starts, counts = count_classes(len(images), labels)
     ways, shots = range_of(num_ways, "num_ways", 2), range_of(num_support, "num_support", 1)
     queries = range_of(num_query, "num_query", 1)
-    for limits, option in ((ways, "num_ways"), (shots, "num_support")):
+    for limits, option in (
+        (ways, "num_ways"),
+        (shots, "num_support"),
+        (queries, "num_query"),
+    ):
         if limits[0] != limits[1]:
             raise ValueError(f"{option} is {limits}; a stream takes one number.")
+    for value, option in ((seed, "seed"), (workers, "workers"), (threads, "threads")):
+        range_of(value, option, int(option == "threads"))
     check_enough(names, counts, 1, ways[0], shots[0] + queries[0])
-    first = np.asarray(images[0])
-    if not (first.dtype == np.uint8 or np.issubdtype(first.dtype, np.floating)):
-        raise TypeError(f"images have dtype {first.dtype}; expected uint8 or float.")
+    first = _first(images, check_images)
     # Pickling a mapped array would copy the whole file to every worker.
     if isinstance(images, np.memmap) and isinstance(images.base, mmap.mmap):
         images = _Mapped(images.filename, images.dtype, images.shape, images.offset)
-    episodes = _Episodes(images, order, starts, counts, ways[0], shots[0], queries[0], seed)
-
-    def batches(num_tasks: int, start: int, share: slice | None = None) -> Iterator[Task]:
-        return _read(episodes, num_tasks, start, threads, workers, share)
-
+    episodes = _Episodes(
+        images=images,
+        kind=(first.dtype, first.shape),
+        checked=bool(check_images),
+        order=order,
+        starts=starts,
+        counts=counts,
+        ways=ways[0],
+        shots=shots[0],
+        queries=queries[0],
+        seed=int(seed),
+    )
+    batches = _Batches(episodes, threads, workers, known or tuple(names.tolist()))
     label = name or f"{num_ways}way-{num_support}shot"
     return TaskStream(batches=batches, name=f"{label} seed {seed}")
+
+
+def _first(images: Sequence[np.ndarray], checked: bool) -> np.ndarray:
+    """The first image, after a look at some of all."""
+    places = sorted({i * (len(images) - 1) // (_LOOKED_AT - 1) for i in range(_LOOKED_AT)})
+    some = [np.asarray(images[i]) for i in places]
+    for image in some:
+        check_dtype(image)
+    rows = _stacked(some, places, (some[0].dtype, some[0].shape))
+    _check(rows, checked, places)
+    return some[0]
+
+
+def _check(
+    images: np.ndarray, checked: bool, numbers: list[int], *, few: bool = False
+) -> None:
+    if checked:
+        check_values(images, numbers, few=few)
+    elif images.dtype != np.uint8:
+        check_finite(images, numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    """Function `(num_tasks, start, share=None) -> iterator` of a stream.
+
+    Attributes:
+      episodes: Function `number -> arrays of a task`.
+      threads: Number of threads.
+      workers: Number of processes.
+      class_names: Label or name of each class.
+    """
+
+    episodes: _Episodes
+    threads: int
+    workers: int
+    class_names: tuple
+
+    def __call__(
+        self, num_tasks: int, start: int, share: slice | None = None
+    ) -> Iterator[Task]:
+        return _read(self.episodes, num_tasks, start, self.threads, self.workers, share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +198,8 @@ class _Episodes:
     """Function `number -> arrays of a task`, for any order of numbers and any thread."""
 
     images: Sequence[np.ndarray]
+    kind: tuple[np.dtype, tuple[int, ...]]
+    checked: bool
     order: np.ndarray
     starts: np.ndarray
     counts: np.ndarray
@@ -136,7 +219,10 @@ class _Episodes:
                 for c in classes
             ]
         )
-        images = _images(self.images, self.order[rows.reshape(-1)].tolist())
+        places = self.order[rows.reshape(-1)].tolist()
+        images = _stacked(_images(self.images, places), places, self.kind)
+        if images.dtype != np.uint8:
+            _check(images, self.checked, places, few=True)
         images = images.reshape(*rows.shape, *images.shape[1:])
         arrays = {"class_ids": classes.astype(np.int32)}
         for part, chosen in (
@@ -150,10 +236,23 @@ class _Episodes:
         return arrays
 
 
-def _images(images: Sequence[np.ndarray], rows: list[int]) -> np.ndarray:
+def _images(images: Sequence[np.ndarray], rows: list[int]) -> list[np.ndarray]:
     """Several images, in one read if the source has `__getitems__`."""
     read = getattr(images, "__getitems__", None)
-    return np.stack(read(rows) if read else [images[i] for i in rows])
+    return [np.asarray(x) for x in (read(rows) if read else map(images.__getitem__, rows))]
+
+
+def _stacked(
+    images: list[np.ndarray], rows: list[int], kind: tuple[np.dtype, tuple[int, ...]]
+) -> np.ndarray:
+    """The images in one array; to stack bytes and floats would leave bytes unscaled."""
+    for row, image in zip(rows, images, strict=True):
+        if (image.dtype, image.shape) != kind:
+            raise ValueError(
+                f"image {row} is {image.dtype} {image.shape}, image 0 is {kind[0]} "
+                f"{kind[1]}; expected one dtype and one shape. Convert or resize it."
+            )
+    return np.stack(images)
 
 
 def _scaled(x: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from metalearn.core import checks
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import Array, Key, PyTree
-from metalearn.tasks.styles import STYLES, image_tasks
+from metalearn.tasks.styles import STYLES, check_range, image_tasks
 
 
 def ambiguous(
@@ -80,6 +80,7 @@ def ambiguous(
         for y in (shown.support.y, shown.query.y)
     ):
         raise ValueError("labels are no integers [N]; expected those of few-shot tasks.")
+    check_range(shown)
     # Masked rows may hold any label, so valid rows alone are counted.
     labels, asked = (
         np.asarray(e.y)[np.asarray(e.mask)] for e in (shown.support, shown.query)

@@ -16,6 +16,8 @@ from metalearn.core.task import Examples, Task, TaskSampler, TaskStream, as_task
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.tasks.mixtures import shape_of_task
 
+_SLACK = 0.1  # of interpolation, which overshoots at edges
+
 
 def styled(
     sampler: TaskSampler,
@@ -40,8 +42,8 @@ def styled(
       A sampler. `info["style"]` is an index into `styles`, int32.
 
     Raises:
-      ValueError: `styles` is empty or has an unknown name, the inputs are not images, or
-        `info` has a style already.
+      ValueError: `styles` is empty or has an unknown name, the inputs are no images of
+        0..1, or `info` has a style already.
       TypeError: `sampler` is neither a `TaskSampler` nor a function `key -> Task`.
 
     Example:
@@ -60,6 +62,8 @@ def styled(
     sampler, task = image_tasks(sampler)
     if "style" in task.info:
         raise ValueError("tasks have 'style' in info already; style them once.")
+    if not set(styles) <= {"original", "blurred"}:
+        check_range(sampler.first(jax.random.key(0)))
     sample = _Styled(sampler.sample, styles, float(blur))
     return TaskSampler(sample, sampler.data, f"{sampler.name} ({', '.join(styles)})")
 
@@ -85,6 +89,22 @@ def image_tasks(sampler: Any) -> tuple[TaskSampler, Task]:
             "expected images [N, H, W, C] of floats."
         )
     return sampler, task
+
+
+def check_range(task: Task) -> None:
+    """Refuses images outside 0..1, of which "inverted" and "edges" would make others.
+
+    Raises:
+      ValueError: the images of the task leave 0..1.
+    """
+    x = np.asarray(task.support.x)[np.asarray(task.support.mask)]
+    low, high = float(x.min(initial=0)), float(x.max(initial=0))
+    if low < -_SLACK or high > 1 + _SLACK:
+        raise ValueError(
+            f"images run from {low:g} to {high:g}; styles are made of floats in 0..1 "
+            "(white less the image is its inverse). Scale the images to 0..1 before, and "
+            "standardise in the network."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.data.labels import as_labels
+
 PARTS = ("train", "validation", "test")
 
 
@@ -157,10 +159,13 @@ def shrunk(dataset: ImageDataset, factor: int) -> ImageDataset:
       factor: Divisor of both sides.
 
     Raises:
+      TypeError: a part was given in place of a whole set.
       ValueError: the factor does not divide the sides.
     """
+    _check_dataset(dataset, "shrunk")
     height, width, channels = dataset.image_shape
-    if factor < 1 or height % factor or width % factor:
+    whole = isinstance(factor, (int, np.integer)) and not isinstance(factor, bool)
+    if not whole or factor < 1 or height % factor or width % factor:
         raise ValueError(
             f"shrink is {factor!r}, which does not divide images of {height}x{width}. "
             "Choose a common divisor of the sides."
@@ -186,8 +191,10 @@ def fewer_classes(dataset: ImageDataset, num: int) -> ImageDataset:
       num: Number of classes to keep.
 
     Raises:
+      TypeError: a part was given in place of a whole set.
       ValueError: there are fewer than `num` training classes, or none.
     """
+    _check_dataset(dataset, "fewer_classes")
     train = dataset.part("train")
     whole = isinstance(num, (int, np.integer)) and not isinstance(num, bool)
     if not whole or not 1 <= num <= train.num_classes:
@@ -221,8 +228,9 @@ def from_arrays(
 
     Args:
       images: Images, uint8 `[I, H, W, C]` or `[I, H, W]`, in any order.
-      labels: Class of each image, integers `[I]` in `0..num_classes-1`.
-      class_names: Name of each class; default "class_0", "class_1", ...
+      labels: Class of each image, integers `[I]` in `0..num_classes-1`, or names.
+      class_names: Name of each class; default "class_0", "class_1", ... Where labels are
+        names: the order of the classes; default sorted.
       groups: Group of each class, integers `[num_classes]` into `group_names`; default
         all 0.
       group_names: Name of each group.
@@ -232,20 +240,17 @@ def from_arrays(
       The classes, images sorted by class and otherwise in the order given.
 
     Raises:
-      TypeError: Images are not uint8 or labels not integers.
+      TypeError: Images are not uint8, or labels neither integers nor names.
       ValueError: Shapes, order or lengths do not agree.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = np.asarray(images), as_labels(labels)
     if images.ndim == 3:
         images = images[..., None]
     _check_images(images)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(
-            f"labels have dtype {labels.dtype}; expected integers 0..num_classes-1. "
-            "Convert class names to numbers with np.unique(..., return_inverse=True)."
-        )
     if labels.ndim != 1:
         raise ValueError(f"labels have shape {labels.shape}; expected [I].")
+    if labels.dtype.kind == "U":
+        labels, class_names = _numbered(labels, class_names)
     order = np.argsort(labels, kind="stable")
     num_classes = int(labels.max()) + 1 if labels.size else 0
     if class_names is None:
@@ -260,6 +265,27 @@ def from_arrays(
         group_names=tuple(group_names),
         rotations=rotations,
     )
+
+
+def _check_dataset(dataset, caller):
+    if not isinstance(dataset, ImageDataset):
+        raise TypeError(
+            f"{caller} was given a {type(dataset).__name__}; expected a whole data set, as "
+            f"of ml.data.load. Write {caller}(dataset, ...) and take the part afterwards."
+        )
+
+
+def _numbered(labels, class_names):
+    """Names of classes as numbers, and the name of each number."""
+    found = np.unique(labels).tolist()
+    names = found if class_names is None else [str(name) for name in class_names]
+    if missing := sorted(set(found) - set(names)):
+        raise ValueError(
+            f"labels hold {missing[:5]}, which class_names lacks; expected the name of "
+            "every class. Leave class_names out to take those of the labels."
+        )
+    number = {name: i for i, name in enumerate(names)}
+    return np.asarray([number[name] for name in labels.tolist()], np.int64), names
 
 
 def _check_images(images):

@@ -7,8 +7,12 @@ request, because the split decides the meaning of every result.
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,12 @@ import numpy as np
 
 from metalearn.data.images.image_sets import PARTS
 
-_PART_OF_KEY = {**{part: part for part in PARTS}, "val": "validation"}
+# Names of the parts in published data sets; `part_of` also takes "meta-train" and the like.
+_PART_NAMES = {
+    **{name: "train" for name in ("train", "training", "base")},
+    **{name: "validation" for name in ("validation", "valid", "val", "dev")},
+    **{name: "test" for name in ("test", "testing", "eval", "evaluation", "novel")},
+}
 # Shares of meta-train and meta-validation; meta-test has the rest.
 RANDOM_SHARES = (0.64, 0.16)
 EXAMPLE = (
@@ -69,12 +78,7 @@ def read_splits(path: Path | str, text: str | bytes, split: str | None) -> Mappi
     Raises:
       ValueError: Not JSON, or no such split.
     """
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not valid JSON ({error}); expected lists of class names: {EXAMPLE}"
-        ) from error
+    content = _parsed(path, text)
     if not isinstance(content, dict):
         raise ValueError(
             f"{path} holds a {type(content).__name__}; expected an object: {EXAMPLE}"
@@ -95,58 +99,157 @@ def read_splits(path: Path | str, text: str | bytes, split: str | None) -> Mappi
         return choices["splits"]
     if len(choices) == 1:
         return next(iter(choices.values()))
+    if not choices and any(map(part_of, content)):
+        return content  # of a wrong type, which `check_splits` names
+    if not choices:
+        _refuse_misspelt(content, str(path))
     raise ValueError(
         f"{path} holds {len(choices)} splits {sorted(choices)} and no split was named; "
         f"expected the option split with one of them, or the lists at the top: {EXAMPLE}"
     )
 
 
+def part_of(name: Any) -> str | None:
+    """The part that a name means, as "validation" by "meta-val"; None if there is none."""
+    if not isinstance(name, str):
+        return None
+    word = re.sub(r"[-_ ]", "", name.strip().lower()).removeprefix("meta")
+    return _PART_NAMES.get(word)
+
+
 def check_splits(
-    splits: Mapping[str, Any], class_names: Sequence[str], where: str
+    splits: Mapping[str, Any],
+    class_names: Sequence[str],
+    where: str,
+    absent: Mapping[str, str] | None = None,
 ) -> dict[str, list[str]]:
     """Checks lists of class names against the classes that exist.
 
+    Names that differ only by their Unicode normal form are equal, because file systems
+    store "é" in different forms.
+
     Args:
-      splits: Class names by part; "val" is short for "validation", other keys are
-        ignored.
+      splits: Class names by part; other names of the parts, as "val" or "meta-train", are
+        understood, and other keys are ignored.
       class_names: The classes that exist.
       where: Source of the lists, for messages.
+      absent: Folders that give no class, and why.
 
     Returns:
-      Sorted class names of each part that is listed and not empty.
+      Sorted class names of each part that is listed and not empty, as in `class_names`.
 
     Raises:
-      ValueError: A class does not exist, or is listed twice.
+      TypeError: The lists are no lists of text.
+      ValueError: A class does not exist or is listed twice, or a part is misspelt or given
+        under two names.
     """
+    if not isinstance(splits, Mapping):
+        raise TypeError(
+            f"{where} is a {type(splits).__name__}; expected class names by part: {EXAMPLE}"
+        )
+    _refuse_misspelt(splits, where)
+    known = {normal(name): name for name in class_names}
     parts: dict[str, list[str]] = {}
+    keys: dict[str, str] = {}
     seen: dict[str, str] = {}
     missing = []
-    for key, names in splits.items():
-        part = _PART_OF_KEY.get(key)
-        if part is None or not names:
+    for key, value in splits.items():
+        part = part_of(key)
+        names = None if part is None else _names(value, key, where)
+        if not names:
             continue
-        for name in names:
+        if part in keys:
+            raise ValueError(
+                f"{where} has {keys[part]!r} and {key!r}, which both mean the "
+                f"{part} classes; expected one of the two. Join the lists."
+            )
+        keys[part] = key
+        for name in map(normal, names):
             if name in seen:
                 raise ValueError(
                     f"Class {name!r} is in {seen[name]!r} and again in {part!r} of "
                     f"{where}; expected every class once. Remove one of the two."
                 )
             seen[name] = part
-            if name not in class_names:
+            if name not in known:
                 missing.append(name)
-        parts.setdefault(part, []).extend(names)
+        parts[part] = [known.get(normal(name), name) for name in names]
     if missing:
+        why = [f"{name!r} {absent[name]}" for name in missing if name in (absent or {})]
         raise ValueError(
             f"{where} names {len(missing)} classes that are not among the images: "
             f"{missing[:10]}; the images have {len(class_names)} classes, such as "
-            f"{sorted(class_names)[:5]}. Correct the names or remove them."
+            f"{sorted(class_names)[:5]}. {'; '.join([*why[:5], ''])}"
+            "Correct the names or remove them."
         )
     if not parts:
         raise ValueError(f"{where} lists no class; expected {EXAMPLE}")
     return {part: sorted(parts[part]) for part in PARTS if part in parts}
 
 
+def normal(name: str) -> str:
+    """The name with one form of each accented letter (NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _parsed(path: Path | str, text: str | bytes) -> Any:
+    # Bytes, because only there a byte-order mark tells the encoding.
+    data = text if isinstance(text, bytes) else text.encode()
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = sorted(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
+            raise ValueError(f"the keys {twice[:5]} stand more than once in one object")
+        return found
+
+    try:
+        return json.loads(data, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); expected UTF-8 text with lists of class "
+            f"names: {EXAMPLE}"
+        ) from error
+
+
+def _names(value: Any, key: str, where: str) -> list[str]:
+    """The class names of one part."""
+    listed = isinstance(value, (Sequence, Set, np.ndarray)) and not isinstance(
+        value, (str, bytes)
+    )
+    names = list(value) if listed else []
+    if not listed and value is not None:
+        raise TypeError(
+            f"{key!r} of {where} is a {type(value).__name__} ({str(value)[:40]!r}); "
+            f"expected a list of class names: {EXAMPLE}"
+        )
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"{key!r} of {where} lists {str(name)[:40]!r}, a {type(name).__name__}; "
+                f"expected names of classes as text: {EXAMPLE}"
+            )
+    return names
+
+
+def _refuse_misspelt(splits: Mapping[Any, Any], where: str) -> None:
+    """Raises for a list under a key that nearly is the name of a part."""
+    for key, value in splits.items():
+        listed = isinstance(value, (list, tuple, Set, np.ndarray))
+        if not isinstance(key, str) or part_of(key) or not listed:
+            continue
+        word = key.strip().lower()
+        # Swapped letters count as one slip, which a ratio alone would not find.
+        near = [name for name in _PART_NAMES if sorted(name) == sorted(word)]
+        near += difflib.get_close_matches(word, _PART_NAMES, n=1, cutoff=0.8)
+        if near:
+            raise ValueError(
+                f"{where} has the key {key!r}, which is no part; expected train, "
+                f"validation and test. Did you mean {near[0]!r}? Rename the key."
+            )
+
+
 def _is_split(value):
     return isinstance(value, dict) and any(
-        isinstance(value.get(key), list) for key in _PART_OF_KEY
+        part_of(key) and isinstance(names, list) for key, names in value.items()
     )

@@ -8,17 +8,27 @@ pooled, and the classes are split anew.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from metalearn.data.images.archives import decode_image
+from metalearn.data import records
+from metalearn.data.images.decoding import HOW, decode_image
 from metalearn.data.images.image_sets import PARTS, ImageDataset, from_arrays
+from metalearn.data.images.limits import Limits, check_total
 from metalearn.data.images.splits import check_splits, random_split
+
+OMNIGLOT = ("images_background.zip", "images_evaluation.zip")
+# No "/" at either end, no ".." and no wildcard: the name becomes a path below `data_dir`.
+_NAME = re.compile(r"\w+(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", flags=re.ASCII)
 
 
 def load_tfds(
@@ -27,48 +37,53 @@ def load_tfds(
     data_dir: str | Path | None = None,
     splits: Mapping[str, Any] | None = None,
     seed: int = 0,
+    max_bytes: int | None = None,
 ) -> ImageDataset:
     """Reads a prepared TFDS set.
+
+    A set that this library wrote keeps its parts. In other sets the examples of all splits
+    are pooled, and the classes are split.
 
     Args:
       name: Name in the catalogue: "mnist", "name/config" or "name:version".
       data_dir: Folder of TFDS. Default: `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-      splits: Class names by part. Default: a seeded 64/16/20 split.
+      splits: Class names by part. Default: the parts that this library wrote, or else a
+        seeded 64/16/20 split.
       seed: Seed of the random split.
+      max_bytes: Largest size of all images together; see `Limits`.
 
     Returns:
       The data set; images are in memory.
 
     Raises:
+      ImportError: tensorflow_datasets is not installed.
       FileNotFoundError: The set is not prepared.
-      ValueError: The set has no image or label, or has images of several sizes.
+      ValueError: The name is no name of TFDS, the set is damaged or too large, has no
+        image or label, or has images of several sizes.
     """
-    import tensorflow_datasets as tfds
-
+    limits = Limits(**({} if max_bytes is None else {"max_bytes": max_bytes}))
     directory = _prepared_dir(name, data_dir)
-    builder = tfds.builder_from_directory(directory)
-    image_key = _feature(builder, tfds.features.Image, "image", name)
-    label_key = _feature(builder, tfds.features.ClassLabel, "label", name)
-    label_feature = builder.info.features[label_key]
-    mode = "L" if builder.info.features[image_key].shape[-1] == 1 else "RGB"
-    images, labels = [], []
-    # In a fixed order, so that equal sets give equal arrays.
-    for split in sorted(builder.info.splits):
-        rows = builder.as_data_source(
-            split=split, decoders={image_key: tfds.decode.SkipDecoding()}
+    if splits is None and (directory / "metadata.json").is_file():
+        # Written by this library, whose parts are a split of the classes already.
+        return records.load_records(directory)
+    with _one_message(name, directory):
+        builder = _tfds().builder_from_directory(directory)
+        features = dict(builder.info.features.items())
+    image_key = _feature(features, "Image", "image", name)
+    label_key = _feature(features, "ClassLabel", "label", name)
+    label_feature = features[label_key]
+    mode = "L" if features[image_key].shape[-1] == 1 else "RGB"
+    stored = np.dtype(features[image_key].np_dtype)
+    if stored not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"The images of TFDS set {name!r} are {stored}; expected uint8 or uint16. "
+            "Write them into a folder of class/image.png and load that."
         )
-        for i in range(len(rows)):
-            row = rows[i]
-            where = f"record {i} of {name}, split {split}"
-            image = decode_image(row[image_key], mode=mode, where=where)
-            if images and image.shape != images[0].shape:
-                raise ValueError(
-                    f"{where} has shape {image.shape}, others {images[0].shape}; "
-                    "expected images of one size. Write them into a folder of "
-                    "class/image.png and load that with the option image_size."
-                )
-            images.append(image)
-            labels.append(int(row[label_key]))
+    images, labels = _examples(builder, name, directory, image_key, label_key, mode, limits)
+    # Test sets of competitions have the label -1, which Python would take as the last.
+    known = [0 <= label < label_feature.num_classes for label in labels]
+    unlabelled = known.count(False)
+    images, labels = (list(itertools.compress(v, known)) for v in (images, labels))
     names = [label_feature.int2str(i) for i in range(label_feature.num_classes)]
     present = [names[i] for i in sorted(set(labels))]
     if splits is None:
@@ -84,9 +99,11 @@ def load_tfds(
             "source": f"TFDS {builder.info.full_name}",
             "licence": builder.info.redistribution_info.license or "see TFDS",
             "split": origin,
+            "preprocessing": f"{HOW}; not resized",
             "protocol": (
                 "All examples pooled, classes split anew: "
-                f"{ {part: len(found) for part, found in chosen.items()} }, {origin}. "
+                f"{ {part: len(found) for part, found in chosen.items()} }, {origin}; "
+                f"{unlabelled} examples without a label left out. "
                 "Not a published few-shot split."
             ),
         },
@@ -94,15 +111,76 @@ def load_tfds(
 
 
 def download_omniglot(folder: Path) -> None:
-    """Fetches Omniglot's archives into `folder` with TFDS' download manager."""
-    import tensorflow_datasets as tfds
+    """Fetches those of Omniglot's archives that are not in `folder`.
 
-    names = ("images_background.zip", "images_evaluation.zip")
+    TFDS' download manager fetches them into a folder of its own, from where whole archives
+    are moved. So nothing that lies in `folder` is lost if a download fails.
+    """
+    missing = [name for name in OMNIGLOT if not (folder / name).is_file()]
+    if not missing:
+        return
     base = "https://github.com/brendenlake/omniglot/raw/master/python"
-    manager = tfds.download.DownloadManager(download_dir=folder / "downloads")
-    found = manager.download({name: f"{base}/{name}" for name in names})
-    for name in names:
-        os.replace(found[name], folder / name)
+    with tempfile.TemporaryDirectory(prefix=".downloading-", dir=folder) as scratch:
+        manager = _tfds().download.DownloadManager(download_dir=Path(scratch))
+        for name in missing:
+            # One after the other, so that the first is kept if the second fails.
+            found = manager.download({name: f"{base}/{name}"})
+            os.replace(found[name], folder / name)
+
+
+def _examples(builder, name, directory, image_key, label_key, mode, limits):
+    """Pixels and labels of all examples, in a fixed order for equal arrays."""
+    decoders = {image_key: _tfds().decode.SkipDecoding()}
+    images, labels = [], []
+    with _one_message(name, directory):
+        sources = {
+            split: builder.as_data_source(split=split, decoders=decoders)
+            for split in sorted(builder.info.splits)
+        }
+        count = sum(map(len, sources.values()))
+    for split, rows in sources.items():
+        for i in range(len(rows)):
+            with _one_message(name, directory):
+                row = rows[i]
+            where = f"record {i} of {name}, split {split}"
+            image = decode_image(row[image_key], mode=mode, where=where)
+            if not images:
+                check_total(count, image.shape, limits, f"tfds:{name}")
+            elif image.shape != images[0].shape:
+                raise ValueError(
+                    f"{where} has shape {image.shape}, others {images[0].shape}; "
+                    "expected images of one size. Write them into a folder of "
+                    "class/image.png and load that with the option image_size."
+                )
+            images.append(image)
+            labels.append(int(row[label_key]))
+    if not images:
+        raise ValueError(f"TFDS set {name!r} in {directory} has no example.")
+    return images, labels
+
+
+def _tfds():
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            "Sets of TFDS are read with tensorflow_datasets, which is not installed: "
+            "pip install tensorflow-datasets array_record"
+        ) from error
+    return tfds
+
+
+@contextlib.contextmanager
+def _one_message(name, directory):
+    """Turns whatever TFDS raises into one message."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"TFDS set {name!r} in {directory} cannot be read ({type(error).__name__}: "
+            f"{str(error)[:200]}); expected an undamaged set. Delete that folder and "
+            "prepare the set again."
+        ) from error
 
 
 def _select(images, labels, names, chosen):
@@ -123,6 +201,12 @@ def _prepared_dir(name, data_dir):
     root = Path(
         data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     ).expanduser()
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"'tfds:{name}' was given; expected tfds:NAME, tfds:NAME/CONFIG or "
+            "tfds:NAME:VERSION, such as tfds:mnist or tfds:mnist:3.0.1. Give a path of "
+            "images as folder:PATH, and the folder of TFDS as data_dir."
+        )
     path, _, version = name.partition(":")
     found = {}
     for file in (
@@ -130,7 +214,8 @@ def _prepared_dir(name, data_dir):
         *root.glob(f"{path}/*/*/dataset_info.json"),
     ):
         if not version or file.parent.name == version:
-            stored = json.loads(file.read_text()).get("fileFormat", "tfrecord")
+            with _one_message(name, file.parent):
+                stored = json.loads(file.read_text()).get("fileFormat", "tfrecord")
             found[file.parent] = stored
     usable = [folder for folder, stored in found.items() if stored == "array_record"]
     if not usable:
@@ -155,14 +240,15 @@ def _version_numbers(version):
     return tuple(int(n) if n.isdigit() else 0 for n in version.split("."))
 
 
-def _feature(builder, kind, usual, name):
-    features = {k: v for k, v in builder.info.features.items() if isinstance(v, kind)}
-    if usual in features:
+def _feature(features, kind, usual, name):
+    wanted = getattr(_tfds().features, kind)
+    found = [key for key, feature in features.items() if isinstance(feature, wanted)]
+    if usual in found:
         return usual
-    if len(features) == 1:
-        return next(iter(features))
+    if len(found) == 1:
+        return found[0]
     raise ValueError(
-        f"TFDS set {name!r} has {len(features)} features of kind {kind.__name__} among "
-        f"{sorted(builder.info.features)}; expected one, or one called {usual!r}. "
+        f"TFDS set {name!r} has {len(found)} features of kind {kind} among "
+        f"{sorted(features)}; expected one, or one called {usual!r}. "
         "Only image-classification sets can be loaded."
     )

@@ -1,0 +1,77 @@
+"""Limits of what a source of images may ask of this machine.
+
+A file of 164 kB may decode to half a gigabyte, and an archive may list millions of files.
+Sizes are therefore compared with these limits before anything is decoded. Every limit is
+an option of `ml.data.load`, and every message names that option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+# Pillow itself refuses more pixels than these.
+MOST_PIXELS = 178_956_970
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Largest sizes that are accepted.
+
+    Attributes:
+      max_pixels: Pixels of one image, before and after resizing. The default admits the
+        photographs of every usual camera and telephone.
+      max_bytes: Bytes of all prepared images together, which `load` holds decoded.
+      max_file_bytes: Bytes of one image file.
+      max_files: Files of one folder or archive.
+
+    Raises:
+      ValueError: a limit is not a whole number of 1 or more.
+    """
+
+    max_pixels: int = 64 * 2**20
+    max_bytes: int = 8 * 2**30
+    max_file_bytes: int = 64 * 2**20
+    max_files: int = 2 * 2**20
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or value < 1:
+                raise ValueError(
+                    f"{name}={value!r} was given; expected a whole number of 1 or more."
+                )
+        if self.max_pixels > MOST_PIXELS:
+            raise ValueError(
+                f"max_pixels={self.max_pixels} was given; expected at most {MOST_PIXELS}, "
+                "which is the limit of Pillow. Make the images smaller."
+            )
+
+
+def check_total(
+    count: int, shape: tuple[int, int, int], limits: Limits, where: str
+) -> None:
+    """Refuses a set whose decoded images take more than `max_bytes`.
+
+    Args:
+      count: Number of images.
+      shape: `(H, W, C)` of one image, one byte a value.
+      limits: Limits.
+      where: Source of the images, for the message.
+
+    Raises:
+      ValueError: the set is too large.
+    """
+    height, width, channels = shape
+    total = count * height * width * channels
+    if total > limits.max_bytes:
+        raise ValueError(
+            f"{count} images of {height}x{width}x{channels} in {where} take "
+            f"{_gigabytes(total)}; expected at most max_bytes={limits.max_bytes} "
+            f"({_gigabytes(limits.max_bytes)}). Choose a smaller image_size, or raise the "
+            "option max_bytes and read the set with ml.data.open_records and "
+            "ml.data.stream."
+        )
+
+
+def _gigabytes(value: int) -> str:
+    return f"{value / 1e9:.3g} GB"
