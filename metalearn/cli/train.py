@@ -46,7 +46,7 @@ def train(argv: list[str]) -> int:
         devices = mesh.fitting(recipe.tasks_per_step)
     devices_mesh = ml.task_mesh(devices)
     mesh.check_enough(recipe.tasks_per_step, devices_mesh.size)
-    with jax.set_mesh(devices_mesh):
+    with jax.set_mesh(devices_mesh), runs.one_writer(folder):
         return _train_here(argv, name, options, recipe, folder)
 
 

@@ -30,7 +30,7 @@ from metalearn.training.loop import (
     row_of,
 )
 from metalearn.training.notes import FIELDS, Notes, beside_the_bar
-from metalearn.training.resume import check_folder, check_same_run, restore_latest
+from metalearn.training.resume import alone, check_folder, check_same_run, restore_latest
 from metalearn.training.sinks import Progress, Sink, check_sinks
 from metalearn.training.trainer import MetaTrainer, TrainState, check_trainer
 from metalearn.training.validation import Validation, prepared
@@ -57,6 +57,7 @@ class FitResult:
     tasks_at_once: int | None = None
 
 
+@alone
 def fit(
     trainer: MetaTrainer,
     tasks: Tasks,

@@ -36,7 +36,7 @@ from metalearn.core.learner import MetaLearner, describe
 from metalearn.core.task import Task
 from metalearn.core.types import Key, LossFn
 from metalearn.training.checkpoint import CheckpointMismatch, Checkpoints
-from metalearn.training.resume import check_folder, check_same_run, restore_latest
+from metalearn.training.resume import alone, check_folder, check_same_run, restore_latest
 from metalearn.training.rounds import Rounds, drawn_from, prepare
 from metalearn.training.sinks import Progress, Sink, check_sinks
 from metalearn.training.trainer import MetaTrainer, TrainState
@@ -66,6 +66,7 @@ class OnlineResult:
     fingerprint: str
 
 
+@alone
 def follow_the_meta_leader(
     trainer: MetaTrainer,
     tasks: Sequence[Task] | Task,

@@ -8,11 +8,28 @@ model or an optimiser computes, and with which rates, is for the caller to keep.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from metalearn.core.types import PyTree
 from metalearn.training.checkpoint import CheckpointMismatch, Checkpoints
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def alone(train: Callable[P, R]) -> Callable[P, R]:
+    """Locks the folder of the argument `checkpoints` while the function trains."""
+
+    @functools.wraps(train)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        checkpoints = kwargs.get("checkpoints")
+        if not isinstance(checkpoints, Checkpoints):  # none, or what `train` refuses
+            return train(*args, **kwargs)
+        with checkpoints.held():
+            return train(*args, **kwargs)
+
+    return run
 
 
 def check_folder(checkpoints: Checkpoints | None, resume: bool) -> None:
