@@ -19,6 +19,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from metalearn.apps import Recipe, recipe_of
 from metalearn.apps.base import DataRecord
 from metalearn.core import digest, files, lock, mesh
@@ -104,7 +106,9 @@ def check_folder(
     files.check_name(folder, "--out")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; a run needs a folder. Give another --out.")
-    lock.refuse_if_in_use(folder)
+    # The first of several processes holds the lock for all of them.
+    if not jax.distributed.is_initialized() or mesh.leads():
+        lock.refuse_if_in_use(folder)
     if not folder.is_dir() or all(map(_is_nothing, folder.iterdir())):
         return  # with `resume` as well, so that a script may always ask for it
     config = stored_config(folder)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from metalearn.core import checks, digest, files, lock, mesh, trees
@@ -210,7 +211,9 @@ class Checkpoints:
 
     def _remedy(self, step: int) -> str:
         """What to do about a checkpoint that cannot be used."""
-        if (other := lock.holder(self.folder)) is not None:
+        # The first of several processes holds the lock for all of them.
+        other = lock.holder(self.folder) if mesh.leads() else None
+        if other is not None:
             # It may have been replaced while it was read, and is not ours to delete.
             return f"Process {other.pid} on {other.host} trains there; try again."
         earlier = [s for s in self.steps() if s < step]
@@ -291,7 +294,14 @@ def _is_key(leaf: Any) -> bool:
 def _to_list(tree: PyTree) -> list:
     # A plain list: orbax turns optimiser tuples and registered dataclasses into other
     # containers, and the strict structure is compared by us anyway.
-    return [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(tree)]
+    return [_storable(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _storable(leaf: Any) -> Any:
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    # Orbax refuses arrays without elements, which only their shape tells apart.
+    return leaf if np.size(leaf) else np.zeros(1, bool)
 
 
 def _digest(leaf: Any) -> str | None:
@@ -305,11 +315,14 @@ def _digest(leaf: Any) -> str | None:
 
 def _from_list(leaves: list, like: PyTree) -> PyTree:
     kinds, treedef = jax.tree.flatten(like)
-    restored = [
-        jax.random.wrap_key_data(x, impl=jax.random.key_impl(kind)) if _is_key(kind) else x
-        for x, kind in zip(leaves, kinds, strict=True)
-    ]
+    restored = [_as_before(x, kind) for x, kind in zip(leaves, kinds, strict=True)]
     return jax.tree.unflatten(treedef, restored)
+
+
+def _as_before(stored: Any, kind: Any) -> Any:
+    if _is_key(kind):
+        return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(kind))
+    return stored if np.size(kind) else jnp.zeros(kind.shape, kind.dtype)
 
 
 def _abstract(leaf: Any) -> Any:
