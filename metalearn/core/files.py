@@ -27,7 +27,7 @@ _REASONS = {
 }
 _SPACE = (errno.ENOSPC, errno.EDQUOT)
 # Libraries in other languages put the error of the system into their text.
-_IN_TEXT = re.compile(r"OS error (\d+)|[Ee]rrno[ :=]*(\d+)")
+_IN_TEXT = re.compile(r"os_error_code='(\d+)'|OS error (\d+)|[Ee]rrno[ :=]*(\d+)")
 _WORDS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT}
 
 
@@ -82,7 +82,7 @@ def _errno_of(error: BaseException | None, path: Path) -> int | None:
             if _concerns(error.filename, path):
                 found = error.errno
         elif match := _IN_TEXT.search(str(error)):
-            found = int(match[1] or match[2])
+            found = int(next(filter(None, match.groups())))
         else:
             found = next((n for words, n in _WORDS.items() if words in str(error)), None)
         if found in _REASONS:

@@ -8,9 +8,13 @@ read there meanwhile.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
+import json
+import logging
+import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from metalearn.core.files import read_json as read_json
 from metalearn.core.types import PyTree
 
 FORMAT = 2
+ARRAYS, RECORD = "arrays", "record.json"
 
 
 class CheckpointMismatch(ValueError):
@@ -30,12 +35,12 @@ class CheckpointMismatch(ValueError):
 
 
 class Checkpoints:
-    """Numbered checkpoints in one folder, written through orbax.
+    """Numbered checkpoints in one folder, their arrays written through orbax.
 
     A checkpoint appears under its final name only when it is complete, so a process
-    killed at any moment leaves the previous one usable. Every array is stored with its
-    digest and compared with it when it is restored. The first `save` locks the folder for
-    this process until `close`; `fit` locks it while it trains.
+    killed at any moment leaves the previous one usable. Every array and every file is
+    stored with its digest, and compared with it when it is restored. The first `save`
+    locks the folder for this process until `close`; `fit` locks it while it trains.
 
     Args:
       folder: Folder that holds them; created when missing.
@@ -52,21 +57,20 @@ class Checkpoints:
     def __init__(self, folder: str | Path, *, keep: int = 2, run: str = ""):
         checks.whole_number("keep", keep, least=1)
         files.check_name(folder, "the folder of checkpoints")
-        if importlib.util.find_spec("orbax.checkpoint") is None:
+        if importlib.util.find_spec("orbax") is None:
             raise ImportError("checkpoints need a package: pip install orbax-checkpoint")
         self.folder = Path(folder).absolute()
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{folder} is a file; expected a folder, or none yet.")
         self._keep, self._run = keep, run
-        self._manager = None  # of orbax; made by the first `save`
-        self._locks = contextlib.ExitStack()
-        weakref.finalize(self, self._locks.close)
+        self._lock = contextlib.ExitStack()
+        self._writes = False  # whether `save` holds the lock until `close`
+        weakref.finalize(self, self._lock.close)
 
     def steps(self) -> list[int]:
         """Numbers of the complete checkpoints, sorted."""
         if not self.folder.is_dir():
             return []
-        # Orbax gives a folder its number for a name when everything in it is written.
         names = [path.name for path in self.folder.iterdir() if path.is_dir()]
         return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
@@ -81,13 +85,13 @@ class Checkpoints:
         Raises:
           FolderInUse: another process writes there; names it, its host and since when.
         """
+        writes = self._writes
         with one_writer(self.folder):
-            fresh = self._manager is None
+            self._writes = True  # `save` need not hold the lock any longer than this
             try:
                 yield
             finally:
-                if fresh:
-                    self.close()
+                self._writes = writes
 
     def save(self, step: int, tree: PyTree, extra: dict[str, Any] | None = None) -> None:
         """Writes arrays and a JSON-able dictionary under the number `step`.
@@ -98,6 +102,9 @@ class Checkpoints:
           CannotWrite: the disk is full, say; earlier checkpoints are whole.
         """
         checks.whole_number("step", step, least=0)
+        if not self._writes:
+            self._lock.enter_context(one_writer(self.folder))
+            self._writes = True
         step, last = int(step), self.latest()
         if last is not None and step <= last:
             raise ValueError(
@@ -110,24 +117,38 @@ class Checkpoints:
             "step": step,
             "run": self._run,
             "structure": structure(tree),
-            "digests": dict(zip(trees.leaf_paths(tree), map(_digest, leaves), strict=True)),
+            "digests": [_digest(leaf) for leaf in leaves],
             "extra": extra or {},
         }
         kept = "No checkpoint was there before."
         if last is not None:
             kept = f"Checkpoints up to {last} are whole; go on from there."
-        manager = self._writer()
+        part = self.folder / f"{step}{files.PART}"
         with files.writing(self.folder / str(step), kept=kept):
-            args = self._orbax().args
-            manager.save(
-                step,
-                args=args.Composite(
-                    arrays=args.StandardSave(leaves),
-                    extra=args.JsonSave(digest.sealed(record)),
-                ),
-                force=True,
-            )
-            manager.wait_until_finished()
+            _leader_does(self._remove_parts)
+            if leaves:
+                with _arrays_of() as (arrays, args):
+                    arrays.save(part / ARRAYS, args=args.StandardSave(leaves))
+            _leader_does(functools.partial(self._commit, part, record))
+
+    def _commit(self, part: Path, record: dict[str, Any]) -> None:
+        """Seals what was written, gives it its name, and removes what is too old."""
+        part.mkdir(parents=True, exist_ok=True)
+        written = sorted(path for path in part.rglob("*") if path.is_file())
+        digests = {p.relative_to(part).as_posix(): digest.of_file(p) for p in written}
+        record = digest.sealed({**record, "files": digests})
+        (part / RECORD).write_text(json.dumps(record), encoding="utf-8")
+        part.rename(self.folder / str(record["step"]))
+        for old in self.steps()[: -self._keep]:
+            # In one move, so that no half of it looks like a checkpoint.
+            old_part = self.folder / f"{old}{files.PART}"
+            (self.folder / str(old)).rename(old_part)
+            shutil.rmtree(old_part, ignore_errors=True)
+
+    def _remove_parts(self) -> None:
+        """Removes what killed processes or a full disk have left."""
+        for path in self.folder.glob(f"*{files.PART}"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def restore(self, step: int, *, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """The arrays of checkpoint `step` in the structure of `like`, and the extra.
@@ -143,9 +164,7 @@ class Checkpoints:
             raise FileNotFoundError(
                 f"no checkpoint {step} in {self.folder}; there are {self.steps()}."
             )
-        args = self._orbax().args
-        record = self._read(step, args.Composite(extra=args.JsonRestore()))["extra"]
-        self._check_record(step, record)
+        record = self._read_record(step)
         problems = differences(record["structure"], structure(like))
         if problems:
             raise CheckpointMismatch(
@@ -154,25 +173,27 @@ class Checkpoints:
                 + "\n  ".join(problems)
                 + "\nRestore it with the model, learner and optimiser it was saved with."
             )
-        target = [_abstract(leaf) for leaf in _to_list(like)]
-        stored = self._read(step, args.Composite(arrays=args.StandardRestore(target)))
-        arrays = stored["arrays"]
-        self._check_arrays(step, record["digests"], arrays)
+        arrays = self._read_arrays(step, record["files"], _to_list(like))
+        self._check_arrays(step, record["digests"], arrays, trees.leaf_paths(like))
         return _from_list(arrays, like), record["extra"]
 
-    def _check_record(self, step: int, record: Any) -> None:
-        if isinstance(record, dict) and "structure" in record and "format" not in record:
+    def _read_record(self, step: int) -> dict[str, Any]:
+        path = self.folder / str(step) / RECORD
+        if not path.is_file():
             raise ValueError(
-                f"checkpoint {step} in {self.folder} has no digests: an earlier version of "
-                "metalearn wrote it. Restore it with that version, or train again in "
-                "another folder."
+                f"{path} is missing: it was deleted, or an earlier version of metalearn "
+                "wrote this checkpoint, without digests. Restore it with that version, or "
+                f"train again in another folder. {self._remedy(step)}"
             )
-        where = self.folder / str(step) / "extra"
-        digest.check_seal(record, where=where, remedy=self._remedy(step))
+        try:
+            record = files.read_json(path)
+        except (ValueError, OSError) as error:
+            raise self._unreadable(step, error) from error
+        digest.check_seal(record, where=path, remedy=self._remedy(step))
         if record["format"] != FORMAT:
             raise ValueError(
-                f"checkpoint {step} in {self.folder} has format {record['format']}; "
-                f"expected {FORMAT}. Use the version of metalearn that wrote it."
+                f"{path} has format {record['format']}; expected {FORMAT}. Use the version "
+                "of metalearn that wrote it."
             )
         for name, there, here in (
             ("step", record["step"], step),
@@ -183,11 +204,35 @@ class Checkpoints:
                     f"{self.folder / str(step)} was moved here: it is a checkpoint of "
                     f"{name} {there}, expected {here}. {self._remedy(step)}"
                 )
+        return record
 
-    def _check_arrays(self, step: int, digests: dict[str, str], arrays: list) -> None:
+    def _read_arrays(self, step: int, digests: dict[str, str], like: list) -> list:
+        """The arrays, from files that are known to be whole before orbax parses them."""
+        folder = self.folder / str(step)
+        try:
+            for name, written in digests.items():
+                if digest.of_file(folder / name) != written:
+                    raise digest.damaged(
+                        folder / name,
+                        "its contents differ from their digest",
+                        self._remedy(step),
+                    )
+            if not like:
+                return []
+            target = [_abstract(leaf) for leaf in like]
+            with _arrays_of() as (arrays, args):
+                return arrays.restore(folder / ARRAYS, args=args.StandardRestore(target))
+        except digest.Damaged:
+            raise
+        except Exception as error:  # whatever orbax and its storage layers raise
+            raise self._unreadable(step, error) from error
+
+    def _check_arrays(
+        self, step: int, digests: list[str | None], arrays: list, paths: list[str]
+    ) -> None:
         changed = [
             path
-            for (path, written), leaf in zip(digests.items(), arrays, strict=True)
+            for path, written, leaf in zip(paths, digests, arrays, strict=True)
             if written is not None and written != _digest(leaf)
         ]
         if changed:
@@ -198,16 +243,11 @@ class Checkpoints:
                 self._remedy(step),
             )
 
-    def _read(self, step: int, args: Any) -> Any:
-        ocp = self._orbax()
-        try:
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-                return reader.restore(self.folder / str(step), args=args)
-        except Exception as error:  # whatever orbax and its storage layers raise
-            raise ValueError(
-                f"checkpoint {step} in {self.folder} cannot be read "
-                f"({type(error).__name__}: {error}). {self._remedy(step)}"
-            ) from error
+    def _unreadable(self, step: int, error: Exception) -> ValueError:
+        return ValueError(
+            f"checkpoint {step} in {self.folder} cannot be read "
+            f"({type(error).__name__}: {error}). {self._remedy(step)}"
+        )
 
     def _remedy(self, step: int) -> str:
         """What to do about a checkpoint that cannot be used."""
@@ -220,31 +260,36 @@ class Checkpoints:
         remedy = f"to go on from {max(earlier)}" if earlier else "to start afresh"
         return f"Delete {self.folder / str(step)} {remedy}."
 
-    def _writer(self) -> Any:
-        """Orbax's manager, which only the process that holds the lock may make."""
-        if self._manager is None:
-            self._locks.enter_context(one_writer(self.folder))
-            ocp = self._orbax()
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep,
-                enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,  # of killed processes
-            )
-            with files.writing(self.folder):
-                self._manager = ocp.CheckpointManager(self.folder, options=options)
-        return self._manager
-
-    def _orbax(self) -> Any:
-        import orbax.checkpoint as ocp
-
-        return ocp
-
     def close(self) -> None:
-        """Releases the manager's resources and the lock; `save` takes them again."""
-        manager, self._manager = self._manager, None
-        if manager is not None:
-            manager.close()
-        self._locks.close()
+        """Releases the lock, which the next `save` takes again."""
+        self._writes = False
+        self._lock.close()
+
+
+@contextlib.contextmanager
+def _arrays_of() -> Iterator[tuple[Any, Any]]:
+    """Orbax's writer and reader of a list of arrays, and the module of its arguments."""
+    import orbax.checkpoint as ocp
+
+    # What its threads report, pages of it, comes as an exception as well.
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as arrays:
+            yield arrays, ocp.args
+    finally:
+        log.disabled = before
+
+
+def _leader_does(act: Callable[[], None]) -> None:
+    """Calls a function in the process that writes files; for all of them to call."""
+    error = None
+    if mesh.leads():
+        try:
+            act()
+        except Exception as caught:  # any kind: the other processes wait
+            error = caught
+    mesh.all_succeed(error)
 
 
 @contextlib.contextmanager
@@ -256,13 +301,7 @@ def one_writer(folder: Path) -> Iterator[None]:
       RuntimeError: the first of several processes could not take it.
     """
     with contextlib.ExitStack() as stack:
-        error = None
-        if mesh.leads():
-            try:
-                stack.enter_context(lock.held(folder))
-            except Exception as caught:  # any kind: the other processes wait
-                error = caught
-        mesh.all_succeed(error)
+        _leader_does(lambda: stack.enter_context(lock.held(folder)))
         yield
 
 

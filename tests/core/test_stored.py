@@ -82,8 +82,9 @@ CAUSES = {
         lambda number, path: OSError(number, os.strerror(number), str(path) + ".part"),
         lambda number, path: RuntimeError(f"UNAVAILABLE: writing [OS error {number}: x]"),
         lambda number, path: ValueError(f"failed: [Errno {number}] x"),
+        lambda number, path: ValueError(f"OUT_OF_RANGE: x [os_error_code='{number}']"),
     ],
-    ids=["plain", "named", "native", "text"],
+    ids=["plain", "named", "native", "text", "tensorstore"],
 )
 def test_errors_of_the_disk_say_where_why_and_what_to_do(tmp_path, number, error):
     path = tmp_path / "file"

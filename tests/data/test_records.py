@@ -175,7 +175,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(folder, monkeypatch):
     for decoded in of(folder, "decoded-*.npy"):
         decoded.unlink()
 
-    def full(*args):
+    def full(*args, **options):
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(records.np.lib.format, "write_array", full)

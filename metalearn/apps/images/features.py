@@ -181,10 +181,9 @@ def _arrays(path: Path, parts: tuple[str, ...]) -> dict[str, tuple[np.ndarray, n
             data = {n: stored.read(f"{n}.npy") for n in names if n in there}
         found = {name: _array(content) for name, content in data.items()}
     except Exception as error:  # zipfile, zlib and the parser of headers raise many kinds
-        raise digest.damaged(
-            path,
-            f"an array cannot be read ({type(error).__name__}: {error})",
-            "Copy or make the file again.",
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); expected what "
+            "np.savez writes. Copy or make the file again."
         ) from error
     if missing := sorted(set(names) - set(found)):
         raise ValueError(f"{path} has no {', '.join(missing)}; it has {', '.join(there)}.")
