@@ -17,13 +17,26 @@ import threading
 from collections.abc import Callable
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+GRACE_S = 5.0
 
-_state = {"armed": False, "installed": False, "say": lambda: "Interrupted."}
+_state = {"armed": False, "say": lambda: "Interrupted."}
+_at_once = threading.Event()
 
 
 def arm() -> None:
-    """Lets `at_once` have its effect; for a process that is a command and nothing else."""
+    """Sees to it that SIGINT is never lost; for a process that is a command and no more.
+
+    At first `KeyboardInterrupt` has five seconds to unwind what is being prepared; after
+    `at_once` there is nothing to unwind.
+    """
+    if _state["armed"] or threading.current_thread() is not threading.main_thread():
+        return
     _state["armed"] = True
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    threading.Thread(target=_wait, args=(reader,), daemon=True, name="signals").start()
+    # Written by the handler in C, whatever the main thread does meanwhile.
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
 
 def at_once(say: Callable[[], str]) -> None:
@@ -35,17 +48,10 @@ def at_once(say: Callable[[], str]) -> None:
       say: Function that returns the message, for standard error.
     """
     _state["say"] = say
-    main = threading.current_thread() is threading.main_thread()
-    if not _state["armed"] or _state["installed"] or not main:
-        return
-    _state["installed"] = True
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    threading.Thread(target=_wait, args=(reader,), daemon=True, name="signals").start()
-    for number in STATUS:
-        signal.signal(number, _nothing)
-    # Written by the handler in C, whatever the main thread does meanwhile.
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    if _state["armed"] and not _at_once.is_set():
+        for number in STATUS:
+            signal.signal(number, _nothing)
+        _at_once.set()
 
 
 def _nothing(number: int, frame: object) -> None:
@@ -55,6 +61,7 @@ def _nothing(number: int, frame: object) -> None:
 def _wait(reader: int) -> None:
     while number := os.read(reader, 1):
         if number[0] in STATUS:
+            _at_once.wait(GRACE_S)
             _end(number[0])
 
 

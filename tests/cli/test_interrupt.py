@@ -21,8 +21,11 @@ class Callback:
             pass
 
 interrupt.arm()
-interrupt.at_once(lambda: "first")
-interrupt.at_once(lambda: "go on with \\udcff --resume")
+if sys.argv[1] == "early":
+    interrupt.GRACE_S = 0.2
+else:
+    interrupt.at_once(lambda: "first")
+    interrupt.at_once(lambda: "go on with \\udcff --resume")
 print("ready", flush=True)
 if sys.argv[1] == "native":  # as XLA does while it compiles
     lock = threading.Lock()
@@ -32,7 +35,7 @@ elif sys.argv[1] == "callback":  # an exception here is dropped
     gc.callbacks.append(Callback())
     while True:
         gc.collect(0)
-elif sys.argv[1] == "caught":  # and here by a library
+else:  # and here by a library
     while True:
         try:
             for _ in range(1000):
@@ -41,9 +44,14 @@ elif sys.argv[1] == "caught":  # and here by a library
             pass
 """
 
+SIGNALS = [
+    (number, busy)
+    for number in (signal.SIGINT, signal.SIGTERM)
+    for busy in ("native", "callback", "caught")
+]
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-@pytest.mark.parametrize("busy", ["native", "callback", "caught"])
+
+@pytest.mark.parametrize(("number", "busy"), [*SIGNALS, (signal.SIGINT, "early")])
 def test_a_signal_is_never_lost(busy, number):
     code = BUSY.replace("from metalearn.cli import interrupt", LOAD)
     with subprocess.Popen(
@@ -60,7 +68,8 @@ def test_a_signal_is_never_lost(busy, number):
         finally:
             process.kill()
     assert process.returncode == {"SIGINT": 130, "SIGTERM": 143}[number.name]
-    assert err == "\ngo on with \\udcff --resume\n"
+    words = "Interrupted." if busy == "early" else "go on with \\udcff --resume"
+    assert err == f"\n{words}\n"
 
 
 # The file alone: the package takes seconds to import.
