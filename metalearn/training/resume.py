@@ -15,7 +15,8 @@ from typing import Any, ParamSpec, TypeVar
 from metalearn.core.types import PyTree
 from metalearn.training.checkpoint import CheckpointMismatch, Checkpoints
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def alone(train: Callable[P, R]) -> Callable[P, R]:
