@@ -48,6 +48,12 @@ class Holder:
     since: str
     command: str = ""
 
+    def __str__(self) -> str:
+        if not self.pid:  # it has only just taken the lock
+            return "another process"
+        running = f" ({self.command})" if self.command else ""
+        return f"process {self.pid} on {self.host} since {self.since}{running}"
+
 
 @dataclasses.dataclass
 class _Held:
@@ -141,13 +147,9 @@ def refuse_if_in_use(folder: Path) -> None:
 
 
 def _in_use(folder: Path, found: Holder) -> FolderInUse:
-    who, stop = "another process", ""
-    if found.pid:
-        running = f" ({found.command})" if found.command else ""
-        who = f"process {found.pid} on {found.host} since {found.since}{running}"
-        stop = f"stop it there (kill {found.pid}), "
+    stop = f"stop it there (kill {found.pid}), " if found.pid else ""
     return FolderInUse(
-        f"{folder} is in use by {who}. Nothing was changed. Wait until it ends, {stop}"
+        f"{folder} is in use by {found}. Nothing was changed. Wait until it ends, {stop}"
         "or give another folder."
     )
 
@@ -202,4 +204,4 @@ def _write_holder(folder: Path) -> None:
 def _read_holder(folder: Path) -> Holder:
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Holder(**files.read_json(folder / HOLDER))
-    return Holder(pid=0, host="", since="")  # it has only just taken the lock
+    return Holder(pid=0, host="", since="")

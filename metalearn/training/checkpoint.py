@@ -182,8 +182,8 @@ class Checkpoints:
         if not path.is_file():
             raise ValueError(
                 f"{path} is missing: it was deleted, or an earlier version of metalearn "
-                "wrote this checkpoint, without digests. Restore it with that version, or "
-                f"train again in another folder. {self._remedy(step)}"
+                "wrote this checkpoint, without digests. Put it back, or restore it with "
+                "that version, or train again in another folder."
             )
         try:
             record = files.read_json(path)
@@ -201,8 +201,9 @@ class Checkpoints:
         ):
             if there != here:
                 raise CheckpointMismatch(
-                    f"{self.folder / str(step)} was moved here: it is a checkpoint of "
-                    f"{name} {there}, expected {here}. {self._remedy(step)}"
+                    f"{self.folder / str(step)} is a checkpoint of {name} {there}, expected "
+                    f"{here}: this folder, or files beside it, have been moved or changed. "
+                    "Put them back."
                 )
         return record
 
@@ -255,7 +256,7 @@ class Checkpoints:
         other = lock.holder(self.folder) if mesh.leads() else None
         if other is not None:
             # It may have been replaced while it was read, and is not ours to delete.
-            return f"Process {other.pid} on {other.host} trains there; try again."
+            return f"In use by {other}; try again."
         earlier = [s for s in self.steps() if s < step]
         remedy = f"to go on from {max(earlier)}" if earlier else "to start afresh"
         return f"Delete {self.folder / str(step)} {remedy}."

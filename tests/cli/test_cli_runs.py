@@ -107,7 +107,8 @@ def test_the_configuration_of_another_run_is_refused(trained_sine, tmp_path):
     """As it was written, but not for these checkpoints."""
     shutil.copytree(trained_sine, tmp_path / "run")
     edited(tmp_path / "run", EDITS["tasks"], seal=True)
-    assert "it is a checkpoint of run" in refused("evaluate", tmp_path / "run")
+    err = refused("evaluate", tmp_path / "run")
+    assert "/checkpoints/20 is a checkpoint of run" in err and "Put them back" in err
 
 
 def test_only_the_place_of_the_data_may_be_edited(trained_sine, tmp_path):
