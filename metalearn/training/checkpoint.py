@@ -201,9 +201,9 @@ class Checkpoints:
         ):
             if there != here:
                 raise CheckpointMismatch(
-                    f"{self.folder / str(step)} is a checkpoint of {name} {there}, expected "
-                    f"{here}: this folder, or files beside it, have been moved or changed. "
-                    "Put them back."
+                    f"{self.folder / str(step)} is a checkpoint of {name} {there}, "
+                    f"expected {here}: this folder, or files beside it, have been moved or "
+                    "changed. Put them back."
                 )
         return record
 

@@ -270,7 +270,7 @@ def test_one_process_writes_and_others_may_read(tmp_path):
             np.testing.assert_array_equal(found["w"], [0, 1, 2])
             for file in content(folder / "1" / "arrays"):
                 file.write_bytes(b"")
-            with pytest.raises(ValueError, match="In use by process .* try again") as error:
+            with pytest.raises(ValueError, match=r"In use by process .*try again") as error:
                 checkpoints.restore(1, like=arrays)
             assert "Delete" not in str(error.value)
         finally:
