@@ -59,7 +59,7 @@ class Holder:
 class _Held:
     lock: Any
     pid: int
-    made: bool  # the folder, and for the lock alone so far
+    made: list[Path]  # folders that did not exist before, the innermost first
     times: int = 1
 
 
@@ -96,7 +96,7 @@ def take(folder: Path) -> None:
         if mine is not None and mine.pid == os.getpid():  # not one of before a fork
             mine.times += 1
             return
-        made = not folder.exists()
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         with files.writing(folder):
             lock = _taken(folder)
             _write_holder(folder)
@@ -118,7 +118,8 @@ def give_back(folder: Path) -> None:
             (folder / HOLDER).unlink(missing_ok=True)
             if mine.made and {path.name for path in folder.iterdir()} <= {LOCK}:
                 (folder / LOCK).unlink(missing_ok=True)  # nothing came of it
-                folder.rmdir()
+                for path in mine.made:
+                    path.rmdir()
         if mine.lock is not None:
             mine.lock.release()
 
