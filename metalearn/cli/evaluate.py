@@ -10,6 +10,7 @@ import jax
 
 import metalearn as ml
 from metalearn import runs
+from metalearn.cli import interrupt
 from metalearn.cli import options as cli_options
 from metalearn.cli.console import say
 from metalearn.core import mesh
@@ -43,6 +44,7 @@ def evaluate(argv: list[str]) -> int:
             "that the run was trained with.",
             file=sys.stderr,
         )
+    interrupt.at_once(lambda: "Interrupted; nothing was written.")
     start = time.perf_counter()
     # Not the devices of training: results are the same up to rounding on any number.
     devices = 1 if recipe.app.light else mesh.fitting(recipe.test_tasks, padded=True)

@@ -13,6 +13,7 @@ import jax
 import metalearn as ml
 from metalearn import apps
 from metalearn.algorithms import registry
+from metalearn.cli import interrupt
 from metalearn.cli import options as cli_options
 from metalearn.cli.console import say
 from metalearn.cli.evaluate import evaluate
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       Exit code: 0 for success, 1 if training failed, 2 for a user error, 130 if
       interrupted.
     """
+    if argv is None:  # the process is this command and nothing else
+        interrupt.arm()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]

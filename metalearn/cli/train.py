@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
@@ -14,6 +15,7 @@ import jax
 import metalearn as ml
 from metalearn import runs
 from metalearn.apps import Recipe
+from metalearn.cli import interrupt
 from metalearn.cli import options as cli_options
 from metalearn.cli.console import console, in_words, say, say_data
 from metalearn.core import mesh
@@ -46,7 +48,7 @@ def train(argv: list[str]) -> int:
         devices = mesh.fitting(recipe.tasks_per_step)
     devices_mesh = ml.task_mesh(devices)
     mesh.check_enough(recipe.tasks_per_step, devices_mesh.size)
-    with jax.set_mesh(devices_mesh):
+    with jax.set_mesh(devices_mesh), runs.one_writer(folder):
         return _train_here(argv, name, options, recipe, folder)
 
 
@@ -87,6 +89,7 @@ def _train_here(
             runs.check_folder(
                 folder, name=name, recipe=recipe, seed=options.seed, resume=True
             )
+    interrupt.at_once(functools.partial(_how_to_go_on, "Interrupted", argv, run))
     try:
         if step := runs.checkpoint_step(run):
             say(f"Going on from step {step:,} of {recipe.steps:,}")
@@ -94,27 +97,24 @@ def _train_here(
         say(f"Best by validation: step {result.best_step:,}")
         _finish(run, data, result, began)
     except KeyboardInterrupt:
-        _say_how_to_go_on("Interrupted", argv, run)
+        print("\n" + _how_to_go_on("Interrupted", argv, run), file=sys.stderr)
         return INTERRUPTED
     except jax.errors.JaxRuntimeError as error:
         if options.processes == 1:
             raise
         reason = str(error).splitlines()[0][:200]
-        _say_how_to_go_on(f"Another process of this run has stopped ({reason})", argv, run)
+        what = f"Another process of this run has stopped ({reason})"
+        print("\n" + _how_to_go_on(what, argv, run), file=sys.stderr)
         sys.stderr.flush()
         os._exit(1)  # an orderly exit would wait for the process that has stopped
     return 0
 
 
-def _say_how_to_go_on(what: str, argv: list[str], run: runs.Run) -> None:
-    folder = run.folder / "checkpoints"
-    steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
-    saved = f"saved up to step {max(steps):,}" if steps else "nothing saved yet"
+def _how_to_go_on(what: str, argv: list[str], run: runs.Run) -> str:
+    step = run.checkpoints().latest()
+    saved = f"saved up to step {step:,}" if step else "nothing saved yet"
     again = [*argv, *([] if "--resume" in argv else ["--resume"])]
-    print(
-        f"\n{what}, {saved}. Go on with:\n  {shlex.join(['metalearn', 'train', *again])}",
-        file=sys.stderr,
-    )
+    return f"{what}, {saved}. Go on with:\n  {shlex.join(['metalearn', 'train', *again])}"
 
 
 def _finish(run: runs.Run, data: Any, trained: ml.FitResult, began: float) -> None:

@@ -27,10 +27,12 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from metalearn.core import files
 from metalearn.core.cache import cache_root
-from metalearn.data.records import VERSION, record_dir
+from metalearn.data.records import OLDER, VERSION, record_dir, sealed_metadata
 
 _SCRATCH = ".building-"
+_KEPT = "Nothing was left in the cache (METALEARN_CACHE names its folder)."
 _SCRATCH_LIFETIME_S = 24 * 3600
 
 
@@ -93,12 +95,14 @@ def prepare_records(source: RecordSource, *, force: bool = False) -> Path:
         return target
     _check_source(source)
     root = cache_root()
-    root.mkdir(parents=True, exist_ok=True)
-    _remove_stale_scratch(root)
-    scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))
+    with files.writing(root, kept=_KEPT):
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_stale_scratch(root)
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))
     try:
-        built = _run_builder(source, scratch)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with files.writing(scratch, kept=_KEPT):
+            built = _run_builder(source, scratch)
+            target.parent.mkdir(parents=True, exist_ok=True)
         if force and target.is_dir():
             # Moved away and not deleted in place, so no process finds half of the old
             # records.
@@ -109,6 +113,8 @@ def prepare_records(source: RecordSource, *, force: bool = False) -> Path:
             built.rename(target)
         if not target.is_dir():
             raise OSError(f"{built} could not be moved to {target}.")
+        for version in OLDER:  # the same contents, in a format that is not read any more
+            shutil.rmtree(target.with_name(version), ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
@@ -156,7 +162,8 @@ def _run_builder(source, scratch):
             for part, p in source.parts.items()
         },
     }
-    (built / "metadata.json").write_text(json.dumps(metadata, indent=1))
+    text = json.dumps(sealed_metadata(built, metadata), indent=1)
+    files.write_text(built / "metadata.json", text)
     return built
 
 

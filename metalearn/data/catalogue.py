@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from metalearn.core import files
 from metalearn.core.cache import cache_root
 from metalearn.data import builders, records
 from metalearn.data.images.folder import folder_source
@@ -177,10 +178,8 @@ def prepare(
         )
     directory = _prepare(name, data_dir, options, force=force)
     chosen = directory.parent.parent / _CHOSEN
-    scratch = chosen.with_name(f".{_CHOSEN}-{os.getpid()}")
-    scratch.write_text(json.dumps({"config": directory.parent.name}))
     # In one move, because another process may read the choice at any time.
-    scratch.replace(chosen)
+    files.write_text(chosen, json.dumps({"config": directory.parent.name}))
 
 
 def available() -> list[CatalogueRow]:

@@ -4,6 +4,7 @@ from metalearn.runs.folder import (
     Run,
     check_folder,
     load,
+    read_results,
     start,
     stored_data_dir,
     write_json,
@@ -18,6 +19,7 @@ from metalearn.runs.run import (
     same_test_data,
     train,
 )
+from metalearn.training.checkpoint import one_writer
 
 __all__ = [
     "Run",
@@ -28,6 +30,8 @@ __all__ = [
     "draw",
     "judge",
     "load",
+    "one_writer",
+    "read_results",
     "results",
     "same_test_data",
     "start",

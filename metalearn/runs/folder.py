@@ -1,5 +1,8 @@
 """The folder of a run, which is created once and compared before training is resumed.
 
+One process at a time trains in it (`.lock`); others may read. What is read again carries
+a digest, so that a changed file is not taken for that of the run.
+
 config.json         recipe, every setting, seed, data, versions, device
 metrics.jsonl       rows of training and validation
 checkpoints/        state to resume from, and the best variables by validation
@@ -10,17 +13,23 @@ episode.png         one meta-test task before and after adaptation
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from metalearn.apps import Recipe, recipe_of
 from metalearn.apps.base import DataRecord
+from metalearn.core import digest, files, lock, mesh
+from metalearn.core.files import read_json
 from metalearn.runs import environment
-from metalearn.training.checkpoint import Checkpoints, read_json
+from metalearn.training.checkpoint import Checkpoints
 
-FORMAT = 2
+FORMAT = 3
+FREE = ("data_dir",)  # the data may be moved
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +42,7 @@ class Run:
       recipe: Settings of the run.
       seed: Seed of training, for initialisation and tasks.
       record: Description of the training data, from `Application.describe`.
+      digest: Digest of `config.json`, which every checkpoint carries.
     """
 
     folder: Path
@@ -40,6 +50,7 @@ class Run:
     recipe: Recipe
     seed: int
     record: DataRecord
+    digest: str = ""
 
     @property
     def config_path(self) -> Path:
@@ -54,14 +65,14 @@ class Run:
         return self.folder / "results.json"
 
     def checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.folder / "checkpoints")
+        return Checkpoints(self.folder / "checkpoints", run=self.digest)
 
 
 def stored_config(folder: Path) -> dict[str, Any] | None:
     """Contents of the `config.json` of a folder; None if there is no such file.
 
     Raises:
-      ValueError: the file is damaged or is not the configuration of a run.
+      ValueError: the file is damaged, or changed, or not the configuration of a run.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -72,6 +83,7 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
             f"{path} is not the configuration of a run of this version (format {FORMAT}). "
             "Use the version of metalearn that wrote it, or train anew in another folder."
         )
+    digest.check_seal(config, where=path, remedy=_RESTORE, free=FREE)
     return config
 
 
@@ -89,11 +101,15 @@ def check_folder(
     Raises:
       ValueError: the folder is not empty and `resume` is false, or the folder holds a run
         with other settings; the message lists every difference.
+      FolderInUse: another process trains there.
     """
+    files.check_name(folder, "--out")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; a run needs a folder. Give another --out.")
-    # A process that is killed while it writes leaves a .part behind.
-    if not folder.is_dir() or all(p.suffix == ".part" for p in folder.iterdir()):
+    # The first of several processes holds the lock for all of them.
+    if not jax.distributed.is_initialized() or mesh.leads():
+        lock.refuse_if_in_use(folder)
+    if not folder.is_dir() or all(map(_is_nothing, folder.iterdir())):
         return  # with `resume` as well, so that a script may always ask for it
     config = stored_config(folder)
     if not resume:
@@ -107,6 +123,17 @@ def check_folder(
             f"{folder} holds files but no config.json, so there is no run to resume. Give "
             "the folder of a run with --out."
         )
+    _check_settings(folder, config, name, recipe, seed)
+
+
+def _is_nothing(path: Path) -> bool:
+    """Whether a file is no part of a run: a lock, or what a killed process left."""
+    return path.name in lock.NAMES or path.suffix == files.PART
+
+
+def _check_settings(
+    folder: Path, config: dict[str, Any], name: str, recipe: Recipe, seed: int
+) -> None:
     wanted = _identity(name, recipe, seed)
     if lines := _differences(_identity(*_read(folder, config)), wanted):
         hint = ""
@@ -134,19 +161,46 @@ def start(
     """Creates a run folder, or opens the one that `check_folder` let pass.
 
     Raises:
-      ValueError: the run in the folder was trained on other data.
+      ValueError: the run in the folder was trained on other data, or with other settings.
+      FolderInUse: another process trains there.
+      CannotWrite: the folder cannot be written.
     """
-    run = Run(folder=folder, name=name, recipe=recipe, seed=seed, record=record)
-    config = stored_config(folder)
-    if config is not None:
-        if lines := _differences(_contents(config["data"]), _contents(record)):
-            raise ValueError(
-                f"{folder} holds a run on other data:\n  "
-                + "\n  ".join(lines)
-                + "\nGive it the data it began with, or start a new run."
-            )
-        return run
-    folder.mkdir(parents=True, exist_ok=True)
+    # Another process may have begun a run there since `check_folder`.
+    with lock.held(folder) if mesh.leads() else contextlib.nullcontext():
+        config = stored_config(folder)
+        if config is None:
+            config = _begin(folder, name, recipe, seed, record, data_dir)
+        else:
+            _check_settings(folder, config, name, recipe, seed)
+            _check_data(folder, config["data"], record)
+    return Run(
+        folder=folder,
+        name=name,
+        recipe=recipe,
+        seed=seed,
+        record=record,
+        digest=config[digest.SEAL],
+    )
+
+
+def _check_data(folder: Path, stored: DataRecord, record: DataRecord) -> None:
+    if lines := _differences(_contents(stored), _contents(record)):
+        raise ValueError(
+            f"{folder} holds a run on other data:\n  "
+            + "\n  ".join(lines)
+            + "\nGive it the data it began with, or start a new run."
+        )
+
+
+def _begin(
+    folder: Path,
+    name: str,
+    recipe: Recipe,
+    seed: int,
+    record: DataRecord,
+    data_dir: str | None,
+) -> dict[str, Any]:
+    """Writes the `config.json` of a new run; returns its contents."""
     config = {
         "format": FORMAT,
         "recipe": name,
@@ -157,8 +211,9 @@ def start(
         "versions": environment.versions(),
         "device": environment.device(),
     }
-    write_json(folder / "config.json", config)
-    return run
+    config = digest.sealed(config, free=FREE)
+    files.write_text(folder / "config.json", _text(config))
+    return config
 
 
 def load(folder: str | Path) -> Run:
@@ -183,9 +238,20 @@ def load(folder: str | Path) -> Run:
     record = config.get("data")
     if not isinstance(record, dict):
         raise ValueError(_DAMAGED.format(folder / "config.json", "data is no dictionary"))
-    return Run(folder=folder, name=name, recipe=recipe, seed=seed, record=record)
+    return Run(
+        folder=folder,
+        name=name,
+        recipe=recipe,
+        seed=seed,
+        record=record,
+        digest=config[digest.SEAL],
+    )
 
 
+_RESTORE = (
+    "Restore the file (data_dir alone may be changed), or train the run again in another "
+    "folder."
+)
 _DAMAGED = (
     "{} cannot be read as a run: {}. Restore the file, use the version of metalearn that "
     "wrote it, or train the run again in another folder."
@@ -211,13 +277,40 @@ def _read(folder: Path, config: dict[str, Any]) -> tuple[str, Recipe, int]:
     raise ValueError(_DAMAGED.format(folder / "config.json", reason))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A reader sees the old file or the new one, and never half of one.
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON file with the digest of its contents, in one move.
+
+    Raises:
+      CannotWrite: the disk is full, say.
+    """
+    files.write_text(path, _text(digest.sealed(value)), kept=_KEPT)
+
+
+_KEPT = "The checkpoints of the run are whole; the same command with --resume goes on."
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=1) + "\n"
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """The results of a finished run, as `results.json` has them.
+
+    Raises:
+      FileNotFoundError: the run has none yet.
+      ValueError: the file is damaged or was changed.
+    """
+    path = Path(folder) / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no results.json. Finish the run with: metalearn train "
+            f"--resume --out {folder}"
+        )
+    found = read_json(path)
+    remedy = f"Write it anew with: metalearn train --resume --out {folder}"
+    digest.check_seal(found, where=path, remedy=remedy)
+    del found[digest.SEAL]
+    return found
 
 
 def _identity(name: str, recipe: Recipe, seed: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,12 @@ import jax
 
 from metalearn.apps import Recipe, plots
 from metalearn.apps.base import DataRecord
-from metalearn.core import mesh
+from metalearn.core import files, mesh
 from metalearn.core.learner import describe
 from metalearn.core.model import Variables
 from metalearn.runs import environment
-from metalearn.runs.folder import (
-    Run,
-)
-from metalearn.training.checkpoint import Checkpoints
+from metalearn.runs.folder import Run
+from metalearn.training.checkpoint import Checkpoints, one_writer
 from metalearn.training.evaluation import Evaluation, evaluate
 from metalearn.training.fit import FitResult, Validation, fit
 from metalearn.training.sinks import Sink, json_lines, rewrite
@@ -30,10 +29,26 @@ def train(
     sinks: Sequence[Sink] = (),
     progress: bool | None = None,
 ) -> FitResult:
-    """Trains, or resumes from the latest checkpoint as if never interrupted."""
-    recipe, checkpoints = run.recipe, run.checkpoints()
+    """Trains, or resumes from the latest checkpoint as if never interrupted.
+
+    Raises:
+      FolderInUse: another process trains there.
+      CannotWrite: the disk is full, say; the checkpoints written before are whole.
+    """
+    with one_writer(run.folder), contextlib.closing(run.checkpoints()) as checkpoints:
+        return _train(run, data, checkpoints, sinks, progress)
+
+
+def _train(
+    run: Run,
+    data: Any,
+    checkpoints: Checkpoints,
+    sinks: Sequence[Sink],
+    progress: bool | None,
+) -> FitResult:
+    recipe = run.recipe
     # Rows after the latest checkpoint are removed, because they will be written again.
-    history = _restore(run, checkpoints)[1].get("history", [])
+    history = _restore(run, checkpoints)[2].get("history", [])
     if mesh.leads():
         rewrite(run.metrics_path, history)
     validation = Validation(
@@ -44,32 +59,26 @@ def train(
         metric=recipe.app.metric,
         patience=recipe.patience,
     )
-    try:
-        return fit(
-            recipe.trainer(run.record),
-            recipe.app.tasks(data, "train"),
-            num_steps=recipe.steps,
-            tasks_per_step=recipe.tasks_per_step,
-            key=jax.random.key(run.seed),
-            validation=validation,
-            log_every=recipe.log_every,
-            sinks=(json_lines(run.metrics_path), *sinks),
-            progress=progress,
-            checkpoints=checkpoints,
-            checkpoint_every=recipe.checkpoint_every,
-            nonfinite=recipe.nonfinite,
-            resume=True,
-        )
-    finally:
-        checkpoints.close()
+    return fit(
+        recipe.trainer(run.record),
+        recipe.app.tasks(data, "train"),
+        num_steps=recipe.steps,
+        tasks_per_step=recipe.tasks_per_step,
+        key=jax.random.key(run.seed),
+        validation=validation,
+        log_every=recipe.log_every,
+        sinks=(json_lines(run.metrics_path), *sinks),
+        progress=progress,
+        checkpoints=checkpoints,
+        checkpoint_every=recipe.checkpoint_every,
+        nonfinite=recipe.nonfinite,
+        resume=True,
+    )
 
 
 def checkpoint_step(run: Run) -> int | None:
     """Step of the latest checkpoint; None if there is none."""
-    checkpoints = run.checkpoints()
-    step = checkpoints.latest()
-    checkpoints.close()
-    return step
+    return run.checkpoints().latest()
 
 
 def best(run: Run) -> tuple[Variables, dict[str, Any]]:
@@ -81,11 +90,8 @@ def best(run: Run) -> tuple[Variables, dict[str, Any]]:
       FileNotFoundError: the run has no checkpoint yet.
       ValueError: the checkpoint is of another learner than `config.json` says.
     """
-    checkpoints = run.checkpoints()
-    tree, extra = _restore(run, checkpoints)
-    step = checkpoints.latest()
-    checkpoints.close()
-    if tree is None:
+    step, tree, extra = _restore(run, run.checkpoints())
+    if step is None:
         raise FileNotFoundError(
             f"{run.folder} has no checkpoint yet. Go on training it with --resume."
         )
@@ -196,11 +202,14 @@ def results(
 def draw(run: Run, data: Any, trained: FitResult) -> list[Path]:
     """Writes the pictures of the learning curve and of test tasks; returns their paths."""
     curve, episode = run.folder / "learning_curve.png", run.folder / "episode.png"
-    plots.learning_curve(curve, trained.history, f"{run.name}, seed {run.seed}")
+    kept = "The checkpoints and results of the run are whole."
+    with files.writing(curve, kept=kept):
+        plots.learning_curve(curve, trained.history, f"{run.name}, seed {run.seed}")
     # On the host, because the picture is drawn without the mesh of training.
     variables = jax.device_get(trained.variables)
     predictor = run.recipe.predictor(run.record, variables, data)
-    run.recipe.app.draw(episode, run.record, data, predictor)
+    with files.writing(episode, kept=kept):
+        run.recipe.app.draw(episode, run.record, data, predictor)
     return [path for path in (curve, episode) if path.is_file()]
 
 
@@ -235,10 +244,16 @@ def _test_part(record: DataRecord) -> Any:
     return record.get("parts", {}).get("test")
 
 
-def _restore(run: Run, checkpoints: Checkpoints) -> tuple[Any, dict[str, Any]]:
-    step = checkpoints.latest()
-    if step is None:
-        return None, {}
+def _restore(run: Run, checkpoints: Checkpoints) -> tuple[int | None, Any, dict[str, Any]]:
+    """Step, arrays and notes of the latest checkpoint; None and nothing without one."""
     # The checkpoint is read into these shapes, so no array is made before.
     state = run.recipe.state_like(run.record)
-    return checkpoints.restore(step, like={"state": state, "best": state.variables})
+    like = {"state": state, "best": state.variables}
+    while (step := checkpoints.latest()) is not None:
+        try:
+            return step, *checkpoints.restore(step, like=like)
+        except (ValueError, FileNotFoundError):
+            # A run that goes on may have put a later one in its place meanwhile.
+            if checkpoints.latest() == step:
+                raise
+    return None, None, {}

@@ -1,16 +1,33 @@
-"""Checkpoints of any pytree of arrays: atomic, strict, and explicit about differences."""
+"""Checkpoints of any pytree of arrays: atomic, sealed, strict, explicit about differences.
+
+A checkpoint carries a digest of every array and of its own record, so that changed bytes
+are noticed by whoever restores it. One process at a time writes to a folder; others may
+read there meanwhile.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.util
 import json
+import logging
+import shutil
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import checks, mesh, trees
+from metalearn.core import checks, digest, files, lock, mesh, trees
+from metalearn.core.files import read_json as read_json
 from metalearn.core.types import PyTree
+
+FORMAT = 2
+ARRAYS, RECORD = "arrays", "record.json"
 
 
 class CheckpointMismatch(ValueError):
@@ -18,14 +35,18 @@ class CheckpointMismatch(ValueError):
 
 
 class Checkpoints:
-    """Numbered checkpoints in one folder, written through orbax.
+    """Numbered checkpoints in one folder, their arrays written through orbax.
 
     A checkpoint appears under its final name only when it is complete, so a process
-    killed at any moment leaves the previous one usable.
+    killed at any moment leaves the previous one usable. Every array and every file is
+    stored with its digest, and compared with it when it is restored. The first `save`
+    locks the folder for this process until `close`; `fit` locks it while it trains.
 
     Args:
       folder: Folder that holds them; created when missing.
       keep: Number of the latest checkpoints that are kept.
+      run: Digest or name of the run that they belong to; a checkpoint of another run is not
+        restored.
 
     Example:
       >>> checkpoints = ml.Checkpoints("run/checkpoints")
@@ -33,54 +54,118 @@ class Checkpoints:
       >>> state, extra = checkpoints.restore(checkpoints.latest(), like=state)
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2):
-        import orbax.checkpoint as ocp
-
+    def __init__(self, folder: str | Path, *, keep: int = 2, run: str = ""):
         checks.whole_number("keep", keep, least=1)
-        self._ocp = ocp
+        files.check_name(folder, "the folder of checkpoints")
+        if importlib.util.find_spec("orbax") is None:
+            raise ImportError("checkpoints need a package: pip install orbax-checkpoint")
         self.folder = Path(folder).absolute()
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{folder} is a file; expected a folder, or none yet.")
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False
-        )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._keep, self._run = keep, run
+        self._lock = contextlib.ExitStack()
+        self._writes = False  # whether `save` holds the lock until `close`
+        weakref.finalize(self, self._lock.close)
+
+    def steps(self) -> list[int]:
+        """Numbers of the complete checkpoints, sorted."""
+        if not self.folder.is_dir():
+            return []
+        names = [path.name for path in self.folder.iterdir() if path.is_dir()]
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, `None` when there is none."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from writing to the folder; this one may go on.
+
+        Raises:
+          FolderInUse: another process writes there; names it, its host and since when.
+        """
+        writes = self._writes
+        with one_writer(self.folder):
+            self._writes = True  # `save` need not hold the lock any longer than this
+            try:
+                yield
+            finally:
+                self._writes = writes
 
     def save(self, step: int, tree: PyTree, extra: dict[str, Any] | None = None) -> None:
-        """Writes arrays and a JSON-able dictionary under the number `step`."""
-        args = self._ocp.args
-        self._manager.save(
-            step,
-            args=args.Composite(
-                arrays=args.StandardSave(_to_list(tree)),
-                extra=args.JsonSave({"structure": structure(tree), **(extra or {})}),
-            ),
-            force=True,
-        )
-        self._manager.wait_until_finished()
+        """Writes arrays and a JSON-able dictionary under the number `step`.
+
+        Raises:
+          ValueError: `step` is no number of 0 or more above those that are there.
+          FolderInUse: another process writes there.
+          CannotWrite: the disk is full, say; earlier checkpoints are whole.
+        """
+        checks.whole_number("step", step, least=0)
+        if not self._writes:
+            self._lock.enter_context(one_writer(self.folder))
+            self._writes = True
+        step, last = int(step), self.latest()
+        if last is not None and step <= last:
+            raise ValueError(
+                f"step is {step}, but {self.folder} holds checkpoint {last} already; "
+                "expected a later step. Give that, or another folder."
+            )
+        leaves = _to_list(tree)
+        record = {
+            "format": FORMAT,
+            "step": step,
+            "run": self._run,
+            "structure": structure(tree),
+            "digests": [_digest(leaf) for leaf in leaves],
+            "extra": extra or {},
+        }
+        kept = "No checkpoint was there before."
+        if last is not None:
+            kept = f"Checkpoints up to {last} are whole; go on from there."
+        part = self.folder / f"{step}{files.PART}"
+        with files.writing(self.folder / str(step), kept=kept):
+            _leader_does(self._remove_parts)
+            if leaves:
+                with _arrays_of() as (arrays, args):
+                    arrays.save(part / ARRAYS, args=args.StandardSave(leaves))
+            _leader_does(functools.partial(self._commit, part, record))
+
+    def _commit(self, part: Path, record: dict[str, Any]) -> None:
+        """Seals what was written, gives it its name, and removes what is too old."""
+        part.mkdir(parents=True, exist_ok=True)
+        written = sorted(path for path in part.rglob("*") if path.is_file())
+        digests = {p.relative_to(part).as_posix(): digest.of_file(p) for p in written}
+        record = digest.sealed({**record, "files": digests})
+        (part / RECORD).write_text(json.dumps(record), encoding="utf-8")
+        part.rename(self.folder / str(record["step"]))
+        for old in self.steps()[: -self._keep]:
+            # In one move, so that no half of it looks like a checkpoint.
+            old_part = self.folder / f"{old}{files.PART}"
+            (self.folder / str(old)).rename(old_part)
+            shutil.rmtree(old_part, ignore_errors=True)
+
+    def _remove_parts(self) -> None:
+        """Removes what killed processes or a full disk have left."""
+        for path in self.folder.glob(f"*{files.PART}"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def restore(self, step: int, *, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """The arrays of checkpoint `step` in the structure of `like`, and the extra.
 
         Raises:
-          CheckpointMismatch: paths, shapes or dtypes differ; lists every difference.
+          CheckpointMismatch: paths, shapes or dtypes differ, and lists every difference; or
+            the checkpoint is of another run.
           FileNotFoundError: there is no such checkpoint.
+          Damaged: its bytes are not those that were written.
           ValueError: its files cannot be read.
         """
-        if step is None or step not in self._manager.all_steps():
+        if step not in self.steps() or isinstance(step, bool):
             raise FileNotFoundError(
-                f"no checkpoint {step} in {self.folder}; there are "
-                f"{sorted(self._manager.all_steps())}."
+                f"no checkpoint {step} in {self.folder}; there are {self.steps()}."
             )
-        args = self._ocp.args
-        extra = self._read(step, args.Composite(extra=args.JsonRestore()))
-        extra = dict(extra["extra"])
-        found = extra.pop("structure")
-        problems = differences(found, structure(like))
+        record = self._read_record(step)
+        problems = differences(record["structure"], structure(like))
         if problems:
             raise CheckpointMismatch(
                 f"checkpoint {step} in {self.folder} does not fit what it is restored "
@@ -88,25 +173,137 @@ class Checkpoints:
                 + "\n  ".join(problems)
                 + "\nRestore it with the model, learner and optimiser it was saved with."
             )
-        target = [_abstract(leaf) for leaf in _to_list(like)]
-        stored = self._read(step, args.Composite(arrays=args.StandardRestore(target)))
-        return _from_list(stored["arrays"], like), extra
+        arrays = self._read_arrays(step, record["files"], _to_list(like))
+        self._check_arrays(step, record["digests"], arrays, trees.leaf_paths(like))
+        return _from_list(arrays, like), record["extra"]
 
-    def _read(self, step: int, args: Any) -> Any:
-        try:
-            return self._manager.restore(step, args=args)
-        except Exception as error:  # whatever orbax and its storage layers raise
-            earlier = [s for s in self._manager.all_steps() if s < step]
-            remedy = f"to go on from {max(earlier)}" if earlier else "to start afresh"
+    def _read_record(self, step: int) -> dict[str, Any]:
+        path = self.folder / str(step) / RECORD
+        if not path.is_file():
             raise ValueError(
-                f"checkpoint {step} in {self.folder} cannot be read "
-                f"({type(error).__name__}: {error}). Delete {self.folder / str(step)} "
-                f"{remedy}."
-            ) from error
+                f"{path} is missing: it was deleted, or an earlier version of metalearn "
+                "wrote this checkpoint, without digests. Put it back, or restore it with "
+                "that version, or train again in another folder."
+            )
+        try:
+            record = files.read_json(path)
+        except (ValueError, OSError) as error:
+            raise self._unreadable(step, error) from error
+        digest.check_seal(record, where=path, remedy=self._remedy(step))
+        if record["format"] != FORMAT:
+            raise ValueError(
+                f"{path} has format {record['format']}; expected {FORMAT}. Use the version "
+                "of metalearn that wrote it."
+            )
+        for name, there, here in (
+            ("step", record["step"], step),
+            ("run", record["run"], self._run or record["run"]),
+        ):
+            if there != here:
+                raise CheckpointMismatch(
+                    f"{self.folder / str(step)} is a checkpoint of {name} {there}, "
+                    f"expected {here}: this folder, or files beside it, have been moved or "
+                    "changed. Put them back."
+                )
+        return record
+
+    def _read_arrays(self, step: int, digests: dict[str, str], like: list) -> list:
+        """The arrays, from files that are known to be whole before orbax parses them."""
+        folder = self.folder / str(step)
+        try:
+            for name, written in digests.items():
+                if digest.of_file(folder / name) != written:
+                    raise digest.damaged(
+                        folder / name,
+                        "its contents differ from their digest",
+                        self._remedy(step),
+                    )
+            if not like:
+                return []
+            target = [_abstract(leaf) for leaf in like]
+            with _arrays_of() as (arrays, args):
+                return arrays.restore(folder / ARRAYS, args=args.StandardRestore(target))
+        except digest.Damaged:
+            raise
+        except Exception as error:  # whatever orbax and its storage layers raise
+            raise self._unreadable(step, error) from error
+
+    def _check_arrays(
+        self, step: int, digests: list[str | None], arrays: list, paths: list[str]
+    ) -> None:
+        changed = [
+            path
+            for path, written, leaf in zip(paths, digests, arrays, strict=True)
+            if written is not None and written != _digest(leaf)
+        ]
+        if changed:
+            named = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
+            raise digest.damaged(
+                self.folder / str(step) / "arrays",
+                f"{named} differ from their digests",
+                self._remedy(step),
+            )
+
+    def _unreadable(self, step: int, error: Exception) -> ValueError:
+        return ValueError(
+            f"checkpoint {step} in {self.folder} cannot be read "
+            f"({type(error).__name__}: {error}). {self._remedy(step)}"
+        )
+
+    def _remedy(self, step: int) -> str:
+        """What to do about a checkpoint that cannot be used."""
+        # The first of several processes holds the lock for all of them.
+        other = lock.holder(self.folder) if mesh.leads() else None
+        if other is not None:
+            # It may have been replaced while it was read, and is not ours to delete.
+            return f"In use by {other}; try again."
+        earlier = [s for s in self.steps() if s < step]
+        remedy = f"to go on from {max(earlier)}" if earlier else "to start afresh"
+        return f"Delete {self.folder / str(step)} {remedy}."
 
     def close(self) -> None:
-        """Releases the manager's resources."""
-        self._manager.close()
+        """Releases the lock, which the next `save` takes again."""
+        self._writes = False
+        self._lock.close()
+
+
+@contextlib.contextmanager
+def _arrays_of() -> Iterator[tuple[Any, Any]]:
+    """Orbax's writer and reader of a list of arrays, and the module of its arguments."""
+    import orbax.checkpoint as ocp
+
+    # What its threads report, pages of it, comes as an exception as well.
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as arrays:
+            yield arrays, ocp.args
+    finally:
+        log.disabled = before
+
+
+def _leader_does(act: Callable[[], None]) -> None:
+    """Calls a function in the process that writes files; for all of them to call."""
+    error = None
+    if mesh.leads():
+        try:
+            act()
+        except Exception as caught:  # any kind: the other processes wait
+            error = caught
+    mesh.all_succeed(error)
+
+
+@contextlib.contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder in the process that writes; for all of them to call.
+
+    Raises:
+      FolderInUse: another process holds it.
+      RuntimeError: the first of several processes could not take it.
+    """
+    with contextlib.ExitStack() as stack:
+        _leader_does(lambda: stack.enter_context(lock.held(folder)))
+        yield
 
 
 def structure(tree: PyTree) -> dict[str, str]:
@@ -130,20 +327,6 @@ def differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
     return lines
 
 
-def read_json(path: str | Path) -> Any:
-    """Parses a JSON file.
-
-    Raises:
-      FileNotFoundError: it is missing.
-      ValueError: it is not JSON; names the file.
-    """
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-
-
 def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
@@ -151,16 +334,35 @@ def _is_key(leaf: Any) -> bool:
 def _to_list(tree: PyTree) -> list:
     # A plain list: orbax turns optimiser tuples and registered dataclasses into other
     # containers, and the strict structure is compared by us anyway.
-    return [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(tree)]
+    return [_storable(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _storable(leaf: Any) -> Any:
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    # Orbax refuses arrays without elements, which only their shape tells apart.
+    return leaf if np.size(leaf) else np.zeros(1, bool)
+
+
+def _digest(leaf: Any) -> str | None:
+    """Digest of an array that this process can see whole."""
+    if isinstance(leaf, jax.Array) and not (
+        leaf.is_fully_addressable or leaf.is_fully_replicated
+    ):
+        return None
+    return digest.of_array(leaf)
 
 
 def _from_list(leaves: list, like: PyTree) -> PyTree:
     kinds, treedef = jax.tree.flatten(like)
-    restored = [
-        jax.random.wrap_key_data(x, impl=jax.random.key_impl(kind)) if _is_key(kind) else x
-        for x, kind in zip(leaves, kinds, strict=True)
-    ]
+    restored = [_as_before(x, kind) for x, kind in zip(leaves, kinds, strict=True)]
     return jax.tree.unflatten(treedef, restored)
+
+
+def _as_before(stored: Any, kind: Any) -> Any:
+    if _is_key(kind):
+        return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(kind))
+    return stored if np.size(kind) else jnp.zeros(kind.shape, kind.dtype)
 
 
 def _abstract(leaf: Any) -> Any:

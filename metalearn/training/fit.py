@@ -35,6 +35,7 @@ from metalearn.training.loop import (
 )
 from metalearn.training.notes import FIELDS, Notes, beside_the_bar
 from metalearn.training.resume import (
+    alone,
     check_folder,
     check_same_run,
     check_same_start,
@@ -70,6 +71,7 @@ class FitResult:
     skipped: int = 0
 
 
+@alone
 def fit(
     trainer: MetaTrainer,
     tasks: Tasks,

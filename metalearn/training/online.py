@@ -37,6 +37,7 @@ from metalearn.core.types import Key, LossFn
 from metalearn.training.arguments import check_online
 from metalearn.training.checkpoint import CheckpointMismatch, Checkpoints
 from metalearn.training.resume import (
+    alone,
     check_folder,
     check_same_run,
     check_same_start,
@@ -72,6 +73,7 @@ class OnlineResult:
     fingerprint: str
 
 
+@alone
 def follow_the_meta_leader(
     trainer: MetaTrainer,
     tasks: Sequence[Task] | Task,

@@ -9,11 +9,12 @@ from. The rates of the outer optimiser are for the caller to keep.
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
 import uuid
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,23 @@ import jax.numpy as jnp
 from metalearn.core import mesh
 from metalearn.core.types import PyTree
 from metalearn.training.checkpoint import CheckpointMismatch, Checkpoints
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def alone(train: Callable[P, R]) -> Callable[P, R]:
+    """Locks the folder of the argument `checkpoints` while the function trains."""
+
+    @functools.wraps(train)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        checkpoints = kwargs.get("checkpoints")
+        if not isinstance(checkpoints, Checkpoints):  # none, or what `train` refuses
+            return train(*args, **kwargs)
+        with checkpoints.held():
+            return train(*args, **kwargs)
+
+    return run
 
 
 def check_folder(checkpoints: Checkpoints | None, resume: bool) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from metalearn.core import kinds
+from metalearn.core import files, kinds
 
 Row = Mapping[str, Any]
 Sink = Callable[[Row], None]
@@ -27,24 +27,33 @@ def check_sinks(sinks: Any) -> None:
 
 
 def json_lines(path: str | Path) -> Sink:
-    """Appends each row as one line of JSON; creates the folder when missing."""
+    """Appends each row as one line of JSON; creates file and folder when missing.
+
+    Raises:
+      CannotWrite: the file cannot be written; before training, as far as can be known.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def append(text: str) -> None:
+        with (
+            files.writing(path, kept="The rows before are there."),
+            path.open("a", encoding="utf-8") as file,
+        ):
+            file.write(text)
+
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    append("")
 
     def write(row: Row) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
+        append(_line(row))
 
     return write
 
 
 def rewrite(path: str | Path, rows: list[Row]) -> None:
     """Replaces a file of JSON lines by `rows` in one move."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text("".join(map(_line, rows)), encoding="utf-8")
-    part.replace(path)
+    files.write_text(Path(path), "".join(map(_line, rows)))
 
 
 def _line(row: Row) -> str:

@@ -74,7 +74,7 @@ def test_records_are_an_ordinary_tfds_set(cache):
     import tensorflow_datasets as tfds
 
     directory = builders.prepare_records(_source())
-    assert directory == cache / "toy" / "plain" / "1.0.0"
+    assert directory == cache / "toy" / "plain" / records.VERSION
     rows = tfds.builder_from_directory(directory).as_data_source(split="train")
     assert len(rows) == 4
     assert rows[3]["image"].shape == (8, 8, 1)

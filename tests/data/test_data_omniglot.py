@@ -279,7 +279,7 @@ def test_damaged_records_and_force(archives):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 0xFF
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"cannot be read .* Delete that folder"):
+    with pytest.raises(ValueError, match=r"not as it was written: .*Delete .*load again"):
         data.load("omniglot")
     data.prepare("omniglot", data_dir=archives, force=True)
     np.testing.assert_array_equal(data.load("omniglot").train.images, expected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import io
 import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from metalearn import models
 from metalearn.algorithms.record import parameters
 from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.learners import Learner
-from metalearn.core import losses
+from metalearn.core import digest, losses
 from metalearn.core.model import from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.data.few_shot import few_shot
@@ -91,8 +91,8 @@ class FewShotFeatures:
         """The arrays of the file.
 
         Raises:
-          ValueError: the file does not exist or holds no arrays, or arrays are missing or
-            have wrong shapes.
+          ValueError: the file does not exist, is damaged or holds no arrays, or arrays are
+            missing or have wrong shapes.
         """
         if data_dir is None or not Path(data_dir).is_file():
             raise ValueError(
@@ -104,15 +104,7 @@ class FewShotFeatures:
                 f"{data_dir} is no .npz file; expected what np.savez writes. Make one "
                 "with: python -m benchmarks features RUN --out FILE.npz"
             )
-        # Unpickling a file of somebody else could run any code.
-        with np.load(data_dir, allow_pickle=False) as stored:
-            missing = {n for p in parts for n in (p, f"{p}_labels")} - set(stored.files)
-            if missing:
-                raise ValueError(
-                    f"{data_dir} has no {', '.join(sorted(missing))}; it has "
-                    f"{', '.join(stored.files)}."
-                )
-            found = {part: (stored[part], stored[f"{part}_labels"]) for part in parts}
+        found = _arrays(Path(data_dir), parts)
         shapes = {part: features.shape for part, (features, _) in found.items()}
         if any(len(s) != 2 for s in shapes.values()) or (
             len({s[1] for s in shapes.values()}) > 1
@@ -133,7 +125,9 @@ class FewShotFeatures:
                     "images": len(labels),
                     "rotations": False,
                     # A resumed run compares this, so it cannot go on with other features.
-                    "sha256": hashlib.sha256(features.tobytes()).hexdigest()[:16],
+                    "sha256": digest.of_json(
+                        [digest.of_array(features), digest.of_array(labels)]
+                    )[:16],
                 }
                 for part, (features, labels) in data.items()
             },
@@ -174,3 +168,28 @@ class FewShotFeatures:
 
     def draw(self, path: Path, record: DataRecord, data: Any, predictor: Predictor) -> None:
         """Writes nothing, because features have no picture."""
+
+
+def _arrays(path: Path, parts: tuple[str, ...]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Features and labels of each part of an .npz file."""
+    names = [name for part in parts for name in (part, f"{part}_labels")]
+    try:
+        with zipfile.ZipFile(path) as stored:
+            there = [name.removesuffix(".npy") for name in stored.namelist()]
+            # Whole, because only then the checksum of the archive is compared: where a
+            # changed header asks for fewer numbers, `np.load` stops before its end.
+            data = {n: stored.read(f"{n}.npy") for n in names if n in there}
+        found = {name: _array(content) for name, content in data.items()}
+    except Exception as error:  # zipfile, zlib and the parser of headers raise many kinds
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); expected what "
+            "np.savez writes. Copy or make the file again."
+        ) from error
+    if missing := sorted(set(names) - set(found)):
+        raise ValueError(f"{path} has no {', '.join(missing)}; it has {', '.join(there)}.")
+    return {part: (found[part], found[f"{part}_labels"]) for part in parts}
+
+
+def _array(content: bytes) -> np.ndarray:
+    # Unpickling a file of somebody else could run any code.
+    return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
