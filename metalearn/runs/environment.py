@@ -10,10 +10,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import filelock
 import jax
 
 from metalearn.core.cache import cache_root
+from metalearn.core.optional import MissingPackage, require
 
 
 def versions() -> dict[str, str]:
@@ -53,7 +53,7 @@ def enable_compilation_cache() -> None:
     folder = cache_root() / "compiled"
     try:
         share_compilations(folder)
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError, MissingPackage) as error:
         warnings.warn(
             f"every program is compiled anew, for {folder} cannot keep them ({error}). Set "
             "METALEARN_CACHE to a folder that can be written.",
@@ -75,6 +75,7 @@ def share_compilations(folder: Path | str) -> None:
       OSError: the folder cannot be written, or its lock is held for more than 10 s.
       NotImplementedError: the file system of the folder has no locks.
     """
+    filelock = require("filelock", "to share compiled programs")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lockfile", timeout=10):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from metalearn.core import checks, mesh, trees
+from metalearn.core.optional import require
 from metalearn.core.types import PyTree
 
 
@@ -34,7 +35,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2):
-        import orbax.checkpoint as ocp
+        ocp = require("orbax.checkpoint", "to save and restore checkpoints")
 
         checks.whole_number("keep", keep, least=1)
         self._ocp = ocp

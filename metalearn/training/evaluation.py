@@ -15,6 +15,7 @@ import numpy as np
 from metalearn.core import checks, cost, mesh, metrics
 from metalearn.core.learner import MetaLearner, describe, is_transductive
 from metalearn.core.model import Variables
+from metalearn.core.programs import kept_with_owner
 from metalearn.core.task import Examples, Task, Tasks, TaskStream, as_tasks, next_batch
 from metalearn.core.types import Array, Key, LossFn, PyTree
 from metalearn.training.sinks import Progress
@@ -175,7 +176,7 @@ def check_task(
     return [f"query/{name}" for name in reported]
 
 
-@functools.lru_cache(maxsize=64)
+@kept_with_owner
 def _report_of(
     learner: MetaLearner, loss_fn: LossFn
 ) -> Callable[[Variables, Task], tuple[PyTree, dict[str, Array]]]:
@@ -208,7 +209,7 @@ def _row(tasks: Task, key: Key, number: Array) -> Task:
     return jax.tree.map(lambda leaf: leaf[place], tasks)
 
 
-@functools.lru_cache(maxsize=64)
+@kept_with_owner
 def _evaluator(
     learner: MetaLearner,
     draw: Callable[[PyTree, Key, Array], Task],

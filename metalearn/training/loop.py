@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from metalearn.core import cost, mesh
+from metalearn.core.programs import kept_with_owner
 from metalearn.core.task import Task, TaskSampler, TaskStream, next_batch, sample_batch
 from metalearn.core.types import Array, Key, Metrics, PyTree
 from metalearn.training.trainer import MetaTrainer, TrainState
@@ -117,7 +117,7 @@ def advance_of(
     return advance, choice
 
 
-@functools.lru_cache(maxsize=64)
+@kept_with_owner
 def _compiled_loop(
     trainer: MetaTrainer,
     sample: Callable[..., Task],
@@ -174,7 +174,7 @@ def _streamed(
     return advance
 
 
-@functools.lru_cache(maxsize=64)
+@kept_with_owner
 def _compiled_step(trainer: MetaTrainer, stops: bool, limit: int):
     step, choice = _one_step(trainer), cost.Choice(limit)
 
@@ -223,7 +223,7 @@ def no_totals(trainer: MetaTrainer, state: TrainState, task: Task, num: int) -> 
     }
 
 
-@functools.lru_cache(maxsize=64)
+@kept_with_owner
 def _report_of(trainer: MetaTrainer) -> Callable[[TrainState, Task], Metrics]:
     """One function a trainer, so that a second call of `fit` traces nothing."""
     return lambda state, tasks: trainer.step(state, tasks, key=jax.random.key(0))[1]

@@ -18,6 +18,7 @@ import numpy as np
 
 from metalearn.core import checks, mesh, metrics
 from metalearn.core.learner import MetaLearner
+from metalearn.core.programs import kept_with_owner
 from metalearn.core.task import Examples, Task, TaskSampler, stack_tasks
 from metalearn.core.types import Array, Key, LossFn, PyTree
 from metalearn.training.loop import (
@@ -300,7 +301,7 @@ def _report(
     return outputs, {f"query/{name}": value for name, value in found.items()}
 
 
-@functools.lru_cache(maxsize=64)
+@kept_with_owner
 def _compiled_judge(learner: MetaLearner, loss_fn: LossFn | None):
     """One program for all tasks and all numbers of examples."""
 

@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from metalearn.core.optional import require
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 MAX_MEMBER_BYTES = 64 * 2**20
@@ -106,6 +107,7 @@ class ImageTree:
 
 def decode_image(data: bytes, *, mode: str, where: str) -> np.ndarray:
     """Decodes image bytes to uint8 `[H, W, C]`; errors name the source `where`."""
+    Image = require("PIL.Image", "to decode images")
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.mode.startswith("I"):  # 16 bits; converting would clip them

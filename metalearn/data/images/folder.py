@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from metalearn.core.optional import require
 from metalearn.data.builders import PartSource, RecordSource
 from metalearn.data.images.archives import IMAGE_SUFFIXES, ImageTree, fingerprint
 from metalearn.data.images.image_sets import PARTS
@@ -145,6 +145,7 @@ def _resize(pixels, size):
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = pixels[top : top + side, left : left + side]
+    Image = require("PIL.Image", "to resize images")
     image = Image.fromarray(square[..., 0] if channels == 1 else square)
     resized = np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
     return resized.reshape(size, size, channels)

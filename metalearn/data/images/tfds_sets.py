@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.core.optional import check, require
 from metalearn.data.images.archives import decode_image
 from metalearn.data.images.image_sets import PARTS, ImageDataset, from_arrays
 from metalearn.data.images.splits import check_splits, random_split
@@ -43,7 +44,8 @@ def load_tfds(
       FileNotFoundError: The set is not prepared.
       ValueError: The set has no image or label, or has images of several sizes.
     """
-    import tensorflow_datasets as tfds
+    tfds = require("tensorflow_datasets", "to read its sets")
+    check("to read its sets", "array_record")
 
     directory = _prepared_dir(name, data_dir)
     builder = tfds.builder_from_directory(directory)
@@ -95,7 +97,7 @@ def load_tfds(
 
 def download_omniglot(folder: Path) -> None:
     """Fetches Omniglot's archives into `folder` with TFDS' download manager."""
-    import tensorflow_datasets as tfds
+    tfds = require("tensorflow_datasets", "to fetch files")
 
     names = ("images_background.zip", "images_evaluation.zip")
     base = "https://github.com/brendenlake/omniglot/raw/master/python"
