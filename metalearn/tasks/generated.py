@@ -79,8 +79,8 @@ def from_generator(
         made = source() if callable(source) else source
         if not isinstance(made, Iterable) or isinstance(made, (Task, str, dict)):
             raise TypeError(
-                f"source gives a {type(made).__name__}; expected tasks one after the other, "
-                "or a function (rng: np.random.Generator) -> task."
+                f"source gives a {type(made).__name__}; expected tasks one after the "
+                "other, or a function (rng: np.random.Generator) -> task."
             )
         if num_tasks is None and not hasattr(made, "__len__"):
             raise ValueError(

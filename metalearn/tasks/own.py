@@ -216,8 +216,8 @@ def check_alike(
         )
         if found != wanted:
             raise ValueError(
-                f"task {i} has in info entries of shapes {found}, task 0 has {wanted}. Give "
-                "all tasks the same entries of the same shapes, or none."
+                f"task {i} has in info entries of shapes {found}, task 0 has {wanted}. "
+                "Give all tasks the same entries of the same shapes, or none."
             )
 
 

@@ -184,8 +184,8 @@ def _on_device(array: np.ndarray, name: str) -> jax.Array:
     kept = jax.dtypes.canonicalize_dtype(array.dtype)
     if kept != array.dtype:
         raise Unreadable(
-            f"{name} has dtype {array.dtype.name}, which jax would cut to {kept.name}. Call "
-            "jax.config.update('jax_enable_x64', True) before."
+            f"{name} has dtype {array.dtype.name}, which jax would cut to {kept.name}. "
+            "Call jax.config.update('jax_enable_x64', True) before."
         )
     return jnp.asarray(array)
 

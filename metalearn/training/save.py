@@ -55,8 +55,8 @@ def save(path: str | Path, variables: Variables, learner: MetaLearner) -> None:
 
     Args:
       path: Path of the file, such as "maml.safetensors". Its folder is made if missing.
-      variables: Variables of the learner, such as `FitResult.variables`. Arrays of any dtype
-        and keys, in dictionaries, lists, tuples, named tuples and `FrozenDict`.
+      variables: Variables of the learner, such as `FitResult.variables`: arrays and keys
+        in dictionaries, lists, tuples, named tuples and `FrozenDict`.
       learner: Learner of the variables; its description (`ml.describe`) is stored.
 
     Raises:
