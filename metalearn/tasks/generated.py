@@ -199,6 +199,11 @@ def _padded(rows: Rows, like: Rows, size: int, part: str, number: int) -> Exampl
         )
 
     def pad(leaf: np.ndarray, like: np.ndarray) -> np.ndarray:
+        if leaf.dtype == np.float32 and like.dtype == np.int32:
+            raise ValueError(
+                f"task {number} has floats in its {part} x where task 0 has integers. Give "
+                "floats in all tasks, as by x.astype(np.float32)."
+            )
         # Bytes become floats of 0..1, and whole numbers floats where task 0 has floats.
         leaf = leaf / np.float32(255) if leaf.dtype == np.uint8 else leaf.astype(like.dtype)
         return np.pad(leaf, [(0, size - rows.num)] + [(0, 0)] * (leaf.ndim - 1))
