@@ -150,9 +150,9 @@ def _int32(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def _finite(array: np.ndarray, where: str) -> np.ndarray:
-    bad = ~np.isfinite(array.reshape(len(array), -1) if array.ndim else array)
+    bad = ~np.isfinite(array)
     if bad.any():
-        row = int(bad.any(-1).argmax()) if array.ndim else 0
+        row = int(np.argwhere(bad)[0][0]) if array.ndim else 0
         raise ValueError(
             f"{where} holds {int(bad.sum())} values that are not finite in float32, the "
             f"first in row {row}; expected finite numbers. Fill or drop these rows."

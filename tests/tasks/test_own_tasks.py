@@ -130,12 +130,22 @@ def test_tasks_of_the_library_and_padded_ones_are_taken():
 
 LABELS = {
     "all tasks alike": ([["b", "a"], ["a", "b"]], None, [[1, 0], [0, 1]], ("a", "b")),
-    "own": ([["cat", "ant"], ["bus", "car"]], "own", [[1, 0], [0, 1]], (("ant", "cat"), ("bus", "car"))),
+    "own": (
+        [["cat", "ant"], ["bus", "car"]],
+        "own",
+        [[1, 0], [0, 1]],
+        (("ant", "cat"), ("bus", "car")),
+    ),
     "shared": ([["b", "a"], ["c", "b"]], "shared", [[1, 0], [2, 1]], ("a", "b", "c")),
     "named": ([["b", "a"], ["b", "b"]], ["b", "a"], [[0, 1], [0, 0]], ("b", "a")),
-    "numbers of their own": ([[70, 20], [9, 10]], "own", [[1, 0], [0, 1]], (("20", "70"), ("9", "10"))),
+    "numbers of their own": (
+        [[70, 20], [9, 10]],
+        "own",
+        [[1, 0], [0, 1]],
+        (("20", "70"), ("9", "10")),
+    ),
     "objects": ([np.array(["b", "a"], object)] * 2, None, [[1, 0]] * 2, ("a", "b")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("labels, how, codes, classes", LABELS.values(), ids=LABELS)
@@ -161,14 +171,23 @@ BAD_LISTS = {
     "a generator": (lambda: (t for t in lists()), "from_generator"),
     "four arrays": (lambda: (X, Y, X, Y), "put it into a list"),
     "pairs": (lambda: [(X, Y)], "task 0 is a tuple of 2"),
-    "a batch": (lambda: [ml.stack_tasks([ml.tasks.sinusoid()(jax.random.key(0))])], "one by one"),
+    "a batch": (
+        lambda: [ml.stack_tasks([ml.tasks.sinusoid()(jax.random.key(0))])],
+        "one by one",
+    ),
     "empty query": (lambda: [(X, Y, X[:0], Y[:0])], "task 0: query"),
     "rows": (lambda: [(X, Y[:2], X, Y)], "same N"),
     "no rows": (lambda: [(X, 3.0, X, Y)], "same N"),
     "ragged": (lambda: [([[1.0], [1.0, 2.0]], Y[:2], X, Y)], "equal rows"),
     "shapes": (lambda: [(X, Y, X, Y), (X[:, :1], Y, X, Y)], "task 1: support x"),
-    "kinds of targets": (lambda: [(X, Y, X, Y), (X, Y.astype(int), X, Y)], "task 1: support y"),
-    "nan": (lambda: [(X, Y, X, Y), (X, Y, X + np.nan, Y)], "task 1: query x holds 6 values"),
+    "kinds of targets": (
+        lambda: [(X, Y, X, Y), (X, Y.astype(int), X, Y)],
+        "task 1: support y",
+    ),
+    "nan": (
+        lambda: [(X, Y, X, Y), (X, Y, X + np.nan, Y)],
+        "task 1: query x holds 6 values",
+    ),
     "infinite target": (lambda: [(X, Y / 0.0 + 1, X, Y)], "support y"),
     "too large": (lambda: [(X + 1e300, Y, X, Y)], "not finite in float32"),
     "negative": (lambda: [(X, [0, -1, 2], X, [0, 1, 2])], "label -1"),
@@ -176,9 +195,18 @@ BAD_LISTS = {
     "complex": (lambda: [(X * 1j, Y, X, Y)], "complex128"),
     "text input": (lambda: [(np.array([["a"]] * 3), Y, X, Y)], "from_table"),
     "None": (lambda: [(None, Y, X, Y)], "support x"),
-    "info": (lambda: [ml.Task(support=ml.Examples.of(X, Y), query=ml.Examples.of(X, Y), info=i) for i in ({}, {"a": 1})], "task 1 has in info"),
-    "different classes": (lambda: [(X[:1], [c], X[:1], [c]) for c in "ab"], "labels='shared'"),
-}  # fmt: skip
+    "info": (
+        lambda: [
+            ml.Task(support=ml.Examples.of(X, Y), query=ml.Examples.of(X, Y), info=i)
+            for i in ({}, {"a": 1})
+        ],
+        "task 1 has in info",
+    ),
+    "different classes": (
+        lambda: [(X[:1], [c], X[:1], [c]) for c in "ab"],
+        "labels='shared'",
+    ),
+}
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero|invalid value|overflow")

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import metalearn as ml
-from metalearn.training import containers, save
+from metalearn.training import save
 
 LEARNER = ml.maml(
     ml.from_linen(ml.models.MLP(widths=(3,))), ml.losses.mse, optax.sgd(0.01), num_steps=2
@@ -61,15 +61,20 @@ TREES = {
     "keys": {"k": jax.random.key(3), "many": jax.random.split(jax.random.key(1), 3)},
     "another key": {"k": jax.random.key(3, impl="rbg")},
     "empty": {"w": jnp.zeros((0, 3)), "d": {}, "l": [], "t": (), "n": None},
-    "containers": {"l": [jnp.ones(1), (jnp.ones(2), {"a": jnp.ones(3)})], 0: jnp.ones(1)},
+    "containers": {"l": [jnp.ones(1), (jnp.ones(2), {0: jnp.ones(3), 10: jnp.ones(1)})]},
     "named": {"p": Pair(jnp.ones(1), [jnp.zeros(1)])},
     "optax": {"o": optax.adam(1e-3).init({"w": jnp.ones(2)})},
     "frozen": {"f": flax.core.freeze({"w": jnp.ones(2)})},
     "one path twice": {"a/b": jnp.ones(1), "a": {"b": jnp.zeros(1)}},
-    "odd names": {"": jnp.ones(1), 'q"\\sha256': jnp.ones(1), "__metadata__": jnp.ones(1), "é": jnp.ones(1)},
+    "odd names": {
+        "": jnp.ones(1),
+        'q"\\sha256': jnp.ones(1),
+        "__metadata__": jnp.ones(1),
+        "é": jnp.ones(1),
+    },
     "numbers": {"i": 2**80, "f": float("inf"), "n": 0.1, "t": True},
     "numpy": {"d": np.array([0.1]), "big": np.arange(3, dtype=">f4").astype("<f4")},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
@@ -162,13 +167,13 @@ def test_missing_files_and_folders_are_named(tmp_path):
         ml.load(tmp_path)
 
 
-def forged(file, **told):
+def forged(file, change=lambda text: text, **told):
     """The file with other words in its header, and a digest that fits them."""
     whole = file.read_bytes()
     length = int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8 : 8 + length])
     inside = json.loads(header["__metadata__"]["metalearn"]) | told
-    header["__metadata__"] = {"metalearn": json.dumps(inside), "sha256": "0" * 64}
+    header["__metadata__"] = {"metalearn": change(json.dumps(inside)), "sha256": "0" * 64}
     text = json.dumps(header, separators=(",", ":")).encode()
     blank = len(text).to_bytes(8, "little") + text + whole[8 + length :]
     digest = hashlib.sha256(blank).hexdigest().encode()
@@ -182,12 +187,18 @@ FORGED = {
     "unknown container": ({"tree": ["exec", "1"]}, "unknown container 'exec'"),
     "not variables": ({"tree": EMPTY}, "holds a dict"),
     "missing array": ({"tree": ["variables", ["array", "params/x"], EMPTY]}, "params/x"),
-    "code": ({"tree": ["variables", ["named", "os", "system", ["a"], [EMPTY]], EMPTY]}, "os.system"),
-    "code not imported": ({"tree": ["variables", ["named", "antigravity", "T", ["a"], [EMPTY]], EMPTY]}, "Import antigravity"),
+    "code": (
+        {"tree": ["variables", ["named", "os", "system", ["a"], [EMPTY]], EMPTY]},
+        "os.system",
+    ),
+    "code not imported": (
+        {"tree": ["variables", ["named", "antigravity", "T", ["a"], [EMPTY]], EMPTY]},
+        "Import antigravity",
+    ),
     "wrong kind": ({"tree": ["variables", 5, EMPTY]}, "cannot be read"),
     "key": ({"tree": ["variables", ["key", "params/w", "none"], EMPTY]}, "cannot be read"),
     "learner": ({"learner": []}, "lacks the learner"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("told, words", FORGED.values(), ids=FORGED)
@@ -199,14 +210,17 @@ def test_forged_headers_are_refused(told, words, file):
 
 def test_deep_nesting_is_no_crash(file):
     deep = EMPTY
-    for _ in range(400):
+    for _ in range(100):
         deep = ["list", [deep]]
     forged(file, tree=["variables", deep, EMPTY])
     ml.load(file)
-    text = file.read_bytes().replace(b'[\\"list\\"', b'[\\"list\\"')
-    assert text == file.read_bytes()
-    with pytest.raises((TypeError, RecursionError)):
-        containers.rebuilt(["list", [object()]], None)
+    forged(
+        file,
+        tree="DEEP",
+        change=lambda text: text.replace('"DEEP"', "[" * 9000 + "]" * 9000),
+    )
+    with pytest.raises(ValueError, match="cannot be read"):
+        ml.load(file)
 
 
 def test_another_learner_is_refused_with_every_difference(file):
@@ -227,10 +241,6 @@ class Odd(dict):
     pass
 
 
-Hidden = type("Hidden", (collections.namedtuple("Hidden", "a"),), {})
-del Hidden.__module__
-
-
 BAD_PARAMS = {
     "subclass": ({"a": Odd(w=jnp.ones(1))}, "params/a is a test_save.Odd"),
     "key of a dictionary": ({(1, 2): jnp.ones(1)}, "the key (1, 2)"),
@@ -240,7 +250,7 @@ BAD_PARAMS = {
     "wide complex": ({"c": np.array([1j])}, "params/c has dtype complex128"),
     "four bits": ({"q": jnp.asarray([1], jnp.int4)}, "params/q has dtype int4"),
     "hidden tuple": ({"h": collections.namedtuple("Lost", "a")(jnp.ones(1))}, "Lost"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("params, words", BAD_PARAMS.values(), ids=BAD_PARAMS)
@@ -256,12 +266,22 @@ def test_traced_variables_are_refused(tmp_path):
 
 
 BAD_ARGUMENTS = {
-    "result": (("f", ml.FitResult(variables=variables(), state=None, history=[], best_step=0), LEARNER), "its .variables"),
+    "result": (
+        (
+            "f",
+            ml.FitResult(variables=variables(), state=None, history=[], best_step=0),
+            LEARNER,
+        ),
+        "its .variables",
+    ),
     "params": (("f", {"w": 1}, LEARNER), "variables is a dict"),
     "order": ((variables(), "f", LEARNER), "path of a file first"),
-    "trainer": (("f", variables(), ml.meta_trainer(LEARNER, optax.sgd(1.0))), "learner is a MetaTrainer"),
+    "trainer": (
+        ("f", variables(), ml.meta_trainer(LEARNER, optax.sgd(1.0))),
+        "learner is a MetaTrainer",
+    ),
     "no learner": (("f", variables(), None), "learner is a NoneType"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("arguments, words", BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
