@@ -42,9 +42,8 @@ def trained(model, loss, tasks):
     trainer = ml.meta_trainer(learner, optax.adam(1e-3))
     result = ml.fit(trainer, tasks, num_steps=3, tasks_per_step=2, key=key, log_every=1)
     assert len(result.history) == 3
-    print(ml.evaluate(learner, result.variables, tasks, num_tasks=2, key=key))
     ml.save(folder / "file", result.variables, learner)
-    ml.load(folder / "file", learner)
+    return learner, ml.load(folder / "file", learner), tasks
 
 trained(ml.from_linen(ml.models.MLP(widths=(4,))), ml.losses.mse, ml.tasks.sinusoid())
 images = np.random.default_rng(0).random((12, 4, 4, 1), np.float32)
@@ -53,7 +52,9 @@ dense = ml.from_apply_fn(
     lambda key, x: 0.1 * jax.random.normal(key, (16, 2)),
     lambda w, x: x.reshape(len(x), 16) @ w,
 )
-trained(dense, ml.losses.cross_entropy, tasks)
+last = trained(dense, ml.losses.cross_entropy, tasks)
+
+print(ml.evaluate(*last, num_tasks=2, key=key))
 
 (folder / "images" / "one").mkdir(parents=True)
 (folder / "images" / "one" / "a.png").write_bytes(b"no matter")
@@ -81,8 +82,6 @@ features = {
     "matplotlib": picture,
     "tyro": command,
 }
-learner = ml.maml(dense, ml.losses.cross_entropy, optax.sgd(0.1), num_steps=1)
-last = (learner, learner.init(key, tasks(key)), tasks)
 told = {}
 for name, feature in features.items():
     try:

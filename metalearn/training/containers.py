@@ -25,8 +25,8 @@ def containers_of(tree: PyTree) -> tuple[Any, dict[str, np.ndarray]]:
     named tuples, `FrozenDict` and `None`; leaves are arrays, keys and plain numbers.
 
     Returns:
-      A description, with `["array", name]` for an array, and `{name: array}`, where the
-      names are paths such as "params/Dense_0/kernel".
+      A description, with `["array", name]` for an array of jax and `["numpy", name]` for
+      one of NumPy, and `{name: array}`; names are paths such as "params/Dense_0/kernel".
 
     Raises:
       TypeError: another container or leaf; names it and its place.
@@ -34,7 +34,7 @@ def containers_of(tree: PyTree) -> tuple[Any, dict[str, np.ndarray]]:
     Example:
       >>> told, arrays = containers_of({"w": [np.zeros(2)]})
       >>> told, list(arrays)
-      (['dict', [['w', ['list', [['array', 'w/0']]]]]], ['w/0'])
+      (['dict', [['w', ['list', [['numpy', 'w/0']]]]]], ['w/0'])
     """
     arrays: dict[str, np.ndarray] = {}
 
