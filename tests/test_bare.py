@@ -71,13 +71,14 @@ def command():
     from metalearn.cli import main
     raise SystemExit(main.main(["list"]))
 
+stream = ml.data.stream(images, np.arange(12) // 4, num_ways=2, num_query=2)
 features = {
     "PIL": lambda: ml.data.load("folder:" + str(folder / "images"), split="train"),
     "PIL ": lambda: ml.data.load("glyphs"),
     "tensorflow_datasets": lambda: ml.data.load("tfds:mnist"),
     "orbax": lambda: ml.Checkpoints(folder / "checkpoints"),
     "tqdm": lambda: ml.evaluate(*last, num_tasks=2, key=key, progress=True),
-    "grain": lambda: next(ml.data.stream(images, np.arange(12) // 4, num_ways=2, num_query=2).batches(2, 0)),
+    "grain": lambda: next(stream.batches(2, 0)),
     "filelock": environment,
     "matplotlib": picture,
     "tyro": command,

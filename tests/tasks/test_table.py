@@ -260,5 +260,5 @@ def test_pandas_frames_are_read():
     first, second = of(frame)(jax.random.key(0)), of(ratings())(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, first, second)
     frame.loc[3, "stars"] = pandas.NA
-    with pytest.raises(ValueError, match="column 'stars' holds .* in row 3"):
+    with pytest.raises(ValueError, match=r"column 'stars' holds .* in row 3"):
         of(frame)

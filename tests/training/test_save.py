@@ -133,7 +133,7 @@ def test_every_flipped_bit_is_noticed(file):
 )
 def test_cut_and_longer_files_are_refused(file, change):
     file.write_bytes(change(file.read_bytes()))
-    with pytest.raises(ValueError, match="learned.safetensors"):
+    with pytest.raises(ValueError, match=r"learned\.safetensors"):
         ml.load(file)
 
 
