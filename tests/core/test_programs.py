@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.extend.core import Jaxpr
 
 import metalearn as ml
 from metalearn.core import programs
@@ -124,3 +125,23 @@ def test_a_learner_is_freed_with_what_was_compiled_for_it(what):
     del learner
     gc.collect()
     assert [reference() for reference in gone] == [None] * len(gone)
+
+
+def test_adapting_outside_of_jit_leaves_nothing_behind():
+    """Every call makes loops of its own, which jax would keep by itself."""
+    key = jax.random.key(0)
+    task = ml.tasks.sinusoid(num_support=2)(key)
+    deep = ml.maml(
+        ml.from_linen(ml.models.MLP(widths=(2,))),
+        ml.losses.mse,
+        optax.sgd(0.1),
+        num_steps=2,
+    )
+    variables = deep.init(key, task)
+    deep.adapt(variables, task.support)
+    gc.collect()
+    before = len([thing for thing in gc.get_objects() if isinstance(thing, Jaxpr)])
+    for _ in range(3):
+        deep.adapt(variables, task.support)
+    gc.collect()
+    assert len([t for t in gc.get_objects() if isinstance(t, Jaxpr)]) <= before
