@@ -26,7 +26,7 @@ MOST_OWNERS = 64
 MOST_PROGRAMS = 32
 # The collector counts Python objects, and the megabytes behind programs are none. So it
 # is called after every few new owners; each of them compiles for seconds.
-COLLECT_EVERY = 4
+COLLECT_EVERY = 8
 
 _ATTRIBUTE = "_metalearn_programs"
 _LOCK = threading.RLock()

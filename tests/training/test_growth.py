@@ -32,7 +32,7 @@ print(json.dumps(sizes))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Linux tells the size")
-@pytest.mark.parametrize("num", [40])
+@pytest.mark.parametrize("num", [25])
 def test_fresh_learners_take_no_more_memory(num):
     """Each learner compiles some 10 MB of programs; 300 are to grow by less than 200 MB."""
     run = subprocess.run(
