@@ -21,6 +21,7 @@ from metalearn.core.estimators import gradient_estimator
 from metalearn.core.learner import Estimate, MetaLearner, describe, is_transductive
 from metalearn.core.mesh import task_mesh
 from metalearn.core.model import Model, Variables, from_apply_fn, from_linen, from_nnx
+from metalearn.core.programs import clear_caches
 from metalearn.core.task import (
     Examples,
     Task,
@@ -44,6 +45,7 @@ from metalearn.training.online import (
     follow_the_meta_leader,
     regret,
 )
+from metalearn.training.save import load, save
 from metalearn.training.trainer import MetaTrainer, TrainState, meta_trainer
 
 __version__ = "0.1.0"
@@ -70,6 +72,7 @@ __all__ = [
     "Variables",
     "averaging",
     "best_in_hindsight",
+    "clear_caches",
     "data",
     "describe",
     "evaluate",
@@ -83,6 +86,7 @@ __all__ = [
     "inner",
     "is_transductive",
     "judged",
+    "load",
     "losses",
     "lower",
     "masked_mean",
@@ -93,6 +97,7 @@ __all__ = [
     "paired_difference",
     "regret",
     "sample_batch",
+    "save",
     "sinks",
     "stack_tasks",
     "task_mesh",
@@ -100,3 +105,8 @@ __all__ = [
     "testing",
 ]
 __all__ += algorithms.__all__
+
+
+def __dir__() -> list[str]:
+    # What completion offers: not the folders and names that this file imports.
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

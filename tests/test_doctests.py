@@ -14,6 +14,7 @@ import metalearn as ml
 MODULES = (
     "core.losses",
     "core.metrics",
+    "core.optional",
     "core.task",
     "core.trees",
     "tasks.ambiguous",
@@ -21,8 +22,14 @@ MODULES = (
     "tasks.mixtures",
     "tasks.sinusoid",
     "tasks.styles",
+    "training.containers",
 )
-FUNCTIONS = {"algorithms.gradient.maml_plus_plus": "step_weights"}
+FUNCTIONS = {
+    "algorithms.gradient.maml_plus_plus": "step_weights",
+    "tasks.own": "from_tasks",
+    "tasks.generated": "from_generator",
+    "tasks.table": "from_table",
+}
 NAMES = {"jax": jax, "jnp": jnp, "optax": optax, "ml": ml}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.core.optional import require
 from metalearn.core.task import Task
 
 INK, GREY, FAINT = "#222222", "#8a8a8a", "#d9d9d9"
@@ -185,7 +186,7 @@ def curve_episodes(
 
 def _figure(width: float, height: float, constrained: bool = True):
     # A figure without pyplot, which would ask for a window system.
-    from matplotlib.figure import Figure
+    Figure = require("matplotlib.figure", "to draw pictures").Figure
 
     layout = "constrained" if constrained else None
     return Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")

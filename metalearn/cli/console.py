@@ -8,6 +8,7 @@ from typing import Any
 
 from metalearn.apps import Recipe
 from metalearn.core import mesh
+from metalearn.core.optional import require
 
 
 def say(text: str) -> None:
@@ -69,7 +70,7 @@ def console(recipe: Recipe) -> Callable[[Any], None]:
         if not bar:
             say("  ".join(words))
         elif validation:
-            from tqdm import tqdm
+            tqdm = require("tqdm", "to show progress").tqdm
 
             # Above the bar; a plain print would break it.
             tqdm.write("  ".join(words), file=sys.stderr)

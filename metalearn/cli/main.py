@@ -18,6 +18,7 @@ from metalearn.cli import options as cli_options
 from metalearn.cli.console import say
 from metalearn.cli.evaluate import evaluate
 from metalearn.cli.train import INTERRUPTED, train
+from metalearn.core.optional import MissingPackage
 
 HELP = """usage: metalearn COMMAND [OPTIONS]
 
@@ -60,7 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python flushes stdout at exit; into a closed pipe that would print another error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, TypeError, OSError, FloatingPointError, MemoryError) as error:
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        FloatingPointError,
+        MemoryError,
+        MissingPackage,
+    ) as error:
         if debug:
             raise
         print(f"metalearn: error: {error}", file=sys.stderr)

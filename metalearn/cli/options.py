@@ -11,6 +11,7 @@ from metalearn.algorithms import registry
 from metalearn.algorithms.record import parameters
 from metalearn.apps import Recipe, learners
 from metalearn.apps.records import allows, changed, hints
+from metalearn.core.optional import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,7 @@ def parse(options: type, argv: Sequence[str], command: str) -> Any:
     Raises:
       SystemExit: --help was given, or an option is wrong; a message has been printed.
     """
-    import tyro
+    tyro = require("tyro", "to read the command line")
 
     return tyro.cli(
         options,
@@ -146,7 +147,7 @@ def parse_train(argv: Sequence[str]) -> tuple[str, TrainOptions, Recipe]:
       ValueError: unknown recipe or learner.
       SystemExit: as in `parse`.
     """
-    import tyro
+    tyro = require("tyro", "to read the command line")
 
     name, rest = _split_name(argv)
     if name is not None:
@@ -200,7 +201,7 @@ def with_learner(recipe: Recipe, name: str) -> Recipe:
     Raises:
       ValueError: unknown learner.
     """
-    import tyro
+    tyro = require("tyro", "to read the command line")
 
     def default_of(kind: type, old: Any) -> Any:
         given = {

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
 
 from metalearn.core import files
 from metalearn.core.cache import cache_root
+from metalearn.core.optional import check, require
 from metalearn.data.records import OLDER, VERSION, record_dir, sealed_metadata
 
 _SCRATCH = ".building-"
@@ -122,8 +122,9 @@ def prepare_records(source: RecordSource, *, force: bool = False) -> Path:
 
 def _run_builder(source, scratch):
     """Lets TFDS write the records into `scratch`; returns their folder."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.utils import tqdm_utils
+    tfds = require("tensorflow_datasets", "to prepare records")
+    check("to prepare records", "array_record")
+    tqdm_utils = require("tensorflow_datasets.core.utils.tqdm_utils", "to prepare records")
 
     counts = {part: [0] * len(p.class_names) for part, p in source.parts.items()}
     # Unregistered, because every source makes a class of the same name.
@@ -244,6 +245,7 @@ def _encode_png(image, shape, class_name):
             f"An image of class {class_name!r} is {image.dtype} {image.shape}; "
             f"expected uint8 {shape}, as the others. Give image_size to resize all."
         )
+    Image = require("PIL.Image", "to encode images")
     stream = io.BytesIO()
     pixels = image[..., 0] if shape[-1] == 1 else image
     Image.fromarray(pixels).save(stream, "png")
@@ -272,7 +274,7 @@ def _check_source(source):
 @contextlib.contextmanager
 def _progress(title, total):
     """Yields a function that moves a progress bar one class on (terminals only)."""
-    from tqdm import tqdm
+    tqdm = require("tqdm", "to show progress").tqdm
 
     with tqdm(total=total, desc=title, unit="class", disable=None) as bar:
         yield bar.update

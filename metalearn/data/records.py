@@ -25,6 +25,7 @@ import numpy as np
 
 from metalearn.core import digest, files
 from metalearn.core.cache import cache_root
+from metalearn.core.optional import check, require
 from metalearn.data.images.archives import decode_image
 from metalearn.data.images.image_sets import PARTS, ImageClasses, ImageDataset
 
@@ -231,7 +232,7 @@ class RecordImages:
 
 
 def _image_of(record: bytes) -> bytes:
-    from tensorflow_datasets.proto import tf_example_pb2
+    tf_example_pb2 = require("tensorflow_datasets.proto.tf_example_pb2", "to read records")
 
     (data,) = (
         tf_example_pb2.Example.FromString(record).features.feature["image"].bytes_list.value
@@ -240,7 +241,8 @@ def _image_of(record: bytes) -> bytes:
 
 
 def _open(directory, part):
-    import tensorflow_datasets as tfds
+    tfds = require("tensorflow_datasets", "to read prepared records")
+    check("to read prepared records", "array_record")
 
     try:
         return tfds.builder_from_directory(directory).as_data_source(

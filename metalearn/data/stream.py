@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.core.optional import require
 from metalearn.core.task import Examples, Task, TaskStream
 from metalearn.data.inputs import (
     check_dtype,
@@ -268,13 +269,8 @@ def _read(
     share: slice | None,
 ) -> Iterator[Task]:
     """Batches of tasks from batch `start` on, each cut to the rows of `share`."""
-    try:
-        import grain
-        from absl import flags
-    except ImportError as error:
-        raise ImportError(
-            "ml.data.stream reads through Grain, which is not installed: pip install grain"
-        ) from error
+    grain = require("grain", "to read a stream")
+    flags = require("absl.flags", "to read a stream")
     kept = range(num_tasks)[share or slice(None)]
 
     def number(place: int) -> int:

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
+from metalearn.core import loops
 from metalearn.core.types import Array, PyTree
 from metalearn.inner.conjugate import conjugate_gradients
 from metalearn.inner.hoist import explicit
@@ -198,7 +199,7 @@ def scan(
         carry, outs = update(carry, steps[0])
         return carry, jax.tree.map(lambda leaf: leaf[None], outs)
     if choice != "nested":
-        return jax.lax.scan(update, carry, steps)
+        return loops.scan(update, carry, steps)
 
     # Segments of about sqrt(S) steps: the carry is stored once a segment, and again for the
     # steps of the one segment that the backward pass is in.
@@ -206,13 +207,13 @@ def scan(
     whole = num_steps // length * length
 
     def segment(carry: PyTree, steps: Array):
-        return jax.lax.scan(update, carry, steps)
+        return loops.scan(update, carry, steps)
 
     segment = jax.checkpoint(segment, prevent_cse=False)
-    carry, outs = jax.lax.scan(segment, carry, steps[:whole].reshape(-1, length))
+    carry, outs = loops.scan(segment, carry, steps[:whole].reshape(-1, length))
     outs = jax.tree.map(lambda leaf: leaf.reshape((whole, *leaf.shape[2:])), outs)
     if whole < num_steps:
-        carry, rest = jax.lax.scan(update, carry, steps[whole:])
+        carry, rest = loops.scan(update, carry, steps[whole:])
         outs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outs, rest)
     return carry, outs
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from metalearn.core import loops
 from metalearn.core.trees import masked_mean
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.models.dense import dense, linear
@@ -63,8 +64,8 @@ def _recurrent_apply(params: PyTree, e: Array, mask: Array) -> tuple[Array, Arra
         return (state, row), row
 
     # Decoded in reverse, from the last state of the encoder.
-    last, path = jax.lax.scan(encode, jnp.zeros((hidden,), e.dtype), (e, mask))
-    _, rebuilt = jax.lax.scan(decode, (last, jnp.zeros_like(e[0])), mask, reverse=True)
+    last, path = loops.scan(encode, jnp.zeros((hidden,), e.dtype), (e, mask))
+    _, rebuilt = loops.scan(decode, (last, jnp.zeros_like(e[0])), mask, reverse=True)
     return masked_mean(path, mask).astype(e.dtype), _rebuilt_loss(rebuilt, e, mask)
 
 

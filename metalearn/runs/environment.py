@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from metalearn.core.cache import cache_root
+from metalearn.core.optional import require
 
 
 def versions() -> dict[str, str]:
@@ -75,8 +76,7 @@ def share_compilations(folder: Path | str) -> None:
       NotImplementedError: the file system of the folder has no locks.
       ImportError: filelock is not installed, and jax needs it as well.
     """
-    import filelock
-
+    filelock = require("filelock", "to share compiled programs")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lockfile", timeout=10):

@@ -1,16 +1,23 @@
-"""Distributions of tasks in pure JAX."""
+"""Distributions of tasks in pure JAX, and tasks of the user drawn on the device."""
 
 from metalearn.tasks.ambiguous import ambiguous
 from metalearn.tasks.families import FAMILIES, function_families
+from metalearn.tasks.generated import from_generator
 from metalearn.tasks.mixtures import mixture
+from metalearn.tasks.own import from_tasks, in_order
 from metalearn.tasks.sinusoid import sinusoid
 from metalearn.tasks.styles import STYLES, styled
+from metalearn.tasks.table import from_table
 
 __all__ = [
     "FAMILIES",
     "STYLES",
     "ambiguous",
+    "from_generator",
+    "from_table",
+    "from_tasks",
     "function_families",
+    "in_order",
     "mixture",
     "sinusoid",
     "styled",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import logging
 import shutil
@@ -22,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import checks, digest, files, lock, mesh, trees
+from metalearn.core import checks, digest, files, lock, mesh, optional, trees
 from metalearn.core.files import read_json as read_json
 from metalearn.core.types import PyTree
 
@@ -55,10 +54,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2, run: str = ""):
+        optional.check("to save and restore checkpoints", "orbax")
         checks.whole_number("keep", keep, least=1)
         files.check_name(folder, "the folder of checkpoints")
-        if importlib.util.find_spec("orbax") is None:
-            raise ImportError("checkpoints need a package: pip install orbax-checkpoint")
         self.folder = Path(folder).absolute()
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{folder} is a file; expected a folder, or none yet.")

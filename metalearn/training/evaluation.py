@@ -17,6 +17,7 @@ from metalearn.core import metrics as metrics_of
 from metalearn.core.keys import check_key
 from metalearn.core.learner import MetaLearner, describe, is_transductive
 from metalearn.core.model import Variables
+from metalearn.core.programs import kept_with_owner
 from metalearn.core.task import (
     Task,
     Tasks,
@@ -235,7 +236,7 @@ def _row(tasks: Task, key: Key, number: Array) -> Task:
     return jax.tree.map(lambda leaf: leaf[place], tasks)
 
 
-@functools.lru_cache(maxsize=64)
+@kept_with_owner
 def _evaluator(
     learner: MetaLearner,
     draw: Callable[[PyTree, Key, Array], Task],

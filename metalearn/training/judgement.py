@@ -13,6 +13,7 @@ from metalearn.core import metrics as metrics_of
 from metalearn.core.keys import of_seed
 from metalearn.core.learner import MetaLearner, hashable
 from metalearn.core.model import Variables
+from metalearn.core.programs import kept_with_owner
 from metalearn.core.task import Examples, Task
 from metalearn.core.types import Array, LossFn, PyTree
 
@@ -99,7 +100,7 @@ def _check_first(
     return ways
 
 
-@functools.lru_cache(maxsize=64)
+@kept_with_owner
 def _report_of(
     learner: MetaLearner, judged: Judgement | None
 ) -> Callable[[Variables, Task], tuple[PyTree, dict[str, Array]]]:

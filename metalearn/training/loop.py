@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 
 from metalearn.core import cost, labels, mesh, trees
 from metalearn.core.keys import of_seed
+from metalearn.core.programs import kept_with_owner
 from metalearn.core.task import Task, TaskSampler, TaskStream, next_batch, sample_batch
 from metalearn.core.types import Array, Key, Metrics, PyTree
 from metalearn.training.trainer import MetaTrainer, TrainState
@@ -121,7 +121,7 @@ def advance_of(
     return advance, choice
 
 
-@functools.lru_cache(maxsize=64)
+@kept_with_owner
 def _compiled_loop(
     trainer: MetaTrainer,
     sample: Callable[..., Task],
@@ -193,7 +193,7 @@ def _sampled(sample: Callable[..., Task], data: PyTree, key: Key, num: int) -> T
     return sample_batch(TaskSampler(sample, data), data, jax.random.split(key, num))
 
 
-@functools.lru_cache(maxsize=64)
+@kept_with_owner
 def _compiled_step(trainer: MetaTrainer, stops: bool, ways: int | None, limit: int):
     step, choice = _one_step(trainer, ways), cost.Choice(limit)
 
@@ -266,7 +266,7 @@ def _wide(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-@functools.lru_cache(maxsize=64)
+@kept_with_owner
 def _report_of(trainer: MetaTrainer) -> Callable[[TrainState, Task], Metrics]:
     """One function a trainer, so that a second call of `fit` traces nothing."""
     return lambda state, tasks: trainer.step(state, tasks, key=of_seed(0))[1]

@@ -20,6 +20,7 @@ import numpy as np
 from metalearn.core import checks, cost, kinds, labels, mesh, metrics
 from metalearn.core.keys import check_key
 from metalearn.core.learner import MetaLearner
+from metalearn.core.programs import kept_with_owner
 from metalearn.core.task import Examples, Task, TaskSampler, stack_tasks
 from metalearn.core.types import Array, Key, LossFn, PyTree
 from metalearn.training.diagnosis import not_finite
@@ -337,7 +338,7 @@ def _report(
     return outputs, judge(learner, judged, outputs, query)
 
 
-@functools.lru_cache(maxsize=64)
+@kept_with_owner
 def _compiled_judge(learner: MetaLearner, judged: Judgement):
     """One program for all tasks and all numbers of examples."""
 

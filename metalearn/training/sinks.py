@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from metalearn.core import files, kinds
+from metalearn.core import files, kinds, optional
 
 Row = Mapping[str, Any]
 Sink = Callable[[Row], None]
@@ -98,10 +98,12 @@ class Progress:
         unit: str = "step",
     ):
         if show is None:
+            # A bar that nobody asked for is no reason to fail without tqdm.
             show = sys.stderr.isatty() or "ipykernel" in sys.modules
+            show = show and optional.available("tqdm")
         self._bar = None
         if show:
-            from tqdm.auto import tqdm
+            tqdm = optional.require("tqdm.auto", "to show progress").tqdm
 
             self._bar = tqdm(
                 total=total, initial=start, desc=label, unit=unit, dynamic_ncols=True

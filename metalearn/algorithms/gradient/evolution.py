@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from metalearn.core import loops
 from metalearn.core.types import Array, Key, PyTree
 
 
@@ -91,7 +92,7 @@ def climb(
         params = jax.tree.map(lambda p, m: jnp.where(better, m[best], p), params, moved)
         return (params, jnp.where(better, values[best], lowest)), None
 
-    return jax.lax.scan(round_of, (params, height(params)), keys)[0][0]
+    return loops.scan(round_of, (params, height(params)), keys)[0][0]
 
 
 def evolve(
@@ -117,7 +118,7 @@ def evolve(
         updates, opt_state = inner_opt.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
-    return jax.lax.scan(step, (params, inner_opt.init(params)), keys)[0][0]
+    return loops.scan(step, (params, inner_opt.init(params)), keys)[0][0]
 
 
 def as_scalar(value: Any) -> Array:

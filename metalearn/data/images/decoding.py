@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.core.optional import require
 from metalearn.data.images.limits import Limits
 
 IMAGE_SUFFIXES = (
@@ -44,15 +45,9 @@ def pillow() -> Any:
     """The module `PIL.Image`, imported only when an image is read.
 
     Raises:
-      ImportError: Pillow is not installed.
+      MissingPackage: Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            "Images are read with Pillow, which is not installed: pip install pillow"
-        ) from error
-    return Image
+    return require("PIL.Image", "to read images")
 
 
 def decode_image(data: bytes, *, mode: str, where: str) -> np.ndarray:

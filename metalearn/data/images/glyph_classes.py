@@ -42,8 +42,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
+from metalearn.core.optional import require
 from metalearn.data.images.glyph_faces import Face
 
 MIN_FACES = 12
@@ -283,6 +283,7 @@ def _box(pixels):
     scale = _BOX / max(height, width)
     # Even sides, so that the glyph is centred to the pixel and stays so when turned.
     size = max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2))
+    Image = require("PIL.Image", "to draw characters")
     canvas = Image.new("L", (_SIDE, _SIDE))
     corner = (_SIDE - size[0]) // 2, (_SIDE - size[1]) // 2
     canvas.paste(Image.fromarray(pixels).resize(size, Image.Resampling.BOX), corner)

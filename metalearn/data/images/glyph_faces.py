@@ -8,12 +8,12 @@ of the machine is used, so the set is the same everywhere.
 
 from __future__ import annotations
 
-import importlib
 import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFont
+
+from metalearn.core.optional import require
 
 # In order of preference as drawers: one regular face of every family first, then
 # slanted and bold ones, families alternating.
@@ -50,7 +50,8 @@ class Face:
     """
 
     def __init__(self, name: str, *, size: int):
-        from fontTools.ttLib import TTFont
+        TTFont = require("fontTools.ttLib", "to read typefaces").TTFont
+        ImageFont = require("PIL.ImageFont", "to draw characters")
 
         data = _font_bytes(name)
         self.name = name
@@ -92,6 +93,7 @@ class Face:
         Returns:
           uint8 `[side / factor, side / factor]`, ink 255.
         """
+        Image = require("PIL.Image", "to draw characters")
         mask, (left, top) = self._font.getmask2(chr(code_point), mode="L", anchor="ls")
         image = Image.frombytes("L", mask.size, bytes(mask))
         canvas = Image.new("L", (side, side))
@@ -99,6 +101,7 @@ class Face:
         return np.asarray(canvas.reduce(factor))
 
     def _render(self, character):
+        Image = require("PIL.Image", "to draw characters")
         mask = self._font.getmask(character, mode="L")
         if 0 in mask.size:
             return None
@@ -109,9 +112,9 @@ class Face:
 
 def _font_bytes(name):
     if "_" in name:
-        module = importlib.import_module(f"pymupdf_fonts.{name}")
+        module = require(f"pymupdf_fonts.{name}", "to draw characters")
         return module.fontbuffer
-    import matplotlib
+    matplotlib = require("matplotlib", "to draw characters")
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
     if not path.is_file():

@@ -18,8 +18,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image, ImageFilter, features
 
+from metalearn.core import optional
+from metalearn.core.optional import require
 from metalearn.data.builders import PartSource, RecordSource
 from metalearn.data.images.archives import fingerprint
 from metalearn.data.images.glyph_classes import (
@@ -52,6 +53,8 @@ def glyphs_config() -> str:
 
 def drawing_versions() -> dict[str, str]:
     """Versions of everything that decides what the pixels are."""
+    features = require("PIL.features", "to draw characters")
+    optional.check("to draw characters", "matplotlib", "pymupdf_fonts")
     packages = {
         name: importlib.metadata.version(name)
         for name in ("pillow", "matplotlib", "pymupdf-fonts")
@@ -106,6 +109,7 @@ def draw(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     )
     weight = rng.integers(-1, 2)
     angle = np.deg2rad(ROTATION_DEGREES * angle)
+    Image = require("PIL.Image", "to draw characters")
     glyph = _change_weight(Image.fromarray(ink), weight)
     scale = BOX * _OVERSAMPLING / max(glyph.size)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -126,6 +130,9 @@ def draw(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _change_weight(glyph, weight):
     """Thins (-1) or thickens (1) the strokes by about a fortieth of the glyph."""
+    Image, ImageFilter = (
+        require(f"PIL.{name}", "to draw characters") for name in ("Image", "ImageFilter")
+    )
     margin = 4  # an empty border, so that nothing is cut and edges blend out
     wide = Image.new("L", (glyph.width + 2 * margin, glyph.height + 2 * margin))
     wide.paste(glyph, (margin, margin))

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.core.optional import check, require
 from metalearn.data import records
 from metalearn.data.images.decoding import HOW, decode_image
 from metalearn.data.images.image_sets import PARTS, ImageDataset, from_arrays
@@ -62,6 +63,7 @@ def load_tfds(
         image or label, or has images of several sizes.
     """
     limits = Limits(**({} if max_bytes is None else {"max_bytes": max_bytes}))
+    check("to read its sets", "tensorflow_datasets", "array_record")
     directory = _prepared_dir(name, data_dir)
     if splits is None and (directory / "metadata.json").is_file():
         # Written by this library, whose parts are a split of the classes already.
@@ -160,14 +162,7 @@ def _examples(builder, name, directory, image_key, label_key, mode, limits):
 
 
 def _tfds():
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ImportError(
-            "Sets of TFDS are read with tensorflow_datasets, which is not installed: "
-            "pip install tensorflow-datasets array_record"
-        ) from error
-    return tfds
+    return require("tensorflow_datasets", "to read its sets")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,210 @@
+"""Columns of a table as arrays: numbers, categories, classes and groups."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# Wider one-hot columns are a mistake, or would not fit the device.
+MOST_VALUES = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """What the columns of a table mean; the mapping from values to numbers.
+
+    Attributes:
+      x: Names of the input columns.
+      y: Name of the target column.
+      group: Name of the column that tells the tasks apart.
+      categories: Values of each column of categories `{name: values}`, in the order of
+        their codes.
+      classes: Names of the classes in the order of their indices; `None` for numbers.
+      encode: Word for how categories become inputs, "one-hot" or "codes".
+    """
+
+    x: tuple[str, ...]
+    y: str
+    group: str
+    categories: dict[str, tuple]
+    classes: tuple | None
+    encode: str
+
+    def inputs(self, table: Table) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers, float32 `[R, D]`, and codes of the categories, int32 `[R, C]`."""
+        num = len(table[self.y])
+        numbers, codes = [np.zeros((num, 0), np.float32)], [np.zeros((num, 0), np.int32)]
+        for name in self.x:
+            if name in self.categories:
+                codes.append(coded(table[name], self.categories[name], name)[:, None])
+            else:
+                numbers.append(_numbers(table[name], name))
+        return np.concatenate(numbers, axis=1), np.concatenate(codes, axis=1)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Number of values of each column of categories, in the order of the codes."""
+        return tuple(
+            len(self.categories[name]) for name in self.x if name in self.categories
+        )
+
+    def targets(self, table: Table) -> np.ndarray:
+        """The target column: int32 `[R]` for classes, float32 `[R, D]` for numbers."""
+        if self.classes is None:
+            return _numbers(table[self.y], self.y)
+        return coded(table[self.y], self.classes, self.y)
+
+
+class Table:
+    """A data frame, a dictionary of columns or a structured array, column by column.
+
+    Raises:
+      TypeError: it is something else.
+      ValueError: columns differ in length, or there is no row.
+    """
+
+    def __init__(self, table: Any):
+        if isinstance(table, np.ndarray) and table.dtype.names:
+            self.names = list(table.dtype.names)
+        elif isinstance(table, Mapping):
+            self.names = list(table)
+        elif hasattr(table, "columns") and hasattr(table, "__getitem__"):
+            self.names = list(table.columns)
+        else:
+            raise TypeError(
+                f"table is a {type(table).__name__}; expected a data frame, a dictionary "
+                "of columns, or a structured NumPy array."
+            )
+        self._table = table
+        lengths = {name: len(self[name]) for name in self.names}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"columns have lengths {lengths}; expected one length.")
+        if not lengths or not max(lengths.values()):
+            raise ValueError("table has no row; expected one or more.")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        column = self._table[name]
+        values = np.asarray(column)
+        if values.ndim not in (1, 2):
+            raise ValueError(
+                f"column {name!r} has shape {values.shape}; expected [R], or [R, D] for "
+                "several numbers a row."
+            )
+        return values
+
+    def order_of(self, name: str) -> list[Any] | None:
+        """Values of a categorical column of a data frame, in its own order."""
+        categories = getattr(getattr(self._table[name], "cat", None), "categories", None)
+        return None if categories is None else np.asarray(categories).tolist()
+
+    def check_names(self, option: str, names: Sequence[str]) -> None:
+        """Raises a `ValueError` if the table lacks a column that an option names."""
+        for name in names:
+            if name not in self.names:
+                near = difflib.get_close_matches(str(name), map(str, self.names), n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ValueError(
+                    f"{option} names the column {name!r}; there are "
+                    f"{', '.join(map(repr, self.names))}.{hint}"
+                )
+
+
+def is_number(values: np.ndarray) -> bool:
+    """Whether a column holds numbers; true values count as numbers, text does not."""
+    if values.dtype.kind == "O":
+        return all(
+            isinstance(v, (int, float, np.number, np.bool_)) or missing(v)
+            for v in values.reshape(-1)
+        )
+    return values.dtype.kind in "biuf"
+
+
+def missing(value: Any) -> bool:
+    """Whether a value is none: `None`, NaN, or what data frames have in its place."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    try:
+        return bool(value != value)
+    except (TypeError, ValueError):
+        return False
+
+
+def check_complete(values: np.ndarray, name: str) -> None:
+    """Raises a `ValueError` that names column and row if a value is missing."""
+    flat = values.reshape(len(values), -1)
+    if values.dtype.kind == "f":
+        bad = ~np.isfinite(flat).all(1)
+    elif values.dtype.kind == "O":
+        bad = np.asarray([any(map(missing, row)) for row in flat])
+    elif values.dtype.kind in "mM":
+        bad = np.isnat(flat).any(1)
+    else:
+        return
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(
+            f"column {name!r} holds {flat[row].tolist()[0]!r} in row {row}, counted from "
+            f"0, and no usable value in {int(bad.sum())} of {len(bad)} rows. Drop or fill "
+            "them."
+        )
+
+
+def values_of(values: np.ndarray, name: str, order: list[Any] | None = None) -> tuple:
+    """The different values of a column: in the given order, else sorted.
+
+    Raises:
+      ValueError: a value is missing, or kinds of values are mixed.
+    """
+    check_complete(values, name)
+    if values.ndim != 1 or values.dtype.kind in "mM":
+        raise ValueError(
+            f"column {name!r} has shape {values.shape} and dtype {values.dtype}; expected "
+            "[R] of text or whole numbers. Times become numbers by astype('int64')."
+        )
+    found = set(values.tolist())
+    if order is not None:
+        return tuple(value for value in order if value in found)
+    try:
+        return tuple(sorted(found))
+    except TypeError:
+        kinds = sorted({type(value).__name__ for value in found})
+        raise ValueError(
+            f"column {name!r} mixes {' and '.join(kinds)}; expected values of one kind. "
+            "Make text of it: column.astype(str)."
+        ) from None
+
+
+def coded(values: np.ndarray, known: tuple, name: str) -> np.ndarray:
+    """Places of the values in `known`, int32 `[R]`.
+
+    Raises:
+      ValueError: a value is none of them; names the row.
+    """
+    check_complete(values, name)
+    index = {value: i for i, value in enumerate(known)}
+    codes = [index.get(value, -1) for value in values.tolist()]
+    found = np.asarray(codes, np.int32)
+    if (found < 0).any():
+        row = int((found < 0).argmax())
+        raise ValueError(
+            f"column {name!r} holds {values.tolist()[row]!r} in row {row}, counted from 0, "
+            f"which is none of the {len(known)} known values. Drop such rows, or make the "
+            "mapping from a table that has all values."
+        )
+    return found
+
+
+def _numbers(values: np.ndarray, name: str) -> np.ndarray:
+    check_complete(values, name)
+    if not is_number(values):
+        raise ValueError(
+            f"column {name!r} has dtype {values.dtype}; expected numbers, as in the table "
+            "that the mapping comes from. Times become numbers by column.astype('int64')."
+        )
+    found = values.astype(np.float32)
+    check_complete(found, name)  # beyond float32 is infinite
+    return found.reshape(len(found), -1)
