@@ -44,6 +44,7 @@ from metalearn.training.online import (
     follow_the_meta_leader,
     regret,
 )
+from metalearn.training.prediction import Prediction, predict
 from metalearn.training.trainer import MetaTrainer, TrainState, meta_trainer
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ __all__ = [
     "Model",
     "NonFiniteGradient",
     "OnlineResult",
+    "Prediction",
     "Task",
     "TaskSampler",
     "TaskStream",
@@ -91,6 +93,7 @@ __all__ = [
     "models",
     "pad_examples",
     "paired_difference",
+    "predict",
     "regret",
     "sample_batch",
     "sinks",

@@ -1,4 +1,4 @@
-"""Runs: each has a folder, and functions to train, evaluate, report and draw."""
+"""Runs: each has a folder, and functions to train, evaluate, predict, report and draw."""
 
 from metalearn.runs.folder import (
     Run,
@@ -8,6 +8,7 @@ from metalearn.runs.folder import (
     stored_data_dir,
     write_json,
 )
+from metalearn.runs.predict import ImagePredictions, predict
 from metalearn.runs.run import (
     best,
     check_images,
@@ -20,6 +21,7 @@ from metalearn.runs.run import (
 )
 
 __all__ = [
+    "ImagePredictions",
     "Run",
     "best",
     "check_folder",
@@ -28,6 +30,7 @@ __all__ = [
     "draw",
     "judge",
     "load",
+    "predict",
     "results",
     "same_test_data",
     "start",
