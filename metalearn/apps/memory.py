@@ -51,4 +51,4 @@ def in_words(num_bytes: float) -> str:
     """A number of bytes, such as "2.4 GB"."""
     units = ("bytes", "kB", "MB", "GB", "TB")
     power = min(int(math.log10(max(num_bytes, 1))) // 3, len(units) - 1)
-    return f"{num_bytes / 1000**power:,.3g} {units[power]}"
+    return f"{num_bytes / 1000**power:,.4g} {units[power]}"

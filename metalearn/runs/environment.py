@@ -16,6 +16,7 @@ import jax
 
 from metalearn.core import mesh
 from metalearn.core.cache import cache_root
+from metalearn.core.errors import in_short
 
 MOST_PROCESSES = 4096
 
@@ -145,6 +146,7 @@ def connect(
 
     Raises:
       ValueError: the numbers do not fit together.
+      ConnectionError: the other processes did not come.
     """
     if not 1 <= processes <= MOST_PROCESSES or not 0 <= process < processes:
         raise ValueError(
@@ -170,10 +172,17 @@ def connect(
         with contextlib.suppress(RuntimeError):
             split_cpu(cores())
     if processes > 1:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes=processes,
-            process_id=process,
-            initialization_timeout=60,
-            heartbeat_timeout_seconds=20,  # a dead process stops the others by then
-        )
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                num_processes=processes,
+                process_id=process,
+                initialization_timeout=60,
+                heartbeat_timeout_seconds=20,  # a dead process stops the others by then
+            )
+        except jax.errors.JaxRuntimeError as error:
+            raise ConnectionError(
+                f"the {processes} processes did not meet at {coordinator} "
+                f"({in_short(error)}). Start the command once for each process, all with "
+                "the address of the first."
+            ) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ def load_tfds(
 
     Raises:
       FileNotFoundError: The set is not prepared.
-      ValueError: The set has no image or label, or has images of several sizes.
+      ValueError: The name is no name of a set. The set has no image or label, or has images of several sizes.
     """
+    _check_name(name)
     import tensorflow_datasets as tfds
 
     directory = _prepared_dir(name, data_dir)
@@ -117,6 +119,19 @@ def _select(images, labels, names, chosen):
         np.asarray([new[label] for label in labels[rows].tolist()]),
         class_names=chosen,
     )
+
+
+# A name becomes a path below the folder of TFDS, and must not lead out of it.
+_NAME = re.compile(r"[A-Za-z0-9]\w*(/\w[\w.+-]*)?(:\w[\w.]*)?", re.ASCII)
+
+
+def _check_name(name):
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{f'tfds:{name}'!r} is no name of a TFDS set; expected tfds:NAME, "
+            "tfds:NAME/CONFIG or tfds:NAME:VERSION. For a folder of images give "
+            "folder:PATH."
+        )
 
 
 def _prepared_dir(name, data_dir):
