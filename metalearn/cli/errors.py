@@ -57,6 +57,9 @@ def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int
     shows = any(word in switches for word in argv)
     shows |= os.environ.get("METALEARN_TRACEBACK", "") not in ("", "0")
     rest = [word for word in argv if word not in switches]
+    # A "±", or a file of any name, must not end a command on a narrow terminal.
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return command(rest)
     except SystemExit as stop:

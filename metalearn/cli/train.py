@@ -64,8 +64,15 @@ def _folders(name: str, options: cli_options.TrainOptions) -> dict[int, Path]:
     """Run folder of each seed.
 
     Raises:
-      ValueError: options exclude one another.
+      ValueError: options exclude one another, or `--out` is no path.
     """
+    out = options.out
+    # What is not UTF-8 fails at the first checkpoint, minutes later.
+    whole = out is None or out.encode("utf-8", "ignore").decode() == out
+    if not whole or (out is not None and (not out.strip() or "\0" in out)):
+        raise ValueError(
+            f"--out is {out!r}; expected the path of a folder in UTF-8, such as runs/mine."
+        )
     if options.seeds is None:
         folder = options.out or f"runs/{name}-seed{options.seed}"
         return {options.seed: Path(folder)}

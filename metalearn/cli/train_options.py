@@ -49,7 +49,10 @@ def parse_train(argv: Sequence[str]) -> tuple[str, TrainOptions, Recipe]:
     # The help of tyro comes from the docstring, and its types from names in the module.
     settings.__doc__, settings.__module__ = Recipe.__doc__, Recipe.__module__
     alone = tyro.conf.arg(name="")  # without a prefix
-    own = TrainOptions(seed=stored.seed) if resumed else TrainOptions()
+    # Of several seeds, each run has its own.
+    own = TrainOptions()
+    if resumed and "seeds" not in asked:
+        own = TrainOptions(seed=stored.seed)
     fields: list[Any] = [
         ("run", Annotated[TrainOptions, alone], own),
         ("settings", Annotated[settings, alone], dataclasses.field(default=settings())),

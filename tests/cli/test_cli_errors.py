@@ -1,6 +1,7 @@
 """Bad command lines, damaged run folders and failures: one message, one exit status."""
 
 import errno
+import io
 import json
 import re
 import shutil
@@ -93,7 +94,8 @@ UNEXPECTED = [
 
 
 @pytest.mark.parametrize(("command", "message"), UNEXPECTED)
-def test_an_unexpected_failure_says_so(command, message, capsys):
+def test_an_unexpected_failure_says_so(command, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(errors.tempfile, "tempdir", str(tmp_path))
     assert errors.guarded(command, ["train", "a b"]) == 1
     _, err = capsys.readouterr()
     assert message in err and "Traceback (most recent" not in err
@@ -111,6 +113,7 @@ def test_an_unexpected_failure_says_so(command, message, capsys):
 
 @pytest.mark.parametrize("way", ["--traceback", "--debug", "environment"])
 def test_the_traceback_is_shown_if_asked_for(way, capsys, monkeypatch):
+    monkeypatch.delenv("METALEARN_TRACEBACK", raising=False)
     words = [] if way == "environment" else [way]
     if way == "environment":
         monkeypatch.setenv("METALEARN_TRACEBACK", "1")
@@ -125,9 +128,21 @@ def test_the_traceback_is_shown_if_asked_for(way, capsys, monkeypatch):
 
 
 def test_a_temporary_folder_that_is_full_hides_no_traceback(capsys, monkeypatch):
-    monkeypatch.setattr(errors.tempfile, "mkstemp", _raising(OSError(28, "No space")))
+    def full(**options):
+        raise OSError(errno.ENOSPC, "No space")
+
+    monkeypatch.setattr(errors.tempfile, "mkstemp", full)
     assert errors.guarded(_by_the_interpreter, []) == 1
     assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_ends_no_command(monkeypatch):
+    """91 ± 1 % is printed after minutes of training, and ASCII has no such sign."""
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert errors.guarded(lambda argv: print("91 ± 1 % of \udcff.png") or 0, []) == 0
+    narrow.flush()
+    assert narrow.buffer.getvalue() == rb"91 \xb1 1 % of \udcff.png" + b"\n"
 
 
 def test_only_what_this_package_raises_is_said():
@@ -208,7 +223,8 @@ def test_reading_names_what_was_read():
         (("train", "--app.dataset", "tfds:**", "--out", "never"), "tfds"),
         (("train", "--app.dataset", "folder:nowhere", "--out", "never"), "does not exist"),
         (("train", "--out", ""), "--out"),
-        (("train", "--out", "a\0b", "sinusoid-maml"), "out"),
+        (("train", "--out", "a\0b", "sinusoid-maml"), "expected the path of a folder"),
+        (("train", "--out", "a\udcff", "sinusoid-maml"), "expected the path of a folder"),
         (("train", "--out", "x" * 5000, "sinusoid-maml"), "name too long"),
         (("evaluate",), "run"),
         (("evaluate", ""), "holds no run"),

@@ -42,7 +42,8 @@ def load_tfds(
 
     Raises:
       FileNotFoundError: The set is not prepared.
-      ValueError: The name is no name of a set. The set has no image or label, or has images of several sizes.
+      ValueError: The name is none of a set, or the set has no image or label, or has
+        images of several sizes.
     """
     _check_name(name)
     import tensorflow_datasets as tfds
