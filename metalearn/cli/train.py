@@ -153,6 +153,8 @@ def _train_one(
     try:
         with cli_options.reading_run(run.folder):
             step = runs.checkpoint_step(run)
+            if step:
+                runs.best(run)  # what is damaged is named before training
         if step:
             say(f"Going on from step {step:,} of {run.recipe.steps:,}")
         with library_messages():

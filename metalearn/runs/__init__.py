@@ -8,7 +8,7 @@ from metalearn.runs.folder import (
     stored_data_dir,
     write_json,
 )
-from metalearn.runs.predict import ImagePredictions, predict
+from metalearn.runs.prediction import ImagePredictions, predict
 from metalearn.runs.run import (
     best,
     check_images,

@@ -245,7 +245,7 @@ def test_reading_names_what_was_read():
         ),
         (("predict", "r", "--support", "a", "--images", "b", "--invert", "x"), "invert"),
         (("data", "prepare", "tfds:mnist"), "TFDS prepares its own sets"),
-        (("data", "prepare", "glyphs", "--image-size", 9), "has neither"),
+        (("data", "prepare", "glyphs", "--image-size", 9), "takes neither"),
         (("--print-completion",), "bash, zsh, fish"),
         (("--print-completion", "tcsh"), "bash, zsh, fish"),
         (("--json",), "unknown command"),

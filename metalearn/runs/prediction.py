@@ -16,7 +16,7 @@ from metalearn.core.learner import describe
 from metalearn.core.task import Examples
 from metalearn.runs.folder import Run, load
 from metalearn.runs.run import best
-from metalearn.training import prediction
+from metalearn.training import prediction as adapted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def predict(
     learner = recipe.build_judged(run.record)
     variables, _ = best(run)
     examples = Examples.of(_floats(found.support), found.labels)
-    result = prediction.predict(learner, variables, examples, _floats(found.queries))
+    result = adapted.predict(learner, variables, examples, _floats(found.queries))
     return ImagePredictions(
         images=found,
         probabilities=result.probabilities,
