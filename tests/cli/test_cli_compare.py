@@ -188,7 +188,8 @@ def test_resuming_needs_no_option_again(base, trained_sine, tmp_path):
     name, options, recipe = parse_train([str(word) for word in words[1:]])
     assert recipe == runs.load(trained_sine).recipe
     assert (name, options.seed) == ("sinusoid-maml", 0)
-    assert "Going on from step 20 of 20" in ok(*words)
+    facts = {"name": name, "recipe": recipe, "seed": options.seed, "resume": True}
+    runs.check_folder(tmp_path / "run", **facts)
 
 
 @pytest.mark.parametrize(

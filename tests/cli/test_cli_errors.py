@@ -145,6 +145,13 @@ def test_a_narrow_terminal_ends_no_command(monkeypatch):
     assert narrow.buffer.getvalue() == rb"91 \xb1 1 % of \udcff.png" + b"\n"
 
 
+@pytest.mark.parametrize("devices", [0, -1, 1_000_000, True, 2.0, "2"])
+def test_a_mesh_of_no_number_of_devices_has_no_hint_that_hangs(devices):
+    with pytest.raises(ValueError, match="expected 1 to 8") as caught:
+        ml.task_mesh(devices)
+    assert "jax_num_cpu_devices" not in str(caught.value)
+
+
 def test_only_what_this_package_raises_is_said():
     for fault, said in (
         (lambda: ml.task_mesh(0), True),
@@ -365,6 +372,40 @@ def test_damaged_runs_are_named(trained_sine, tmp_path, kind):
         assert code == 2
 
 
+JUNK = {
+    "a list": b"[]",
+    "deep": DEEP,
+    "empty": b"",
+    "no keys": b"{}",
+    "bytes": b"\xff\x00",
+    "half a set": b'{"fileFormat": "array_record"}',
+    "wrong kinds": b'{"fileFormat": "array_record", "splits": 3, "name": []}',
+}
+
+
+@pytest.mark.parametrize("kind", JUNK)
+def test_damaged_data_sets_are_named(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    for path, name in (
+        (tmp_path / "tfds" / "mnist" / "3.0.1", "dataset_info.json"),
+        (tmp_path / "cache" / "omniglot" / "a" / "1.0.0", "metadata.json"),
+    ):
+        path.mkdir(parents=True)
+        (path / name).write_bytes(JUNK[kind])
+    for words, named in (
+        (("train", "--app.dataset", "tfds:mnist", "--out", "never"), "mnist"),
+        (("train", "omniglot-maml", "--out", "never"), "omniglot"),
+        (("data", "list"), str(tmp_path / "cache")),
+    ):
+        code, out, err = run(*words)
+        assert code == 2, (words, out, err)
+        assert "Traceback" not in err and "unexpected" not in err, err
+        assert named in err
+    assert not (tmp_path / "never").exists()
+
+
 def test_json_stands_alone(trained_sine, monkeypatch):
     """Whatever a library prints, the standard output is JSON."""
     from metalearn import runs
@@ -376,9 +417,9 @@ def test_json_stands_alone(trained_sine, monkeypatch):
         return judge(*args, **options)
 
     monkeypatch.setattr(runs, "judge", talking)
-    code, out, err = run("evaluate", trained_sine, "--json", "--tasks=3")
+    code, out, err = run("evaluate", trained_sine, "--json")
     assert code == 0
-    assert json.loads(out)["num_tasks"] == 3
+    assert json.loads(out)["num_tasks"] == 5
     assert "a library talks" in err
 
 

@@ -14,6 +14,8 @@ from metalearn import runs
 from metalearn.apps import FewShotImages, Recipe, learners, plots, sgd
 from metalearn.apps.images import own, pictures
 from metalearn.apps.images.own import read_own
+from metalearn.cli import predict as command
+from metalearn.runs import prediction
 
 # Orbax leaves its event loop and threads to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -192,9 +194,7 @@ def without_training(tmp_path, monkeypatch):
         run = runs.Run(folder=tmp_path, name="x", recipe=recipe, seed=0, record=facts)
         task = recipe.app.example(facts)
         variables = jax.jit(recipe.build(facts).init)(jax.random.key(0), task)
-        from metalearn.runs import predict as module
-
-        monkeypatch.setattr(module, "best", lambda run: (variables, {}))
+        monkeypatch.setattr(prediction, "best", lambda run: (variables, {}))
         return run, variables
 
     return make
@@ -274,10 +274,10 @@ def test_the_command(trained, support, new, tmp_path):
     x = same.images.support.astype(np.float32) / 255
     variables = runs.best(opened)[0]
     adapted = jax.jit(learner.adapt)(variables, ml.Examples.of(x, same.images.labels))
-    logits = learner.predict(adapted, same.images.queries.astype(np.float32) / 255)
-    expected = jax.nn.softmax(logits)
+    logits = jax.jit(learner.predict)(adapted, same.images.queries / np.float32(255))
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(same.probabilities, expected, rtol=1e-3, atol=1e-5)
-    out = ok(*words)
+    out = command._in_words(found)
     best = found["images"][0]
     assert best["class"] in out and f"{best['probability']:.1%}" in out
     assert "alpha 2, beta 1, gamma 3" in out
@@ -309,9 +309,9 @@ def test_a_picture_of_many(tmp_path):
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "show_image", lambda ax, image, colour: drawn.append(image))
-        pictures.predictions(
-            tmp_path / "p.png", images, np.eye(20)[:1].repeat(60, 0), title="t"
-        )
+        least = {"max_ways": 5, "max_shots": 2, "max_images": 9}
+        probabilities = np.eye(20)[:1].repeat(60, 0)
+        pictures.predictions(tmp_path / "p.png", images, probabilities, title="t", **least)
     assert (tmp_path / "p.png").stat().st_size > 0
-    assert len(drawn) == 12 * 4 + 48
+    assert len(drawn) == 5 * 2 + 9
     assert plots.letter(0) == "A"
