@@ -97,9 +97,11 @@ def predict(
     variables, _ = best(run)
     examples = Examples.of(_floats(found.support), found.labels)
     result = adapted.predict(learner, variables, examples, _floats(found.queries))
+    ways = len(found.class_names)
     return ImagePredictions(
         images=found,
-        probabilities=result.probabilities,
+        # A fixed head has the logits of training; those without support have 0.
+        probabilities=result.probabilities[:, :ways],
         classes=result.classes,
         learner=str(describe(learner).get("name", run.recipe.learner.name)),
         transductive=result.transductive,

@@ -208,9 +208,8 @@ def test_a_metric_learner_takes_any_number_of_classes(tmp_path, new, without_tra
     np.testing.assert_allclose(found.probabilities.sum(-1), 1, rtol=1e-5)
     # By hand from the embeddings: squared distances to the means of the classes.
     offers = run.recipe.app.offers(run.recipe.learner, run.record, evaluating=True)
-    embed = lambda x: np.asarray(
-        offers["encoder"].apply(variables, x.astype(np.float32) / 255)[0], np.float64
-    )
+    encode = jax.jit(lambda x: offers["encoder"].apply(variables, x)[0])
+    embed = lambda x: np.asarray(encode(x / np.float32(255)), np.float64)
     support, queries = embed(found.images.support), embed(found.images.queries)
     means = [support[found.images.labels == c].mean(0) for c in range(9)]
     logits = -np.array([[np.sum((q - m) ** 2) for m in means] for q in queries])
@@ -235,8 +234,7 @@ def test_absent_classes_of_a_fixed_head_are_not_predicted(
 ):
     run, _ = without_training(learner)
     found = runs.predict(run, support=support, images=new)
-    assert found.probabilities.shape == (2, 4)
-    assert (found.probabilities[:, 3] == 0).all()
+    assert found.probabilities.shape == (2, 3)
     np.testing.assert_allclose(found.probabilities.sum(-1), 1, rtol=1e-5)
     assert {row["class"] for row in found.rows()} <= set(COUNTS)
     assert [len(row["probabilities"]) for row in found.rows()] == [3, 3]
