@@ -67,14 +67,16 @@ class _Speaker(logging.Handler):
 def library_messages() -> Iterator[None]:
     """Shows what the library logs, such as that the first step is compiled."""
     logger, speaker = logging.getLogger("metalearn"), _Speaker()
-    level = logger.level
+    level, propagate = logger.level, logger.propagate
     logger.addHandler(speaker)
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # other libraries print what reaches the root, once more
     try:
         yield
     finally:
         logger.removeHandler(speaker)
         logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def say_data(record: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What the command says while it works: completion, curves, bars, sinks."""
 
+import logging
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from commands import ok, refused
 from metalearn import apps
 from metalearn.apps import memory, plots
 from metalearn.cli import completion
+from metalearn.cli.console import library_messages
 from metalearn.training import sinks
 
 # -- Completion --------------------------------------------------------------------------
@@ -139,6 +141,17 @@ def test_a_notebook_without_widgets_has_a_bar_without_a_warning(monkeypatch, cap
             bar.update(2, {"loss": 0.5})
     shown = capsys.readouterr().err
     assert "compiling" in shown and "3/3" in shown and "loss=0.5" in shown
+
+
+def test_messages_of_the_library_are_lines_of_the_command(capsys, caplog):
+    logger = logging.getLogger("metalearn.training.loop")
+    before = logging.getLogger("metalearn").level
+    with library_messages():
+        logger.info("Compiling the first step ...")
+    logger.info("not said")
+    assert capsys.readouterr().out == "Compiling the first step ...\n"
+    assert not caplog.records  # the root logger, which other libraries print, has none
+    assert logging.getLogger("metalearn").level == before
 
 
 def test_the_documented_sinks_take_rows():
