@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,7 @@ def _predict(options: cli_options.PredictOptions) -> dict[str, Any]:
         )
     images = result.images
     if options.out is not None:
-        title = f"{result.learner} by the examples of {Path(options.support).name}"
+        title = f"Predictions of {result.learner} by the examples in {options.support}"
         pictures.predictions(options.out, images, result.probabilities, title=title)
     counts = np.bincount(images.labels)
     return {

@@ -41,6 +41,7 @@ def train(argv: list[str]) -> int:
             )
     devices = options.devices
     if devices is not None:
+        mesh.check_devices(devices, max(options.processes, 1))
         mesh.check_enough(recipe.tasks_per_step, devices)
     # Tasks of microseconds are slower if the cores share them.
     if devices is None and recipe.app.light and options.processes == 1:

@@ -14,7 +14,7 @@ from metalearn.apps.plots import (
     FAINT,
     GREY,
     INK,
-    RIGHT,
+    VALIDATION,
     figure_of,
     letter,
     short_name,
@@ -85,10 +85,11 @@ def predictions(
     for number in range(shown):
         row, column = divmod(number, columns)
         y = first + row * (_CELL + _LABEL)
-        show_image(place(column, y), _floats(images.queries[number]), RIGHT)
+        # Neither the colour of right nor that of wrong: nobody knows.
+        show_image(place(column, y), _floats(images.queries[number]), VALIDATION)
         words = f"{letter(int(best[number]))}  {probabilities[number, best[number]]:.0%}"
         text(centre(column), y + _CELL + 0.13, words, ha="center", fontweight="bold")
-        name = short_name(Path(images.files[number]).stem).replace("\n", " ")
+        name = _plain(Path(images.files[number]).name)
         text(centre(column), y + _CELL + 0.32, name, ha="center", fontsize=6, color=GREY)
     text(0.2, height - 0.24, _footer(images, ways, shown), color=GREY)
     figure.savefig(path)
@@ -115,6 +116,11 @@ def check_path(path: str | Path) -> None:
 
 def _floats(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float32) / 255
+
+
+def _plain(name: str) -> str:
+    """The end of a name, without characters that the font may lack or misread."""
+    return "".join(c for c in name if c.isascii() and c != "$")[-20:]
 
 
 def _footer(images: OwnImages, ways: int, shown: int) -> str:
