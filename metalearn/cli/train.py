@@ -122,13 +122,11 @@ def _train_here(
         if several:
             state = "is finished" if finished else "is trained"
             say(f"\nSeed {seed} {state} in {folder}")
-        if finished is None:
-            try:
-                finished = _train_one(argv, options, run, data)
-            except KeyboardInterrupt:
-                _say_how_to_go_on("Interrupted", argv, run, several)
-                return INTERRUPTED
-        found[seed] = finished
+        try:
+            found[seed] = finished or _train_one(argv, options, run, data)
+        except KeyboardInterrupt:
+            print("\n" + _how_to_go_on("Interrupted", argv, run), file=sys.stderr)
+            return INTERRUPTED
     if several:
         base = options.out or f"runs/{name}"
         seeds_table.report(recipe, found, folders, Path(f"{base}-seeds.json"))
@@ -166,23 +164,20 @@ def _train_one(
         if options.processes == 1:
             raise
         reason = str(error).splitlines()[0][:200]
-        _say_how_to_go_on(f"Another process of this run has stopped ({reason})", argv, run)
+        what = f"Another process of this run has stopped ({reason})"
+        print("\n" + _how_to_go_on(what, argv, run), file=sys.stderr)
         sys.stderr.flush()
         os._exit(1)  # an orderly exit would wait for the process that has stopped
 
 
-def _say_how_to_go_on(
-    what: str, argv: list[str], run: runs.Run, several: bool = False
-) -> None:
+def _how_to_go_on(what: str, argv: list[str], run: runs.Run) -> str:
     folder = run.folder / "checkpoints"
     steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
     saved = f"saved up to step {max(steps):,}" if steps else "nothing saved yet"
     # Of several seeds, those that exist go on anyway.
-    again = [*argv, *([] if "--resume" in argv or several else ["--resume"])]
-    print(
-        f"\n{what}, {saved}. Go on with:\n  {shlex.join(['metalearn', 'train', *again])}",
-        file=sys.stderr,
-    )
+    goes_on = any(word.split("=")[0] in ("--resume", "--seeds") for word in argv)
+    again = [*argv, *([] if goes_on else ["--resume"])]
+    return f"{what}, {saved}. Go on with:\n  {shlex.join(['metalearn', 'train', *again])}"
 
 
 def _finish(
