@@ -45,6 +45,7 @@ from metalearn.training.online import (
     follow_the_meta_leader,
     regret,
 )
+from metalearn.training.prediction import Prediction, predict
 from metalearn.training.save import load, save
 from metalearn.training.trainer import MetaTrainer, TrainState, meta_trainer
 
@@ -64,6 +65,7 @@ __all__ = [
     "Model",
     "NonFiniteGradient",
     "OnlineResult",
+    "Prediction",
     "Task",
     "TaskSampler",
     "TaskStream",
@@ -95,6 +97,7 @@ __all__ = [
     "models",
     "pad_examples",
     "paired_difference",
+    "predict",
     "regret",
     "sample_batch",
     "save",

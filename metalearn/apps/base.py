@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from metalearn.apps import learners
+from metalearn.apps import learners, memory
 from metalearn.apps.learners import Learner
 from metalearn.apps.optimisers import Optimiser, Outer, OwnOuter
 from metalearn.apps.records import (
@@ -166,10 +166,17 @@ class Recipe:
 
         Raises:
           TypeError: a constructor makes no `MetaLearner`.
-          ValueError: the learner refuses its settings.
+          ValueError: the learner refuses its settings, or memory is too small for them.
         """
-        state = self.state_like(record)
         task = jax.eval_shape(lambda: self.app.example(record))
+        remedy = (
+            "Lower --tasks-per-step, or the size of a task (--app.shots, --app.queries)."
+        )
+        what = f"a step of {self.tasks_per_step:,} tasks"
+        memory.check_fits(what, task, remedy, copies=self.tasks_per_step)
+        state = self.state_like(record)
+        what = f"{self.learner.name} and its outer optimiser"
+        memory.check_fits(what, state, "Choose a smaller network or other settings of it.")
 
         def predict(variables: Variables, task: Task) -> Any:
             learner, key = self.build_judged(record), jax.random.key(0)

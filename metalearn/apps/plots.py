@@ -31,7 +31,7 @@ def learning_curve(path: str | Path, history: Sequence[dict[str, Any]], title: s
         for name in ("loss", "accuracy")
         if any(series := _series(history, name))
     ]
-    figure = _figure(5.2 * max(len(panels), 1), 3.8)
+    figure = figure_of(5.2 * max(len(panels), 1), 3.8)
     axes = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
     for ax, (name, (training, validation)) in zip(axes, panels):
         for rows, colour, label in (
@@ -42,10 +42,8 @@ def learning_curve(path: str | Path, history: Sequence[dict[str, Any]], title: s
                 marker = "o" if label == "validation" or len(rows) == 1 else None
                 ax.plot(*zip(*rows), color=colour, label=label, marker=marker, ms=4, lw=1.8)
         values = [value for rows in (training, validation) for _, value in rows]
-        # After a fall by a factor of 30 the rest would look flat on a linear axis.
-        if name == "loss" and min(values) > 0 and max(values) > 30 * min(values):
-            ax.set_yscale("log")
-            ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        if name == "loss" and spans_decades(values):
+            _make_logarithmic(ax)
         if name == "accuracy":
             best = max(validation, key=lambda row: row[1], default=None)
             if best:
@@ -67,6 +65,26 @@ def learning_curve(path: str | Path, history: Sequence[dict[str, Any]], title: s
         ax.legend(frameon=False, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.savefig(path)
+
+
+def spans_decades(values: Sequence[float]) -> bool:
+    """Whether values are positive and the largest is ten times the smallest, or more.
+
+    On a linear axis most of such a curve would look flat.
+    """
+    return min(values) > 0 and max(values) >= 10 * min(values)
+
+
+def _make_logarithmic(ax: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    # Over few decades the powers of ten alone are too few ticks to read values at.
+    subs = (1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def image_episode(
@@ -106,7 +124,7 @@ def image_episode(
     height = top + shots * cell + gap + queries * (cell + label) + 0.45
     left = 0.95
     width = max(left + columns * (cell + 0.12) + 0.25, 6.2)
-    figure = _figure(width, height, constrained=False)
+    figure = figure_of(width, height, constrained=False)
 
     def place(column: int, from_top: float):
         x = left + column * (cell + 0.12)
@@ -125,15 +143,17 @@ def image_episode(
     text(0.2, middle, "query", color=GREY, rotation=90)
     for column in range(columns):
         centre = left + column * (cell + 0.12) + cell / 2
-        text(centre, 0.55, _letter(column), ha="center", fontweight="bold")
+        text(centre, 0.55, letter(column), ha="center", fontweight="bold")
         if column < len(names):
-            text(centre, 0.79, _short(names[column]), ha="center", fontsize=6, color=GREY)
+            text(
+                centre, 0.79, short_name(names[column]), ha="center", fontsize=6, color=GREY
+            )
         for row, index in enumerate(support[column]):
-            _show(place(column, top + row * cell), task.support.x[index], FAINT)
+            show_image(place(column, top + row * cell), task.support.x[index], FAINT)
         for row, index in enumerate(query[column]):
             y = query_top + row * (cell + label)
             guess, right = _guess(after[index], column)
-            _show(place(column, y), task.query.x[index], RIGHT if right else WRONG)
+            show_image(place(column, y), task.query.x[index], RIGHT if right else WRONG)
             if before is None:
                 _verdict(text, centre, y + cell + 0.13, guess, right, "center")
                 continue
@@ -166,7 +186,7 @@ def curve_episodes(
         support of the task has `x` and `y` `[N, 1]`; the other three are `[P, 1]`.
       title: Title above the figure.
     """
-    figure = _figure(3.6 * len(panels) + 0.4, 3.4)
+    figure = figure_of(3.6 * len(panels) + 0.4, 3.4)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for ax, (task, truth, before, after) in zip(axes, panels):
         support = task.support.x, task.support.y
@@ -184,7 +204,8 @@ def curve_episodes(
     figure.savefig(path)
 
 
-def _figure(width: float, height: float, constrained: bool = True):
+def figure_of(width: float, height: float, constrained: bool = True):
+    """An empty figure; sizes are inches."""
     # A figure without pyplot, which would ask for a window system.
     Figure = require("matplotlib.figure", "to draw pictures").Figure
 
@@ -206,7 +227,8 @@ def _series(history: Sequence[dict[str, Any]], name: str) -> tuple[list, list]:
     for row in history:
         for key, value in row.items():
             group, _, what = key.partition("/")
-            if what != name:
+            # Rows of a file have null where a number was not finite.
+            if what != name or value is None or not np.isfinite(value):
                 continue
             if group == "validation":
                 validation.append((row["step"], value))
@@ -215,7 +237,8 @@ def _series(history: Sequence[dict[str, Any]], name: str) -> tuple[list, list]:
     return training, validation
 
 
-def _show(ax: Any, image: Any, colour: str) -> None:
+def show_image(ax: Any, image: Any, colour: str) -> None:
+    """Draws an image `[H, W, C]` in 0..1 with a frame."""
     image = np.asarray(image)
     if image.shape[-1] == 1:
         image = image[..., 0]
@@ -236,7 +259,7 @@ def _guess(logits: np.ndarray, truth: int) -> tuple[str, bool]:
     best = np.flatnonzero(logits == logits.max())
     if len(best) > 1:
         return "?", False
-    return _letter(int(best[0])), int(best[0]) == truth
+    return letter(int(best[0])), int(best[0]) == truth
 
 
 def _verdict(text, x, from_top, guess, right, align) -> None:
@@ -250,11 +273,12 @@ def _accuracy(logits: np.ndarray, y: np.ndarray) -> float:
     return float((hits[np.arange(len(y)), y] / hits.sum(-1)).mean())
 
 
-def _letter(index: int) -> str:
+def letter(index: int) -> str:
+    """Letter of a class, or its number beyond Z."""
     return chr(ord("A") + index) if index < 26 else str(index + 1)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """A name in two short lines, without characters that the font may lack or misread."""
     name = "".join(c for c in name if c.isascii() and c != "$").replace("_", " ")
     name = name.replace("/", " ").capitalize().replace(" letter ", " ")
@@ -288,7 +312,7 @@ def cluster_tree(
     layers.append(np.ones((len(names), 1)))
     edges = [*upper, np.ones((len(names), layers[-2].shape[1], 1))]
     widest = max(layer.shape[1] for layer in layers)
-    figure = _figure(1.7 * widest + 1.5, 1.6 * len(layers) + 1.0)
+    figure = figure_of(1.7 * widest + 1.5, 1.6 * len(layers) + 1.0)
     ax = figure.subplots()
     place = lambda layer, node: (
         (node + 0.5) * widest / layers[layer].shape[1],

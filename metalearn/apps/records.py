@@ -124,14 +124,21 @@ def _expected(hint: Any) -> str:
     return " or ".join(parts)
 
 
+MOST = 2**31 - 1
+"""Largest count of a setting: steps and sizes are int32 on a device."""
+
+
 def check_type(name: str, value: Any, hint: Any) -> None:
-    """Raises a `ValueError` for a value that is of none of the types of a field."""
+    """Raises a `ValueError` for a value of no type of a field, or a huge integer."""
     if not allows(hint, value):
         raise ValueError(f"{name} is {value!r}; expected {_expected(hint)}.")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int) and abs(number) > MOST:
+            raise ValueError(f"{name} is {value}; expected at most {MOST:,}.")
 
 
 def check_values(record: Any, prefix: str = "", least: Mapping[str, int] | None = None):
-    """Refuses values that the types of the fields do not allow, and numbers below zero.
+    """Refuses values that the types of the fields do not allow, and numbers out of range.
 
     Args:
       record: Record to check, together with nested records.

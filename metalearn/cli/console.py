@@ -1,9 +1,13 @@
-"""Output of the commands: lines, rows of training, times in words."""
+"""Output of the commands: lines, JSON, rows of training, times in words."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from metalearn.apps import Recipe
@@ -15,6 +19,65 @@ def say(text: str) -> None:
     """Prints a line; only the first process prints."""
     if mesh.leads():
         print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """Prints a line for the user's eyes to the standard error, as warnings are."""
+    if mesh.leads():
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def quiet_stdout(quiet: bool) -> Iterator[None]:
+    """Sends what anybody prints inside to the standard error, if `quiet`.
+
+    With `--json` the standard output holds the JSON and nothing else, whatever a library or
+    a learner of the user's prints.
+    """
+    with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
+        yield
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as JSON; what is not finite becomes null, which JSON lacks."""
+    print(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _finite(inside) for name, inside in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inside) for inside in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Speaker(logging.Handler):
+    """Shows messages of the library as lines of the command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            # Above the bar; a plain print would break it.
+            tqdm.write(record.getMessage(), file=sys.stderr)
+        else:
+            say(record.getMessage())
+
+
+@contextlib.contextmanager
+def library_messages() -> Iterator[None]:
+    """Shows what the library logs, such as that the first step is compiled."""
+    logger, speaker = logging.getLogger("metalearn"), _Speaker()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(speaker)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # other libraries print what reaches the root, once more
+    try:
+        yield
+    finally:
+        logger.removeHandler(speaker)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def say_data(record: dict[str, Any]) -> None:

@@ -1,38 +1,42 @@
-"""The command line: `metalearn list | train | evaluate | data`."""
+"""The command line: `metalearn list | train | evaluate | compare | predict | data`."""
 
 from __future__ import annotations
 
 import difflib
-import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-
-import jax
 
 import metalearn as ml
 from metalearn import apps
 from metalearn.algorithms import registry
-from metalearn.cli import interrupt
+from metalearn.cli import completion, interrupt
 from metalearn.cli import options as cli_options
-from metalearn.cli.console import say
+from metalearn.cli.compare import compare
+from metalearn.cli.console import print_json, quiet_stdout, say
+from metalearn.cli.errors import USER_ERROR, guarded
 from metalearn.cli.evaluate import evaluate
-from metalearn.cli.train import INTERRUPTED, train
-from metalearn.core.optional import MissingPackage
+from metalearn.cli.predict import predict
+from metalearn.cli.train import train
+from metalearn.core.cache import cache_root
+from metalearn.core.errors import reading
 
 HELP = """usage: metalearn COMMAND [OPTIONS]
 
   metalearn list                 recipes and learners
   metalearn train [RECIPE]       meta-trains, evaluates, draws (default {default})
   metalearn evaluate RUN         evaluates a trained run on meta-test classes
+  metalearn compare RUN RUN ...  compares runs on the same test tasks
+  metalearn predict RUN          classifies one's own images by a few examples
   metalearn data list            image data sets
   metalearn data prepare NAME    builds the records of one
 
   metalearn COMMAND --help       all options of a command
   metalearn --version
-  --debug                        with any command: show the traceback of an error
+  metalearn --print-completion bash|zsh|fish
+  --traceback                    with any command: show the traceback of an error
+
+Exit status: 0 success, 1 failure, 2 wrong usage or input, 130 interrupted.
 """
-FAILED, USER_ERROR = 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,44 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: Arguments without the name of the program; those of the process if None.
 
     Returns:
-      Exit code: 0 for success, 1 if training failed, 2 for a user error, 130 if
-      interrupted.
+      Exit status: 0 for success, 1 for a failure, 2 for wrong usage or input, 130 if
+      interrupted; see `metalearn.cli.errors`.
     """
     if argv is None:  # the process is this command and nothing else
         interrupt.arm()
-    argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
-    try:
-        return _dispatch(argv)
-    except SystemExit as stop:  # raised by the parser, which has printed a message
-        return stop.code if isinstance(stop.code, int) else USER_ERROR
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
-        # Python flushes stdout at exit; into a closed pipe that would print another error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-        FloatingPointError,
-        MemoryError,
-        MissingPackage,
-    ) as error:
-        if debug:
-            raise
-        print(f"metalearn: error: {error}", file=sys.stderr)
-        failed = isinstance(error, (ml.NonFiniteGradient, MemoryError))
-        return FAILED if failed else USER_ERROR
-    except RuntimeError as error:
-        # With several processes this may only say that another process has failed.
-        if debug or jax.process_count() == 1:
-            raise
-        print(f"metalearn: error: {error}", file=sys.stderr)
-        return FAILED
+    return guarded(_dispatch, list(sys.argv[1:] if argv is None else argv))
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -87,6 +59,8 @@ def _dispatch(argv: list[str]) -> int:
         "list": _list,
         "train": train,
         "evaluate": evaluate,
+        "compare": compare,
+        "predict": predict,
         "data": _data,
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -94,6 +68,9 @@ def _dispatch(argv: list[str]) -> int:
         return 0 if argv else USER_ERROR
     if argv[0] == "--version":
         print(f"metalearn {ml.__version__}")
+        return 0
+    if argv[0] == "--print-completion":
+        print(completion.script(argv[1] if len(argv) > 1 else ""), end="")
         return 0
     if argv[0] not in commands:
         raise ValueError(_unknown("command", argv[0], commands))
@@ -122,7 +99,7 @@ def _list(argv: list[str]) -> int:
         for card in (*registry.RECORDS, *registry.DRIVERS)
     }
     if options.json:
-        print(json.dumps({"recipes": rows, "learners": systems}, indent=1))
+        print_json({"recipes": rows, "learners": systems})
         return 0
     print("Recipes (metalearn train NAME)\n")
     width = 2 + max(len(row["learner"]) for row in rows)
@@ -150,9 +127,11 @@ def _data(argv: list[str]) -> int:
 
 def _data_list(argv: list[str]) -> int:
     options = cli_options.parse(cli_options.DataListOptions, argv, "data list")
-    rows = ml.data.available()
+    remedy = "Delete the set that is damaged there; it is built again when it is used."
+    with quiet_stdout(options.json), reading(f"a data set in {cache_root()}", remedy):
+        rows = ml.data.available()
     if options.json:
-        print(json.dumps([vars(row) for row in rows], indent=1))
+        print_json([vars(row) for row in rows])
         return 0
     for row in rows:
         state = f"needs {row.needs}"
@@ -171,7 +150,11 @@ def _data_prepare(argv: list[str]) -> int:
         for name in ("split", "image_size", "channels")
         if getattr(options, name) is not None
     }
-    ml.data.prepare(options.name, data_dir=options.data_dir, force=options.force, **chosen)
+    remedy = "Fetch its originals again, and prepare it with --force."
+    with reading(f"the data set {options.name!r}", remedy):
+        ml.data.prepare(
+            options.name, data_dir=options.data_dir, force=options.force, **chosen
+        )
     say(f"{options.name} is prepared")
     return 0
 

@@ -1,16 +1,17 @@
-"""Options of each command, and the functions that read options and recipe names."""
+"""Options of each command, and the recipe that options of an evaluation ask for."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any, Literal
 
-from metalearn import apps, runs
-from metalearn.algorithms import registry
-from metalearn.algorithms.record import parameters
-from metalearn.apps import Recipe, learners
-from metalearn.apps.records import allows, changed, hints
+from metalearn import runs
+from metalearn.apps import Recipe
+from metalearn.apps.records import changed
+from metalearn.core.errors import reading
 from metalearn.core.optional import require
 
 
@@ -33,8 +34,12 @@ class TrainOptions:
       out: Run folder; runs/RECIPE-seedN if not given.
       data_dir: Folder of original archives, for data sets that need one.
       seed: Seed of initialisation and training tasks.
-      resume: Resumes the run in the folder. The result is the same as without the
-        interruption, or the same up to rounding on another number of devices.
+      seeds: Several seeds, such as 0-4 or 0,2,5: each is trained in its own folder
+        OUT-seedN, one after another, and a table compares them. Runs that exist already
+        go on.
+      resume: Resumes the run in the folder. Options that are not given are those of the
+        run. The result is the same as without the interruption, or the same up to rounding
+        on another number of devices.
       devices: Number of devices, over all processes, that share the tasks of a step. The
         default is one accelerator, or as many cores of the CPU as the tasks need; with
         several processes the default is all devices.
@@ -46,6 +51,7 @@ class TrainOptions:
     out: str | None = None
     data_dir: str | None = None
     seed: int = 0
+    seeds: str | None = None
     resume: bool = False
     devices: int | None = None
     processes: int = 1
@@ -86,6 +92,61 @@ class EvaluateOptions:
     queries: int | None = None
     norm_policy: str | None = None
     seed: int = 0
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions:
+    """Compares runs on the same meta-test tasks, each with the first.
+
+    Attributes:
+      runs: Run folders, two or more.
+      dataset: Data set to test on; that of training if None.
+      data_dir: Folder of original archives.
+      split: Split of the classes.
+      image_size: Side that images are resized to, for sets that can.
+      channels: Number of channels, 1 for grey or 3 for colour, for sets that can convert.
+      tasks: Number of test tasks; that of the first run's recipe if None.
+      ways: Classes of a task.
+      shots: Support examples of a class.
+      queries: Query examples of a class.
+      seed: Seed of the test tasks.
+      json: Prints JSON alone to stdout.
+    """
+
+    runs: tuple[str, ...]
+    dataset: str | None = None
+    data_dir: str | None = None
+    split: str | None = None
+    image_size: int | None = None
+    channels: int | None = None
+    tasks: int | None = None
+    ways: int | None = None
+    shots: int | None = None
+    queries: int | None = None
+    seed: int = 0
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Classifies one's own images by the examples in a folder.
+
+    Attributes:
+      run: Run folder.
+      support: Folder or zip of examples, class/image.png.
+      images: Images to classify: files, or folders of images.
+      invert: Whether to swap light and dark. The default swaps dark drawings on light
+        paper for runs on light strokes, such as glyphs and omniglot.
+      out: File of a picture, such as picture.png; none is drawn if None.
+      json: Prints JSON alone to stdout.
+    """
+
+    run: str
+    support: str = ""
+    images: tuple[str, ...] = ()
+    invert: Literal["auto", "yes", "no"] = "auto"
+    out: str | None = None
     json: bool = False
 
 
@@ -137,151 +198,46 @@ def parse(options: type, argv: Sequence[str], command: str) -> Any:
     )
 
 
-def parse_train(argv: Sequence[str]) -> tuple[str, TrainOptions, Recipe]:
-    """Name of the recipe, options and settings of `metalearn train`.
-
-    `--learner NAME` or `--learner package.module:function` takes another learner, which
-    keeps the settings that both learners have. `--learner.NAME VALUE` changes one setting.
+def load_run(folder: str | Path) -> runs.Run:
+    """Opens a run folder and checks its settings.
 
     Raises:
-      ValueError: unknown recipe or learner.
-      SystemExit: as in `parse`.
+      FileNotFoundError: the folder holds no run.
+      ValueError: the run is damaged or holds settings that nobody could have trained with.
     """
-    tyro = require("tyro", "to read the command line")
+    with reading_run(folder):
+        run = runs.load(folder)
+    try:
+        run.recipe.check()
+        check_seed(run.seed)
+    except ValueError as error:
+        raise ValueError(
+            f"{run.config_path} was damaged or changed: {error} Restore the file, or train "
+            "the run again in another folder."
+        ) from error
+    return run
 
-    name, rest = _split_name(argv)
-    if name is not None:
-        recipe = apps.find(name).recipe
-    else:
-        name, recipe = _default(rest)
-    learner, rest = _split_learner(rest)
-    if learner is not None:
-        recipe = with_learner(recipe, learner)
-    parts = ("app", "learner", "outer")
-    top = [f for f in dataclasses.fields(Recipe) if f.name not in parts]
-    settings: Any = dataclasses.make_dataclass(
-        "Settings", [(f.name, f.type, getattr(recipe, f.name)) for f in top], frozen=True
+
+def reading_run(folder: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Names the run in errors that its files cause."""
+    return reading(
+        f"the run in {folder}",
+        "Its files were damaged or changed: restore them, or train the run again in "
+        "another folder.",
     )
-    # The help of tyro comes from the docstring, and its types from names in the module.
-    settings.__doc__, settings.__module__ = Recipe.__doc__, Recipe.__module__
-    alone = tyro.conf.arg(name="")  # without a prefix
-    fields: list[Any] = [
-        ("run", Annotated[TrainOptions, alone], TrainOptions()),
-        ("settings", Annotated[settings, alone], dataclasses.field(default=settings())),
-        *(
-            (part, type(value), dataclasses.field(default=value))
-            for part, value in ((part, getattr(recipe, part)) for part in parts)
-        ),
-    ]
-    both = dataclasses.make_dataclass("Train", fields)
-    both.__doc__ = (
-        f"Meta-trains {name}. The defaults shown are those of this recipe. Another "
-        "learner: --learner NAME, or --learner package.module:function for one of yours."
+
+
+def reading_data(recipe: Recipe) -> contextlib.AbstractContextManager[None]:
+    """Names the data set in errors that its files cause."""
+    name = getattr(recipe.app, "dataset", recipe.app.kind)
+    return reading(
+        f"the data set {name!r}",
+        "Its files may be damaged, or none of the kind that the name says: fetch them "
+        "again or, if they were prepared from originals, delete the prepared copy.",
     )
-    found = tyro.cli(
-        both,
-        args=list(rest),
-        prog="metalearn train [RECIPE]",
-        config=(tyro.conf.AvoidSubcommands,),
-    )
-    made = {part: getattr(found, part) for part in parts}
-    return name, found.run, Recipe(**made, **vars(found.settings))
 
 
-# Names that an outer optimiser of a learner's own has for settings of `Outer`.
-_SAME = {"rate": "learning_rate", "name": "direction"}
-
-
-def with_learner(recipe: Recipe, name: str) -> Recipe:
-    """The recipe with another learner, which takes over what the recipe sets.
-
-    Settings that stand at the default of the old learner are not taken over: the new
-    learner has defaults of its own.
-
-    Raises:
-      ValueError: unknown learner.
-    """
-    tyro = require("tyro", "to read the command line")
-
-    def default_of(kind: type, old: Any) -> Any:
-        given = {
-            _SAME.get(f.name, f.name): getattr(old, f.name)
-            for f in dataclasses.fields(old)
-            if getattr(old, f.name) != f.default
-        }
-        kinds, values = hints(kind), {}
-        for field in dataclasses.fields(kind):
-            value = given.get(field.name, tyro.MISSING)
-            if value is not tyro.MISSING and not allows(kinds[field.name], value):
-                value = tyro.MISSING
-            if value is not tyro.MISSING or field.default is dataclasses.MISSING:
-                values[field.name] = value  # a missing one is to be said by the user
-        return kind(**values)
-
-    kind = learners.settings_of(name)
-    outer = learners.own_outer(kind.record)
-    had = learners.own_outer(recipe.learner.record)
-    changes: dict[str, Any] = {"learner": default_of(kind, recipe.learner)}
-    if outer is not None:
-        changes["outer"] = default_of(outer, recipe.outer)
-    elif had is not None:
-        changes["outer"] = apps.Outer()
-    return dataclasses.replace(recipe, **changes)
-
-
-def _split_learner(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of `--learner`, and the other words."""
-    rest, name = [], None
-    words = iter(argv)
-    for word in words:
-        if word == "--learner":
-            name = next(words, "")
-        elif word.startswith("--learner="):
-            name = word.removeprefix("--learner=")
-        else:
-            rest.append(word)
-    return name, rest
-
-
-def _split_name(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The name of the recipe, at any place, and the other words."""
-    for i, word in enumerate(argv):
-        # A word after an option is its value, unless the option is a switch.
-        before = argv[i - 1] if i else ""
-        free = before[:1] != "-" or "=" in before or before == "--resume"
-        free |= before.startswith("--learner.") and before.rpartition(".")[2] in _switches()
-        if free and not word.startswith("-") and (i == 0 or word in apps.RECIPES):
-            return word, [*argv[:i], *argv[i + 1 :]]
-    return None, list(argv)
-
-
-def _switches() -> set[str]:
-    """Settings of learners that are true or false, as words of the command line."""
-    names = {
-        name
-        for record in registry.RECORDS
-        for name, parameter in parameters(record.build).items()
-        if parameter.annotation is bool
-    }
-    words = {name.replace("_", "-") for name in names}
-    return names | words | {f"no-{word}" for word in words}
-
-
-def _default(argv: Sequence[str]) -> tuple[str, Recipe]:
-    """The default recipe; for a resumed folder, the recipe of the folder."""
-    folder = None
-    for i, word in enumerate(argv):
-        if word.startswith("--out="):
-            folder = word.removeprefix("--out=")
-        elif word == "--out" and i + 1 < len(argv):
-            folder = argv[i + 1]
-    if "--resume" in argv and folder:
-        run = runs.load(folder)  # refuses a folder that holds none
-        return run.name, run.recipe
-    return apps.DEFAULT, apps.find(apps.DEFAULT).recipe
-
-
-def for_evaluation(recipe: Recipe, options: EvaluateOptions) -> Recipe:
+def for_evaluation(recipe: Recipe, options: EvaluateOptions | CompareOptions) -> Recipe:
     """The recipe with the data and test tasks that the options ask for.
 
     Raises:
@@ -313,8 +269,9 @@ def for_evaluation(recipe: Recipe, options: EvaluateOptions) -> Recipe:
             found = changed(found, f"app.{name}", value)
     if options.tasks is not None:
         found = dataclasses.replace(found, test_tasks=options.tasks)
-    if options.norm_policy is not None:
-        found = _with_policy(found, options.norm_policy)
+    policy = getattr(options, "norm_policy", None)
+    if policy is not None:
+        found = _with_policy(found, policy)
     found.check()
     return found
 

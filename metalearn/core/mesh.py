@@ -20,6 +20,8 @@ from jax.sharding import PartitionSpec as P
 from metalearn.core.types import PyTree
 
 TASKS = "tasks"
+MOST_CPU_DEVICES = 256
+"""Devices that a CPU is split into at most; each has threads of its own."""
 
 
 def task_mesh(devices: int | None = None) -> Mesh:
@@ -39,9 +41,10 @@ def task_mesh(devices: int | None = None) -> Mesh:
     """
     found = jax.devices()
     num = len(found) if devices is None else devices
-    if not isinstance(num, int) or not 1 <= num <= len(found):
+    whole = isinstance(num, int) and not isinstance(num, bool)
+    if not whole or not 1 <= num <= len(found):
         hint = ""
-        if found[0].platform == "cpu":
+        if found[0].platform == "cpu" and whole and 1 <= num <= MOST_CPU_DEVICES:
             hint = (
                 " A CPU counts as one device; split it before anything is computed by "
                 f"jax.config.update('jax_num_cpu_devices', {num})."
@@ -141,6 +144,30 @@ def share(
     return jax.shard_map(
         local, in_specs=(P(), P(TASKS)), out_specs=(P(), P(TASKS)), check_vma=False
     )(common, batched)
+
+
+def check_devices(devices: int, processes: int = 1) -> None:
+    """Checks a number of devices before a CPU is split into them.
+
+    Args:
+      devices: Number of devices over all processes.
+      processes: Number of processes.
+
+    Raises:
+      ValueError: the number is below 1, does not divide over the processes, or is larger
+        than a process can have.
+    """
+    if devices < 1 or devices % processes:
+        raise ValueError(
+            f"devices is {devices}; expected a positive multiple of {processes}, "
+            "the number of processes."
+        )
+    if devices // processes > MOST_CPU_DEVICES:
+        raise ValueError(
+            f"devices is {devices} in {processes} process(es); expected at most "
+            f"{MOST_CPU_DEVICES} for a process. Devices help up to the number of cores or "
+            "accelerators: leave the option out to use what there is."
+        )
 
 
 def check_enough(num_tasks: int, num: int) -> None:

@@ -99,8 +99,8 @@ def clear_caches() -> None:
 def _store_of(owner: tuple) -> _Store:
     """The programs of an owner; made on the first call."""
     global _made
-    # `estimate` and `step` are made for each learner and each trainer, whereas `init` may be
-    # the function of a model, and `loss_fn` one of the user, that many learners share.
+    # `estimate` and `step` are made for each learner and each trainer, whereas `init` may
+    # be the function of a model, and `loss_fn` one of the user, that many learners share.
     fields = [getattr(owner, name, None) for name in ("step", "estimate", "adapt")]
     holder = next(filter(_is_own, fields), None)
     if holder is None:

@@ -1,4 +1,4 @@
-"""Runs: each has a folder, and functions to train, evaluate, report and draw."""
+"""Runs: each has a folder, and functions to train, evaluate, predict, report and draw."""
 
 from metalearn.runs.folder import (
     Run,
@@ -9,6 +9,7 @@ from metalearn.runs.folder import (
     stored_data_dir,
     write_json,
 )
+from metalearn.runs.prediction import ImagePredictions, predict
 from metalearn.runs.run import (
     best,
     check_images,
@@ -22,6 +23,7 @@ from metalearn.runs.run import (
 from metalearn.training.checkpoint import one_writer
 
 __all__ = [
+    "ImagePredictions",
     "Run",
     "best",
     "check_folder",
@@ -32,6 +34,7 @@ __all__ = [
     "load",
     "one_writer",
     "read_results",
+    "predict",
     "results",
     "same_test_data",
     "start",

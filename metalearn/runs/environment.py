@@ -6,14 +6,19 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from metalearn.core import mesh
 from metalearn.core.cache import cache_root
+from metalearn.core.errors import in_short
 from metalearn.core.optional import require
+
+MOST_PROCESSES = 4096
 
 
 def versions() -> dict[str, str]:
@@ -115,6 +120,16 @@ def split_cpu(num: int) -> None:
         jax.config.update("jax_num_cpu_devices", num)
 
 
+def _check_address(coordinator: str) -> None:
+    """Raises a `ValueError` unless an address is HOST:PORT."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+        raise ValueError(
+            f"coordinator is {coordinator!r}; expected HOST:PORT with a port of 1 to "
+            "65535, such as localhost:9876."
+        )
+
+
 def connect(
     *,
     devices: int | None = None,
@@ -133,11 +148,12 @@ def connect(
 
     Raises:
       ValueError: the numbers do not fit together.
+      ConnectionError: the other processes did not come.
     """
-    if processes < 1 or not 0 <= process < processes:
+    if not 1 <= processes <= MOST_PROCESSES or not 0 <= process < processes:
         raise ValueError(
-            f"process {process} of {processes}; expected processes of 1 or more, numbered "
-            "from 0."
+            f"process {process} of {processes}; expected 1 to {MOST_PROCESSES} processes, "
+            "numbered from 0."
         )
     if (processes > 1) != (coordinator is not None):
         raise ValueError(
@@ -145,22 +161,30 @@ def connect(
             "need the address of the first, such as --coordinator localhost:9876, and one "
             "process needs none."
         )
-    if devices is not None and (devices < 1 or devices % processes):
-        raise ValueError(
-            f"devices is {devices}; expected a positive multiple of {processes}, "
-            "the number of processes."
-        )
     if devices is not None:
-        split_cpu(devices // processes)
+        mesh.check_devices(devices, processes)
+    if coordinator is not None:
+        _check_address(coordinator)
+    if devices is not None:
+        # If jax has been used already, `task_mesh` says how many devices there are.
+        with contextlib.suppress(RuntimeError):
+            split_cpu(devices // processes)
     elif processes == 1 and jax.config.jax_num_cpu_devices < 1:
         # If jax has been used already, the number of devices cannot be changed.
         with contextlib.suppress(RuntimeError):
             split_cpu(cores())
     if processes > 1:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes=processes,
-            process_id=process,
-            initialization_timeout=60,
-            heartbeat_timeout_seconds=20,  # a dead process stops the others by then
-        )
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                num_processes=processes,
+                process_id=process,
+                initialization_timeout=60,
+                heartbeat_timeout_seconds=20,  # a dead process stops the others by then
+            )
+        except jax.errors.JaxRuntimeError as error:
+            raise ConnectionError(
+                f"the {processes} processes did not meet at {coordinator} "
+                f"({in_short(error)}). Start the command once for each process, all with "
+                "the address of the first."
+            ) from error

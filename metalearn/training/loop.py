@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from metalearn.core.task import Task, TaskSampler, TaskStream, next_batch, sampl
 from metalearn.core.types import Array, Key, Metrics, PyTree
 from metalearn.training.trainer import MetaTrainer, TrainState
 
+_LOG = logging.getLogger(__name__)
 Totals = dict[str, Any]
 Advance = Callable[[TrainState, Totals, int], tuple[TrainState, Totals]]
 
@@ -48,14 +50,17 @@ class Calls:
 
         The arguments of the first call stay whole; later ones are overwritten.
         """
-        began = time.perf_counter()
+        began, first = time.perf_counter(), self._advance is None
         if self._advance is None:
+            _LOG.info("Compiling the first step ...")
             self._advance, done, choice = first_call(self._make, state, totals, stop)
             self.at_once = choice.chosen
         else:
             done = self._advance(state, totals, stop)
         int(done[1]["first_bad"])  # waits for the device
         seconds = time.perf_counter() - began
+        if first:
+            _LOG.info("The first step was compiled and done in %.1f s", seconds)
         aim = max(1, int(0.5 * (stop - step) / max(seconds, 1e-6)))
         self.length = mesh.agree(max(1, min(2 * self.length, aim)))
         return *done, seconds

@@ -1,7 +1,19 @@
-"""Where training reports go: a progress bar, a file of JSON lines, anything callable."""
+"""Where training reports go: a progress bar, a file of JSON lines, anything callable.
+
+A sink is a function of a row, so services that draw curves need a line or two:
+
+    writer = tensorboardX.SummaryWriter("logs")  # TensorBoard; torch's writer is the same
+    tensorboard = lambda row: [writer.add_scalar(k, v, row["step"]) for k, v in row.items()]
+
+    wandb.init(project="few-shot")  # Weights & Biases
+    weights_and_biases = lambda row: wandb.log(dict(row), step=row["step"])
+
+    ml.fit(..., sinks=[ml.sinks.json_lines("metrics.jsonl"), tensorboard])
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import sys
@@ -77,6 +89,14 @@ def printer(file: TextIO | None = None) -> Sink:
     return write
 
 
+def _bar_class() -> Any:
+    """The bar of tqdm for this place: widgets in a notebook that has them, else text."""
+    # Where widgets are missing, `tqdm.auto` warns about them and draws text.
+    widgets = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets")
+    module = "tqdm.auto" if widgets else "tqdm"
+    return optional.require(module, "to show progress").tqdm
+
+
 class Progress:
     """A progress bar with loss, accuracy, tasks a second and the time left.
 
@@ -101,13 +121,13 @@ class Progress:
             # A bar that nobody asked for is no reason to fail without tqdm.
             show = sys.stderr.isatty() or "ipykernel" in sys.modules
             show = show and optional.available("tqdm")
-        self._bar = None
+        # Said until the first update takes its place.
+        self._bar, self._compiling = None, True
         if show:
-            tqdm = optional.require("tqdm.auto", "to show progress").tqdm
-
-            self._bar = tqdm(
+            self._bar = _bar_class()(
                 total=total, initial=start, desc=label, unit=unit, dynamic_ncols=True
             )
+            self._bar.set_postfix_str("compiling")
 
     def update(self, steps: int, shown: Row | None = None) -> None:
         """Advances by `steps` and shows the numbers of `shown`."""
@@ -116,6 +136,9 @@ class Progress:
         if shown:
             text = {k: v if isinstance(v, int) else f"{v:.3g}" for k, v in shown.items()}
             self._bar.set_postfix(text, refresh=False)
+        elif self._compiling:
+            self._bar.set_postfix_str("", refresh=False)
+        self._compiling = False
         self._bar.update(steps)
 
     def say(self, text: str) -> None:

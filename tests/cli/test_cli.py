@@ -14,7 +14,6 @@ from commands import PER_CLASS, _png, ok, refused, rows, run
 
 from metalearn import apps
 from metalearn.apps.images.few_shot import FewShotImages
-from metalearn.cli import main as cli
 from metalearn.cli import options as cli_options
 from metalearn.runs import environment
 
@@ -33,6 +32,8 @@ def test_training_leaves_a_run_folder(base, trained):
         assert (trained / name).read_bytes().startswith(b"\x89PNG")
     assert re.search(r"accuracy \d+\.\d+ ± \d+\.\d+ %.*5 tasks.*inductive", out)
     assert "classes: train 5, validation 4, test 4" in out
+    assert "Compiling the first step ..." in out
+    assert re.search(r"The first step was compiled and done in \d+\.\d s", out)
     config = json.loads((trained / "config.json").read_text())
     assert config["recipe"] == "glyphs-maml"
     assert config["settings"]["app"]["width"] == 4
@@ -214,11 +215,6 @@ def test_mistakes_are_explained(base, words, message, monkeypatch):
     assert sorted(base.iterdir()) == before
 
 
-def test_debug_shows_the_traceback():
-    with pytest.raises(ValueError, match="Did you mean"):
-        cli.main(["train", "glyphs-mam", "--debug"])
-
-
 def test_recipe_may_stand_anywhere(base, trained):
     words = ("train", "--resume", "glyphs-anil", "--out", trained)
     assert "asked for glyphs-anil" in refused(*words)
@@ -237,7 +233,9 @@ def test_list():
 
 
 def test_help_and_version():
-    assert "metalearn train" in ok("--help")
+    shown = ok("--help")
+    for command in ("list", "train", "evaluate", "compare", "predict", "data prepare"):
+        assert f"metalearn {command}" in shown
     assert run()[0] == 2
     assert re.match(r"metalearn \d", ok("--version"))
     assert "--learner.inner-opt.rate" in ok("train", "glyphs-maml", "--help")

@@ -7,7 +7,7 @@ import pytest
 from metalearn import apps
 from metalearn.algorithms import registry
 from metalearn.apps import learners
-from metalearn.cli.options import parse_train, with_learner
+from metalearn.cli.train_options import parse_train, with_learner
 
 
 @pytest.mark.parametrize("name", ["glyphs-maml", "glyphs-protonet", "sinusoid-maml"])

@@ -1,0 +1,54 @@
+"""Whether settings fit the memory of a machine, by shapes alone."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def check_fits(what: str, tree: Any, remedy: str, *, copies: int = 1) -> None:
+    """Refuses arrays that are larger than all memory, before any is made.
+
+    Args:
+      what: What the arrays are, as the start of a sentence.
+      tree: Arrays, or their shapes and dtypes.
+      remedy: What to do, as a sentence.
+      copies: Number of times that the arrays are needed.
+
+    Raises:
+      ValueError: the arrays need more than the machine has.
+    """
+    leaves = jax.tree.leaves(tree)
+    # In Python's integers, for the products may be beyond 64 bits.
+    each = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    needed, there = copies * each, available()
+    if needed > there:
+        raise ValueError(
+            f"{what} would take {in_words(needed)}, and this machine has "
+            f"{in_words(there)} of memory. {remedy}"
+        )
+
+
+def available() -> int:
+    """Bytes of memory of this machine or of its devices, whichever is more.
+
+    With several processes, the memory of as many machines.
+    """
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        found = min(found, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    devices = sum(int(numbers.get("bytes_limit", 0)) for numbers in stats)
+    return max(found, devices) * jax.process_count()
+
+
+def in_words(num_bytes: float) -> str:
+    """A number of bytes, such as "2.4 GB"."""
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = min(int(math.log10(max(num_bytes, 1))) // 3, len(units) - 1)
+    return f"{num_bytes / 1000**power:,.4g} {units[power]}"

@@ -1,0 +1,171 @@
+"""Predictions for new inputs from a few labelled examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metalearn.core import checks
+from metalearn.core.learner import MetaLearner, is_transductive
+from metalearn.core.model import Variables
+from metalearn.core.task import Examples
+from metalearn.core.types import Key, PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What an adapted learner says of Q inputs.
+
+    Attributes:
+      outputs: Outputs of the learner, `[Q, ...]`: logits `[Q, W]`, or values.
+      probabilities: Probability of each class, float32 `[Q, W]`; rows sum to one, and a
+        class without support has 0. `None` if the support has no classes.
+      classes: Most probable class, int `[Q]`; `None` if the support has no classes.
+      transductive: Whether the prediction of one input depended on the others; measured.
+    """
+
+    outputs: PyTree
+    probabilities: np.ndarray | None
+    classes: np.ndarray | None
+    transductive: bool
+
+
+def predict(
+    learner: MetaLearner,
+    variables: Variables,
+    support: Examples,
+    x: PyTree,
+    *,
+    key: Key | None = None,
+) -> Prediction:
+    """Adapts to the support set and predicts new inputs.
+
+    Adaptation and prediction are compiled once for each learner and shapes.
+
+    Args:
+      learner: Learner whose `adapt` and `predict` are used.
+      variables: Variables that were learned, such as `result.variables`.
+      support: Labelled examples, `y` int `[N]` for classes. Images of bytes (uint8) are
+        mapped to 0..1, as the samplers of `ml.data` do.
+      x: New inputs `[Q, ...]`, shaped and scaled as those of the support.
+      key: Key of learners that draw; that of seed 0 if `None`.
+
+    Returns:
+      A `Prediction`.
+
+    Raises:
+      TypeError: an argument is of another kind.
+      ValueError: shapes do not fit, values are not finite, or a label has no logit.
+
+    Example:
+      >>> support = ml.Examples.of(images, labels)
+      >>> ml.predict(learner, result.variables, support, new_images).classes
+    """
+    _check_kinds(learner, variables)
+    checks.one_set(support, "support")
+    _check_inputs(support.x, x)
+    support = dataclasses.replace(support, x=_as_floats(support.x))
+    x = _as_floats(x)
+    _check_finite(support.x, "support.x")
+    _check_finite(x, "x")
+    key = jax.random.key(0) if key is None else key
+    outputs, flag = _predictor(learner)(variables, support, x, key)
+    outputs = jax.device_get(outputs)
+    probabilities = _probabilities(outputs, support)
+    return Prediction(
+        outputs=outputs,
+        probabilities=probabilities,
+        classes=None if probabilities is None else probabilities.argmax(-1),
+        transductive=bool(flag),
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _predictor(learner: MetaLearner) -> Any:
+    @jax.jit
+    def run(variables: Variables, support: Examples, x: PyTree, key: Key):
+        k_adapt, k_predict = jax.random.split(key)
+        adapted = learner.adapt(variables, support, key=k_adapt)
+        outputs = learner.predict(adapted, x, key=k_predict)
+        return outputs, is_transductive(learner, adapted, x, key=k_predict)
+
+    return run
+
+
+def _check_kinds(learner: Any, variables: Any) -> None:
+    if not isinstance(learner, MetaLearner):
+        raise TypeError(
+            f"learner is a {type(learner).__name__}; expected a MetaLearner, such as "
+            "ml.maml(...) or the learner of a trainer."
+        )
+    if not isinstance(variables, Variables):
+        raise TypeError(
+            f"variables is a {type(variables).__name__}; expected ml.Variables, such as "
+            "result.variables of ml.fit."
+        )
+
+
+def _check_inputs(support: PyTree, x: PyTree) -> None:
+    """New inputs differ from those of the support in their number only."""
+
+    def shapes(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], tree)
+
+    same = jax.tree.structure(support) == jax.tree.structure(x)
+    ranks = same and all(jnp.ndim(leaf) > 0 for leaf in jax.tree.leaves(x))
+    if not ranks or shapes(support) != shapes(x):
+        raise ValueError(
+            f"x has shapes {jax.tree.map(jnp.shape, x)}, the support "
+            f"{jax.tree.map(jnp.shape, support)}; expected [Q, ...] with the same sizes "
+            "after the first axis. Give one input as x[None]."
+        )
+    numbers = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(x)}
+    if len(numbers) != 1 or 0 in numbers:
+        raise ValueError(
+            f"x holds {sorted(numbers)} inputs; expected one or more, the same in all "
+            "leaves."
+        )
+
+
+def _as_floats(tree: PyTree) -> PyTree:
+    def scaled(leaf: Any) -> Any:
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(jnp.float32) / 255 if leaf.dtype == jnp.uint8 else leaf
+
+    return jax.tree.map(scaled, tree)
+
+
+def _check_finite(tree: PyTree, name: str) -> None:
+    for leaf in jax.tree.leaves(tree):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        if bad := int(np.sum(~np.isfinite(np.asarray(leaf, np.float32)))):
+            raise ValueError(
+                f"{name} holds {bad} non-finite values; expected finite numbers. Clean the "
+                "data."
+            )
+
+
+def _probabilities(outputs: PyTree, support: Examples) -> np.ndarray | None:
+    """Softmax over the classes of the support; `None` if there are no classes."""
+    y, mask = support.y, np.asarray(support.mask)
+    classes = hasattr(y, "dtype") and jnp.issubdtype(y.dtype, jnp.integer) and y.ndim == 1
+    if not classes or getattr(outputs, "ndim", 0) != 2:
+        return None
+    labels, ways = np.asarray(y)[mask], outputs.shape[-1]
+    if not labels.size or labels.min() < 0 or labels.max() >= ways:
+        found = f"{labels.min()}..{labels.max()}" if labels.size else "no labels"
+        raise ValueError(
+            f"the support holds {found}, but the learner gives {ways} logits; expected "
+            f"labels 0..{ways - 1}. Number the classes from 0, or build the learner for "
+            "more ways."
+        )
+    present = np.bincount(labels, minlength=ways) > 0
+    logits = np.where(present[None], np.asarray(outputs, np.float64), -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
