@@ -32,8 +32,6 @@ from metalearn.runs import environment
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
-# Extra of this package, or the distribution, that brings a module.
-
 
 def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Runs a command; whatever it raises becomes a message and an exit status.
