@@ -18,9 +18,13 @@ from metalearn import algorithms, data, inner, models, tasks, testing
 from metalearn.algorithms import *
 from metalearn.core import losses, metrics
 from metalearn.core.estimators import gradient_estimator
+from metalearn.core.functions import from_apply_fn
 from metalearn.core.learner import Estimate, MetaLearner, describe, is_transductive
+from metalearn.core.linen import from_linen
 from metalearn.core.mesh import task_mesh
-from metalearn.core.model import Model, Variables, from_apply_fn, from_linen, from_nnx
+from metalearn.core.model import Model, Variables
+from metalearn.core.nnx import from_nnx
+from metalearn.core.summary import Summary, summary
 from metalearn.core.task import (
     Examples,
     Task,
@@ -94,7 +98,9 @@ __all__ = [
     "regret",
     "sample_batch",
     "sinks",
+    "Summary",
     "stack_tasks",
+    "summary",
     "task_mesh",
     "tasks",
     "testing",

@@ -1,0 +1,185 @@
+"""What the update of an inner optimiser does: has it derivatives, does it move, and where.
+
+The update is traced for a small sample of gradients, and the trace is run by NumPy.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metalearn.core import cost, interpret
+
+
+def is_differentiable(
+    inner_opt: Any, grads: Any = None, hparams: Any = None
+) -> bool | None:
+    """Whether two updates have finite derivatives, at zero gradients and parameters too.
+
+    The result is `None` if the optimiser refuses the structure of the gradients.
+
+    Args:
+      inner_opt: An optax transformation, or a function of `hparams` that makes one.
+      grads: Gradients, of which structure and shapes matter; a small sample if `None`.
+      hparams: Hyper-parameters, concrete arrays.
+    """
+    if grads is None and hparams is None:
+        return _differentiable_on_sample(inner_opt, jax.config.jax_enable_x64)
+    opt = inner_opt if is_transformation(inner_opt) else inner_opt(hparams)
+    return _differentiable(opt, SAMPLE if grads is None else grads)
+
+
+# What it is made of: a matrix and a vector.
+SAMPLE = [np.zeros((2, 2)), np.zeros(2)]
+
+
+@functools.lru_cache(maxsize=64)
+def _differentiable_on_sample(inner_opt: Any, x64: bool) -> bool | None:
+    """The answer on the sample, kept because every `init` of a learner asks again.
+
+    The argument `x64` is part of the key: the dtype of the sample depends on it.
+    """
+    del x64
+    return _differentiable(inner_opt, SAMPLE)
+
+
+# Primitives whose derivatives are finite wherever their arguments are.
+_SMOOTH = {
+    *("add", "add_any", "broadcast_in_dim", "clamp", "convert_element_type", "dot_general"),
+    *("eq", "ge", "gt", "jit", "le", "lt", "max", "min", "mul", "ne", "neg", "reduce_sum"),
+    *("reshape", "select_n", "sign", "square", "squeeze", "sub"),
+}
+
+
+def _differentiable(inner_opt: Any, grads: Any) -> bool | None:
+    grads = as_jax(grads)
+
+    def moved(grads: Any, params: Any) -> jax.Array:
+        state = inner_opt.init(params)
+        # Two updates, because some optimisers use their state only from the second one on.
+        for _ in range(2):
+            updates, state = inner_opt.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return sum(jnp.sum(p) for p in jax.tree.leaves(params))
+
+    try:
+        # Most optimisers, such as momentum, consist of smooth primitives only.
+        if _primitives(jax.make_jaxpr(moved)(grads, grads).jaxpr) <= _SMOOTH:
+            return True
+        slope = jax.grad(moved, argnums=(0, 1))
+        closed = jax.make_jaxpr(slope)(grads, grads)
+    except Exception:
+        # Of many kinds, for optimisers look at the structure of the parameters in many
+        # ways. One with rates for a single step cannot take two.
+        return None
+    for case in _cases(grads):
+        try:
+            found = interpret.evaluate(closed, *jax.tree.leaves(case))
+        except interpret.Unknown:
+            with jax.ensure_compile_time_eval():
+                found = jax.tree.leaves(jax.jit(slope)(*case))
+        if not all(np.isfinite(np.asarray(s, np.float64)).all() for s in found):
+            return False
+    return True
+
+
+def _cases(grads: Any) -> Iterator[tuple[Any, Any]]:
+    """Gradients and parameters at which derivatives of roots and quotients may not exist.
+
+    Zeros among other numbers, zeros only, zeros in one leaf; and parameters of zero.
+    """
+    leaves, structure = jax.tree.flatten(grads)
+
+    def alternating(leaf: np.ndarray) -> np.ndarray:
+        values = np.array([0.0, 1.0, 0.5, -1.0])
+        return np.resize(values, leaf.shape).astype(leaf.dtype)
+
+    mixed = [alternating(leaf) for leaf in leaves]
+    zeros = [np.zeros_like(leaf) for leaf in leaves]
+    ones = [np.ones_like(leaf) for leaf in leaves]
+    for grads_, params in (
+        (mixed, ones),
+        (zeros, ones),
+        (mixed[:-1] + zeros[-1:], ones),
+        (zeros[:1] + mixed[1:], ones),
+        (mixed, zeros),
+        (zeros, zeros),
+    ):
+        yield structure.unflatten(grads_), structure.unflatten(params)
+
+
+def _primitives(jaxpr: Any) -> set[str]:
+    """Names of the primitives of a jaxpr and of those inside it."""
+    found = {eqn.primitive.name for eqn in jaxpr.eqns}
+    inside = (sub for eqn in jaxpr.eqns for sub in cost.subjaxprs(eqn))
+    return found.union(*map(_primitives, inside))
+
+
+def as_jax(tree: Any) -> Any:
+    """Arrays of NumPy in the precision that JAX would give them."""
+    return jax.tree.map(
+        lambda a: np.asarray(a, jax.dtypes.canonicalize_dtype(a.dtype)), tree
+    )
+
+
+def is_transformation(inner_opt: Any) -> bool:
+    """Whether it is an optax transformation, and not a function that makes one."""
+    return isinstance(inner_opt, optax.GradientTransformation)
+
+
+# Of zero mean, so that a decay of equal weights adds nothing to the direction.
+_SLOPE = [np.array([[1.0, -1.0], [0.5, -0.5]]), np.array([2.0, -2.0])]
+
+
+@functools.lru_cache(maxsize=64)
+def fault(inner_opt: Any, num_steps: int, x64: bool) -> str:
+    """What is wrong with the updates; empty if nothing is, or nothing can be seen."""
+    del x64  # part of the key: the dtype of the sample depends on it
+    grads = as_jax(_SLOPE)
+    params = [np.full_like(g, 0.5) for g in grads]
+
+    def updates(num: int) -> list[list[np.ndarray]]:
+        def run(grads: Any, params: Any) -> list:
+            state, made = inner_opt.init(params), []
+            for _ in range(num):
+                change, state = inner_opt.update(grads, state, params)
+                params = optax.apply_updates(params, change)
+                made.append(jax.tree.leaves(change))
+            return made
+
+        closed, shape = jax.make_jaxpr(run, return_shape=True)(grads, params)
+        flat = interpret.evaluate(closed, *grads, *params)
+        return jax.tree.unflatten(jax.tree.structure(shape), flat)
+
+    try:
+        first = updates(1)[0]
+        still = not any(np.any(u) for u in first)
+        if still and num_steps > 1:
+            # A warm-up may start at a rate of zero.
+            still = not any(np.any(u) for u in updates(min(num_steps, 10))[-1])
+    except Exception:  # it has operations, or wants parameters, that a sample cannot have
+        return ""
+    if not all(np.isfinite(u).all() for u in first):
+        return (
+            "the inner optimiser makes updates that are not finite from a finite gradient, "
+            "so its rate is not a finite number. Expected e.g. optax.sgd(0.01)."
+        )
+    if still:
+        return (
+            f"the inner optimiser moves nothing in {num_steps} steps: its rate is 0. "
+            "Expected a rate above 0, as in optax.sgd(0.01). A learner that does not adapt "
+            "has num_steps=0."
+        )
+    if sum(float(np.sum(u * g)) for u, g in zip(first, grads)) > 0:
+        return (
+            "the inner optimiser moves up the gradient, so it would raise the support "
+            "loss: its rate is negative, or it has none (optax.scale_by_adam() in place of "
+            "optax.adam(rate)). Expected e.g. optax.sgd(0.01)."
+        )
+    return ""
