@@ -131,6 +131,6 @@ def _constant(value: Any) -> Flow:
             first = value.flat[0]
             if value.size == 1 or (value.size < 1024 and (value == first).all()):
                 return Flow(constant=float(first))
-    except (TypeError, ValueError):  # a key, a traced array
-        pass
+    except Exception:  # a key, a traced array
+        return Flow()
     return Flow()

@@ -78,6 +78,13 @@ def _divide(params: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a / b
 
 
+def _dot(params: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    contracted, batch = params["dimension_numbers"]
+    if any(batch):
+        raise Unknown("a batched product")
+    return np.tensordot(a, b, axes=tuple(map(tuple, contracted)))
+
+
 def _broadcast(params: Any, x: np.ndarray, *dynamic: Any) -> np.ndarray:
     shape, places = params["shape"], params["broadcast_dimensions"]
     sides = [1] * len(shape)
@@ -139,7 +146,9 @@ _RULES: dict[str, Callable] = {
     "broadcast_in_dim": _broadcast,
     "reshape": lambda params, x: x.reshape(params["new_sizes"]),
     "squeeze": lambda params, x: np.squeeze(x, tuple(params["dimensions"])),
+    "dot_general": _dot,
     "transpose": lambda params, x: np.transpose(x, params["permutation"]),
+    "concatenate": lambda params, *parts: np.concatenate(parts, params["dimension"]),
     "reduce_sum": _reduction(np.sum),
     "reduce_max": _reduction(np.max),
     "reduce_min": _reduction(np.min),

@@ -199,7 +199,7 @@ def _explained(error: Exception, params: Any) -> Exception:
 # -- What has no derivative ------------------------------------------------------------
 
 _INSTEAD = {
-    "adam": "optax.adam(rate, eps_root=1e-8) in place of optax.adam(rate)",
+    "scale_by_adam": "optax.adam(rate, eps_root=1e-8) in place of optax.adam(rate)",
     "clip_by_global_norm": "ml.inner.clip_by_global_norm in place of optax's",
     "clip_by_block_rms": "ml.inner.clip_by_block_rms in place of optax's",
     "adaptive_grad_clip": "ml.inner.adaptive_grad_clip in place of optax's",
@@ -212,7 +212,7 @@ def _not_differentiable(inner_opt: Any) -> str:
     clips = [text for name, text in _INSTEAD.items() if name in names]
     if not clips:
         clips = [
-            _INSTEAD["adam"],
+            _INSTEAD["scale_by_adam"],
             "plain optax.sgd",
             "ml.inner.clip_by_global_norm in place of a clip of optax",
         ]

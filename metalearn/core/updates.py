@@ -53,7 +53,8 @@ def _differentiable_on_sample(inner_opt: Any, x64: bool) -> bool | None:
 _SMOOTH = {
     *("add", "add_any", "broadcast_in_dim", "clamp", "convert_element_type", "dot_general"),
     *("eq", "ge", "gt", "jit", "le", "lt", "max", "min", "mul", "ne", "neg", "reduce_sum"),
-    *("reshape", "select_n", "sign", "square", "squeeze", "sub"),
+    *("reshape", "select_n", "sign", "square", "squeeze", "sub", "transpose"),
+    *("concatenate", "copy", "pad", "slice", "stop_gradient"),
 }
 
 

@@ -235,7 +235,7 @@ def test_rates_that_lead_nowhere_are_diagnosed(name):
         optax.sgd(optax.linear_schedule(0.0, 0.1, 5)),  # a warm-up
         optax.chain(optax.add_decayed_weights(10.0), optax.sgd(0.1)),
         optax.sign_sgd(0.1),
-        optax.noisy_sgd(0.1),
+        optax.noisy_sgd(0.1, key=0),
         optax.lion(0.1),
         optax.apply_if_finite(optax.sgd(0.1), 3),
     ],

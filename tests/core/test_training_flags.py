@@ -76,7 +76,7 @@ FLAGS = [name for name, sense in SENSES.items() if sense is not None]
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_linen_modules_train_and_evaluate_whatever_their_flag_is_called(name):
-    when_true, switch = SENSES[name]
+    when_true = SENSES[name][0]
 
     def body(self, x, flag):
         evaluation = flag != when_true
@@ -93,7 +93,6 @@ def test_linen_modules_train_and_evaluate_whatever_their_flag_is_called(name):
     assert (np.asarray(outputs) == 0).any()  # dropped
     mean = moved["batch_stats"]["BatchNorm_0"]["mean"]
     np.testing.assert_allclose(mean, 0.5 * np.asarray(X).mean(0), rtol=1e-4, atol=1e-6)
-    del switch
 
 
 def test_a_name_that_tells_nothing_is_given_with_its_sense():
@@ -294,6 +293,49 @@ def test_noise_and_batch_statistics_are_had_apart(name):
     everything = np.asarray(of(True, True)[0])
     scale = everything[everything != 0] / by_batch[everything != 0]
     np.testing.assert_allclose(scale, scale[0], rtol=1e-2)
+
+
+class OwnNorm(nn.Module):
+    """A norm that no interceptor knows, beside a dropout that it knows."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        mean = self.variable("averages", "mean", jnp.zeros, x.shape[-1])
+        if train:
+            mean.value = 0.5 * mean.value + 0.5 * x.mean(0)
+        x = x - (x.mean(0) if train else mean.value)[None]
+        return nn.Dropout(0.5, deterministic=not train)(x)
+
+
+class NnxOwnNorm(nnx.Module):
+    def __init__(self, rngs):
+        self.mean = nnx.BatchStat(jnp.zeros(INPUTS))
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.is_training = False
+
+    def __call__(self, x):
+        mean = self.mean[...]
+        if self.is_training:
+            self.mean[...] = 0.5 * mean + 0.5 * x.mean(0)
+            mean = x.mean(0)
+        return self.dropout(x - mean[None])
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: ml.from_linen(OwnNorm()), lambda: ml.from_nnx(NnxOwnNorm)]
+)
+def test_norms_of_ones_own_are_had_without_dropout(make):
+    model = make()
+    variables = model.init(KEY, X)
+    x = np.asarray(X, np.float64)
+    outputs, state = run(model, variables, X, key=KEY, noise=False, batch=True)
+    np.testing.assert_allclose(outputs, x - x.mean(0), rtol=1e-4, atol=1e-5)
+    mean = next(s for s in jax.tree.leaves(state) if np.shape(s) == (INPUTS,))
+    np.testing.assert_allclose(mean, 0.5 * x.mean(0), rtol=1e-4, atol=1e-6)
+    # Their averages take no orders, so dropout cannot be had with them: evaluation it is.
+    outputs, state = run(model, variables, X, key=KEY, noise=True, batch=False)
+    np.testing.assert_allclose(outputs, x, rtol=1e-5)
+    assert state is variables.state
 
 
 class LayerNormed(nn.Module):
