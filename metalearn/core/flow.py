@@ -14,6 +14,7 @@ from metalearn.core import cost
 
 # Operations of one real argument that leave the numbers as they are.
 _SAME = {"convert_element_type", "copy", "copy_p", "reshape", "squeeze", "broadcast_in_dim"}
+_SAME |= {"stop_gradient"}
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"}
 _CALLS |= {"custom_vjp_call_jaxpr", "remat", "checkpoint", "custom_lin"}
 

@@ -71,7 +71,7 @@ def from_apply_fn(
         def run(variables, x, key, mask):
             return outputs_of(variables.params, x, train, key=key, mask=mask)
 
-        run = lowering.lower(run) if lower else run
+        run = lowering.lower(run) if lower and not probe.probing() else run
         return run(variables, x, key, mask), variables.state
 
     about = f"function {owner}, {flags_.described(flags)}"

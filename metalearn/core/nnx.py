@@ -45,6 +45,7 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
     """
     wrapped = _Module(make)
     name, flags = wrapped.name, wrapped.flags
+    passed: set = set()  # shapes of which the module was found to be well told
 
     def init(key: Key, x: PyTree) -> Variables:
         params, state = wrapped.init(key)
@@ -57,14 +58,17 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
             "take the argument `train` and pass it on: deterministic=not train, "
             "use_running_average=not train."
         )
-        probe.check_evaluation(evaluation, params, state, x, owner=name, remedy=remedy)
+        asked = probe.signature(params, state, x)
+        if asked not in passed:
+            probe.check_evaluation(evaluation, params, state, x, owner=name, remedy=remedy)
+            passed.add(asked)
         return Variables(params=params, state=state)
 
     def lowered(variables, x, key, mask, **switches):
         def pass_(variables, x, key, mask):
             return wrapped(variables.params, variables.state, x, key, mask, **switches)
 
-        run = lowering.lower(pass_) if lower else pass_
+        run = lowering.lower(pass_) if lower and not probe.probing() else pass_
         outputs, new = run(variables, x, key, mask)
         # In evaluation the state has to stay as it is, also where the module counts calls.
         return outputs, new if switches["batch"] else variables.state
@@ -158,6 +162,7 @@ class _Module:
 
         def go(both: bool) -> tuple[PyTree, PyTree, bool]:
             start = _filled(rng_like, _reseeded(streams, key))
+            before = _values(start)  # the merged module moves the streams in place
             module = nnx.merge(
                 self._graphs[noise, batch, both],
                 _filled(params_like, params),
@@ -169,8 +174,8 @@ class _Module:
                 given["mask"] = mask
             outputs = module(x, **given)
             _, _, rng, new = self._parts(module)
-            drawn = _values(rng), _values(start)
-            drawn = any(a is not b for a, b in zip(*drawn, strict=True))
+            pairs = zip(before, _values(rng), strict=True)
+            drawn = any(old is not now for old, now in pairs)
             # What the pass has sown is a result, and no state.
             return outputs, _as_before(hidden, nnx.to_pure_dict(new)), drawn
 

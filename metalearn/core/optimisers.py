@@ -20,10 +20,12 @@ import optax
 from metalearn.core import trees
 from metalearn.core.updates import (
     SAMPLE,
+    NoTransformation,
     as_jax,
     fault,
     is_differentiable,
     is_transformation,
+    made_of,
 )
 
 
@@ -82,17 +84,11 @@ def inner_optimiser_on(
             return
     hparams = _concrete(hparams)
     like = jax.tree.map(lambda p: np.zeros(jnp.shape(p), jnp.result_type(p)), params)
-    opt = inner_opt if is_transformation(inner_opt) else inner_opt(hparams)
-    if not is_transformation(opt):
-        raise TypeError(
-            f"inner_opt made a {type(opt).__name__} of its inner_hparams; expected an "
-            "optax transformation such as optax.sgd(hparams)."
-        )
-    error = _failure(opt, like)
+    error = _failure(inner_opt, like, hparams)
     if error is not None:
         raise _explained(error, like) from error
-    if second_order and is_differentiable(opt, like) is False:
-        raise ValueError(_not_differentiable(opt))
+    if second_order and is_differentiable(inner_opt, like, hparams) is False:
+        raise ValueError(_not_differentiable(inner_opt))
 
 
 def _concrete(hparams: Any) -> Any:
@@ -104,8 +100,8 @@ def _concrete(hparams: Any) -> Any:
 
     def one(path: Any, leaf: Any) -> Any:
         if isinstance(leaf, jax.core.Tracer):
-            return jnp.asarray(np.full(leaf.shape, 0.1, leaf.dtype))
-        found = jnp.asarray(leaf)
+            return np.full(leaf.shape, 0.1, leaf.dtype)
+        found = np.asarray(leaf, jnp.result_type(leaf))
         if jnp.issubdtype(found.dtype, jnp.inexact) and not np.isfinite(found).all():
             name = trees.path_string(path)
             raise ValueError(
@@ -114,8 +110,7 @@ def _concrete(hparams: Any) -> Any:
             )
         return found
 
-    with jax.ensure_compile_time_eval():
-        return jax.tree_util.tree_map_with_path(one, hparams)
+    return jax.tree_util.tree_map_with_path(one, hparams)
 
 
 def inner_rate(inner_opt: Any, num_steps: int) -> None:
@@ -134,16 +129,17 @@ def inner_rate(inner_opt: Any, num_steps: int) -> None:
 # -- What an update asks for ---------------------------------------------------------
 
 
-def _failure(inner_opt: Any, params: Any) -> Exception | None:
+def _failure(inner_opt: Any, params: Any, hparams: Any = None) -> Exception | None:
     """The exception of one update without further arguments, if it raises one."""
     params = as_jax(params)
 
-    def step(params: Any) -> Any:
-        updates, _ = inner_opt.update(params, inner_opt.init(params), params)
+    def step(params: Any, hparams: Any) -> Any:
+        opt = made_of(inner_opt, hparams)
+        updates, _ = opt.update(params, opt.init(params), params)
         return optax.apply_updates(params, updates)
 
     try:
-        jax.eval_shape(step, params)
+        jax.eval_shape(step, params, hparams)
     except Exception as error:  # of many kinds, see `_differentiable`
         return error
     return None
@@ -187,6 +183,8 @@ def _explained(error: Exception, params: Any) -> Exception:
     text = f"{type(error).__name__}: {error}"
     if needs := _needs(str(error)):
         return TypeError(needs)
+    if isinstance(error, NoTransformation):
+        return TypeError(str(error))
     paths = ", ".join(trees.leaf_paths(params))
     return ValueError(
         f"the inner optimiser does not take the parameters that adapt ({text}). Masks and "

@@ -7,6 +7,7 @@ them for most models without computing anything.
 
 from __future__ import annotations
 
+import contextvars
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,6 +22,14 @@ from metalearn.core.types import PyTree
 
 # `(params, state, x, key) -> (outputs, state)`.
 Pass = Callable[[PyTree, PyTree, PyTree, Any], tuple[PyTree, PyTree]]
+
+
+_PROBING: contextvars.ContextVar[bool] = contextvars.ContextVar("probing", default=False)
+
+
+def probing() -> bool:
+    """Whether a model is traced to be asked; its convolutions may then stay as they are."""
+    return _PROBING.get()
 
 
 class Traced(NamedTuple):
@@ -86,7 +95,11 @@ def trace(run: Pass, params: PyTree, state: PyTree, x: PyTree) -> Traced:
     """
     parts = (like(params), like(state), like(x), _key_like())
     sizes = [len(jax.tree.leaves(part)) for part in parts]
-    closed, out = jax.make_jaxpr(run, return_shape=True)(*parts)
+    token = _PROBING.set(True)
+    try:
+        closed, out = jax.make_jaxpr(run, return_shape=True)(*parts)
+    finally:
+        _PROBING.reset(token)
     before, after = jax.tree.structure(parts[1]), jax.tree.structure(out[1])
     if before != after:
         raise ValueError(

@@ -31,8 +31,7 @@ def is_differentiable(
     """
     if grads is None and hparams is None:
         return _differentiable_on_sample(inner_opt, jax.config.jax_enable_x64)
-    opt = inner_opt if is_transformation(inner_opt) else inner_opt(hparams)
-    return _differentiable(opt, SAMPLE if grads is None else grads)
+    return _differentiable(inner_opt, SAMPLE if grads is None else grads, hparams)
 
 
 # What it is made of: a matrix and a vector.
@@ -58,33 +57,34 @@ _SMOOTH = {
 }
 
 
-def _differentiable(inner_opt: Any, grads: Any) -> bool | None:
+def _differentiable(inner_opt: Any, grads: Any, hparams: Any = None) -> bool | None:
     grads = as_jax(grads)
 
-    def moved(grads: Any, params: Any) -> jax.Array:
-        state = inner_opt.init(params)
+    def moved(grads: Any, params: Any, hparams: Any) -> jax.Array:
+        opt = made_of(inner_opt, hparams)
+        state = opt.init(params)
         # Two updates, because some optimisers use their state only from the second one on.
         for _ in range(2):
-            updates, state = inner_opt.update(grads, state, params)
+            updates, state = opt.update(grads, state, params)
             params = optax.apply_updates(params, updates)
         return sum(jnp.sum(p) for p in jax.tree.leaves(params))
 
     try:
         # Most optimisers, such as momentum, consist of smooth primitives only.
-        if _primitives(jax.make_jaxpr(moved)(grads, grads).jaxpr) <= _SMOOTH:
+        if _primitives(jax.make_jaxpr(moved)(grads, grads, hparams).jaxpr) <= _SMOOTH:
             return True
         slope = jax.grad(moved, argnums=(0, 1))
-        closed = jax.make_jaxpr(slope)(grads, grads)
+        closed = jax.make_jaxpr(slope)(grads, grads, hparams)
     except Exception:
         # Of many kinds, for optimisers look at the structure of the parameters in many
         # ways. One with rates for a single step cannot take two.
         return None
     for case in _cases(grads):
         try:
-            found = interpret.evaluate(closed, *jax.tree.leaves(case))
+            found = interpret.evaluate(closed, *jax.tree.leaves((*case, hparams)))
         except interpret.Unknown:
             with jax.ensure_compile_time_eval():
-                found = jax.tree.leaves(jax.jit(slope)(*case))
+                found = jax.tree.leaves(jax.jit(slope)(*case, hparams))
         if not all(np.isfinite(np.asarray(s, np.float64)).all() for s in found):
             return False
     return True
@@ -127,6 +127,27 @@ def as_jax(tree: Any) -> Any:
     return jax.tree.map(
         lambda a: np.asarray(a, jax.dtypes.canonicalize_dtype(a.dtype)), tree
     )
+
+
+class NoTransformation(TypeError):
+    """What hyper-parameters were made into is no optimiser."""
+
+
+def made_of(inner_opt: Any, hparams: Any) -> optax.GradientTransformation:
+    """The transformation itself, or the one that a function makes of hyper-parameters.
+
+    Raises:
+      NoTransformation: the function makes something else.
+    """
+    if is_transformation(inner_opt):
+        return inner_opt
+    made = inner_opt(hparams)
+    if not is_transformation(made):
+        raise NoTransformation(
+            f"inner_opt made a {type(made).__name__} of its inner_hparams; expected an "
+            "optax transformation such as optax.sgd(hparams)."
+        )
+    return made
 
 
 def is_transformation(inner_opt: Any) -> bool:

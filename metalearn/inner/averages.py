@@ -108,7 +108,7 @@ def kinds(model: Model, params: PyTree, state: PyTree, x: PyTree) -> list[Kind]:
       ValueError: a leaf is none of these kinds.
     """
     asked = probe.signature(params, state, x)
-    known = probe.memory(_FOUND, model.apply, dict)
+    known = probe.memory(_FOUND, model.split or model.apply, dict)
     if asked not in known:
         known[asked] = _kinds(model, *probe.like((params, state, x)))
     return known[asked]

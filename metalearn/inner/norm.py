@@ -161,7 +161,7 @@ def check_still(
     if not jax.tree.leaves(state):
         return  # nothing to normalise by but the batch at hand
     asked = probe.signature(params, state, x)
-    known = probe.memory(_STILL, model.apply, set)
+    known = probe.memory(_STILL, model.split or model.apply, set)
     if asked in known:
         return
 
@@ -180,7 +180,7 @@ def check_still(
             "it a function that has them apart, ml.Model(init, apply, split); or choose "
             "norm='running', or a model without running averages (group or layer norm)."
         )
-    if model.split is not None:
+    if model.split is not None and not all(still.moved()):
         full = probe.trace(pass_(True), params, state, x)
         lost = set(probe.moved_paths(full, state, real=True))
         lost -= set(probe.moved_paths(still, state, real=True))

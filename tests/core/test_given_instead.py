@@ -66,7 +66,7 @@ def test_every_learner_refuses_a_raw_module_and_a_word(name):
 LOSSES = {
     "word": ("mse", "'mse'.*without quotes: ml.losses.mse"),
     "unknown word": ("rmse", "'rmse'.*such as ml.losses.mse"),
-    "None": (None, "loss_fn is None.*such as ml.losses.mse"),
+    "None": (None, "None; .*such as ml.losses.mse"),
     "number": (0.5, "0.5"),
     "module": (ml.losses, "module"),
     "array": (jnp.zeros(()), "ArrayImpl"),

@@ -84,22 +84,22 @@ OF_OPTAX = {
     "adabelief": (lambda: optax.adabelief(0.1), True),
     "adadelta": (lambda: optax.adadelta(0.1), True),
     "adafactor": (lambda: optax.adafactor(0.1), False),
-    "adagrad": (lambda: optax.adagrad(0.1), False),
+    "adagrad": (lambda: optax.adagrad(0.1), True),
     "adam": (lambda: optax.adam(0.1), False),
     "adam with a root": (lambda: optax.adam(0.1, eps_root=1e-8), True),
     "adamax": (lambda: optax.adamax(0.1), True),
     "adamaxw": (lambda: optax.adamaxw(0.1), True),
     "adamw": (lambda: optax.adamw(0.1), False),
-    "adan": (lambda: optax.adan(0.1), False),
+    "adan": (lambda: optax.adan(0.1), True),
     "amsgrad": (lambda: optax.amsgrad(0.1), False),
-    "fromage": (lambda: optax.fromage(0.1), False),
+    "fromage": (lambda: optax.fromage(0.1), True),
     "lamb": (lambda: optax.lamb(0.1), False),
     "lars": (lambda: optax.lars(0.1), False),
     "lion": (lambda: optax.lion(0.1), True),
     "nadam": (lambda: optax.nadam(0.1), False),
     "novograd": (lambda: optax.novograd(0.1), False),
     "optimistic": (lambda: optax.optimistic_gradient_descent(0.1), True),
-    "radam": (lambda: optax.radam(0.1), True),
+    "radam": (lambda: optax.radam(0.1), False),
     "rmsprop": (lambda: optax.rmsprop(0.1), True),
     "rmsprop outside": (lambda: optax.rmsprop(0.1, eps_in_sqrt=False), False),
     "rmsprop centred": (lambda: optax.rmsprop(0.1, centered=True), True),
@@ -107,8 +107,8 @@ OF_OPTAX = {
     "sgd": (lambda: optax.sgd(0.1), True),
     "nesterov": (lambda: optax.sgd(0.1, momentum=0.9, nesterov=True), True),
     "sign_sgd": (lambda: optax.sign_sgd(0.1), True),
-    "sm3": (lambda: optax.sm3(0.1), False),
-    "yogi": (lambda: optax.yogi(0.1), False),
+    "sm3": (lambda: optax.sm3(0.1), True),
+    "yogi": (lambda: optax.yogi(0.1), True),
     "clip": (lambda: optax.clip(1.0), True),
     "clip_by_block_rms": (lambda: optax.clip_by_block_rms(1.0), False),
     "clip_by_global_norm": (lambda: optax.clip_by_global_norm(1.0), False),
@@ -117,7 +117,8 @@ OF_OPTAX = {
     "scale_by_trust_ratio": (lambda: optax.scale_by_trust_ratio(), False),
     "scale_by_param_block_norm": (lambda: optax.scale_by_param_block_norm(), True),
     "scale_by_param_block_rms": (lambda: optax.scale_by_param_block_rms(), True),
-    "scale_by_rss": (lambda: optax.scale_by_rss(), False),
+    "scale_by_rss": (lambda: optax.scale_by_rss(), True),
+    "scale_by_rss from 0": (lambda: optax.scale_by_rss(0.0), False),
     "scale_by_stddev": (lambda: optax.scale_by_stddev(), True),
     "scale_by_factored_rms": (lambda: optax.scale_by_factored_rms(), False),
     "centralize": (lambda: optax.centralize(), True),
@@ -293,7 +294,9 @@ def test_masks_by_name_are_judged_on_the_parameters(learner, name):
 def test_masks_of_other_names_are_refused_with_the_paths():
     opt = optax.masked(optax.sgd(0.1), {"encoder": True})
     made = ml.fomaml(plain(), CE, opt)
-    with pytest.raises(ValueError, match=r"does not take the parameters.*body/b, body/w"):
+    with pytest.raises(
+        ValueError, match=r"(?s)does not take the parameters.*body/b, body/w"
+    ):
         jax.eval_shape(made.init, jax.random.key(1), blobs(jax.random.key(0)))
 
 

@@ -28,7 +28,7 @@ SHAPES = {"b": (3,), "k": (2, 3), "c": (3, 3, 2, 2), "m": (2, 1, 3), "s": ()}
 
 def tree(seed, scale=1.0):
     rng = np.random.default_rng(seed)
-    return {name: scale * rng.normal(size=shape) for name, shape in SHAPES.items()}
+    return {n: jnp.asarray(scale * rng.normal(size=s)) for n, s in SHAPES.items()}
 
 
 def clipped(opt, grads, params):
