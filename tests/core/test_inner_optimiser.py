@@ -118,7 +118,7 @@ OF_OPTAX = {
     "scale_by_param_block_norm": (lambda: optax.scale_by_param_block_norm(), True),
     "scale_by_param_block_rms": (lambda: optax.scale_by_param_block_rms(), True),
     "scale_by_rss": (lambda: optax.scale_by_rss(), True),
-    "scale_by_rss from 0": (lambda: optax.scale_by_rss(0.0), False),
+    "scale_by_rss from 0": (lambda: optax.scale_by_rss(0.0), True),
     "scale_by_stddev": (lambda: optax.scale_by_stddev(), True),
     "scale_by_factored_rms": (lambda: optax.scale_by_factored_rms(), False),
     "centralize": (lambda: optax.centralize(), True),
