@@ -44,7 +44,7 @@ def inner_optimiser(inner_opt: Any, hparams: Any, *, second_order: bool) -> None
             return
         given = f"a {type(inner_opt).__name__}"
         if isinstance(inner_opt, numbers.Number):
-            given = f"{inner_opt!r}, {given}"
+            given = f"{given}, {inner_opt!r}"
         rate = inner_opt if isinstance(inner_opt, float) else 0.01
         raise TypeError(
             f"inner_opt is {given}; expected an optax transformation such as "
