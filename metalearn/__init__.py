@@ -18,10 +18,14 @@ from metalearn import algorithms, data, inner, models, tasks, testing
 from metalearn.algorithms import *
 from metalearn.core import losses, metrics
 from metalearn.core.estimators import gradient_estimator
+from metalearn.core.functions import from_apply_fn
 from metalearn.core.learner import Estimate, MetaLearner, describe, is_transductive
+from metalearn.core.linen import from_linen
 from metalearn.core.mesh import task_mesh
-from metalearn.core.model import Model, Variables, from_apply_fn, from_linen, from_nnx
+from metalearn.core.model import Model, Variables
+from metalearn.core.nnx import from_nnx
 from metalearn.core.programs import clear_caches
+from metalearn.core.summary import Summary, summary
 from metalearn.core.task import (
     Examples,
     Task,
@@ -102,7 +106,9 @@ __all__ = [
     "sample_batch",
     "save",
     "sinks",
+    "Summary",
     "stack_tasks",
+    "summary",
     "task_mesh",
     "tasks",
     "testing",

@@ -158,7 +158,7 @@ def test_adam_in_disguise_is_refused_when_the_parameters_are_known():
     [
         (lambda h: optax.sgd(jnp.exp(h)), jnp.log(0.01)),
         (lambda h: optax.sgd(jax.nn.softplus(h)), jnp.zeros(())),
-        (lambda h: optax.chain(optax.clip_by_global_norm(10.0), optax.sgd(h)), 0.1),
+        (lambda h: optax.chain(ml.inner.clip_by_global_norm(10.0), optax.sgd(h)), 0.1),
     ],
 )
 def test_learned_rates_may_be_made_of_anything(opt, start):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -84,6 +85,7 @@ def fine_tune(
     Raises:
       ValueError: `num_classes` without `num_ways`, or tasks without `class_ids`.
     """
+    checks.model(model)
     checks.inner_optimiser(opt, None, second_order=False)
     if (num_classes is None) != (num_ways is None):
         raise ValueError(
@@ -168,13 +170,17 @@ def _of_training_classes(examples: Examples, info: dict[str, Any]) -> Examples:
 def _with_head(body: Model) -> Model:
     """`body` followed by a linear head, params `{"body": ..., "head": ...}`."""
 
-    def apply(variables, x, *, key=None, train=False, mask=None):
-        inner = Variables(params=variables.params["body"], state=variables.state)
-        features, state = body.apply(inner, x, key=key, train=train, mask=mask)
-        head = variables.params["head"]
-        return features @ head["kernel"] + head["bias"][None], state
+    def of(fn: Callable) -> Callable:
+        def apply(variables, x, **given):
+            inner = Variables(params=variables.params["body"], state=variables.state)
+            features, state = fn(inner, x, **given)
+            head = variables.params["head"]
+            return features @ head["kernel"] + head["bias"][None], state
 
-    return Model(body.init, apply)
+        return apply
+
+    split = None if body.split is None else of(body.split)
+    return Model(body.init, of(body.apply), split, f"{body.about}, with a linear head")
 
 
 def _linear(num_in: int, num_out: int, dtype: Any) -> dict[str, jax.Array]:

@@ -153,6 +153,8 @@ def bilevel(
         derivative; in `adapt` and `estimate`: the variables have another shape.
     """
     chosen = complete(bilevel, name, options)
+    checks.model(model)
+    checks.loss(loss_fn)
     loop = _loop(model, loss_fn, inner_opt, num_steps, hooks, chosen)
 
     def init(key: Key, task: Task) -> Variables:
@@ -262,8 +264,10 @@ def _first_variables(loop: _Loop, key: Key, task: Task) -> Variables:
     hparams = loop.hooks.inner_hparams
     if callable(hparams):
         hparams = hparams(k_inner, moving)
-    if loop.second_order:
-        checks.inner_optimiser_on(moving, loop.inner_opt, hparams)
+    if loop.second_order or hparams is not None:
+        checks.inner_optimiser_on(
+            moving, loop.inner_opt, hparams, second_order=loop.second_order
+        )
     params = {"model": made.params}
     if hparams is not None:
         # With a dtype: a weakly typed number would compile the second step again.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 import math
 import numbers
 from collections.abc import Sequence
@@ -11,11 +11,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.flatten_util import ravel_pytree
 
-from metalearn.core import cost
+from metalearn.core import losses
+from metalearn.core.model import Model
+from metalearn.core.optimisers import inner_optimiser, inner_optimiser_on, inner_rate
 from metalearn.core.task import Examples, Task
+from metalearn.core.updates import is_differentiable
+
+__all__ = [
+    "adapt_filter",
+    "inner_optimiser",
+    "inner_optimiser_on",
+    "inner_rate",
+    "is_differentiable",
+    "loss",
+    "model",
+    "number",
+    "one_of",
+    "one_set",
+    "one_task",
+    "values_of_task",
+    "whole_number",
+]
 
 
 def whole_number(name: str, value: Any, *, least: int) -> None:
@@ -61,6 +78,93 @@ def adapt_filter(select: Any) -> None:
     raise TypeError(
         f"adapt_filter is {given}; expected None or a function (path, leaf) -> bool, such "
         f"as lambda path, leaf: {part!r} in path."
+    )
+
+
+def model(value: Any, name: str = "model") -> None:
+    """Checks what a learner is given as its network.
+
+    Raises:
+      TypeError: it is not a `Model`; says which adapter makes one of it.
+    """
+    if isinstance(value, Model):
+        return
+    given, made = _network(value)
+    raise TypeError(f"{name} is {given}; expected an ml.Model. {made}")
+
+
+def _network(value: Any) -> tuple[str, str]:
+    """What was given in place of a `Model`, and what makes a model of it."""
+    is_class = inspect.isclass(value)
+    kind = value if is_class else type(value)
+    given = f"the class {kind.__name__}" if is_class else f"a {kind.__name__}"
+    homes = {f"{base.__module__}.".split(".")[0] for base in kind.__mro__}
+    bases = {f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__}
+    if "flax.linen.module.Module" in bases:
+        call = f"{kind.__name__}(...)" if is_class else "module"
+        return f"{given} of flax.linen", f"Write ml.from_linen({call})."
+    if any(base.startswith("flax.nnx.") and base.endswith("Module") for base in bases):
+        return (
+            f"{given} of flax.nnx",
+            f"Write ml.from_nnx(lambda rngs: {kind.__name__}(..., rngs=rngs)).",
+        )
+    if homes & {"torch", "keras", "tensorflow"}:
+        home = sorted(homes & {"torch", "keras", "tensorflow"})[0]
+        return (
+            f"{given} of {home}",
+            "JAX cannot differentiate it; write the network in flax and wrap it by "
+            "ml.from_linen(module) or ml.from_nnx(make).",
+        )
+    by_functions = (
+        "Write ml.from_apply_fn(init, apply) with init(key, x) -> params and "
+        "apply(params, x) -> outputs"
+    )
+    if "equinox" in homes:
+        return f"{given} of equinox", (
+            f"{by_functions}: init makes the module and returns the part of "
+            "equinox.partition that is arrays, apply combines them and maps over rows."
+        )
+    if isinstance(value, tuple) and callable(getattr(value, "init", None)):
+        return given, (
+            f"{by_functions}, e.g. apply=lambda params, x: net.apply(params, None, x)."
+        )
+    if isinstance(value, str):
+        return repr(value), (
+            "Write ml.from_linen(module) with a network of ml.models, such as "
+            "ml.from_linen(ml.models.Conv4(5)), or one of your own."
+        )
+    if value is None:
+        given = "None"
+    if callable(value) and not is_class:
+        return given, f"{by_functions}; a flax module is wrapped by ml.from_linen(module)."
+    return given, (
+        "Wrap a flax.linen module by ml.from_linen(module), an nnx module by "
+        "ml.from_nnx(make), plain functions by ml.from_apply_fn(init, apply)."
+    )
+
+
+def loss(value: Any, name: str = "loss_fn") -> None:
+    """Checks what a learner is given as its loss.
+
+    Raises:
+      TypeError: it is not a function.
+    """
+    if callable(value) and not inspect.isclass(value) and not isinstance(value, Model):
+        return
+    hint = "such as ml.losses.mse or ml.losses.cross_entropy"
+    given = f"a {type(value).__name__}"
+    if inspect.isclass(value):
+        given = f"the class {value.__name__}"
+    elif value is None or isinstance(value, (str, numbers.Number)):
+        given = repr(value)
+        if isinstance(value, str) and callable(getattr(losses, value, None)):
+            hint = f"without quotes: ml.losses.{value}"
+    elif isinstance(value, Model):
+        hint += "; the model comes first, then the loss"
+    elif isinstance(value, tuple) and callable(getattr(value, "update", None)):
+        hint += "; the optimiser comes after the loss"
+    raise TypeError(
+        f"{name} is {given}; expected a function (outputs, examples) -> scalar, {hint}."
     )
 
 
@@ -139,174 +243,3 @@ def values_of_task(task: Task, outputs_like: Any) -> None:
                 f"gives {ways} logits; expected labels 0..{ways - 1}. Give the model at "
                 "least as many outputs as the tasks have ways."
             )
-
-
-def inner_optimiser(inner_opt: Any, hparams: Any, *, second_order: bool) -> None:
-    """Checks an inner optimiser before anything is traced.
-
-    Raises:
-      TypeError: `inner_opt` is neither an optax transformation nor a function together
-        with hparams.
-      ValueError: the update has no finite derivative at a zero gradient, as that of
-        `optax.adam` with `eps_root=0`. `inner_optimiser_on` finds the faults that show only
-        on the parameters.
-    """
-    transformation = isinstance(inner_opt, optax.GradientTransformation)
-    if not transformation and not (callable(inner_opt) and hparams is not None):
-        raise TypeError(
-            f"inner_opt is a {type(inner_opt).__name__}; expected an optax "
-            "transformation such as optax.sgd(0.01), or a function "
-            "`hparams -> transformation` together with inner_hparams."
-        )
-    if transformation and makes_nan(inner_opt):
-        raise ValueError(
-            "inner_opt makes updates that are NaN from finite gradients; its rate or its "
-            "schedule is NaN. Give a finite rate."
-        )
-    if second_order and transformation and is_differentiable(inner_opt) is False:
-        raise ValueError(_NOT_DIFFERENTIABLE)
-
-
-_NOT_DIFFERENTIABLE = (
-    "the inner optimiser has no finite derivative where a gradient is zero (the square "
-    "root of Adam's second moment, with eps_root=0), so second-order meta-gradients "
-    "become NaN. Use e.g. optax.adam(rate, eps_root=1e-8), plain optax.sgd, or "
-    "differentiation='first_order'."
-)
-# Zeros among other numbers: the derivative of a root is infinite at a zero gradient.
-_SAMPLE = [np.array([[0.0, 1.0], [0.5, 0.0]]), np.array([0.0, -1.0])]
-
-
-def inner_optimiser_on(params: Any, inner_opt: Any, hparams: Any) -> None:
-    """Checks an inner optimiser on the shapes of the parameters that it will move.
-
-    This check covers the optimisers that `inner_optimiser` cannot judge: those made from
-    hyper-parameters, and those that look at the structure of the parameters.
-
-    Raises:
-      ValueError: the update has no finite derivative at a zero gradient.
-    """
-    transformation = isinstance(inner_opt, optax.GradientTransformation)
-    if transformation and is_differentiable(inner_opt) is not None:
-        return  # decided when the learner was made
-
-    def concrete(leaf: Any) -> Any:
-        """The array itself, or a typical array in place of a traced one."""
-        if isinstance(leaf, jax.core.Tracer):
-            return np.full(leaf.shape, 0.1, leaf.dtype)
-        return leaf
-
-    with jax.ensure_compile_time_eval():
-        flat, unflatten = ravel_pytree(
-            jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.result_type(p)), params)
-        )
-        # Ones and zeros in turn, because a gradient of zeros only is a special case.
-        grads = unflatten((jnp.arange(flat.size) % 2).astype(flat.dtype))
-    if is_differentiable(inner_opt, grads, jax.tree.map(concrete, hparams)) is False:
-        raise ValueError(_NOT_DIFFERENTIABLE)
-
-
-def is_differentiable(
-    inner_opt: Any, grads: Any = None, hparams: Any = None
-) -> bool | None:
-    """Whether two updates have finite derivatives with respect to the gradients.
-
-    The result is `None` if the optimiser refuses the structure of the gradients.
-
-    Args:
-      inner_opt: An optax transformation, or a function of `hparams` that makes one.
-      grads: Gradients, concrete arrays; a small sample if `None`.
-      hparams: Hyper-parameters, concrete arrays.
-    """
-    if grads is None and hparams is None:
-        return _differentiable_on_sample(inner_opt, jax.config.jax_enable_x64)
-    return _differentiable(inner_opt, grads, hparams)
-
-
-@functools.lru_cache(maxsize=64)
-def _differentiable_on_sample(inner_opt: Any, x64: bool) -> bool | None:
-    """The answer on the sample, kept because every `init` of a learner asks again.
-
-    The argument `x64` is part of the key: the dtype of the sample depends on it.
-    """
-    del x64
-    return _differentiable(inner_opt, _SAMPLE, None)
-
-
-# Primitives whose derivatives are finite wherever their arguments are.
-_SMOOTH = {
-    *("add", "add_any", "broadcast_in_dim", "clamp", "convert_element_type", "dot_general"),
-    *("eq", "ge", "gt", "jit", "le", "lt", "max", "min", "mul", "ne", "neg", "reduce_sum"),
-    *("reshape", "select_n", "sign", "square", "squeeze", "sub"),
-}
-
-
-def _differentiable(inner_opt: Any, grads: Any, hparams: Any) -> bool | None:
-    def moved(grads: Any) -> jax.Array:
-        transformation = isinstance(inner_opt, optax.GradientTransformation)
-        opt = inner_opt if transformation else inner_opt(hparams)
-        params = jax.tree.map(jnp.ones_like, grads)
-        state = opt.init(params)
-        # Two updates, because some optimisers use their state only from the second one on.
-        for _ in range(2):
-            updates, state = opt.update(grads, state, params)
-            params = optax.apply_updates(params, updates)
-        return sum(jnp.sum(p) for p in jax.tree.leaves(params))
-
-    with jax.ensure_compile_time_eval():
-        # Numbers are needed here, even if a caller is being traced.
-        grads = jax.tree.map(jnp.asarray, grads)
-        try:
-            # Most optimisers, such as momentum, consist of smooth primitives only. To see
-            # that is cheap; compiling a derivative takes a tenth of a second.
-            if _primitives(jax.make_jaxpr(moved)(grads).jaxpr) <= _SMOOTH:
-                return True
-            slopes = jax.jit(jax.grad(moved))(grads)
-            return all(bool(jnp.all(jnp.isfinite(s))) for s in jax.tree.leaves(slopes))
-        except (TypeError, ValueError, KeyError, IndexError):
-            # The last: an optimiser with rates for a single step cannot take two.
-            return None
-
-
-def _primitives(jaxpr: Any) -> set[str]:
-    """Names of the primitives of a jaxpr and of those inside it."""
-    found = {eqn.primitive.name for eqn in jaxpr.eqns}
-    inside = (sub for eqn in jaxpr.eqns for sub in cost.subjaxprs(eqn))
-    return found.union(*map(_primitives, inside))
-
-
-def makes_nan(opt: optax.GradientTransformation) -> bool:
-    """Whether an optimiser holds a NaN, such as its rate, that reaches the updates.
-
-    False as well if the optimiser refuses the structure of the sample.
-    """
-
-    def once(grads: Any) -> Any:
-        return opt.update(grads, opt.init(grads), grads)[0]
-
-    with jax.ensure_compile_time_eval():
-        sample = [jnp.asarray(part, jnp.float32) for part in _SAMPLE]
-        try:
-            # To look for the number is cheap; only where there is one, it is computed with.
-            if not _holds_nan(jax.make_jaxpr(once)(sample)):
-                return False
-            return any(bool(jnp.any(jnp.isnan(u))) for u in jax.tree.leaves(once(sample)))
-        except Exception:  # it wants other parameters: judged on those of the learner
-            return False
-
-
-def _holds_nan(closed: Any) -> bool:
-    """Whether a number that is written into a program is NaN."""
-
-    def is_nan(value: Any) -> bool:
-        dtype = getattr(value, "dtype", np.asarray(value).dtype)
-        return jnp.issubdtype(dtype, jnp.floating) and bool(
-            np.isnan(np.asarray(value)).any()
-        )
-
-    def inside(jaxpr: Any) -> bool:
-        literals = [v.val for e in jaxpr.eqns for v in e.invars if hasattr(v, "val")]
-        subs = [sub for eqn in jaxpr.eqns for sub in cost.subjaxprs(eqn)]
-        return any(map(is_nan, literals)) or any(map(inside, subs))
-
-    return any(map(is_nan, closed.consts)) or inside(closed.jaxpr)

@@ -90,6 +90,10 @@ class _Called:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.__wrapped__(*args, **kwargs)
 
+    def __repr__(self) -> str:
+        name, *settings = describe(self).items()
+        return f"{name[1]}({', '.join(f'{k}={value!r}' for k, value in settings)})"
+
 
 def config_of(name: str, **hparams: Any) -> tuple[tuple[str, Plain], ...]:
     """The `config` of a learner: hashable pairs, the same in every process.
@@ -121,8 +125,22 @@ def _plain(option: str, value: Any) -> Plain:
 
 
 def describe(learner: MetaLearner) -> dict[str, Plain]:
-    """Name and hyper-parameters of a learner, for logs and results."""
-    return dict(learner.config) or {"name": "custom"}
+    """Name and hyper-parameters of a learner, for logs and results.
+
+    A learner without a `config` is called by the function that made it: "my_learner" if its
+    `init` is defined in `def my_learner(...)`; "custom" if its functions have no such home.
+    """
+    config = dict(learner.config)
+    return config if "name" in config else {"name": _home(learner), **config}
+
+
+def _home(learner: MetaLearner) -> str:
+    """Name of the function in which the functions of a learner were defined."""
+    for part in (learner.init, learner.adapt, learner.predict):
+        names = getattr(part, "__qualname__", "").split(".<locals>.")
+        if len(names) > 1 and names[-2].split(".")[-1].isidentifier():
+            return names[-2].split(".")[-1]
+    return "custom"
 
 
 def is_transductive(

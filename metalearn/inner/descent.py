@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from metalearn.core import checks, trees
 from metalearn.core.keys import fold_key, split_key
@@ -107,11 +108,18 @@ def descent(
     checks.adapt_filter(adapt_filter)
     # Every option is checked here, so that mistakes show before anything is traced.
     policy = normaliser(model, norm, num_steps)
+    checks.loss(loss_fn)
+    if num_steps:
+        checks.inner_rate(inner_opt, num_steps)
 
     def init(key: Key, task: Any) -> Variables:
         variables = model.init(key, task.support.x)
         _check_selection(variables.params, adapt_filter)
-        return Variables(params=variables.params, state=policy.init(variables.state))
+        if num_steps and isinstance(inner_opt, optax.GradientTransformation):
+            moving = trees.split(variables.params, adapt_filter)[0]
+            checks.inner_optimiser_on(moving, inner_opt, None, second_order=False)
+        state = policy.init(variables, task.support.x)
+        return Variables(params=variables.params, state=state)
 
     def hide_absent(outputs: PyTree, present: Array | None) -> PyTree:
         return outputs if present is None else mask_absent(outputs, present)

@@ -14,8 +14,13 @@ then stay as they are, and the support loss has no gradient. Under `"support"` t
 are normalised by these unchanged averages (0 and 1, unless the model brought others). All
 numbers stay finite if `from_linen` or `from_nnx` passes the mask to the model.
 
-Under `"support"` and `"batch"` the training pass of the model also runs at test. The
-training flag then also switches on dropout, so leave dropout out of such models.
+Noise such as dropout is on in meta-training and off in adaptation and prediction at test,
+under every policy. Under `"support"` and `"batch"` adaptation at test normalises by the
+batch, which a module knows from training only; `core.model.run` has the statistics without
+the noise. A model of your own that cannot have one without the other is refused.
+
+State that is no running average, such as a running maximum, is refused under `"support"`,
+see `metalearn.inner.averages`.
 
 Meta-Dataset (Triantafillou et al., 2020) uses `"support"`, the code of MAML (Finn et al.,
 2017) uses `"batch"`, and MAML++ (Antoniou et al., 2019) uses `"per_step"`.
@@ -23,15 +28,17 @@ Meta-Dataset (Triantafillou et al., 2020) uses `"support"`, the code of MAML (Fi
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from metalearn.core.model import Model, Variables
-from metalearn.core.task import Examples
-from metalearn.core.types import Array, PyTree
+from metalearn.core import checks, probe
+from metalearn.core.model import Model, Variables, run
+from metalearn.core.types import PyTree
+from metalearn.inner.averages import batch_statistics, kinds
 
 NormPolicy = Literal["support", "batch", "running", "per_step"]
 NORM_POLICIES: tuple[str, ...] = get_args(NormPolicy)
@@ -41,8 +48,8 @@ class Normaliser(NamedTuple):
     """Functions that apply a model in a task under one policy.
 
     Attributes:
-      init: Function `state -> state` that makes the learner's state from the state of a
-        fresh model.
+      init: Function `(variables, x) -> state` that makes the learner's state from the
+        variables of a fresh model, and checks that the policy suits the model.
       support: Function `(params, state, support, step, *, key, train) -> (outputs,
         new_state)`: the forward pass of inner step `step`. The new state belongs to this
         step alone.
@@ -53,7 +60,7 @@ class Normaliser(NamedTuple):
         learner's state after a training task.
     """
 
-    init: Callable[[PyTree], PyTree]
+    init: Callable[[Variables, PyTree], PyTree]
     support: Callable[..., tuple[PyTree, PyTree]]
     settle: Callable[..., PyTree]
     query: Callable[..., tuple[PyTree, PyTree]]
@@ -64,8 +71,11 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
     """Functions that apply `model` under a policy of `NORM_POLICIES`.
 
     Raises:
-      ValueError: unknown policy.
+      TypeError: `model` is not a `Model`.
+      ValueError: unknown policy; in `init`, `support` and `settle`: the model has noise
+        that cannot be had without its batch statistics, or state that is no average.
     """
+    checks.model(model)
     if policy not in NORM_POLICIES:
         raise ValueError(
             f"norm is {policy!r}; expected one of {', '.join(NORM_POLICIES)}. It says "
@@ -74,17 +84,26 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
     per_step = policy == "per_step"
     always_batch = policy in ("support", "batch")
 
-    def apply(params, state, x, *, key, train, mask):
+    def apply(params, state, x, *, key, noise, batch, mask):
+        if batch and not noise:
+            check_still(model, params, state, x, policy)
         variables = Variables(params=params, state=state)
-        outputs, new = model.apply(variables, x, key=key, train=train, mask=mask)
-        if train and mask is not None and not always_batch:
+        outputs, new = run(
+            model, variables, x, key=key, noise=noise, batch=batch, mask=mask
+        )
+        if batch and mask is not None and not always_batch:
             # `from_linen` lets masked rows stand in if none is valid. The new averages are
             # then finite, but no statistics of the task.
             some = jnp.any(mask)
             new = jax.tree.map(lambda n, s: jnp.where(some, n, s), new, state)
         return outputs, new
 
-    def init(state: PyTree) -> PyTree:
+    def init(variables: Variables, x: PyTree) -> PyTree:
+        state = variables.state
+        if always_batch:
+            check_still(model, variables.params, state, x, policy)
+        if policy == "support" and jax.tree.leaves(state):
+            kinds(model, variables.params, state, x)
         if not per_step:
             return state
         # One set of averages for each inner step, and one for the query pass.
@@ -99,7 +118,8 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
             state,
             examples.x,
             key=key,
-            train=train or always_batch,
+            noise=train,
+            batch=train or always_batch,
             mask=examples.mask,
         )
 
@@ -112,8 +132,8 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
         return state
 
     def query(params, settled, x, *, key, train, mask):
-        train = {"support": False, "batch": True}.get(policy, train)
-        return apply(params, settled, x, key=key, train=train, mask=mask)
+        batch = {"support": False, "batch": True}.get(policy, train)
+        return apply(params, settled, x, key=key, noise=train, batch=batch, mask=mask)
 
     def collect(state, support_states, query_state):
         if always_batch:
@@ -127,6 +147,9 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
         )
 
     return Normaliser(init, support, settle, query, collect)
+
+
+_STILL: weakref.WeakKeyDictionary[Any, set] = weakref.WeakKeyDictionary()
 
 
 def check_steps(state: PyTree, num_steps: int) -> None:
@@ -144,53 +167,46 @@ def check_steps(state: PyTree, num_steps: int) -> None:
             )
 
 
-def batch_statistics(
-    model: Model, params: PyTree, state: PyTree, examples: Examples, *, key: Any = None
-) -> PyTree:
-    """The state in which running averages equal the statistics of `examples`.
+def check_still(
+    model: Model, params: PyTree, state: PyTree, x: PyTree, policy: NormPolicy
+) -> None:
+    """Checks that a model can normalise by a batch without drawing at random.
 
-    This works for any model whose training pass moves each average `s` towards the
-    statistic `b` of the batch by `s' = m s + (1 - m) b`, as every batch norm does. One pass
-    from `s = 0` and one from a large `s` give `m`, and `m` gives `b`. The second `s` is
-    large, so that `m` keeps its digits whatever the size of `b`. The convolutions of both
-    passes are the same computation, and the compiler merges them. The result is
-    differentiable in `params`. Without a valid row the result is `state`.
+    Raises:
+      ValueError: it cannot, so adaptation at test would have dropout.
     """
+    if not jax.tree.leaves(state):
+        return  # nothing to normalise by but the batch at hand
+    asked = probe.signature(params, state, x)
+    known = probe.memory(_STILL, model.split or model.apply, set)
+    if asked in known:
+        return
 
-    # No weight is above 1, so the threshold 2 means that nothing moves. The test is part of
-    # the threshold because an `&` in `solve` was seen to change last digits.
-    least = jnp.where(jnp.any(examples.mask), 1e-6, 2.0)
+    def pass_(noise: bool) -> probe.Pass:
+        def go(params, state, x, key):
+            variables = Variables(params=params, state=state)
+            return run(model, variables, x, key=key, noise=noise, batch=True)
 
-    def moved(fill: float) -> PyTree:
-        # Integers, such as counters, have no average to solve for.
-        probe = jax.tree.map(
-            lambda s: jnp.full_like(s, fill * _large(s)) if _is_float(s) else s, state
+        return go
+
+    still = probe.trace(pass_(False), params, state, x)
+    if probe.draws(pass_(False), params, state, x, still):
+        raise ValueError(
+            f"norm={policy!r} normalises by the batch in adaptation at test as well, but "
+            f"this {model} draws at random in that pass, and one flag switches both. Give "
+            "it a function that has them apart, ml.Model(init, apply, split); or choose "
+            "norm='running', or a model without running averages (group or layer norm)."
         )
-        variables = Variables(params=params, state=probe)
-        return model.apply(variables, examples.x, key=key, train=True, mask=examples.mask)[
-            1
-        ]
-
-    def solve(old: Array, from_zero: Array, from_large: Array) -> Array:
-        if not _is_float(old):
-            return old
-        decay = (from_large - from_zero) / _large(old)
-        # The decay is a constant of the model. A derivative of this difference could only
-        # be rounding error.
-        weight = 1 - jax.lax.stop_gradient(decay)
-        moves = weight > least
-        # A leaf that no pass moves has the weight 0. The unused branch divides by 1 then: a
-        # division by 0 would make NaN of the derivative, although its value is dropped.
-        return jnp.where(moves, from_zero / jnp.where(moves, weight, 1), old)
-
-    return jax.tree.map(solve, state, moved(0.0), moved(1.0))
-
-
-def _large(leaf: Array) -> float:
-    # A power of two, so that dividing by it is exact; the cube root of the largest number,
-    # so that products of it do not overflow.
-    return 2.0 ** (jnp.finfo(leaf.dtype).maxexp // 3)
-
-
-def _is_float(leaf: Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+    if model.split is not None and not all(still.moved()):
+        full = probe.trace(pass_(True), params, state, x)
+        lost = set(probe.moved_paths(full, state, real=True))
+        lost -= set(probe.moved_paths(still, state, real=True))
+        if lost:
+            raise ValueError(
+                f"norm={policy!r} normalises by the batch in adaptation at test as well, "
+                f"but {model} has layers of its own whose statistics ({sorted(lost)[0]}) "
+                "and whose noise one flag switches. Use nn.Dropout and nn.BatchNorm, give "
+                "noise a flag of its own (`deterministic`), choose norm='running', or a "
+                "model without running averages (group or layer norm)."
+            )
+    known.add(asked)

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.core import checks, kinds, trees
+from metalearn.core import kinds, trees
 from metalearn.core.keys import check_key
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Variables
 from metalearn.core.task import Task
 from metalearn.core.types import Array, Key, Metrics, PyTree
+from metalearn.core.updates import makes_nan
 
 
 @jax.tree_util.register_dataclass
@@ -195,7 +196,7 @@ def check_outer(outer_opt: optax.GradientTransformation) -> None:
             ) from None
     except Exception:  # it looks at the structure: judged on the learner's parameters
         return
-    if checks.makes_nan(outer_opt):
+    if makes_nan(outer_opt):
         raise ValueError(
             "outer_opt makes updates that are NaN from finite gradients; its rate or its "
             "schedule is NaN. Give a finite rate."

@@ -9,21 +9,15 @@ import jax
 import optax
 import pytest
 from bench import CE
+from constructors import CONSTRUCTORS, make
 from tiny import blobs, plain
 
 import metalearn as ml
-from metalearn import algorithms
 from metalearn.algorithms.bayesian.builder import particle_learner
 from metalearn.algorithms.bayesian.posterior import CLASSIFICATION
 from metalearn.algorithms.bilevel import Hooks, bilevel
 from metalearn.algorithms.options import DEFAULTS, Options, check, takes_options
 
-CONSTRUCTORS = sorted(
-    name
-    for name in algorithms.__all__
-    if inspect.signature(getattr(ml, name)).return_annotation
-    in (ml.MetaLearner, "MetaLearner")
-)
 SHARING = [
     name
     for name in CONSTRUCTORS
@@ -36,25 +30,6 @@ DECIDED = [
     for option in Options.__annotations__.keys()
     - inspect.signature(getattr(ml, name)).parameters.keys()
 ]
-
-
-def required(name):
-    """Positional arguments that would do, but for a model that must not be run."""
-
-    def init(*args):
-        raise AssertionError("something was computed")
-
-    model = ml.Model(init, init)
-    known = {"model": model, "encoder": model, "loss_fn": CE, "num_ways": 3}
-    known |= {"inner_opt": optax.sgd(0.1), "opt": optax.sgd(0.1), "num_steps": 1}
-    known |= {"combine": "probabilities"}
-    found = inspect.signature(getattr(ml, name)).parameters.values()
-    needed = [p.name for p in found if p.default is p.empty or p.name == "inner_opt"]
-    return {name: known[name] for name in needed}
-
-
-def make(name, /, **options):
-    return getattr(ml, name)(**{**required(name), **options})
 
 
 def test_all_constructors_are_found():

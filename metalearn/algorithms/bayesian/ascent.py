@@ -252,15 +252,20 @@ def population(model: Model, num: int, select: PathFilter | None = None) -> Mode
                 )
         return Variables(params=params, state=made.state)
 
-    def apply(variables, x, *, key=None, train=False, mask=None):
-        moving, shared = trees.split(variables.params, select)
-        there = jax.tree.leaves(moving)[0].shape[0]  # fewer for `ensemble.members`
-        keys = None if key is None else jax.random.split(key, there)
+    def of_each(fn: Callable) -> Callable:
+        def apply(variables, x, *, key=None, mask=None, **switches):
+            moving, shared = trees.split(variables.params, select)
+            there = jax.tree.leaves(moving)[0].shape[0]  # fewer for `ensemble.members`
+            keys = None if key is None else jax.random.split(key, there)
 
-        def one(moving: PyTree, state: PyTree, key: Key | None):
-            own = Variables(params=trees.merge(moving, shared), state=state)
-            return model.apply(own, x, key=key, train=train, mask=mask)
+            def one(moving: PyTree, state: PyTree, key: Key | None):
+                own = Variables(params=trees.merge(moving, shared), state=state)
+                return fn(own, x, key=key, mask=mask, **switches)
 
-        return jax.vmap(one)(moving, variables.state, keys)
+            return jax.vmap(one)(moving, variables.state, keys)
 
-    return Model(init, apply)
+        return apply
+
+    checks.model(model)
+    split = None if model.split is None else of_each(model.split)
+    return Model(init, of_each(model.apply), split, f"{num} of {model.about}")

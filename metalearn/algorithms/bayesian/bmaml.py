@@ -269,6 +269,7 @@ def _check_leader(leader_opt: Any, objective: Objective) -> None:
 
 
 def _for_loss(option: str, loss_fn: LossFn, known: dict) -> Any:
+    checks.loss(loss_fn)
     for loss, value in known.items():
         if loss_fn is loss:
             return value

@@ -82,6 +82,7 @@ def cavia(
     checks.number("rate", rate, signed=True)
     if clip is not None:
         checks.number("clip", clip, positive=True)
+    checks.model(model)
     is_context = trees.path_filter(context)
 
     def reset(params: PyTree) -> PyTree:

@@ -313,6 +313,8 @@ def _pairs(shape: Shape, structure: PyTree, support: Examples) -> Array:
 
 def _check(shape: Shape) -> None:
     """Refuses what no structure can be made of."""
+    if shape.features is not None:
+        checks.model(shape.features, "features")
     checks.whole_number("hidden", shape.hidden, least=1)
     for num in shape.tree:
         checks.whole_number("each layer of tree", num, least=1)

@@ -264,7 +264,7 @@ def _checked_optimiser(
                 "adaptation='hill_climbing' uses no inner optimiser; leave inner_opt out "
                 "and set query_sigma, the width of its moves."
             )
-        inner_opt = optax.identity()
+        inner_opt = optax.sgd(1.0)  # which nothing asks
     checks.inner_optimiser(inner_opt, None, second_order=False)
     if adaptation != "gradient" and norm == "per_step":
         raise ValueError(

@@ -14,7 +14,7 @@ import optax
 
 from metalearn.algorithms.bilevel import Hooks, bilevel
 from metalearn.algorithms.options import Options, takes_options
-from metalearn.core import trees
+from metalearn.core import checks, trees
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
 from metalearn.core.types import InnerHparams, InnerOpt, Key, LossFn, PyTree
@@ -168,6 +168,7 @@ def boil(
       inner_hparams: As in `maml`.
       **options: See `metalearn.algorithms.options.Options`.
     """
+    checks.model(model)
     in_head = trees.path_filter(head)
 
     def init(key: Key, x: PyTree) -> Variables:

@@ -231,6 +231,7 @@ def _layer_of(path: Any) -> str:
 
 def _checked(model: Model, adapt: str, transforms: str) -> Model:
     """The model, whose `init` refuses to be without matrices that stay."""
+    checks.model(model)
 
     def init(key: Key, x: PyTree) -> Variables:
         variables = model.init(key, x)

@@ -15,9 +15,10 @@ from metalearn.core import checks, metrics
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.learner import MetaLearner, config_of
 from metalearn.core.losses import cross_entropy, mask_absent
-from metalearn.core.model import Model, Variables
+from metalearn.core.model import Model, Variables, run
 from metalearn.core.task import Examples, Task, concatenate
 from metalearn.core.types import Array, Key, TaskChunk
+from metalearn.inner.norm import check_still
 
 EncoderNorm = Literal["running", "batch"]
 
@@ -72,12 +73,16 @@ def protonet(
     Example:
       >>> learner = ml.protonet(ml.from_linen(ml.models.Conv4()), num_ways=20)
     """
+    checks.model(encoder, "encoder")
     checks.one_of("norm", norm, get_args(EncoderNorm))
     checks.whole_number("num_ways", num_ways, least=2)
 
     def embed(variables: Variables, x, *, key, train, mask=None):
-        outputs, state = encoder.apply(
-            variables, x, key=key, train=train or norm == "batch", mask=mask
+        batch = train or norm == "batch"
+        if batch and not train:
+            check_still(encoder, variables.params, variables.state, x, norm)
+        outputs, state = run(
+            encoder, variables, x, key=key, noise=train, batch=batch, mask=mask
         )
         if outputs.ndim != 2:
             raise ValueError(

@@ -15,7 +15,7 @@ from metalearn.apps import plots
 from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.learners import Learner
 from metalearn.core import losses
-from metalearn.core.model import from_linen
+from metalearn.core.linen import from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.tasks import families, function_families, sinusoid
 

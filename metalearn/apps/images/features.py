@@ -16,7 +16,7 @@ from metalearn.algorithms.record import parameters
 from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.learners import Learner
 from metalearn.core import digest, losses
-from metalearn.core.model import from_linen
+from metalearn.core.linen import from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.data.few_shot import few_shot
 

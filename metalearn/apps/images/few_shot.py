@@ -17,7 +17,8 @@ from metalearn.apps import plots
 from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.learners import Learner
 from metalearn.core import losses
-from metalearn.core.model import Model, from_linen
+from metalearn.core.linen import from_linen
+from metalearn.core.model import Model
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.data.few_shot import few_shot
 

@@ -1,0 +1,248 @@
+"""Models from `flax.nnx` modules.
+
+Noise and batch statistics are attributes of layers there, `deterministic` and
+`use_running_average`, so each is set by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from metalearn import lowering
+from metalearn.core import flags as flags_
+from metalearn.core import probe
+from metalearn.core.model import Model, Variables, with_a_row
+from metalearn.core.types import Array, Key, PyTree
+
+
+def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
+    """A model from a `flax.nnx` module.
+
+    The module is split once into its graph and pure dictionaries of arrays. A compiled step
+    therefore walks no graph of Python objects.
+
+    Args:
+      make: Function `(rngs: nnx.Rngs) -> nnx.Module`.
+      lower: Whether convolutions become matrix products (see `metalearn.lowering`).
+
+    Returns:
+      A `Model`. The argument `train` selects the `train()` or the `eval()` mode of the
+      module; attributes such as `training` of modules of your own, and arguments of
+      `__call__` of such names, are set as well (see `metalearn.core.flags`). A key given
+      to `apply` seeds the random streams of the module. Without a key the streams repeat
+      the same values.
+
+    Raises:
+      TypeError: `make` does not return an nnx module.
+      ValueError: `init` finds that evaluation draws at random or moves the state.
+
+    Example:
+      >>> model = ml.from_nnx(lambda rngs: Net(num_ways=5, rngs=rngs))
+    """
+    wrapped = _Module(make)
+    name, flags = wrapped.name, wrapped.flags
+    passed: set = set()  # shapes of which the module was found to be well told
+
+    def init(key: Key, x: PyTree) -> Variables:
+        params, state = wrapped.init(key)
+        evaluation = lambda params, state, x, key: wrapped(
+            params, state, x, key, noise=False, batch=False
+        )
+        remedy = (
+            "The layers are in the mode eval(), and the training flag taken is "
+            f"{wrapped.about()}. Leave the mode to the layers, as in self.dropout(x), or "
+            "take the argument `train` and pass it on: deterministic=not train, "
+            "use_running_average=not train."
+        )
+        asked = probe.signature(params, state, x)
+        if asked not in passed:
+            probe.check_evaluation(evaluation, params, state, x, owner=name, remedy=remedy)
+            passed.add(asked)
+        return Variables(params=params, state=state)
+
+    def lowered(variables, x, key, mask, **switches):
+        def pass_(variables, x, key, mask):
+            return wrapped(variables.params, variables.state, x, key, mask, **switches)
+
+        run = lowering.lower(pass_) if lower and not probe.probing() else pass_
+        outputs, new = run(variables, x, key, mask)
+        # In evaluation the state has to stay as it is, also where the module counts calls.
+        return outputs, new if switches["batch"] else variables.state
+
+    def apply(variables, x, *, key=None, train=False, mask=None):
+        return lowered(variables, x, key, mask, noise=train, batch=train)
+
+    def split(variables, x, *, key=None, noise=False, batch=False, mask=None):
+        return lowered(variables, x, key, mask, noise=noise, batch=batch)
+
+    if wrapped.takes_mask:
+        apply, split = with_a_row(apply, "train"), with_a_row(split, "batch")
+    said = ", ".join(["train() and eval()", *map(str, flags)])
+    return Model(init, apply, split, f"nnx {name}, {said}")
+
+
+class _Module:
+    """An nnx module as a function of its arrays.
+
+    Attributes:
+      make: Function `rngs -> module`.
+      name: Name of its class.
+      flags: Training flags among the arguments of its `__call__`.
+      takes_mask: Whether it takes the mask of valid rows.
+    """
+
+    def __init__(self, make: Callable[[Any], Any]):
+        from flax import nnx
+
+        self.make = make
+        # The graph needs shapes only, so no parameter is computed here.
+        module = nnx.eval_shape(lambda: self._build(jax.random.key(0)))
+        self.name = type(module).__name__
+        call = type(module).__call__
+        self.flags = flags_.find(call, "auto", self.name)
+        self.takes_mask = flags_.accepts(call, "mask")
+        self._graphs = {}
+        for noise, batch, both in itertools.product((False, True), repeat=3):
+            module.train() if both else module.eval()
+            _set_modes(module, noise=noise, batch=batch, both=both)
+            graph, *self._like = self._parts(module)
+            self._graphs[noise, batch, both] = graph
+
+    def about(self) -> str:
+        return flags_.described(self.flags)
+
+    def _build(self, key: Key) -> Any:
+        from flax import nnx
+
+        module = self.make(nnx.Rngs(key))
+        if not isinstance(module, nnx.Module):
+            raise TypeError(
+                f"from_nnx: make returned a {type(module).__name__}; expected a "
+                "flax.nnx.Module. For a linen module use from_linen."
+            )
+        return module
+
+    def _parts(self, module: Any) -> tuple:
+        from flax import nnx
+
+        return nnx.split(module, nnx.Param, nnx.RngState, ...)
+
+    def init(self, key: Key) -> tuple[PyTree, PyTree]:
+        """Params and state of a fresh module."""
+        from flax import nnx
+
+        _, params, rng, state = self._parts(self._build(key))
+        hidden = nnx.to_pure_dict(state)
+        streams = nnx.to_pure_dict(rng)
+        carried = {"nnx": hidden} if hidden else {}
+        if streams:
+            carried["rng"] = streams
+        return nnx.to_pure_dict(params), carried
+
+    def __call__(
+        self,
+        params: PyTree,
+        state: PyTree,
+        x: PyTree,
+        key: Key | None,
+        mask: Array | None = None,
+        *,
+        noise: bool,
+        batch: bool,
+    ) -> tuple[PyTree, PyTree]:
+        """Outputs and state of one pass."""
+        from flax import nnx
+
+        params_like, rng_like, state_like = self._like
+        streams, hidden = state.get("rng", {}), state.get("nnx", {})
+
+        def go(both: bool) -> tuple[PyTree, PyTree, bool]:
+            start = _filled(rng_like, _reseeded(streams, key))
+            before = _values(start)  # the merged module moves the streams in place
+            module = nnx.merge(
+                self._graphs[noise, batch, both],
+                _filled(params_like, params),
+                start,
+                _filled(state_like, hidden),
+            )
+            given = flags_.values(self.flags, noise=noise, batch=batch, both=both)
+            if self.takes_mask:
+                given["mask"] = mask
+            outputs = module(x, **given)
+            _, _, rng, new = self._parts(module)
+            pairs = zip(before, _values(rng), strict=True)
+            drawn = any(old is not now for old, now in pairs)
+            # What the pass has sown is a result, and no state.
+            return outputs, _as_before(hidden, nnx.to_pure_dict(new)), drawn
+
+        outputs, new, drawn = go(noise or batch)
+        # A flag of both means both. Where a layer draws that should not, or moves its
+        # averages, evaluation does neither, and layers of nnx are spoken to by themselves.
+        if noise != batch and (drawn if batch else probe.moves(hidden, new)):
+            outputs, new, _ = go(False)
+        return outputs, {**state, "nnx": new} if "nnx" in state else state
+
+
+def _values(state: Any) -> list[Any]:
+    """The arrays of an nnx state."""
+    from flax import nnx
+
+    return jax.tree.leaves(nnx.to_pure_dict(state))
+
+
+def _set_modes(module: Any, *, noise: bool, batch: bool, both: bool) -> None:
+    """Tells every layer whether to draw, and which statistics to use."""
+    from flax import nnx
+
+    for _, layer in nnx.iter_modules(module):
+        for name in [*vars(layer), "deterministic", "use_running_average"]:
+            flag = flags_.known(name)
+            # Flags of layers are plain values; `train` and `eval` are methods.
+            value = getattr(layer, name, None)
+            if flag is not None and hasattr(layer, name) and _is_plain(value):
+                setattr(layer, name, flag.value(noise=noise, batch=batch, both=both))
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _as_before(old: Any, new: Any) -> Any:
+    """The part of a dictionary that was there before."""
+    if not isinstance(old, Mapping):
+        return new
+    return {name: _as_before(part, new[name]) for name, part in old.items()}
+
+
+def _filled(like: Any, values: Mapping) -> Any:
+    """An nnx state like `like` that holds the values of a dictionary."""
+    from flax import nnx
+
+    def value_at(path: tuple) -> Any:
+        node = values
+        for part in path:
+            node = node[part]
+        return node
+
+    pairs = nnx.to_flat_state(like)
+    return nnx.from_flat_state([(path, var.replace(value_at(path))) for path, var in pairs])
+
+
+def _reseeded(streams: PyTree, key: Key | None) -> PyTree:
+    """Random streams that start from a key; those of before without one."""
+    if key is None:
+        return streams
+    leaves, treedef = jax.tree.flatten(streams)
+    keys = iter(jax.random.split(key, max(len(leaves), 1)))
+
+    def fresh(leaf: Array) -> Array:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return next(keys)
+        # A stream is a key and a count; a new key starts to count from 0.
+        return leaf * 0
+
+    return jax.tree.unflatten(treedef, [fresh(leaf) for leaf in leaves])
