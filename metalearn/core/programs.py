@@ -101,8 +101,8 @@ def _store_of(owner: tuple) -> _Store:
     global _made
     # `estimate` and `step` are made for each learner and each trainer, whereas `init` may
     # be the function of a model, and `loss_fn` one of the user, that many learners share.
-    fields = [getattr(owner, name, None) for name in ("step", "estimate", "adapt")]
-    holder = next(filter(_is_own, fields), None)
+    first = (getattr(owner, name, None) for name in ("step", "estimate"))
+    holder = next(filter(_is_own, (*first, *reversed(owner))), None)
     if holder is None:
         return _ownerless
     store = vars(holder).get(_ATTRIBUTE)

@@ -101,9 +101,9 @@ def all_finite(tree: PyTree) -> Array:
     ]
     if not leaves:
         return jnp.array(True)
-    # A product. Of `all` the compiler makes a chain of operations, one a leaf, and copies the
-    # whole chain into the program of each leaf that is selected by the answer: with hundreds
-    # of leaves that is minutes of compiling.
+    # A product. Of `all` the compiler makes a chain of operations, one a leaf, and copies
+    # the whole chain into the program of each leaf that is selected by the answer. With
+    # hundreds of leaves that is minutes of compiling.
     found = jnp.stack(leaves).astype(jnp.float32)
     return jnp.dot(found, jnp.ones_like(found)) == len(leaves)
 
