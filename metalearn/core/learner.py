@@ -71,6 +71,10 @@ class MetaLearner(NamedTuple):
     config: tuple[tuple[str, Plain], ...] = ()
     loss_fn: LossFn | None = None
 
+    def __repr__(self) -> str:
+        name, *settings = describe(self).items()
+        return f"{name[1]}({', '.join(f'{k}={value!r}' for k, value in settings)})"
+
 
 def hashable(fn: Callable | None) -> Callable | None:
     """The function itself, or one that calls it and can be the key of a cache."""
@@ -89,10 +93,6 @@ class _Called:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.__wrapped__(*args, **kwargs)
-
-    def __repr__(self) -> str:
-        name, *settings = describe(self).items()
-        return f"{name[1]}({', '.join(f'{k}={value!r}' for k, value in settings)})"
 
 
 def config_of(name: str, **hparams: Any) -> tuple[tuple[str, Plain], ...]:

@@ -26,6 +26,7 @@ from metalearn.core.updates import (
     is_differentiable,
     is_transformation,
     made_of,
+    makes_nan,
 )
 
 
@@ -54,6 +55,12 @@ def inner_optimiser(inner_opt: Any, hparams: Any, *, second_order: bool) -> None
     needs = _needs_on_sample(inner_opt)
     if needs:
         raise TypeError(needs)
+    if makes_nan(inner_opt):
+        # Before derivatives are looked at: those of NaN are NaN whatever the optimiser.
+        raise ValueError(
+            "inner_opt makes NaN from finite gradients, so its rate is not a finite number. "
+            "Expected e.g. optax.sgd(0.01)."
+        )
     if second_order and is_differentiable(inner_opt) is False:
         raise ValueError(_not_differentiable(inner_opt))
 

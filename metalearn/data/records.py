@@ -232,11 +232,8 @@ class RecordImages:
 
 
 def _image_of(record: bytes) -> bytes:
-    tf_example_pb2 = require("tensorflow_datasets.proto.tf_example_pb2", "to read records")
-
-    (data,) = (
-        tf_example_pb2.Example.FromString(record).features.feature["image"].bytes_list.value
-    )
+    example = require("tensorflow_datasets.proto", "to read records").tf_example_pb2.Example
+    (data,) = example.FromString(record).features.feature["image"].bytes_list.value
     return data
 
 

@@ -1,5 +1,6 @@
 """What the command says while it works: completion, curves, bars, sinks."""
 
+import importlib.util
 import logging
 import re
 import shutil
@@ -133,7 +134,9 @@ def test_a_curve_without_a_number_is_empty(tmp_path):
 
 def test_a_notebook_without_widgets_has_a_bar_without_a_warning(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
-    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None)
+    there = importlib.util.find_spec
+    without = lambda name: None if name == "ipywidgets" else there(name)
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", without)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with sinks.Progress(3, label="meta-train") as bar:

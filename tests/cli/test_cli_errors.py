@@ -14,6 +14,7 @@ from commands import refused, run
 import metalearn as ml
 from metalearn.cli import errors
 from metalearn.core.errors import is_said, reading
+from metalearn.data import records
 
 # Orbax leaves its event loop and threads to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -339,12 +340,12 @@ DAMAGE = {
     ),
     "width changed": _config(lambda c: c["settings"]["app"].update(widths=[40, 41])),
     "arrays removed": _remove("arrays"),
-    "extra removed": _remove("extra"),
-    "extra empty": _each_file("extra", lambda data: b""),
-    "extra a list": _each_file("extra", lambda data: b"[]"),
-    "extra without keys": _each_file("extra", lambda data: b"{}"),
-    "extra deep": _each_file("extra", lambda data: DEEP),
-    "extra half": _each_file("extra", lambda data: data[: len(data) // 2]),
+    "record removed": _remove("record.json"),
+    "record empty": _each_file("record.json", lambda data: b""),
+    "record a list": _each_file("record.json", lambda data: b"[]"),
+    "record without keys": _each_file("record.json", lambda data: b"{}"),
+    "record deep": _each_file("record.json", lambda data: DEEP),
+    "record half": _each_file("record.json", lambda data: data[: len(data) // 2]),
     "metadata empty": _each_file("METADATA", lambda data: b""),
     "metadata a list": _each_file("METADATA", lambda data: b"[]"),
     "metadata flipped": _each_file("METADATA", lambda data: b"\x80" + data[1:]),
@@ -387,7 +388,7 @@ def test_damaged_data_sets_are_named(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     for path, name in (
         (tmp_path / "tfds" / "mnist" / "3.0.1", "dataset_info.json"),
-        (tmp_path / "cache" / "omniglot" / "a" / "1.0.0", "metadata.json"),
+        (tmp_path / "cache" / "omniglot" / "a" / records.VERSION, "metadata.json"),
     ):
         path.mkdir(parents=True)
         (path / name).write_bytes(JUNK[kind])

@@ -257,7 +257,7 @@ def start(*words):
 
 def test_a_path_that_is_no_text_is_refused_before_anything_is_made(tmp_path, sine):
     out = os.fsdecode(os.fsencode(tmp_path) + b"/run\xff")
-    assert "is not text in UTF-8" in refused("train", *sine, "--out", out)
+    assert "expected the path of a folder in UTF-8" in refused("train", *sine, "--out", out)
     assert not list(tmp_path.iterdir())
 
 

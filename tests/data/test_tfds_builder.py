@@ -14,6 +14,7 @@ from tiny import plain
 
 import metalearn as ml
 from metalearn.data import builders, catalogue
+from metalearn.data.records import VERSION
 
 ROOT = Path(ml.__file__).parents[1]
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 8, 8, 1), np.uint8)
@@ -54,7 +55,7 @@ def check(dataset):
         )
 
 
-@pytest.mark.parametrize("name", ["toy", "toy/plain-8x8", "toy:1.0.0"])
+@pytest.mark.parametrize("name", ["toy", "toy/plain-8x8", f"toy:{VERSION}"])
 def test_a_set_of_this_library_is_a_set_of_tfds(cache, name):
     builders.prepare_records(toy())
     check(ml.data.load(f"tfds:{name}", data_dir=cache))
