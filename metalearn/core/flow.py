@@ -119,8 +119,9 @@ def _sum(eqn: Any, inputs: list[Flow], sign: float) -> Mapping[int, float]:
             # A part of another shape stands in several elements of the result.
             whole = eqn.invars[atom].aval.shape == eqn.outvars[0].aval.shape
             parts.append(factor * flow.slopes[i] if whole and i in flow.slopes else None)
-        if None not in parts:
-            found[i] = sum(parts)
+        slopes = [part for part in parts if part is not None]
+        if len(slopes) == len(parts):
+            found[i] = sum(slopes)
     return found
 
 

@@ -82,7 +82,7 @@ def _dot(params: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     contracted, batch = params["dimension_numbers"]
     if any(batch):
         raise Unknown("a batched product")
-    return np.tensordot(a, b, axes=tuple(map(tuple, contracted)))
+    return np.tensordot(a, b, axes=(list(contracted[0]), list(contracted[1])))
 
 
 def _broadcast(params: Any, x: np.ndarray, *dynamic: Any) -> np.ndarray:

@@ -19,6 +19,7 @@ import optax
 
 from metalearn.core import trees
 from metalearn.core.updates import (
+    NOT_FINITE,
     SAMPLE,
     NoTransformation,
     as_jax,
@@ -26,7 +27,6 @@ from metalearn.core.updates import (
     is_differentiable,
     is_transformation,
     made_of,
-    makes_nan,
 )
 
 
@@ -55,14 +55,10 @@ def inner_optimiser(inner_opt: Any, hparams: Any, *, second_order: bool) -> None
     needs = _needs_on_sample(inner_opt)
     if needs:
         raise TypeError(needs)
-    if makes_nan(inner_opt):
-        # Before derivatives are looked at: those of NaN are NaN whatever the optimiser.
-        raise ValueError(
-            "inner_opt makes NaN from finite gradients, so its rate is not a finite number. "
-            "Expected e.g. optax.sgd(0.01)."
-        )
     if second_order and is_differentiable(inner_opt) is False:
-        raise ValueError(_not_differentiable(inner_opt))
+        # Derivatives of NaN are NaN whatever the optimiser, so the rate comes first.
+        found = fault(inner_opt, 1, jax.config.jax_enable_x64)
+        raise ValueError(found if found == NOT_FINITE else _not_differentiable(inner_opt))
 
 
 def inner_optimiser_on(

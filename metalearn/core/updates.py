@@ -34,6 +34,10 @@ def is_differentiable(
     return _differentiable(inner_opt, SAMPLE if grads is None else grads, hparams)
 
 
+NOT_FINITE = (
+    "the inner optimiser makes updates that are not finite from a finite gradient, so its "
+    "rate is not a finite number. Expected e.g. optax.sgd(0.01)."
+)
 # What it is made of: a matrix and a vector.
 SAMPLE = [np.zeros((2, 2)), np.zeros(2)]
 
@@ -191,10 +195,7 @@ def fault(inner_opt: Any, num_steps: int, x64: bool) -> str:
         for i, grad in enumerate(grads)
     )
     if not all(np.isfinite(leaf).all() for leaf in found):
-        return (
-            "the inner optimiser makes updates that are not finite from a finite gradient, "
-            "so its rate is not a finite number. Expected e.g. optax.sgd(0.01)."
-        )
+        return NOT_FINITE
     if not any(leaf.any() for leaf in found):
         return (
             "the inner optimiser moves nothing: its rate is 0. Expected a rate above 0, as "

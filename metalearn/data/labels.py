@@ -39,9 +39,9 @@ def as_labels(labels: Any) -> np.ndarray:
     if found.dtype.kind == "f" and np.isnan(found).any():
         raise _missing(np.isnan(found.reshape(-1)))
     if found.dtype.kind not in "iu":
-        remedy = "Use .astype(int)."
-        if found.dtype.kind not in "fb" or not np.array_equal(found, np.round(found)):
-            remedy = "Give each class a number or a name."
+        remedy = "Give each class a number or a name."
+        if found.dtype.kind in "fb" and np.all(np.mod(found.astype(float), 1) == 0):
+            remedy = "Use .astype(int)."
         raise TypeError(
             f"labels have dtype {found.dtype}; expected integers or text [I]. {remedy}"
         )
