@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 from benchmarks import _harness
+from metalearn import runs
 from metalearn.cli import main as cli
 from metalearn.runs import folder as run_folder
-from metalearn.training.checkpoint import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def summary(folder: Path) -> dict:
     rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
     trained = [row for row in rows if "seconds" in row]
     rates = sorted(row["tasks_per_s"] for row in trained)
-    result = read_json(folder / "results.json")
+    result = runs.read_results(folder)
     return {
         "recipe": run.name,
         "settings": run.recipe.settings(),

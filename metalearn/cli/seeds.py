@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ def finished(run: runs.Run) -> dict[str, Any] | None:
     A file of results that cannot be read counts as none: it is written anew.
     """
     try:
-        found = json.loads(run.results_path.read_text(encoding="utf-8"))
+        found = runs.read_results(run.folder)
         values = found[run.recipe.app.metric]
         whole = found["finished"] is True and found["training_seed"] == run.seed
         whole &= found["test_seed"] == 0 and found["num_tasks"] == run.recipe.test_tasks
         whole &= all(np.isfinite(float(values[name])) for name in ("mean", "ci95"))
         return found if whole else None
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError):
         return None
 
 

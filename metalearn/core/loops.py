@@ -22,7 +22,7 @@ def scan(body: Callable, carry: PyTree, steps: PyTree, **options: Any) -> tuple:
       body: Function `(carry, step) -> (carry, out)`.
       carry: Start.
       steps: Leaves `[S, ...]`.
-      **options: Of `jax.lax.scan`.
+      **options: Further arguments of `jax.lax.scan`.
     """
 
     def run(carry: PyTree, steps: PyTree) -> tuple:

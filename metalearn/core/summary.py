@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metalearn.core import checks, cost, flow, probe, trees
+from metalearn.core import checks, cost, flow, kinds, probe, trees
 from metalearn.core.learner import MetaLearner
 from metalearn.core.task import Examples, Task, Tasks, TaskStream, as_tasks
 from metalearn.core.types import PyTree
@@ -119,11 +119,7 @@ def summary(learner: MetaLearner, tasks: Task | Tasks) -> Summary:
       >>> learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
       >>> print(ml.summary(learner, ml.tasks.sinusoid()))
     """
-    if not isinstance(learner, MetaLearner):
-        raise TypeError(
-            f"summary got a {type(learner).__name__}; expected a learner such as "
-            "ml.maml(model, ml.losses.mse, optax.sgd(0.01)), and then a task."
-        )
+    kinds.learner(learner)
     task = _one(tasks)
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(learner.init, key, task)

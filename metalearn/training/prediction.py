@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import checks
+from metalearn.core import checks, kinds
+from metalearn.core.keys import check_key, of_seed
 from metalearn.core.learner import MetaLearner, is_transductive
 from metalearn.core.model import Variables
+from metalearn.core.programs import kept_with_owner
 from metalearn.core.task import Examples
 from metalearn.core.types import Key, PyTree
 
@@ -66,14 +67,16 @@ def predict(
       >>> support = ml.Examples.of(images, labels)
       >>> ml.predict(learner, result.variables, support, new_images).classes
     """
-    _check_kinds(learner, variables)
+    kinds.learner(learner)
+    kinds.variables(variables)
     checks.one_set(support, "support")
     _check_inputs(support.x, x)
     support = dataclasses.replace(support, x=_as_floats(support.x))
     x = _as_floats(x)
     _check_finite(support.x, "support.x")
     _check_finite(x, "x")
-    key = jax.random.key(0) if key is None else key
+    key = of_seed(0) if key is None else key
+    check_key(key)
     outputs, flag = _predictor(learner)(variables, support, x, key)
     outputs = jax.device_get(outputs)
     probabilities = _probabilities(outputs, support)
@@ -85,7 +88,7 @@ def predict(
     )
 
 
-@functools.lru_cache(maxsize=16)
+@kept_with_owner
 def _predictor(learner: MetaLearner) -> Any:
     @jax.jit
     def run(variables: Variables, support: Examples, x: PyTree, key: Key):
@@ -95,19 +98,6 @@ def _predictor(learner: MetaLearner) -> Any:
         return outputs, is_transductive(learner, adapted, x, key=k_predict)
 
     return run
-
-
-def _check_kinds(learner: Any, variables: Any) -> None:
-    if not isinstance(learner, MetaLearner):
-        raise TypeError(
-            f"learner is a {type(learner).__name__}; expected a MetaLearner, such as "
-            "ml.maml(...) or the learner of a trainer."
-        )
-    if not isinstance(variables, Variables):
-        raise TypeError(
-            f"variables is a {type(variables).__name__}; expected ml.Variables, such as "
-            "result.variables of ml.fit."
-        )
 
 
 def _check_inputs(support: PyTree, x: PyTree) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import mesh
+from metalearn.core import kinds, mesh
 from metalearn.core.learner import MetaLearner, describe
 from metalearn.core.model import Variables
 from metalearn.training.containers import Unreadable, containers_of, rebuilt
@@ -69,8 +69,8 @@ def save(path: str | Path, variables: Variables, learner: MetaLearner) -> None:
       >>> variables = ml.load("maml.safetensors", learner)
     """
     path = _path_of(path)
-    _check_variables(variables)
-    _check_learner(learner)
+    kinds.variables(variables)
+    kinds.learner(learner)
     tree, arrays = containers_of(variables)
     told = {
         "format": FORMAT,
@@ -104,7 +104,7 @@ def load(path: str | Path, learner: MetaLearner | None = None) -> Variables:
     """
     path = _path_of(path)
     if learner is not None:
-        _check_learner(learner)
+        kinds.learner(learner)
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(
@@ -242,25 +242,6 @@ def _path_of(path: Any) -> Path:
             '"maml.safetensors".'
         )
     return Path(path)
-
-
-def _check_variables(variables: Any) -> None:
-    if isinstance(variables, Variables):
-        return
-    inside = getattr(variables, "variables", None)
-    hint = "Pass its .variables" if isinstance(inside, Variables) else "Pass both together"
-    raise TypeError(
-        f"variables is a {type(variables).__name__}; expected ml.Variables, such as "
-        f"result.variables of ml.fit. {hint}."
-    )
-
-
-def _check_learner(learner: Any) -> None:
-    if not isinstance(learner, MetaLearner):
-        raise TypeError(
-            f"learner is a {type(learner).__name__}; expected a MetaLearner such as "
-            "ml.maml(...)."
-        )
 
 
 def _check_same_learner(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:

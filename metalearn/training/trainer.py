@@ -16,7 +16,7 @@ from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Variables
 from metalearn.core.task import Task
 from metalearn.core.types import Array, Key, Metrics, PyTree
-from metalearn.core.updates import makes_nan
+from metalearn.core.updates import NOT_FINITE, fault
 
 
 @jax.tree_util.register_dataclass
@@ -196,7 +196,7 @@ def check_outer(outer_opt: optax.GradientTransformation) -> None:
             ) from None
     except Exception:  # it looks at the structure: judged on the learner's parameters
         return
-    if makes_nan(outer_opt):
+    if fault(outer_opt, 1, jax.config.jax_enable_x64) == NOT_FINITE:
         raise ValueError(
             "outer_opt makes updates that are NaN from finite gradients; its rate or its "
             "schedule is NaN. Give a finite rate."

@@ -126,8 +126,8 @@ def test_nothing_is_computed(make_learner, count_compilations):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("maml", None), "str.*expected a learner"),
-        ((my_learner, None), "function.*expected a learner"),
+        (("maml", None), "str.*expected a MetaLearner"),
+        ((my_learner, None), "function.*expected a MetaLearner"),
         ((my_learner(), 3), "int.*TaskSampler"),
         ((my_learner(), [1]), "list.*TaskSampler"),
     ],

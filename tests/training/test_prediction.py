@@ -108,7 +108,7 @@ X = np.zeros((2, SIZE), np.float32)
     ("arguments", "kind", "message"),
     [
         (("maml", NOTHING, SUPPORT, X), TypeError, "learner is a str"),
-        ((nearest_mean(), {}, SUPPORT, X), TypeError, "such as result.variables"),
+        ((nearest_mean(), {}, SUPPORT, X), TypeError, "expected Variables"),
         ((nearest_mean(), NOTHING, (X, [0, 1]), X), TypeError, "expected ml.Examples"),
         ((nearest_mean(), NOTHING, SUPPORT, X[0]), ValueError, r"x\[None\]"),
         ((nearest_mean(), NOTHING, SUPPORT, X[:0]), ValueError, "one or more"),

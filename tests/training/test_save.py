@@ -272,7 +272,7 @@ BAD_ARGUMENTS = {
             ml.FitResult(variables=variables(), state=None, history=[], best_step=0),
             LEARNER,
         ),
-        "its .variables",
+        "its variables: .variables",
     ),
     "params": (("f", {"w": 1}, LEARNER), "variables is a dict"),
     "order": ((variables(), "f", LEARNER), "path of a file first"),
