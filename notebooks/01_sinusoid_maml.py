@@ -19,6 +19,7 @@ import metalearn as ml
 FAST = bool(os.environ.get("METALEARN_FAST"))  # fewer steps, for continuous integration
 STEPS = 300 if FAST else 6_000
 TASKS = 50 if FAST else 600
+INNER, LAST = (1, 2) if FAST else (5, 10)  # inner steps; at test, at most
 
 # %% [markdown]
 # ## Tasks
@@ -39,7 +40,7 @@ jax.tree.map(jnp.shape, task)
 
 # %%
 model = ml.from_linen(ml.models.MLP())
-learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
+learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=INNER)
 ml.describe(learner)
 
 # %% [markdown]
@@ -81,7 +82,7 @@ key = jax.random.key(1)
 maml_result = ml.evaluate(learner, result.variables, tasks, num_tasks=TASKS, key=key)
 print("MAML:          ", maml_result)
 
-baseline = ml.fine_tune(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
+baseline = ml.fine_tune(model, ml.losses.mse, optax.sgd(0.01), num_steps=INNER)
 joint = ml.fit(
     ml.meta_trainer(baseline, optax.adam(1e-3)),
     tasks,
@@ -113,7 +114,7 @@ starts = {
 for ax, (title, (make, variables)) in zip(axes, starts.items(), strict=True):
     wave = task.info["amplitude"] * jnp.sin(x - task.info["phase"])
     ax.plot(x, wave, color="0.7", linewidth=4, label="the task")
-    for num_steps, style in ((0, ":"), (1, "--"), (5, "-")):
+    for num_steps, style in ((0, ":"), (1, "--"), (INNER, "-")):
         tested = make(model, ml.losses.mse, optax.sgd(0.01), num_steps=num_steps)
         adapted = tested.adapt(variables, task.support)
         ax.plot(
@@ -132,7 +133,7 @@ plt.show()
 # first order, and the joint model.
 
 # %%
-first_order = ml.fomaml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
+first_order = ml.fomaml(model, ml.losses.mse, optax.sgd(0.01), num_steps=INNER)
 fo = ml.fit(
     ml.meta_trainer(first_order, optax.adam(1e-3)),
     tasks,
@@ -148,11 +149,11 @@ for name, (make, variables) in {
     "joint training": (ml.fine_tune, joint.variables),
 }.items():
     errors = []
-    for num_steps in range(0, 11, 2):
+    for num_steps in range(0, LAST + 1, 2):
         tested = make(model, ml.losses.mse, optax.sgd(0.01), num_steps=num_steps)
         evaluation = ml.evaluate(tested, variables, tasks, num_tasks=TASKS, key=key)
         errors.append(evaluation.mean_ci95("query/loss")[0])
-    ax.plot(range(0, 11, 2), errors, "o-", label=name)
+    ax.plot(range(0, LAST + 1, 2), errors, "o-", label=name)
 ax.set(xlabel="inner steps at test", ylabel="query MSE", yscale="log")
 ax.legend(frameon=False)
 ax.spines[["top", "right"]].set_visible(False)

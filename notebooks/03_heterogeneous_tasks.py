@@ -21,6 +21,8 @@ from metalearn.apps import plots
 FAST = bool(os.environ.get("METALEARN_FAST"))  # fewer steps, for continuous integration
 STEPS = 100 if FAST else 4_000
 TASKS = 50 if FAST else 1000
+WIDTH = 4 if FAST else 16
+INNER, IMAGE_INNER = (1, 1) if FAST else (5, 3)  # inner steps
 
 # %%
 tasks = ml.tasks.function_families(num_support=10, num_query=10)
@@ -44,8 +46,8 @@ plt.show()
 model = ml.from_linen(ml.models.MLP(1))
 inner = optax.sgd(1e-3)
 learners = {
-    "MAML": ml.maml(model, ml.losses.mse, inner, num_steps=5),
-    "HSML": ml.hsml(model, ml.losses.mse, inner, num_steps=5, tree=(4, 2, 1)),
+    "MAML": ml.maml(model, ml.losses.mse, inner, num_steps=INNER),
+    "HSML": ml.hsml(model, ml.losses.mse, inner, num_steps=INNER, tree=(4, 2, 1)),
 }
 results = {
     name: ml.fit(
@@ -150,13 +152,19 @@ plt.show()
 
 # %%
 IMAGE_STEPS = 5 if FAST else 1_000
-network = ml.from_linen(ml.models.Conv4(5, width=16, downsample="stride"))
-features = ml.from_linen(ml.models.Conv4(32, width=16, norm="none", downsample="stride"))
+network = ml.from_linen(ml.models.Conv4(5, width=WIDTH, downsample="stride"))
+features = ml.from_linen(ml.models.Conv4(32, width=WIDTH, norm="none", downsample="stride"))
 loss, inner = ml.losses.cross_entropy, optax.sgd(0.1)
 learners = {
-    "MAML": ml.maml(network, loss, inner, num_steps=3),
+    "MAML": ml.maml(network, loss, inner, num_steps=IMAGE_INNER),
     "HSML": ml.hsml(
-        network, loss, inner, num_steps=3, features=features, num_ways=5, sigma=10.0
+        network,
+        loss,
+        inner,
+        num_steps=IMAGE_INNER,
+        features=features,
+        num_ways=5,
+        sigma=10.0,
     ),
 }
 for name, learner in learners.items():

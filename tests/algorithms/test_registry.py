@@ -36,7 +36,7 @@ def tiny_learner(record, **settings):
 
 
 @pytest.mark.parametrize("record", registry.RECORDS, ids=lambda record: record.name)
-def test_learner_keeps_the_contract(record):
+def test_learner_keeps_the_contract(record, strict_dtypes):
     learner, tasks = tiny_learner(record)
     check_learner(learner, tasks, **record.traits)
 

@@ -36,12 +36,35 @@ RECORDS = {
 MAML = learners.MAML(inner_opt=sgd(0.1))
 
 
+def _kind(recipe):
+    """What decides which Python is traced: names and switches, but no number."""
+
+    def words(value):
+        if isinstance(value, dict):
+            return tuple((name, words(each)) for name, each in sorted(value.items()))
+        return value if isinstance(value, str | bool | None) else type(value).__name__
+
+    settings = recipe.settings()
+    app = {**settings["app"], "dataset": None, "split": None}
+    return words({"app": app, "learner": settings["learner"]})
+
+
+# Of recipes that differ in numbers alone one is traced.
+TRACED = {_kind(entry.recipe): name for name, entry in apps.RECIPES.items()}.values()
+
+
 @pytest.mark.parametrize("name", apps.RECIPES)
-def test_recipe_is_valid_and_builds(name):
+def test_recipe_is_valid(name):
     entry = apps.find(name)
-    recipe = entry.recipe
-    recipe.check()
+    entry.recipe.check()
     assert entry.description
+    settings = json.loads(json.dumps(entry.recipe.settings()))
+    assert apps.recipe_of(settings) == entry.recipe
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_recipe_builds(name):
+    recipe = apps.find(name).recipe
     record = RECORDS[recipe.app.kind]
     state = recipe.state_like(record)
     task = jax.eval_shape(lambda: recipe.app.example(record))
@@ -57,8 +80,6 @@ def test_recipe_is_valid_and_builds(name):
             task,
         )
         assert outputs.shape[0] == task.query.mask.shape[0]
-    settings = json.loads(json.dumps(recipe.settings()))
-    assert apps.recipe_of(settings) == recipe
 
 
 def test_default_is_a_recipe():

@@ -26,6 +26,7 @@ LEARNERS = {
 
 
 def trained(learner, devices, num_steps=3, tasks_per_step=8, **options):
+    """Variables and history of a training on some devices."""
     with jax.set_mesh(ml.task_mesh(devices)):
         result = ml.fit(
             ml.meta_trainer(learner, optax.sgd(0.1)),
@@ -33,29 +34,43 @@ def trained(learner, devices, num_steps=3, tasks_per_step=8, **options):
             num_steps=num_steps,
             tasks_per_step=tasks_per_step,
             key=jax.random.key(0),
-            validation=ml.Validation(tasks=blobs, num_tasks=6),
             progress=False,
             **options,
         )
-        judged = ml.evaluate(
-            learner, result.variables, blobs, num_tasks=10, key=jax.random.key(1)
-        )
-    return jax.device_get(result.state.variables), result.history, judged
+    return jax.device_get(result.state.variables), result.history
 
 
-@pytest.mark.parametrize("chunk", ["auto", 1])
-@pytest.mark.parametrize("name", LEARNERS)
+def judged(learner, variables, devices):
+    with jax.set_mesh(ml.task_mesh(devices)):
+        return ml.evaluate(learner, variables, blobs, num_tasks=10, key=jax.random.key(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "chunk"), [*((name, "auto") for name in LEARNERS), ("maml", 1)]
+)
 def test_eight_devices_learn_what_one_learns(name, chunk):
     learner = LEARNERS[name](task_chunk=chunk)
-    (one, history, judged), (eight, other, also) = (trained(learner, n) for n in (1, 8))
+    (one, _), (eight, _) = (trained(learner, n) for n in (1, 8))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, eight
     )
-    assert judged.fingerprint == also.fingerprint  # the very same tasks
+
+
+@pytest.mark.parametrize("name", ["maml", "protonet"])
+def test_eight_devices_judge_as_one_does(name):
+    learner = LEARNERS[name]()
+    validation = ml.Validation(tasks=blobs, num_tasks=6, every=1)
+    runs = (trained(learner, n, num_steps=1, validation=validation) for n in (1, 8))
+    (variables, history), (_, other) = runs
+    name = "validation/loss"
+    found, expected = ([r[name] for r in rows if name in r] for rows in (history, other))
+    assert found
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    one, eight = (judged(learner, variables, n) for n in (1, 8))
+    assert one.fingerprint == eight.fingerprint  # the very same tasks
     np.testing.assert_allclose(
-        judged.values["query/loss"], also.values["query/loss"], rtol=1e-4
+        one.values["query/loss"], eight.values["query/loss"], rtol=1e-4
     )
-    assert [row["step"] for row in history] == [row["step"] for row in other]
 
 
 def test_results_without_a_mesh_are_those_of_one_device():
@@ -77,10 +92,10 @@ def test_results_without_a_mesh_are_those_of_one_device():
 
 def test_a_run_goes_on_with_fewer_devices(tmp_path):
     learner = LEARNERS["batch_norm"]()
-    whole, _, _ = trained(learner, 4, num_steps=4)
+    whole, _ = trained(learner, 4, num_steps=4)
     for devices, steps, resume in ((4, 2, False), (2, 4, True)):
         checkpoints = ml.Checkpoints(tmp_path / "run")
-        found, _, _ = trained(
+        found, _ = trained(
             learner, devices, num_steps=steps, checkpoints=checkpoints, resume=resume
         )
         checkpoints.close()
@@ -105,7 +120,7 @@ def test_mistakes():
 
 
 def test_tasks_that_do_not_divide():
-    (one, history, _), (four, other, _) = (
+    (one, history), (four, other) = (
         trained(LEARNERS["maml"](), n, tasks_per_step=6) for n in (1, 4)
     )
     jax.tree.map(
@@ -165,8 +180,7 @@ def test_cores_become_devices(when, given, found):
 
 
 def test_a_hundred_steps_on_eight_devices():
-    learner = ml.maml(plain(), CE, optax.sgd(0.1), num_steps=2)
-    one, eight = (trained(learner, n, num_steps=100)[0] for n in (1, 8))
+    one, eight = (trained(LEARNERS["maml"](), n, num_steps=100)[0] for n in (1, 8))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a)
 

@@ -1,4 +1,4 @@
-"""Two processes of eight devices train what one of one does; if one dies, both stop."""
+"""Two processes of four devices train what one of one does; if one dies, both stop."""
 
 import json
 import os
@@ -16,8 +16,9 @@ from metalearn import runs
 
 OPTIONS = [
     "sinusoid-maml",
-    *("--steps=100", "--tasks-per-step=8", "--validate-every=50", "--checkpoint-every=50"),
-    *("--log-every=50", "--validation-tasks=8", "--test-tasks=8", "--app.eval-queries=5"),
+    *("--steps=20", "--tasks-per-step=8", "--validate-every=10", "--checkpoint-every=10"),
+    *("--log-every=10", "--validation-tasks=8", "--test-tasks=8", "--app.eval-queries=5"),
+    *("--learner.num-steps=1", "--app.widths", "8"),
 ]
 
 
@@ -28,8 +29,9 @@ def port():
 
 
 def start(*words):
-    environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    flags = os.environ["XLA_FLAGS"].split()
+    environ = os.environ | {
+        "XLA_FLAGS": " ".join(flag for flag in flags if "device_count" not in flag),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.jax_compilation_cache_max_size),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
@@ -61,14 +63,14 @@ def alone(tmp_path_factory):
 
 def test_two_processes_train_what_one_trains(alone, tmp_path):
     folder = tmp_path / "two"
-    both = start_two(folder, devices=8)
+    both = start_two(folder, devices=4)
     outputs = [process.communicate(timeout=180) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert "Meta-test" in outputs[0][0]
     assert "Meta-test" not in outputs[1][0]  # one voice
     (found, notes), (expected, others) = (runs.best(runs.load(f)) for f in (folder, alone))
     for name in ("step", "best_step"):
-        assert notes[name] == others[name] == 100
+        assert notes[name] == others[name] == 20
     mine, theirs = ravel_pytree(found)[0], ravel_pytree(expected)[0]
     assert jnp.linalg.norm(mine - theirs) <= 1e-5 * jnp.linalg.norm(theirs)
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
@@ -98,5 +100,5 @@ def test_when_one_process_dies_the_other_stops_and_the_run_goes_on(tmp_path):
         more = next((line for line in lines if line.startswith("step")), "")
         again.kill()
         again.communicate()
-    assert int(going.split()[4].replace(",", "")) >= 50
+    assert int(going.split()[4].replace(",", "")) >= 10
     assert more  # and trains

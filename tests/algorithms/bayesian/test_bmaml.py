@@ -307,6 +307,7 @@ def test_probabilities_of_a_single_output_are_refused():
         jax.eval_shape(learner.predict, after, task.query.x)
 
 
+@pytest.mark.slow  # a variant of what the registry checks
 def test_keeps_the_contract(strict_dtypes):
     options = dict(num_particles=2, repulsion=0.5, task_chunk=8, posterior=LEARNED)
     learner = bmaml(linen(), CE, optax.sgd(0.01), **options)

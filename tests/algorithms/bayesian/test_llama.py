@@ -349,6 +349,7 @@ def test_blocks_that_are_too_large_are_refused_by_name():
         blob_learner(curvature="last_layer", head="tail").init(jax.random.key(0), task)
 
 
+@pytest.mark.slow  # a variant of what the registry checks
 def test_keeps_the_contract(strict_dtypes):
     learner = llama(
         linen(),

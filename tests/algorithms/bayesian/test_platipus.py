@@ -296,6 +296,7 @@ def test_no_array_stands_for_two_parameters(scalar_rates):
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
 
 
+@pytest.mark.slow  # a variant of what the registry checks
 def test_keeps_the_contract(strict_dtypes):
     learner = platipus(
         linen(), CE, optax.sgd(0.1), combine="probabilities", num_samples=2, task_chunk=8

@@ -14,7 +14,6 @@ from tiny import INPUTS, WAYS, blob_batch, one, plain
 import metalearn as ml
 from metalearn.algorithms.context.cavia import cavia
 from metalearn.models.context import ContextMLP, FilmConv4
-from metalearn.testing import check_learner
 
 WIDTH = 6
 
@@ -208,9 +207,3 @@ def test_any_parameter_can_be_the_context(x64):
     anil = ml.anil(plain(), CE, optax.sgd(1.0))
     expected = adapted(anil, params, support).params
     close(adapted(learner, params, support).params, expected, rtol=1e-6)
-
-
-def test_keeps_the_contract(strict_dtypes):
-    learner = cavia(model_of(2), CE, clip=10.0, task_chunk=8)
-    assert ml.describe(learner)["clip"] == 10.0
-    check_learner(learner, blob_batch())

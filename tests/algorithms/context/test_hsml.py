@@ -154,10 +154,9 @@ def test_the_reconstruction_does_not_shrink_its_target(x64):
     assert np.any(grads["embed"]["back"]["b"])
 
 
-@pytest.mark.parametrize("aggregator", ["gru", "mean"])
-def test_keeps_the_contract(aggregator):
-    made = learner(aggregator=aggregator)
-    check_learner(made, blob_batch(), order_invariant=aggregator == "mean")
+@pytest.mark.slow  # a variant of what the registry checks
+def test_keeps_the_contract_with_the_recurrent_aggregator():
+    check_learner(learner(aggregator="gru"), blob_batch(), order_invariant=False)
 
 
 def test_regression_and_image_features():

@@ -292,6 +292,7 @@ def test_bad_inputs_are_refused():
     assert LeoNet(features=4, latents=2, hidden=7).hidden == 7
 
 
+@pytest.mark.slow  # a variant of what the registry checks
 def test_keeps_the_contract(strict_dtypes):
     learner = learner_of(num_steps=1, fine_tune_steps=1)
     assert ml.describe(learner)["codes"] == "class"

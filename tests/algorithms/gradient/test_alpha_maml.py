@@ -20,7 +20,7 @@ from bench import (
     quadratic_maml,
     quadratic_model,
 )
-from tiny import blob_batch, blobs, plain
+from tiny import blobs, plain
 
 import metalearn as ml
 from metalearn.algorithms.gradient.alpha_maml import (
@@ -28,7 +28,6 @@ from metalearn.algorithms.gradient.alpha_maml import (
     alpha_maml_optimiser,
     hypergradient_descent,
 )
-from metalearn.testing import check_learner
 
 x64 = pytest.mark.usefixtures("x64")
 EYE = np.eye(DIM)
@@ -233,7 +232,3 @@ def test_both_rates_move_while_training():
 def test_bad_arguments_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
-
-
-def test_keeps_the_contract(strict_dtypes):
-    check_learner(alpha_maml(plain(), CE, num_steps=2, task_chunk=8), blob_batch())

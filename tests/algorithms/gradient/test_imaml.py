@@ -22,12 +22,11 @@ from bench import (
     quadratic_model,
     wide_blobs,
 )
-from tiny import blob_batch, linen, one, plain
+from tiny import blob_batch, one, plain
 
 import metalearn as ml
 from metalearn.algorithms.gradient.imaml import imaml
 from metalearn.inner import Implicit, unroll
-from metalearn.testing import check_learner
 
 x64 = pytest.mark.usefixtures("x64")
 LAM = 2.0
@@ -332,8 +331,3 @@ def test_numbers_of_numpy_do_not_widen_small_floats():
 def test_bad_inner_optimiser_is_refused():
     with pytest.raises(TypeError, match="inner_opt is a float"):
         imaml(plain(), CE, 0.1)
-
-
-def test_keeps_the_contract(strict_dtypes):
-    learner = imaml(linen(), CE, optax.sgd(0.1), num_steps=1, task_chunk=8)
-    check_learner(learner, blob_batch())

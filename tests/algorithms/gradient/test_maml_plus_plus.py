@@ -317,6 +317,7 @@ def test_bad_options_are_refused(options, words):
         maml_plus_plus(plain(), CE, **options)
 
 
+@pytest.mark.slow  # a variant of what the registry checks
 def test_keeps_the_contract(strict_dtypes):
     learner = maml_plus_plus(
         linen(),

@@ -189,6 +189,7 @@ def test_rate_has_to_be_a_number():
         meta_curvature(plain(), CE, rate=float("nan"))
 
 
+@pytest.mark.slow  # a variant of what the registry checks
 def test_keeps_the_contract(strict_dtypes):
     learner = meta_curvature(plain(), CE, rate=0.1, learn_rate=True, task_chunk=8)
     assert ml.describe(learner)["name"] == "meta_curvature"

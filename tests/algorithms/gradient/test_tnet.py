@@ -13,7 +13,6 @@ from tiny import INPUTS, WAYS, blob_batch, linen, one
 import metalearn as ml
 from metalearn.algorithms.gradient.tnet import draw_masks, mt_net, t_net
 from metalearn.models.tnet import TConv, TNetConv4, TNetMLP
-from metalearn.testing import check_learner
 
 WIDTH = 8
 
@@ -283,9 +282,3 @@ def test_bad_options_of_mt_net_are_refused():
     learner = mt_net(model, CE, optax.sgd(0.1), adapt="^layer/")
     with pytest.raises(ValueError, match=r"parameter 'layer/w' of shape \(4, 3\)"):
         learner.init(jax.random.key(0), one(blob_batch()))
-
-
-def test_keeps_the_contract(strict_dtypes):
-    learner = learner_of(mt_net, widths=(4,), task_chunk=8)
-    assert ml.describe(learner)["name"] == "mt_net"
-    check_learner(learner, blob_batch())

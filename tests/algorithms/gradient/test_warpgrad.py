@@ -332,9 +332,8 @@ def test_adam_inside_is_allowed_where_no_step_is_differentiated():
     learner_of(optax.adam(0.1), approximate=True, initialisation="leap")
 
 
-@pytest.mark.parametrize(
-    "initialisation", ["maml", pytest.param("leap", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # with batch norm; the registry checks it on curves
+@pytest.mark.parametrize("initialisation", ["maml", "leap"])
 def test_keeps_the_contract(strict_dtypes, initialisation):
     learner = learner_of(
         model=model_of(norm="batch"),
