@@ -88,6 +88,12 @@ RECIPES: dict[str, Entry] = {
     "small-cavia": _five(
         learners.CAVIA(rate=1.0, num_steps=2), "CAVIA (a context vector adapts)"
     ),
+    # What is left of CAVIA's network without the context: the norm that stands before its
+    # FiLM layer.
+    "small-maml-norm": _five(
+        learners.MAML(inner_opt=sgd(1.0), num_steps=2, adapt_filter=r"(^|/)Norm_2/"),
+        "MAML of the third norm's scale and offset alone: a control of CAVIA",
+    ),
     "small-alpha-maml": _five(
         learners.AlphaMAML(initial_rate=0.4),
         "Alpha MAML (inner and outer rate follow hypergradients)",
