@@ -50,12 +50,22 @@ def outside_of(tasks: Task, ways: int) -> Array:
     return jnp.stack([outside(getattr(tasks, part), ways) for part in PARTS], axis=-1)
 
 
-def unsupported(tasks: Task) -> Array:
-    """Valid queries of classes without a support example, int32 `[]`, or `[T]` of a batch.
+def without_support(tasks: Task) -> Array:
+    """Which queries are valid and of a class without support, bool `[Q]` or `[T, Q]`.
 
-    A task without any support example counts none: no class is absent beside others.
+    None in a task without any support example: no class is absent beside others.
     """
-    return jnp.sum(_unsupported_rows(tasks), axis=-1, dtype=jnp.int32)
+    support, query = tasks.support, tasks.query
+    if not all(is_classes(p.y) and p.y.ndim == p.mask.ndim for p in (support, query)):
+        return jnp.zeros(query.mask.shape, bool)
+    same = query.y[..., :, None] == support.y[..., None, :]
+    answered = jnp.any(same & support.mask[..., None, :], axis=-1)
+    return ~answered & query.mask & jnp.any(support.mask, axis=-1, keepdims=True)
+
+
+def unsupported(tasks: Task) -> Array:
+    """Number of rows `without_support`, int32 `[]`, or `[T]` of a batch."""
+    return jnp.sum(without_support(tasks), axis=-1, dtype=jnp.int32)
 
 
 def unanswered(task: Task, logits: Array) -> Array:
@@ -69,7 +79,7 @@ def unanswered(task: Task, logits: Array) -> Array:
     own = jnp.take_along_axis(logits, labels, axis=-1, mode="clip")[:, 0]
     # Half of it: a softmax moves the logit a little.
     masked = own <= 0.5 * losses.absent_logit(logits.dtype)
-    return jnp.sum(_unsupported_rows(task) & masked, dtype=jnp.int32)
+    return jnp.sum(without_support(task) & masked, dtype=jnp.int32)
 
 
 def stray(task: Task, logits: Array) -> Array:
@@ -84,16 +94,6 @@ def stray(task: Task, logits: Array) -> Array:
     there = there | losses.present_classes(task.query, logits.shape[-1])
     best = jnp.argmax(logits, axis=-1)
     return jnp.sum(~there[best] & task.query.mask & some, dtype=jnp.int32)
-
-
-def _unsupported_rows(tasks: Task) -> Array:
-    """Which queries are valid and of a class without support, bool `[Q]` or `[T, Q]`."""
-    support, query = tasks.support, tasks.query
-    if not all(is_classes(p.y) and p.y.ndim == p.mask.ndim for p in (support, query)):
-        return jnp.zeros(query.mask.shape, bool)
-    same = query.y[..., :, None] == support.y[..., None, :]
-    answered = jnp.any(same & support.mask[..., None, :], axis=-1)
-    return ~answered & query.mask & jnp.any(support.mask, axis=-1, keepdims=True)
 
 
 def no_answer(number: int, where: str, several: str = "") -> str:

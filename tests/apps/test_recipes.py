@@ -1,6 +1,7 @@
 """Recipes: every setting is read, every entry builds, nonsense is refused."""
 
 import dataclasses
+import functools
 import json
 import sys
 
@@ -380,7 +381,8 @@ def test_decay_of_the_halving_schedule():
     rates = []
     for count in (0, 4999, 5000, 59_999):
         opt = dataclasses.replace(outer, name="sgd").build(60_000)
-        state = jax.tree.map(lambda c: jnp.full_like(c, count), opt.init(jnp.ones(())))
+        fill = functools.partial(jnp.full_like, fill_value=count)
+        state = jax.tree.map(fill, opt.init(jnp.ones(())))
         rates.append(-float(opt.update(jnp.ones(()), state)[0]))
     np.testing.assert_allclose(rates, [1e-3, 1e-3, 9e-4, 1e-3 * 0.9**11], rtol=1e-5)
 

@@ -3,7 +3,8 @@
 Images are 14x14 characters of Omniglot and the network is a strided Conv4 of width 16, so
 that several seeds of a system and of its baseline fit into a quarter of an hour. These
 recipes compare systems on the same tasks after the same number of steps. The recipes on
-whole images show the accuracy that a system reaches.
+whole images show the accuracy that a system reaches. In MAML and its relatives scale and
+offset of norm layers adapt with the rest.
 """
 
 from __future__ import annotations
