@@ -97,7 +97,7 @@ def test_shortest_step_against_a_dense_solve(matrix, scale):
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_fallback_is_of_the_first_direction_alone(fallback, steps):
     for a in (matrices(3, 1)[0], np.diag([5.0, 4.0, -1.0]), np.diag([2.0, 3.0, 9.0])):
-        close(solve(a, steps=steps, fallback=fallback).x, solve(a, steps=steps).x, rtol=0)
+        close(solve(a, steps=steps, fallback=fallback).x, solve(a, steps=steps).x)
 
 
 def test_without_a_solution_along_the_right_side_the_shortest_is_not_finite():
