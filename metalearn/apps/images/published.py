@@ -5,8 +5,8 @@ the number of ways here. On mini-ImageNet the released code clips every coordina
 meta-gradient to ±10. mini-ImageNet is `--app.dataset folder:PATH` with class/image files
 and a splits.json.
 
-What differs from the released code: that of MAML, on which the code of MT-net builds, has
-norms without a scale and holds their offsets inside; here scale and offset of norms adapt.
+What differs from the released code: that of MAML has norms without a scale and holds their
+offsets inside; here scale and offset of norms adapt, but for MT-net, MAML++ and CAVIA.
 `--learner.adapt-filter '^(?!.*Norm)'` holds them, where the learner takes it.
 """
 
