@@ -112,9 +112,10 @@ def test_an_expression_filters_as_a_function_does(name):
     def shapes(select):
         learner = make(name, model=plain(), adapt_filter=select)
         variables = jax.eval_shape(learner.init, KEY, TASK)
-        return variables, jax.eval_shape(
-            lambda v: learner.adapt(v, TASK.support, key=KEY), variables
-        )
+        adapt = lambda v, support: learner.adapt(v, support, key=KEY)
+        both = variables, jax.eval_shape(adapt, variables, TASK.support)
+        found = jax.tree_util.tree_leaves_with_path(both)
+        return [(str(path), leaf.shape, leaf.dtype) for path, leaf in found]
 
     assert shapes("^head") == shapes(lambda path, leaf: path.startswith("head"))
 
