@@ -10,7 +10,7 @@ import optax
 import pytest
 from bench import CE
 from constructors import CONSTRUCTORS, make
-from tiny import blobs, plain
+from tiny import WAYS, blobs, plain
 
 import metalearn as ml
 from metalearn.algorithms.bayesian.builder import particle_learner
@@ -110,7 +110,9 @@ def test_an_expression_filters_as_a_function_does(name):
     """So that a recipe or a command line can say what adapts."""
 
     def shapes(select):
-        learner = make(name, model=plain(), adapt_filter=select)
+        embeds = "features" in inspect.signature(getattr(ml, name)).parameters
+        ways = {"num_ways": WAYS} if embeds else {}
+        learner = make(name, model=plain(), adapt_filter=select, **ways)
         variables = jax.eval_shape(learner.init, KEY, TASK)
         adapt = lambda v, support: learner.adapt(v, support, key=KEY)
         both = variables, jax.eval_shape(adapt, variables, TASK.support)
