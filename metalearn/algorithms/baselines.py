@@ -52,7 +52,7 @@ def fine_tune(
     num_steps: int,
     num_classes: int | None = None,
     num_ways: int | None = None,
-    adapt_filter: PathFilter | None = None,
+    adapt_filter: PathFilter | str | None = None,
     norm: JointNorm = "running",
     task_chunk: TaskChunk = "auto",
 ) -> MetaLearner:
@@ -74,8 +74,9 @@ def fine_tune(
       num_steps: K, fine-tuning steps on the whole support set.
       num_classes: Number of training classes.
       num_ways: Classes of a task at test; needed with `num_classes`.
-      adapt_filter: `(path, leaf) -> bool` over `body/...` and `head/...`, or over the
-        model's own paths without `num_classes`: what fine-tuning moves.
+      adapt_filter: What fine-tuning moves: a regular expression or `(path, leaf) -> bool`
+        over `body/...` and `head/...`, or over the model's own paths without
+        `num_classes`.
       norm: Batch-norm policy: "support", "batch" or "running"; see `metalearn.inner.norm`.
       task_chunk: Tasks handled at once, or "auto".
 

@@ -200,7 +200,15 @@ def bilevel(
         **hooks.settings,
     )
     estimate = gradient_estimator(objective, task_chunk=chosen["task_chunk"])
-    return MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
+    return MetaLearner(
+        init,
+        adapt,
+        predict,
+        estimate,
+        config,
+        hashable(loss_fn),
+        masks_absent=chosen["mask_absent_classes"],
+    )
 
 
 class _Loop(NamedTuple):
@@ -217,7 +225,7 @@ class _Loop(NamedTuple):
 
     inner_opt: InnerOpt
     hooks: Hooks
-    adapt_filter: PathFilter | None
+    adapt_filter: PathFilter | str | None
     second_order: bool
     whole: Descent
     first_order: Descent
@@ -308,7 +316,7 @@ def _adapt(
 
 
 def _after(
-    path: Unrolled, adapted: Adapted, adapt_filter: PathFilter | None, step: Any
+    path: Unrolled, adapted: Adapted, adapt_filter: PathFilter | str | None, step: Any
 ) -> Adapted:
     """The model after some of the inner steps."""
     moving = jax.tree.map(lambda leaf: leaf[step], path.trajectory)

@@ -29,7 +29,8 @@ class Options(TypedDict, total=False):
       differentiation: How derivatives pass through the inner loop: "reverse"; "remat",
         "nested" or "mixed" for less memory; or "first_order", which drops the second
         derivatives. See `metalearn.inner.differentiate`.
-      adapt_filter: `(path, leaf) -> bool`: parameters that adapt; all when `None`. The
+      adapt_filter: Parameters that adapt: a regular expression that occurs in their paths,
+        or `(path, leaf) -> bool`; all when `None`, scale and offset of norm layers too. The
         others are learned in the outer loop only.
       norm: Batch-norm policy: "support", "batch" (transductive), "running" or "per_step";
         see `metalearn.inner.norm`.
@@ -40,7 +41,7 @@ class Options(TypedDict, total=False):
     """
 
     differentiation: Differentiation
-    adapt_filter: PathFilter | None
+    adapt_filter: PathFilter | str | None
     norm: NormPolicy
     mask_absent_classes: bool
     task_chunk: TaskChunk

@@ -63,6 +63,18 @@ class Record(Card):
     traits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
+    def fits_fewer_ways(self) -> bool:
+        """Whether tasks may have fewer classes than those of training.
+
+        An encoder serves any number. With a fixed head the constructor has to take
+        `mask_absent_classes`, or `num_ways` and make the head itself.
+        """
+        taken = parameters(self.build)
+        return not self.fixed_head or not {"mask_absent_classes", "num_ways"}.isdisjoint(
+            taken
+        )
+
+    @property
     def family(self) -> str:
         """Folder of the learner, "baselines", or "own" for a constructor of the user's."""
         module = self.build.__module__

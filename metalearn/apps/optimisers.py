@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
+import jax
 import optax
 
 
@@ -58,14 +59,21 @@ class Outer:
       rate: Learning rate at the start.
       schedule: Schedule by which the rate falls over the steps.
       halve_every: Steps between halvings of the schedule "halving".
+      halve_by: Factor of such a halving.
       clip: Largest global norm of the meta-gradient; no clipping if None.
+      clip_value: Largest size of a coordinate of the meta-gradient; no clipping if None. It
+        comes before the other two.
+      clip_array: Largest norm of each array of the meta-gradient; no clipping if None.
     """
 
     name: Literal["adam", "sgd"] = "adam"
     rate: float = 2e-3
     schedule: Literal["cosine", "constant", "linear", "halving"] = "cosine"
     halve_every: int = 2000
+    halve_by: float = 0.5
     clip: float | None = None
+    clip_value: float | None = None
+    clip_array: float | None = None
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation for training with `steps` outer steps."""
@@ -74,14 +82,22 @@ class Outer:
             "cosine": lambda: optax.cosine_decay_schedule(self.rate, steps),
             "linear": lambda: optax.linear_schedule(self.rate, 0.0, steps),
             "halving": lambda: optax.exponential_decay(
-                self.rate, self.halve_every, 0.5, staircase=True
+                self.rate, self.halve_every, self.halve_by, staircase=True
             ),
         }[self.schedule]()
-        return clipped({"adam": optax.adam, "sgd": optax.sgd}[self.name](rate), self.clip)
+        opt = clipped({"adam": optax.adam, "sgd": optax.sgd}[self.name](rate), self.clip)
+        before = []
+        if self.clip_value is not None:
+            before.append(optax.clip(self.clip_value))
+        if self.clip_array is not None:
+            before.append(clip_each_array(self.clip_array))
+        return optax.chain(*before, opt) if before else opt
 
     def unread(self) -> dict[str, str]:
         """Fields without effect, and the setting that would read each."""
-        return {} if self.schedule == "halving" else {"halve_every": "schedule halving"}
+        if self.schedule == "halving":
+            return {}
+        return dict.fromkeys(("halve_every", "halve_by"), "schedule halving")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,3 +135,14 @@ def clipped(
         return opt
     # Clipped before the optimiser: after adam the norm no longer depends on the gradient's.
     return optax.chain(optax.clip_by_global_norm(clip), opt)
+
+
+def clip_each_array(limit: float) -> optax.GradientTransformation:
+    """Clips the norm of each array by itself, as LEO's released code does."""
+    one = optax.clip_by_global_norm(limit)
+
+    def clip(grads: Any, params: Any) -> Any:
+        del params
+        return jax.tree.map(lambda g: one.update(g, optax.EmptyState())[0], grads)
+
+    return optax.stateless(clip)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import losses
+from metalearn.core import losses, trees
 from metalearn.core.model import Model
 from metalearn.core.optimisers import inner_optimiser, inner_optimiser_on, inner_rate
 from metalearn.core.task import Examples, Task
@@ -70,15 +70,20 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def adapt_filter(select: Any) -> None:
-    """Raises a `TypeError` unless `select` is `None` or a function."""
-    if select is None or callable(select):
-        return
-    word = isinstance(select, str)
-    given, part = (repr(select), select) if word else (f"a {type(select).__name__}", "head")
-    raise TypeError(
-        f"adapt_filter is {given}; expected None or a function (path, leaf) -> bool, such "
-        f"as lambda path, leaf: {part!r} in path."
-    )
+    """Refuses what selects no parameters.
+
+    Raises:
+      TypeError: not `None`, a function or a regular expression.
+      ValueError: a word that is no regular expression.
+    """
+    if isinstance(select, str):
+        trees.path_filter(select)
+    elif select is not None and not callable(select):
+        raise TypeError(
+            f"adapt_filter is a {type(select).__name__}; expected None, a regular "
+            "expression of paths such as 'head', or a function (path, leaf) -> bool, such "
+            "as lambda path, leaf: 'head' in path."
+        )
 
 
 def model(value: Any, name: str = "model") -> None:

@@ -50,6 +50,68 @@ def outside_of(tasks: Task, ways: int) -> Array:
     return jnp.stack([outside(getattr(tasks, part), ways) for part in PARTS], axis=-1)
 
 
+def without_support(tasks: Task) -> Array:
+    """Which queries are valid and of a class without support, bool `[Q]` or `[T, Q]`.
+
+    None in a task without any support example: no class is absent beside others.
+    """
+    support, query = tasks.support, tasks.query
+    if not all(is_classes(p.y) and p.y.ndim == p.mask.ndim for p in (support, query)):
+        return jnp.zeros(query.mask.shape, bool)
+    same = query.y[..., :, None] == support.y[..., None, :]
+    answered = jnp.any(same & support.mask[..., None, :], axis=-1)
+    return ~answered & query.mask & jnp.any(support.mask, axis=-1, keepdims=True)
+
+
+def unsupported(tasks: Task) -> Array:
+    """Number of rows `without_support`, int32 `[]`, or `[T]` of a batch."""
+    return jnp.sum(without_support(tasks), axis=-1, dtype=jnp.int32)
+
+
+def unanswered(task: Task, logits: Array) -> Array:
+    """Those of `unsupported` queries whose logit was masked as absent, int32 `[]`.
+
+    Args:
+      task: One task.
+      logits: Logits `[Q, W]` of its queries.
+    """
+    labels = task.query.y.astype(jnp.int32)[:, None]
+    own = jnp.take_along_axis(logits, labels, axis=-1, mode="clip")[:, 0]
+    # Half of it: a softmax moves the logit a little.
+    masked = own <= 0.5 * losses.absent_logit(logits.dtype)
+    return jnp.sum(without_support(task) & masked, dtype=jnp.int32)
+
+
+def stray(task: Task, logits: Array) -> Array:
+    """Valid queries whose largest logit is of a class that is not in the task, int32 `[]`.
+
+    Args:
+      task: One task.
+      logits: Logits `[Q, W]` of its queries.
+    """
+    there = losses.present_classes(task.support, logits.shape[-1])
+    some = jnp.any(there)
+    there = there | losses.present_classes(task.query, logits.shape[-1])
+    best = jnp.argmax(logits, axis=-1)
+    return jnp.sum(~there[best] & task.query.mask & some, dtype=jnp.int32)
+
+
+def no_answer(number: int, where: str, several: str = "") -> str:
+    """What to say of queries whose class has no support example, and a masked logit.
+
+    Args:
+      number: Number of such queries.
+      where: Task that holds the first of them.
+      several: What else was found, such as the number of tasks.
+    """
+    return (
+        f"{where} holds queries of classes without a support example: {number} valid "
+        f"queries{several}. The learner masks the logits of such classes, so their loss "
+        "has no bound. Mask these queries, give their classes a support example, or make "
+        "the learner with mask_absent_classes=False where it has that option."
+    )
+
+
 def message(number: int, where: str, part: str, ways: int, several: str = "") -> str:
     """What to say of labels outside the logits.
 

@@ -57,6 +57,9 @@ class MetaLearner(NamedTuple):
       config: Name and hyper-parameters as pairs; read them with `describe`.
       loss_fn: Loss of one task that judges the learner where the caller names none;
         `None` leaves the judgement to a loss that is guessed from the targets.
+      masks_absent: Whether `estimate` gives classes without a support example a logit that
+        never wins, so that a query of such a class has no finite loss; `fit` refuses tasks
+        with such queries then.
 
     Example:
       >>> learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
@@ -70,6 +73,7 @@ class MetaLearner(NamedTuple):
     estimate: EstimateFn
     config: tuple[tuple[str, Plain], ...] = ()
     loss_fn: LossFn | None = None
+    masks_absent: bool = False
 
     def __repr__(self) -> str:
         name, *settings = describe(self).items()

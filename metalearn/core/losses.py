@@ -279,8 +279,12 @@ def present_classes(support: Examples, num_ways: int) -> Array:
 
 def mask_absent(logits: Array, present: Array) -> Array:
     """Gives absent classes of a task with fewer ways a logit that never wins."""
-    # Not -inf: without a valid support example all classes are absent, and the softmax of a
-    # row of -inf is NaN.
-    # Nor what float16 would round to it.
-    absent = jnp.asarray(max(-1e9, float(jnp.finfo(logits.dtype).min)), logits.dtype)
+    absent = jnp.asarray(absent_logit(logits.dtype), logits.dtype)
     return jnp.where(present[None], logits, absent)
+
+
+def absent_logit(dtype: Any) -> float:
+    """The logit of an absent class among logits of a dtype."""
+    # Not -inf: without a valid support example all classes are absent, and the softmax of a
+    # row of -inf is NaN. Nor what float16 would round to it.
+    return max(-1e9, float(jnp.finfo(dtype).min))

@@ -25,13 +25,14 @@ def leaf_paths(tree: PyTree) -> list[str]:
     return [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def split(tree: PyTree, select: PathFilter | None) -> tuple[PyTree, PyTree]:
+def split(tree: PyTree, select: PathFilter | str | None) -> tuple[PyTree, PyTree]:
     """Splits a tree into two trees of its shape, each with `None` for the leaves of the
     other.
 
     Args:
       tree: Any pytree of arrays.
-      select: Function `(path, leaf) -> bool`; `None` selects every leaf.
+      select: Function `(path, leaf) -> bool`, or a regular expression that occurs in the
+        paths; `None` selects every leaf.
 
     Returns:
       The selected part and the rest, which `merge` joins again.
@@ -42,6 +43,8 @@ def split(tree: PyTree, select: PathFilter | None) -> tuple[PyTree, PyTree]:
     """
     if select is None:
         return tree, jax.tree.map(lambda _: None, tree)
+    if isinstance(select, str):
+        select = path_filter(select)
     # `None` is an empty subtree to JAX: derivatives and optimisers see the selected leaves
     # only, and the shape of the tree is kept for `merge`.
     chosen = jax.tree_util.tree_map_with_path(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,15 @@ import jax.numpy as jnp
 from metalearn.core import checks
 from metalearn.core.types import Array, PyTree
 
+Fallback = Literal["right_side", "shortest"]
+
 
 class Solution(NamedTuple):
     """The result of `conjugate_gradients`.
 
     Attributes:
-      x: Last iterate, a tree like `b`; `b` itself if the first direction has no positive
-        curvature.
+      x: Last iterate, a tree like `b`; what `fallback` says if the first direction has no
+        positive curvature.
       residual: Relative residual `|b - A x| / |b|` of the last iterate, a scalar; 0 for
         `b = 0`.
       steps: Number of steps taken, an int32 scalar.
@@ -32,7 +34,11 @@ class Solution(NamedTuple):
 
 
 def conjugate_gradients(
-    product: Callable[[PyTree], PyTree], b: PyTree, *, max_steps: int
+    product: Callable[[PyTree], PyTree],
+    b: PyTree,
+    *,
+    max_steps: int,
+    fallback: Fallback = "right_side",
 ) -> Solution:
     """Solves `A x = b` for a symmetric `A` that need not be positive definite.
 
@@ -49,19 +55,25 @@ def conjugate_gradients(
       b: Tree of arrays.
       max_steps: Largest number of steps. The solver takes fewer if the residual is down to
         rounding error. The loop has a fixed length, so it can be differentiated.
+      fallback: Word for `x` where the first direction, which is `b`, has no positive
+        curvature. "right_side" is `b`, for an `A` that is near the identity.
+        "shortest" is `b |b| / |A b|`, for an `A` of any scale: `s A` has `x / s`. By
+        Cauchy's inequality it is no longer than any solution of `A x = b`. It is not finite
+        where `A b = 0`, for then there is no solution along `b`.
 
     Returns:
       A `Solution`. Its `x` is exact up to rounding after as many steps as `A` has distinct
       eigenvalues.
 
     Raises:
-      ValueError: `max_steps` is not a positive integer.
+      ValueError: `max_steps` is not a positive integer, or `fallback` is unknown.
 
     Example:
       >>> conjugate_gradients(lambda v: 4.0 * v, jnp.ones(3), max_steps=1).x
       Array([0.25, 0.25, 0.25], dtype=float32)
     """
     checks.whole_number("max_steps", max_steps, least=1)
+    checks.one_of("fallback", fallback, get_args(Fallback))
     size = _dot(b, b)
     eps = float(jnp.finfo(size.dtype).eps)
 
@@ -87,16 +99,25 @@ def conjugate_gradients(
         moved = (new_x, new_r, new_p, new_rr, steps + 1)
         # The loop has a fixed length. A finished solve carries its numbers to the end.
         kept = jax.tree.map(lambda new, old: jnp.where(go, new, old), moved, carry[:5])
+        if fallback == "shortest":
+            at_once = flat & ~done & (steps == 0)
+            # Elsewhere both are 1, for the derivative of a root is infinite at 0.
+            squares = (jnp.where(at_once, _dot(v, v), 1) for v in (p, image))
+            own, of_image = map(jnp.sqrt, squares)
+            short = _along(own / of_image, p, jax.tree.map(jnp.zeros_like, p))
+            x = jax.tree.map(lambda s, x: jnp.where(at_once, s, x), short, kept[0])
+            kept = (x, *kept[1:])
         return (*kept, flat & ~done), None
 
     nothing = jax.tree.map(jnp.zeros_like, b)
     start = (nothing, b, b, size, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
     end, _ = jax.lax.scan(step, start, length=max_steps)
     x, _, _, rr, steps, negative = end
-    at_once = negative & (steps == 0)
-    # As in algorithm 7.1: without a first step `x` is still 0, which is no direction at
-    # all.
-    x = jax.tree.map(lambda x, b: jnp.where(at_once, b, x), x, b)
+    if fallback == "right_side":
+        at_once = negative & (steps == 0)
+        # As in algorithm 7.1: without a first step `x` is still 0, which is no direction at
+        # all.
+        x = jax.tree.map(lambda x, b: jnp.where(at_once, b, x), x, b)
     # For `b = 0` this is 0 / 1 and not 0 / 0.
     residual = jnp.sqrt(rr / jnp.where(size == 0, 1, size))
     return Solution(x, residual, steps, negative)

@@ -75,7 +75,7 @@ def descent(
     *,
     num_steps: int,
     differentiation: Differentiation | Implicit = "reverse",
-    adapt_filter: PathFilter | None = None,
+    adapt_filter: PathFilter | str | None = None,
     norm: NormPolicy = "support",
     trajectory: bool = False,
     batch_size: int | None = None,
@@ -90,8 +90,8 @@ def descent(
       inner_opt: An optax transformation, or `hparams -> transformation`.
       num_steps: Number of inner steps S; static.
       differentiation: Way in which derivatives pass through the steps, see `unroll`.
-      adapt_filter: Function `(path, leaf) -> bool` that chooses the parameters that move;
-        all when `None`.
+      adapt_filter: Function `(path, leaf) -> bool`, or a regular expression of paths, that
+        chooses the parameters that move; all when `None`.
       norm: Batch-norm policy, see `metalearn.inner.norm`.
       trajectory: Whether the result keeps the adapted subset before and after every step.
       batch_size: Number of examples that an inner step sees; all of them when `None`.
@@ -204,7 +204,7 @@ def _batches(
     return batch
 
 
-def _check_selection(params: PyTree, adapt_filter: PathFilter | None) -> None:
+def _check_selection(params: PyTree, adapt_filter: PathFilter | str | None) -> None:
     if adapt_filter is None:
         return
     moving, fixed = trees.split(params, adapt_filter)

@@ -51,6 +51,15 @@ class Implicit:
     NeurIPS 2019. A proximal term also makes the Hessian positive, which conjugate
     gradients need.
 
+    Where they meet a direction without positive curvature, `phi` is no minimum, and the
+    solve ends with what it has. Let v be the derivative of what follows in `phi`. If the
+    first direction, v itself, is such a one, the solve takes `v |v| / |(H + damping I) v|`.
+    That is no longer than the exact solution. Through a proximal term it gives a positive
+    multiple of the derivative v of first-order MAML. It is not finite, and stops `fit`,
+    where the product is zero. A derivative cannot report which happened; `ml.imaml` has the
+    metric `solve/negative_curvature`. More damping, a stiffer proximal term or more inner
+    steps help.
+
     Attributes:
       cg_steps: Number of conjugate-gradient steps of the solve, 1 or more.
       damping: Number added to the diagonal of the Hessian, 0 or more.
@@ -247,7 +256,9 @@ def at_minimum(loss_fn: LossAndAux, params: PyTree, how: Implicit) -> PyTree:
             curved = jax.jvp(lambda p: slope(p, real), (params,), (v,))[1]
             return jax.tree.map(lambda h, x: h + how.damping * x, curved, v)
 
-        solved = conjugate_gradients(product, cotangent, max_steps=how.cg_steps).x
+        solved = conjugate_gradients(
+            product, cotangent, max_steps=how.cg_steps, fallback="shortest"
+        ).x
         _, pull = jax.vjp(lambda c: slope(params, c), real)
         return (
             # A minimum does not depend on the point from which it was found.

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from metalearn.core import checks
 from metalearn.core.types import Array, Key
 from metalearn.models.conv4 import pools
 from metalearn.models.norm import Norm
+
+# The initialisation of the released code, "kaiming" of a linear layer.
+_FILM_KERNEL = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 class ContextMLP(nn.Module):
@@ -58,10 +62,13 @@ class FilmConv4(nn.Module):
     in the released code, the order of a block is convolution, norm, pooling, FiLM, ReLU.
     Without FiLM such a block equals that of `Conv4`.
 
-    W starts at random, because a W of zero would leave the context without a gradient. b
-    starts at `gamma = 1`, `beta = 0`, so that a context of zero changes nothing. The
-    released code draws b at random as well, so its channels start at small gammas of either
-    sign.
+    W and b start as in the released code: uniform in `±sqrt(3 / n)` and `±1 / sqrt(n)` for
+    a context of length n. W is not zero, because the context would have no gradient then.
+    The entries of b have a root mean square of `1 / sqrt(3 n)`, 0.06 for n = 100: channels
+    start at small gammas of either sign. The size of b decides how far a step of the
+    context reaches, because convolution and norm behind the FiLM layer undo its scale. With
+    a b that is s times as large a step is s times shorter, and moves gamma by s^2 less in
+    proportion.
 
     Attributes:
       num_outputs: Number of logits from a linear head named `head`; `None` returns the
@@ -94,9 +101,12 @@ class FilmConv4(nn.Module):
             if pool:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
             if block == self.film_at:
-                made = nn.Dense(2 * self.width, name="film", bias_init=_no_change)(
-                    context[None]
-                )
+                made = nn.Dense(
+                    2 * self.width,
+                    name="film",
+                    kernel_init=_FILM_KERNEL,
+                    bias_init=_uniform(self.num_context**-0.5),
+                )(context[None])
                 gamma, beta = jnp.split(made[:, None, None], 2, axis=-1)
                 # One gamma and beta for all examples: the context belongs to the task.
                 x = gamma * x + beta
@@ -113,7 +123,10 @@ def _context(module: nn.Module) -> Array:
     return module.param("context", nn.initializers.zeros, (num,), jnp.float32)
 
 
-def _no_change(key: Key, shape: tuple[int], dtype: jnp.dtype) -> Array:
-    """Ones for gamma, zeros for beta."""
-    del key
-    return (jnp.arange(shape[0]) < shape[0] // 2).astype(dtype)
+def _uniform(bound: float) -> nn.initializers.Initializer:
+    """Numbers that are uniform in `±bound`."""
+
+    def draw(key: Key, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return draw

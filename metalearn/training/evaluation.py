@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -128,8 +129,12 @@ def evaluate(
 
     Raises:
       TypeError: an argument of another kind, such as a result in place of its variables.
-      ValueError: bad arguments, non-finite data or labels outside the logits in any task,
-        with the number of the first such task.
+      ValueError: bad arguments; in any task non-finite data, labels outside the logits, or
+        queries whose class the learner masks for want of support; with the number of the
+        first such task.
+
+    Warns:
+      UserWarning: predictions are of classes that are not in their task.
 
     Example:
       >>> print(ml.evaluate(learner, variables, tasks, key=jax.random.key(1)))
@@ -203,7 +208,8 @@ def _measured(
 def _check_values(values: dict[str, np.ndarray]) -> None:
     """Takes what was counted of the data of each task out of the values, and judges it."""
     outside, ways = values.pop("outside"), int(values.pop("ways")[0])
-    broken = values.pop("not_finite")
+    broken, unanswered = values.pop("not_finite"), values.pop("unanswered")
+    stray = values.pop("stray")
     if broken.any():
         task, part = np.argwhere(broken)[0]
         raise ValueError(
@@ -216,6 +222,18 @@ def _check_values(values: dict[str, np.ndarray]) -> None:
         several = f" in {int(outside.any(-1).sum())} of {len(outside)} tasks"
         where, word = f"task {task}", labels.PARTS[part]
         raise ValueError(labels.message(int(outside.sum()), where, word, ways, several))
+    if unanswered.any():
+        several = f" in {int((unanswered > 0).sum())} of {len(unanswered)} tasks"
+        where = f"task {np.argmax(unanswered > 0)}"
+        raise ValueError(labels.no_answer(int(unanswered.sum()), where, several))
+    if stray.any():
+        warnings.warn(
+            f"{int(stray.sum())} predictions, in {int((stray > 0).sum())} of {len(stray)} "
+            "tasks, are of classes that are not in their task, because the tasks have "
+            "fewer classes than the learner has logits. mask_absent_classes=True of the "
+            "learner leaves these classes out.",
+            stacklevel=3,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,10 +279,12 @@ def _evaluator(
         report = judge(learner, judged, outputs, query)
         ways = labels.num_classes(judged[0] or learner.loss_fn, outputs, query.y)
         parts = (task.support, query)
-        none = jnp.zeros(2, jnp.int32)
+        none, nobody = jnp.zeros(2, jnp.int32), jnp.zeros((), jnp.int32)
         return report | {
             "digest": _digest(task),
             "outside": none if ways is None else labels.outside_of(task, ways),
+            "unanswered": nobody if ways is None else labels.unanswered(task, outputs),
+            "stray": nobody if ways is None else labels.stray(task, outputs),
             "ways": jnp.asarray(ways or 0, jnp.int32),
             "not_finite": jnp.stack([labels.not_finite(part) for part in parts]),
         }

@@ -130,8 +130,9 @@ def fit(
       CheckpointMismatch: the checkpoint is of another run, as far as `resume` sees.
       MemoryError: an outer step does not fit the device, not even a task at a time.
       TypeError: an argument of another kind, found before anything is computed.
-      ValueError: bad arguments or data, found before anything is computed; labels outside
-        the logits in any task, at the end of the call of the device that met them.
+      ValueError: bad arguments or data, found before anything is computed; in any task
+        labels outside the logits, or queries whose class the learner masks for want of
+        support, at the end of the call of the device that met them.
 
     Example:
       >>> result = ml.fit(trainer, ml.tasks.sinusoid(), num_steps=3_000,

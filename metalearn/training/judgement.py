@@ -50,7 +50,8 @@ def check_judgement(
     return hashable(loss_fn), tuple(pairs)
 
 
-RESERVED = ("query/loss", "query/accuracy", "digest", "outside", "ways", "not_finite")
+COUNTED = ("digest", "outside", "unanswered", "stray", "ways", "not_finite")
+RESERVED = ("query/loss", "query/accuracy", *COUNTED)
 
 
 def check_task(
@@ -66,7 +67,8 @@ def check_task(
       The names that `evaluate` would report.
 
     Raises:
-      ValueError: non-finite data, or labels outside the logits; a metric is no scalar.
+      ValueError: non-finite data, labels outside the logits or of masked ones; a metric is
+        no scalar.
     """
     judged = check_judgement(loss_fn, metrics)
     outputs, reported = jax.eval_shape(_report_of(learner, judged), variables, task)
@@ -86,7 +88,7 @@ def logits_of(learner: MetaLearner, variables: Variables, task: Task) -> int | N
     Nothing is judged: how a learner trains need not be how it would be judged.
 
     Raises:
-      ValueError: non-finite data, or labels outside the logits.
+      ValueError: non-finite data, or labels outside the logits or of masked ones.
     """
     outputs, _ = jax.eval_shape(_report_of(learner, None), variables, task)
     return _check_first(learner, None, task, outputs)
@@ -97,6 +99,9 @@ def _check_first(
 ) -> int | None:
     ways = labels.num_classes(loss_fn or learner.loss_fn, outputs, task.query.y)
     checks.values_of_task(task, None if ways is None else outputs)
+    absent = 0 if ways is None else int(labels.unsupported(task))
+    if absent and learner.masks_absent:
+        raise ValueError(labels.no_answer(absent, "the first task"))
     return ways
 
 

@@ -231,6 +231,11 @@ def _one_step(
         if ways is not None:
             outside = labels.outside_of(tasks, ways)
             totals["outside"] = _add_outside(totals["outside"], outside, number)
+            if trainer.learner.masks_absent:
+                queries = labels.unsupported(tasks)
+                # Counted as if of both parts, which puts the first task where it stands.
+                pair = jnp.stack([jnp.zeros_like(queries), queries], axis=-1)
+                totals["absent"] = _add_outside(totals["absent"], pair, number)
         return state, totals
 
     return step
@@ -255,12 +260,16 @@ def no_totals(trainer: MetaTrainer, state: TrainState, task: Task, num: int) -> 
         # metrics, by the bits of their places.
         "fault": jnp.zeros((), jnp.int32),
         "not_finite": jnp.zeros((), jnp.uint32),
-        # Labels that no logit stands for, and where the first of them are.
-        "outside": {
-            "labels": jnp.zeros((), jnp.int32),
-            **dict.fromkeys(("step", "task", "part"), none),
-        },
+        # Labels that no logit stands for, those whose logit is masked, and where the first
+        # of them are.
+        "outside": _none_outside(none),
+        "absent": _none_outside(none),
     }
+
+
+def _none_outside(none: Array) -> Totals:
+    places = dict.fromkeys(("step", "task", "part"), none)
+    return {"labels": jnp.zeros((), jnp.int32), **places}
 
 
 _OF_THE_STEP = ("meta/finite", "meta/fault")
@@ -299,6 +308,7 @@ def _accumulate(totals: Totals, report: Metrics, number: Array) -> Totals:
         "fault": jnp.where(first, fault, totals["fault"]),
         "not_finite": jnp.where(first, _not_finite(sums), totals["not_finite"]),
         "outside": totals["outside"],
+        "absent": totals["absent"],
     }
 
 
@@ -335,10 +345,14 @@ def _add_outside(before: Totals, outside: Array, number: Array) -> Totals:
 
 def check_labels(totals: Totals, ways: int | None) -> None:
     """Raises a `ValueError` where tasks held labels that no logit stands for."""
-    found = {name: int(value) for name, value in totals["outside"].items()}
-    if found["labels"]:
+    for kind in ("outside", "absent"):
+        found = {name: int(value) for name, value in totals[kind].items()}
+        if not found["labels"]:
+            continue
         where = f"task {found['task']} of step {found['step']}"
         several = " of the last steps"
+        if kind == "absent":
+            raise ValueError(labels.no_answer(found["labels"], where, several))
         part = labels.PARTS[found["part"]]
         raise ValueError(labels.message(found["labels"], where, part, ways, several))
 

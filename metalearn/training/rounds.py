@@ -130,7 +130,7 @@ def prepare(
             tasks,
             sizes,
             like,
-            Episode(num_support, num_query),
+            Episode(num_support, num_query, classes and trainer.learner.masks_absent),
             tasks_per_step,
             k_train,
         ),
@@ -247,10 +247,13 @@ class Episode:
     Attributes:
       num_support: K, rows of the support set.
       num_query: Q, rows of the query set.
+      answered: Whether queries of classes without a support example are left out, for
+        learners that mask such classes.
     """
 
     num_support: int
     num_query: int
+    answered: bool = False
 
     def __call__(self, data: PyTree, key: Key) -> Task:
         """Reads `examples` `[T, N, ...]`, `info`, `counts` `[T]`, `first` and `num`."""
@@ -271,11 +274,15 @@ class Episode:
             chosen = jax.tree.map(lambda leaf: leaf[task, rows], data["examples"])
             return _hide(chosen, jnp.arange(size) < valid)
 
-        return Task(
+        found = Task(
             support=part(0, self.num_support, split),
             query=part(split, self.num_query, left),
             info={"task": task, **jax.tree.map(lambda leaf: leaf[task], data["info"])},
         )
+        if not self.answered:
+            return found
+        keep = found.query.mask & ~labels.without_support(found)
+        return dataclasses.replace(found, query=_hide(found.query, keep))
 
 
 def _hide(examples: Examples, mask: Array) -> Examples:

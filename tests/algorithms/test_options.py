@@ -10,7 +10,7 @@ import optax
 import pytest
 from bench import CE
 from constructors import CONSTRUCTORS, make
-from tiny import blobs, plain
+from tiny import WAYS, blobs, plain
 
 import metalearn as ml
 from metalearn.algorithms.bayesian.builder import particle_learner
@@ -96,6 +96,49 @@ def test_shared_options_are_listed_and_taken(name):
         given = "other" if option == "name" else parameters[option].default
         learner = make(name, **{option: given})
         assert ml.describe(learner)["name"] == ("other" if option == "name" else name)
+
+
+FILTERED = [
+    name
+    for name in CONSTRUCTORS
+    if "adapt_filter" in inspect.signature(getattr(ml, name)).parameters
+]
+
+
+@pytest.mark.parametrize("name", FILTERED)
+def test_an_expression_filters_as_a_function_does(name):
+    """So that a recipe or a command line can say what adapts."""
+
+    def shapes(select):
+        embeds = "features" in inspect.signature(getattr(ml, name)).parameters
+        ways = {"num_ways": WAYS} if embeds else {}
+        learner = make(name, model=plain(), adapt_filter=select, **ways)
+        variables = jax.eval_shape(learner.init, KEY, TASK)
+        adapt = lambda v, support: learner.adapt(v, support, key=KEY)
+        both = variables, jax.eval_shape(adapt, variables, TASK.support)
+        found = jax.tree_util.tree_leaves_with_path(both)
+        return [(str(path), leaf.shape, leaf.dtype) for path, leaf in found]
+
+    assert shapes("^head") == shapes(lambda path, leaf: path.startswith("head"))
+
+
+KEY = jax.random.key(0)
+TASK = jax.eval_shape(blobs, KEY)
+
+
+@pytest.mark.parametrize("select", ["w$", "head|nothing", r"^(?!.*b)"])
+def test_an_expression_moves_the_parameters_whose_paths_it_occurs_in(select):
+    learner = ml.maml(plain(), CE, optax.sgd(0.5), adapt_filter=select)
+    task = blobs(jax.random.key(1))
+    variables = learner.init(KEY, task)
+    before = variables.params["model"]
+    after = learner.adapt(variables, task.support).params
+    moved = {
+        f"{layer}/{name}": bool((after[layer][name] != leaf).any())
+        for layer, leaves in before.items()
+        for name, leaf in leaves.items()
+    }
+    assert moved == {path: re.search(select, path) is not None for path in moved}
 
 
 @pytest.mark.parametrize("name", CONSTRUCTORS)

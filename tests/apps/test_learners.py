@@ -3,6 +3,9 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -124,3 +127,38 @@ def test_adam_inside_is_differentiable_unless_said_otherwise():
     recipe = Recipe(app=Curves(), learner=learners.MAML(inner_opt=adam(0.1, eps_root=0.0)))
     with pytest.raises(ValueError, match="eps_root"):
         recipe.build({"name": "sinusoid"})
+
+
+@pytest.mark.parametrize("record", registry.RECORDS, ids=lambda record: record.name)
+def test_every_learner_takes_tasks_of_fewer_ways(record):
+    """A fixed head can leave out classes that a task does not have."""
+    assert record.fits_fewer_ways
+
+
+def test_a_constructor_that_cannot_leave_classes_out_is_refused_fewer_ways():
+    own = learners.settings_of(f"{__name__}:own_learner")(inner_opt=sgd(0.1))
+    Recipe(app=FewShotImages(ways=3), learner=own).check()
+    Recipe(app=FewShotImages(eval_ways=3), learner=learners.MAML(inner_opt=sgd(1))).check()
+    with pytest.raises(
+        ValueError, match=r"3-way tasks .*own_learner has logits \(5\).*ways 3,"
+    ):
+        Recipe(app=FewShotImages(eval_ways=3), learner=own).check()
+
+
+def test_reptile_with_fewer_ways_predicts_none_of_the_absent_classes():
+    settings = learners.Reptile(inner_opt=sgd(0.1), num_steps=2)
+    app = FewShotImages(eval_ways=3)
+    offers = app.offers(settings, RECORDS["images"], evaluating=True)
+    assert offers["mask_absent_classes"]
+    offers |= {"model": ml.from_linen(ml.models.MLP(5)), "loss_fn": ml.losses.cross_entropy}
+    learner = settings.build(offers)
+    x = jax.random.normal(jax.random.key(0), (30, 4))
+    part = ml.Examples.of(x, jnp.arange(30, dtype=jnp.int32) % 3)
+    variables = learner.init(jax.random.key(1), ml.Task(support=part, query=part))
+    adapted = learner.adapt(variables, part)
+    logits = learner.predict(adapted, 100 * x)
+    assert set(np.asarray(logits.argmax(-1)).tolist()) <= {0, 1, 2}
+    full = settings.build(offers | {"mask_absent_classes": False})
+    assert set(
+        np.asarray(full.predict(adapted.replace(present=None), 100 * x).argmax(-1)).tolist()
+    ) - {0, 1, 2}

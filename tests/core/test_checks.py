@@ -193,13 +193,15 @@ def test_bad_options_of_learners(make, error, words):
     refused(error, words, make)
 
 
-@pytest.mark.parametrize("given", ["head", ["head"], True])
+@pytest.mark.parametrize("given", [3, ["head"], True])
 @pytest.mark.parametrize("name", ["bmaml", "bmg", "fine_tune", "hsml", "imaml", "maml"])
 def test_filters_that_are_no_functions(name, given):
     make = functools.partial(getattr(ml, name), plain(), CE, optax.sgd(0.1))
-    named = repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
-    words = [f"adapt_filter is {named};", "(path, leaf) -> bool", "'head' in path"]
+    words = [f"adapt_filter is a {type(given).__name__};", "regular expression"]
+    words += ["(path, leaf) -> bool", "'head' in path"]
     refused(TypeError, words, make, num_steps=1, adapt_filter=given)
+    words = ["'(head' is no regular expression", "expected one that occurs in paths"]
+    refused(ValueError, words, make, num_steps=1, adapt_filter="(head")
 
 
 def test_filter_that_selects_nothing_lists_the_paths():

@@ -1,5 +1,7 @@
 """Conjugate gradients: exact on positive matrices, bounded on indefinite ones."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +14,13 @@ pytestmark = pytest.mark.usefixtures("x64")
 B = np.array([1.0, -2.0, 0.5])
 
 
-def solve(matrix, b=B, steps=3):
-    matrix = jnp.asarray(matrix)
-    return jax.jit(lambda b: conjugate_gradients(lambda v: matrix @ v, b, max_steps=steps))(
-        jnp.asarray(b)
-    )
+def solve(matrix, b=B, steps=3, **options):
+    return _solve(jnp.asarray(matrix), jnp.asarray(b), steps, **options)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "fallback"))
+def _solve(matrix, b, steps, **options):
+    return conjugate_gradients(lambda v: matrix @ v, b, max_steps=steps, **options)
 
 
 def test_is_exact_after_as_many_steps_as_dimensions():
@@ -69,6 +73,39 @@ def test_no_curvature_is_stopped_at(matrix):
     assert found.negative_curvature
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 40.0])
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        -np.eye(3),
+        np.diag([1.0, -1.0, 0.2]),
+        np.diag([0.5, -3.0, 2.0]),
+        matrices(3, 1)[0] - 5 * np.eye(3),
+    ],
+)
+def test_shortest_step_against_a_dense_solve(matrix, scale):
+    """Along `b`, of the scale of the solution, and never longer than it."""
+    a = scale * matrix
+    assert B @ a @ B < 0
+    found = solve(a, fallback="shortest")
+    assert found.negative_curvature and found.steps == 0
+    close(found.x, B * np.linalg.norm(B) / np.linalg.norm(a @ B))
+    assert np.linalg.norm(found.x) <= np.linalg.norm(np.linalg.solve(a, B)) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("fallback", ["right_side", "shortest"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_fallback_is_of_the_first_direction_alone(fallback, steps):
+    for a in (matrices(3, 1)[0], np.diag([5.0, 4.0, -1.0]), np.diag([2.0, 3.0, 9.0])):
+        close(solve(a, steps=steps, fallback=fallback).x, solve(a, steps=steps).x)
+
+
+def test_without_a_solution_along_the_right_side_the_shortest_is_not_finite():
+    assert not np.isfinite(solve(np.zeros((3, 3)), fallback="shortest").x).any()
+    found = solve(np.zeros((3, 3)), b=np.zeros(3), fallback="shortest").x
+    close(found, np.zeros(3), rtol=0)
+
+
 def test_large_right_sides_are_no_negative_curvature():
     """In float32 the product of two squared lengths would be infinite."""
     b = jnp.full(3, 1e11, jnp.float32)
@@ -119,3 +156,5 @@ def test_a_derivative_passes_through():
 def test_number_of_steps_is_checked():
     with pytest.raises(ValueError, match="max_steps is 0"):
         conjugate_gradients(lambda v: v, jnp.ones(2), max_steps=0)
+    with pytest.raises(ValueError, match="fallback is 'none'; expected one of right_side"):
+        conjugate_gradients(lambda v: v, jnp.ones(2), max_steps=1, fallback="none")

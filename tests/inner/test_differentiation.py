@@ -131,6 +131,36 @@ def test_implicit_gradient_on_a_quadratic_has_its_closed_form(x64):
     close(jax.grad(query_loss)(theta, lam, 300), found[0], rtol=1e-8)
 
 
+@pytest.mark.parametrize("lam", [0.1, 2.0, 30.0])
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_implicit_gradient_at_no_minimum(lam, damping, x64):
+    """Of the scale of the dense solve, not `lam` times the first-order gradient."""
+    rng = np.random.default_rng(1)
+    root = rng.normal(size=(4, 4))
+    a = -(root @ root.T / 4) - (lam + damping + 0.5) * np.eye(4)  # bent down everywhere
+    e, theta = rng.normal(size=(2, 4))
+
+    def query_loss(theta, scale=1.0):
+        def loss(phi, step):
+            del step
+            value = 0.5 * phi @ a @ phi + 0.5 * lam * jnp.sum((phi - theta) ** 2)
+            return scale * value, {}
+
+        how = Implicit(cg_steps=4, damping=scale * damping)
+        start, opt = jnp.ones(4), optax.sgd(0.0)
+        phi = unroll(loss, start, opt, num_steps=1, differentiation=how).params
+        return 0.5 * jnp.sum((phi - e) ** 2)
+
+    v = np.ones(4) - e  # the first-order gradient
+    curved = a + (lam + damping) * np.eye(4)
+    found = np.asarray(jax.jit(jax.grad(query_loss))(theta))
+    close(found, lam * v * np.linalg.norm(v) / np.linalg.norm(curved @ v), rtol=1e-8)
+    exact = lam * np.linalg.solve(curved, v)
+    assert 0 < np.linalg.norm(found) <= np.linalg.norm(exact)
+    # Units of the loss do not matter, as they do not for the exact one.
+    close(jax.grad(query_loss)(theta, 100.0), found, rtol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("choice", "words"),
     [

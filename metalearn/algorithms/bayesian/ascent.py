@@ -59,7 +59,7 @@ def ascent(
     num_particles: int,
     num_steps: int,
     differentiation: Differentiation,
-    adapt_filter: PathFilter | None,
+    adapt_filter: PathFilter | str | None,
     norm: NormPolicy,
     mask_absent_classes: bool,
 ) -> Ascent:
@@ -156,7 +156,7 @@ class _Particles(NamedTuple):
 
     posterior: Posterior
     policy: Normaliser
-    adapt_filter: PathFilter | None
+    adapt_filter: PathFilter | str | None
     num_steps: int
 
     def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
@@ -220,7 +220,7 @@ def _hide_absent(outputs: Array, present: Array | None) -> Array:
     return jax.vmap(mask_absent, in_axes=(0, None))(outputs, present)
 
 
-def population(model: Model, num: int, select: PathFilter | None = None) -> Model:
+def population(model: Model, num: int, select: PathFilter | str | None = None) -> Model:
     """Networks of one architecture as one model.
 
     Args:

@@ -197,10 +197,12 @@ def _check(
 
 
 def _uncertain(
-    curvature: Curvature, head: str, adapt_filter: PathFilter | None
+    curvature: Curvature, head: str, adapt_filter: PathFilter | str | None
 ) -> PathFilter:
     """Which parameters have a posterior."""
     in_head = trees.path_filter(head)
+    if isinstance(adapt_filter, str):
+        adapt_filter = trees.path_filter(adapt_filter)
 
     def uncertain(path: str, leaf: Any) -> bool:
         if curvature == "last_layer" and not in_head(path, leaf):

@@ -47,15 +47,18 @@ def cavia(
 
     The released code differs from the paper and this in that batch norm uses the
     statistics of each batch, the queries' too (here `norm="batch"`). Its losses are means,
-    so its rates hold as they are printed.
+    so the printed rates need no factor. They hold for a layer that starts as the released
+    one does, see `FilmConv4`: a step reaches less far from larger scales and offsets. Scale
+    and offset of norm layers do not adapt; nothing does but the context.
 
     Args:
       model: A network with a context, e.g. `ml.models.ContextMLP` or
         `ml.models.FilmConv4`.
       loss_fn: Loss of one task.
-      rate: Inner rate alpha. The scale of the context is free: `s` times as large with
-        weights `1/s` as large is the same function, for a rate `s^2` as large. So the
-        weights learn what rate 1 needs; MAML's rates do not fit here.
+      rate: Inner rate alpha; the paper uses 1. The scale of the context is free: `s` times
+        as large with weights `1/s` as large is the same function, for a rate `s^2` as
+        large. So MAML's rates do not fit here, and another start of these weights needs
+        another rate; the outer loop learns their size only slowly.
       num_steps: K, inner steps; the paper uses 1 for regression and 2 for mini-ImageNet.
       context: Regular expression found in the paths of the context parameters.
       clip: Bound on every coordinate of the meta-gradient of each task, before the mean

@@ -40,6 +40,9 @@ class Route(NamedTuple):
 def route_task(tree: PyTree, g: Array, *, sigma: float) -> tuple[Array, Route]:
     """The way of a task from the leaves to the root (section 4.2).
 
+    A leaf of share zero reaches the layers above as a vector of zeros, not at all: there
+    each node adds its bias for it, `a tanh(b_m)`, as in the released code.
+
     Args:
       tree: Params, a list of layers, leaves first.
       g: Embedding of the task, `[D]`.

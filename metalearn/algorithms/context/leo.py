@@ -20,15 +20,17 @@ read. KL is that of the one drawn sample. Evaluation takes the means and no drop
 no chance.
 
 What differs from the released code. Its losses of the inner loop are sums, and here they
-are means. So its rates (1 and 1e-3) are to be multiplied by the number of ways; they are
-learned in any case. It draws a code for each example from the distribution of its class and
-averages their logits, which is `codes="example"`; the default is one code a class, as the
-paper writes. When its loss is NaN it takes a step on `lambda_1` alone; here such a step is
-left out by the trainer.
+are means over the examples. So its rates (1 and 1e-3, the defaults here) are to be
+multiplied by the number of ways, 5 and 5e-3 for 5 ways; they are learned in any case. It
+draws a code for each example from the distribution of its class and averages their logits,
+which is `codes="example"`; the default is one code a class, as the paper writes. When its
+loss is NaN it takes a step on `lambda_1` alone; here such a step is left out by the
+trainer.
 
-How the paper trains. It has Adam at 3e-4 to 9e-4, and gradients clipped to 0.1, by
-coordinate and then by norm:
-`optax.chain(optax.clip(0.1), optax.clip_by_global_norm(0.1), optax.adam(4e-4))`.
+How the paper trains. It has Adam at 3e-4 to 9e-4 and 15 queries a class. Gradients are
+clipped to 0.1, by coordinate and then by the norm of each array by itself:
+`ml.apps.Outer(rate=4e-4, schedule="constant", clip_value=0.1, clip_array=0.1).build(steps)`
+is such an optimiser.
 """
 
 from __future__ import annotations
@@ -115,7 +117,9 @@ def leo(
       num_steps: Steps in the latent space, 0 or more.
       fine_tune_steps: Steps on the weights, 0 or more.
       latent_rate: alpha_z at first; learned for every coordinate, `[L]`.
+        The 1 of the released code is W here, see the top of the file.
       fine_tune_rate: alpha_w at first; learned for every coordinate, `[D]`.
+        The 1e-3 of the released code is W / 1000 here.
       dropout: Rate at which features are dropped, in `[0, 1)`.
       kl_weight: beta; paper: 0.001 to 1.62, by benchmark.
       encoder_penalty: gamma; paper: 1e-7 to 1e-4. Its gradient reaches the encoder and
@@ -195,7 +199,9 @@ def leo(
 
     config = config_of(name, **how._asdict(), **rates, **terms._asdict())
     estimate = gradient_estimator(objective, task_chunk=task_chunk)
-    return MetaLearner(init, adapt, predict, estimate, config, cross_entropy)
+    return MetaLearner(
+        init, adapt, predict, estimate, config, cross_entropy, masks_absent=True
+    )
 
 
 class _How(NamedTuple):

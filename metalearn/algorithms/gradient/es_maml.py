@@ -67,7 +67,7 @@ def es_maml(
     num_queries: int = 20,
     query_sigma: float = 0.1,
     normalise: bool = False,
-    adapt_filter: PathFilter | None = None,
+    adapt_filter: PathFilter | str | None = None,
     norm: NormPolicy = "support",
     mask_absent_classes: bool = False,
     perturbation_chunk: int | None = None,
@@ -99,8 +99,8 @@ def es_maml(
       query_sigma: Positive width of the pairs or moves.
       normalise: Whether the estimate is divided by the standard deviation of all values of
         the batch, so the outer rate does not depend on their scale.
-      adapt_filter: `(path, leaf) -> bool`: parameters that adapt; all when `None`. The
-        outer perturbations are of all.
+      adapt_filter: Parameters that adapt: a regular expression that occurs in their paths,
+        or `(path, leaf) -> bool`; all when `None`. The outer perturbations are of all.
       norm: Batch-norm policy, see `metalearn.inner.norm`.
       mask_absent_classes: Whether to mask absent classes, where the number of ways varies.
       perturbation_chunk: Pairs evaluated at once, a divisor of n; all when `None`.
@@ -173,7 +173,15 @@ def es_maml(
     estimate = mean_estimator(
         gradient, task_chunk=task_chunk, divisor=_spread if normalise else None
     )
-    return MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
+    return MetaLearner(
+        init,
+        adapt,
+        predict,
+        estimate,
+        config,
+        hashable(loss_fn),
+        masks_absent=mask_absent_classes,
+    )
 
 
 def _by_gradient(

@@ -62,7 +62,7 @@ def imaml(
     cg_steps: int = 5,
     damping: float = 0.0,
     pull_back: bool = False,
-    adapt_filter: PathFilter | None = None,
+    adapt_filter: PathFilter | str | None = None,
     norm: NormPolicy = "support",
     mask_absent_classes: bool = False,
     task_chunk: TaskChunk = "auto",
@@ -91,7 +91,8 @@ def imaml(
       damping: Number added to the diagonal of the Hessian in the solve.
       pull_back: Whether the proximal term leaves the steps, and one step on it follows
         them. The end is then no minimum, and `inner/residual` shows it.
-      adapt_filter: `(path, leaf) -> bool`: parameters that adapt; all when `None`.
+      adapt_filter: Parameters that adapt: a regular expression that occurs in their paths,
+        or `(path, leaf) -> bool`; all when `None`.
       norm: Policy "support", "batch" or "running", see `metalearn.inner.norm`. Every step
         sees the whole support set and the same key, so there is one function to minimise.
       mask_absent_classes: Whether to mask absent classes, where the number of ways varies.
@@ -168,7 +169,15 @@ def imaml(
         norm=norm,
     )
     estimate = mean_estimator(gradient, task_chunk=task_chunk)
-    return MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
+    return MetaLearner(
+        init,
+        adapt,
+        predict,
+        estimate,
+        config,
+        hashable(loss_fn),
+        masks_absent=mask_absent_classes,
+    )
 
 
 class _End(NamedTuple):
@@ -199,7 +208,7 @@ def _solver(
     num_steps: int,
     lam: float,
     pull_back: bool,
-    adapt_filter: PathFilter | None,
+    adapt_filter: PathFilter | str | None,
     mask_absent_classes: bool,
 ) -> Callable[..., _End]:
     """`(variables, support, key, *, train) -> _End` of the inner problem (equation 4)."""

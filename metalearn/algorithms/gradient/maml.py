@@ -38,7 +38,8 @@ def maml(
 
     Differs from the released code: losses are means, so its printed inner rates are to
     be multiplied by the number of ways; predictions are inductive unless
-    `norm="batch"`.
+    `norm="batch"`; scale and offset of norm layers adapt with the rest, where the code has
+    no scale and holds the offset inside (`adapt_filter="^(?!.*Norm)"` holds both).
 
     Args:
       model: The network; logits `[N, W]` for classification.

@@ -74,7 +74,10 @@ def maml_plus_plus(
       normalises by batches in both, so rates and biases learn steps that batch statistics
       hold in check: with averages in their place the steps were seen to diverge.
     - BNWB is off: which parameters it concerns must be named. Named ones take no gradient
-      step inside, as in the code.
+      step inside, as in the code. Without it scale and offset of norm layers adapt inside,
+      where the code always holds them. There are K + 1 sets, that of the model for the
+      first pass and one for the passes after each step; the code has K, the first of which
+      serves the first pass and those after the first step.
     - The paper's accuracies are of an ensemble of five checkpoints; nothing here does that.
 
     Args:

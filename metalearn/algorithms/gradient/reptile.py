@@ -33,6 +33,7 @@ def reptile(
     eval_batch_size: int | None = None,
     carry_opt_state: bool = False,
     norm: NormPolicy = "support",
+    mask_absent_classes: bool = False,
     task_chunk: TaskChunk = "auto",
 ) -> MetaLearner:
     """Trains on all examples of a task and returns `theta - phi` as the meta-gradient.
@@ -43,7 +44,8 @@ def reptile(
 
     Differs from the released code: with several tasks a step they run side by side, so
     with `carry_opt_state` the carried state is the mean over tasks, where the code hands
-    it from task to task (with one task a step both are the same).
+    it from task to task (with one task a step both are the same). Scale and offset of norm
+    layers adapt with the rest, here as there.
 
     Args:
       model: The network.
@@ -56,6 +58,9 @@ def reptile(
       carry_opt_state: Keeps the optimiser's slots (Adam's second moments) from task to
         task, as the released code does, instead of starting fresh.
       norm: Batch-norm policy, see `metalearn.inner.norm`.
+      mask_absent_classes: Whether classes without a support example get a logit that never
+        wins, for tasks with a variable number of ways. In training the classes are those of
+        support and query together.
       task_chunk: Tasks handled at once, or "auto".
 
     Returns:
@@ -76,7 +81,9 @@ def reptile(
     checks.whole_number("num_steps", num_steps, least=1)
     checks.whole_number("eval_steps", eval_steps, least=0)
     checks.inner_optimiser(inner_opt, None, second_order=False)
-    shared = dict(differentiation="first_order", norm=norm)
+    shared = dict(
+        differentiation="first_order", norm=norm, mask_absent_classes=mask_absent_classes
+    )
     training = descent(
         model, loss_fn, inner_opt, num_steps=num_steps, batch_size=batch_size, **shared
     )

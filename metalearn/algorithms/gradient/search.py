@@ -29,7 +29,7 @@ def search(
     num_steps: int,
     num_queries: int,
     sigma: float,
-    adapt_filter: PathFilter | None = None,
+    adapt_filter: PathFilter | str | None = None,
     norm: NormPolicy = "support",
     mask_absent_classes: bool = False,
 ) -> Callable[..., tuple[Adapted, None]]:

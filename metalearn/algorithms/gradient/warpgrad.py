@@ -160,7 +160,15 @@ def warpgrad(
         norm=norm,
     )
     estimate = mean_estimator(gradient, task_chunk=task_chunk)
-    return MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
+    return MetaLearner(
+        init,
+        adapt,
+        predict,
+        estimate,
+        config,
+        hashable(loss_fn),
+        masks_absent=mask_absent_classes,
+    )
 
 
 class _Frames(NamedTuple):

@@ -133,4 +133,6 @@ def protonet(
 
     config = config_of("protonet", num_ways=num_ways, norm=norm, scale=scale)
     estimate = gradient_estimator(objective, task_chunk=task_chunk)
-    return MetaLearner(init, adapt, predict, estimate, config, cross_entropy)
+    return MetaLearner(
+        init, adapt, predict, estimate, config, cross_entropy, masks_absent=True
+    )

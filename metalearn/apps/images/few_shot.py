@@ -113,6 +113,13 @@ class FewShotImages:
                 f"--app.ways {self.test_ways}, or choose a learner that fits any number of "
                 "ways, such as a metric one."
             )
+        if self.test_ways < self.ways and not learner.record.fits_fewer_ways:
+            raise ValueError(
+                f"{self.test_ways}-way tasks have fewer classes than {learner.name} has "
+                f"logits ({self.ways}), and it cannot leave classes out: it would predict "
+                f"absent ones. Train with --app.ways {self.test_ways}, or let its "
+                "constructor take mask_absent_classes."
+            )
         if self.model != "conv4" and "conv4" in learner.record.networks:
             raise ValueError(
                 f"model is {self.model!r} with {learner.name}, whose layers only conv4 "

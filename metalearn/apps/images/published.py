@@ -1,8 +1,13 @@
 """Published configurations on images, for an accelerator; none of them was run here.
 
 Some released code sums the loss over the classes. Its printed inner rates are multiplied by
-the number of ways here. mini-ImageNet is `--app.dataset folder:PATH` with class/image files
+the number of ways here. On mini-ImageNet the released code clips every coordinate of the
+meta-gradient to ±10. mini-ImageNet is `--app.dataset folder:PATH` with class/image files
 and a splits.json.
+
+What differs from the released code: that of MAML has norms without a scale and holds their
+offsets inside; here scale and offset of norms adapt, but for MT-net, MAML++ and CAVIA.
+`--learner.adapt-filter '^(?!.*Norm)'` holds them, where the learner takes it.
 """
 
 from __future__ import annotations
@@ -16,6 +21,8 @@ from metalearn.apps.images.few_shot import FewShotImages
 from metalearn.apps.images.recipes import REPTILE, REPTILE_APP, reptile
 from metalearn.apps.learners import Learner
 from metalearn.apps.optimisers import Outer, sgd
+
+_NORM = r"(^|/)BatchNorm"  # each step has its own, which no inner step moves
 
 
 def _omniglot(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> Recipe:
@@ -42,7 +49,7 @@ def _mini(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> R
     }
     images["width"] = 32
     shared: dict[str, Any] = {
-        "outer": Outer(rate=1e-3, schedule="constant"),
+        "outer": Outer(rate=1e-3, schedule="constant", clip_value=10.0),
         "tasks_per_step": 4,
         "steps": 60_000,
         "validate_every": 1000,
@@ -112,6 +119,7 @@ RECIPES: dict[str, Entry] = {
                 initial_rate=0.1,
                 num_steps=5,
                 norm="batch",
+                norm_weights=_NORM,
                 msl_steps=7500,
                 first_order_until=25_000,
             ),
@@ -127,10 +135,11 @@ RECIPES: dict[str, Entry] = {
                 initial_rate=0.1,
                 num_steps=5,
                 norm="batch",
+                norm_weights=_NORM,
                 msl_steps=5000,
                 first_order_until=25_000,
             ),
-            {"ways": 20, "eval_queries": 1},
+            {"ways": 20, "eval_queries": 1, "downsample": "pool"},
             tasks_per_step=8,
             steps=50_000,
         ),
@@ -156,7 +165,17 @@ RECIPES: dict[str, Entry] = {
     ),
     "mini-cavia-paper": Entry(
         "Zintgraf et al. 2019: CAVIA on mini-ImageNet, 5-way 1-shot, 32 filters",
-        _mini(learners.CAVIA(rate=1.0, num_steps=2, norm="batch"), tasks_per_step=16),
+        _mini(
+            learners.CAVIA(rate=1.0, num_steps=2, norm="batch"),
+            outer=Outer(
+                rate=1e-3,
+                schedule="halving",
+                halve_every=5000,
+                halve_by=0.9,
+                clip_value=10.0,
+            ),
+            tasks_per_step=16,
+        ),
     ),
     "mini-mt-net-paper": Entry(
         "Lee & Choi 2018: MT-net on mini-ImageNet, 5-way 1-shot",
@@ -175,15 +194,19 @@ RECIPES: dict[str, Entry] = {
     "features-leo-paper": Entry(
         "Rusu et al. 2019: LEO on features of mini-ImageNet, 5-way 1-shot",
         Recipe(
-            app=FewShotFeatures(),
+            app=FewShotFeatures(queries=15),
+            # 1 and 1e-3 in the released code, whose losses are sums over the five classes.
             learner=learners.LEO(
+                latent_rate=5.0,
+                fine_tune_rate=5e-3,
+                codes="example",
                 l2=3.62e-10,
                 orthogonality=0.188,
                 dropout=0.308,
                 kl_weight=0.756,
                 encoder_penalty=5.76e-6,
             ),
-            outer=Outer(rate=2.739e-4, schedule="constant", clip=0.1),
+            outer=Outer(rate=2.739e-4, schedule="constant", clip_value=0.1, clip_array=0.1),
             tasks_per_step=12,
             steps=100_000,
             validate_every=5000,

@@ -1,4 +1,8 @@
-"""Recipes of whole images and of features."""
+"""Recipes of whole images and of features.
+
+In MAML and its relatives scale and offset of norm layers adapt with the rest, where the
+released code of MAML has no scale and holds the offset; see `--learner.adapt-filter`.
+"""
 
 from __future__ import annotations
 

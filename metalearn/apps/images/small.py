@@ -3,7 +3,8 @@
 Images are 14x14 characters of Omniglot and the network is a strided Conv4 of width 16, so
 that several seeds of a system and of its baseline fit into a quarter of an hour. These
 recipes compare systems on the same tasks after the same number of steps. The recipes on
-whole images show the accuracy that a system reaches.
+whole images show the accuracy that a system reaches. In MAML and its relatives scale and
+offset of norm layers adapt with the rest.
 """
 
 from __future__ import annotations
@@ -87,6 +88,12 @@ RECIPES: dict[str, Entry] = {
     ),
     "small-cavia": _five(
         learners.CAVIA(rate=1.0, num_steps=2), "CAVIA (a context vector adapts)"
+    ),
+    # What is left of CAVIA's network without the context: the norm that stands before its
+    # FiLM layer.
+    "small-maml-norm": _five(
+        learners.MAML(inner_opt=sgd(1.0), num_steps=2, adapt_filter=r"(^|/)Norm_2/"),
+        "MAML of the third norm's scale and offset alone: a control of CAVIA",
     ),
     "small-alpha-maml": _five(
         learners.AlphaMAML(initial_rate=0.4),

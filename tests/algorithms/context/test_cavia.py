@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from bench import CE, close, differs, model_grads, of, wide_blobs
+from scipy import stats
 from tiny import INPUTS, WAYS, blob_batch, one, plain
 
 import metalearn as ml
@@ -136,15 +137,52 @@ def test_clips_each_task_before_the_mean(x64):
 
 
 @pytest.mark.parametrize("downsample", ["pool", "stride"])
-def test_film_of_no_context_is_conv4(downsample):
+def test_film_of_no_context_that_scales_by_one_is_conv4(downsample):
     options = dict(width=3, norm="layer", downsample=downsample)
     film = FilmConv4(WAYS, num_context=2, **options)
     x = jax.random.normal(jax.random.key(0), (2, 16, 16, 1))
     params = jax.jit(film.init)(jax.random.key(1), x)["params"]
+    bias = np.repeat([1.0, 0.0], 3)
+    params = {**params, "film": {**params["film"], "bias": bias}}
     shared = {k: v for k, v in params.items() if k not in ("context", "film")}
     plain_net = ml.models.Conv4(WAYS, **options)
     expected = jax.jit(plain_net.apply)({"params": shared}, x)
     close(jax.jit(film.apply)({"params": params}, x), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_context", [100, 4])
+def test_film_starts_as_the_released_layer(num_context):
+    """ "kaiming" weights, `±sqrt(3 / n)`, and the default bias of a linear layer there."""
+    film = FilmConv4(width=16, norm="none", downsample="stride", num_context=num_context)
+    keys = jax.random.split(jax.random.key(1), 30)
+    draw = lambda key: film.init(key, jnp.zeros((1, 8, 8, 1)))["params"]["film"]
+    made = jax.jit(jax.vmap(draw))(keys)
+    bounds = {"kernel": (3 / num_context) ** 0.5, "bias": num_context**-0.5}
+    for name, bound in bounds.items():
+        drawn = np.ravel(made[name]) / bound
+        assert np.abs(drawn).max() <= 1
+        assert stats.kstest(drawn, "uniform", args=(-1, 2)).pvalue > 0.01
+    scale = np.sqrt(np.mean(np.square(made["bias"][:, :16])))  # gamma of no context
+    np.testing.assert_allclose(scale, (3 * num_context) ** -0.5, rtol=0.1)
+    if num_context == 100:
+        np.testing.assert_allclose(scale, 0.06, atol=0.005)
+
+
+@pytest.mark.parametrize("times", [3.0, 17.0])
+def test_a_larger_start_of_film_takes_shorter_steps(times):
+    """Convolution and norm undo its scale, so that steps shrink as it grows."""
+    film = FilmConv4(WAYS, width=4, downsample="stride", num_context=3)
+    learner = cavia(ml.from_linen(film), CE, num_steps=1, norm="batch")
+    x = jax.random.normal(jax.random.key(0), (WAYS, 16, 16, 1))
+    part = ml.Examples.of(x, jnp.arange(WAYS, dtype=jnp.int32))
+    variables = jax.jit(learner.init)(jax.random.key(1), ml.Task(support=part, query=part))
+    adapt = jax.jit(lambda v: learner.adapt(v, part).params["context"])
+    step = adapt(variables)
+    net = variables.params["model"]
+    larger = {**net["film"], "bias": times * net["film"]["bias"]}
+    params = {**variables.params, "model": {**net, "film": larger}}
+    found = adapt(ml.Variables(params=params, state=variables.state))
+    close(found, step / times, rtol=0.02)  # the norm's epsilon
 
 
 def test_film_gives_the_context_a_gradient():
