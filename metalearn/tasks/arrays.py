@@ -167,8 +167,8 @@ def warn_of_unscaled(x: PyTree) -> None:
         image = leaf.ndim == 4 and leaf.shape[-1] in (1, 3, 4) and leaf.dtype != np.uint8
         if image and leaf.min() >= 0 and leaf.max() > 16:
             warnings.warn(
-                f"images are {leaf.dtype} of {leaf.min():g} to {leaf.max():g}; networks expect "
-                "about 0 to 1. Divide by 255, or give uint8, which is mapped to 0..1.",
+                f"images are {leaf.dtype} of {leaf.min():g} to {leaf.max():g}; networks "
+                "expect about 0 to 1. Divide by 255, or give uint8, which is mapped to 0..1.",
                 stacklevel=3,
             )
 

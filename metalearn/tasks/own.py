@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import checks
 from metalearn.core.keys import of_seed
 from metalearn.core.task import Examples, Task, TaskSampler, TaskStream
 from metalearn.core.types import Array, Key, PyTree
