@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metalearn.core import trees
 from metalearn.core.types import PyTree
 
 
@@ -55,3 +56,22 @@ def _check_width(array: np.ndarray, name: str) -> None:
             f"{name} holds values from {low} to {high}, beyond the {kept} that jax keeps "
             f"of {array.dtype}. {remedy}, or set jax_enable_x64."
         )
+
+
+def check_arrays(tree: PyTree) -> None:
+    """Checks that leaves are arrays with values, for a checkpoint.
+
+    Raises:
+      TypeError: a leaf is something else; names its path.
+    """
+    for path, leaf in zip(trees.leaf_paths(tree), jax.tree.leaves(tree), strict=True):
+        word = "traced" if isinstance(leaf, jax.core.Tracer) else ""
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            word = f"a {type(leaf).__name__}"
+        elif leaf.dtype == object:
+            word = "an array of objects"
+        if word:
+            raise TypeError(
+                f"{path or 'the tree'} is {word}; checkpoints hold arrays. Give numbers as "
+                "numpy.asarray(number), and other facts in extra."
+            )

@@ -168,7 +168,8 @@ def warn_of_unscaled(x: PyTree) -> None:
         if image and leaf.min() >= 0 and leaf.max() > 16:
             warnings.warn(
                 f"images are {leaf.dtype} of {leaf.min():g} to {leaf.max():g}; networks "
-                "expect about 0 to 1. Divide by 255, or give uint8, which is mapped to 0..1.",
+                "expect about 0 to 1. Divide by 255, or give uint8, which is mapped to "
+                "0..1.",
                 stacklevel=3,
             )
 

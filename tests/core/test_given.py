@@ -9,7 +9,11 @@ import metalearn as ml
 
 X, Y = np.zeros((3, 2)), np.arange(3)
 CHANGED = {
-    "masked inputs": (np.ma.masked_equal(X + [[0, 1]], 1), Y, "x is a .* 3 values are mask"),
+    "masked inputs": (
+        np.ma.masked_equal(np.tile([0.0, 1.0], (3, 1)), 1),
+        Y,
+        "x is a .* 3 values are mask",
+    ),
     "masked labels": (X, np.ma.masked_equal(Y, 2), "y is a masked array of which 1 values"),
     "masked in a tree": ({"a": X, "b": np.ma.masked_equal(Y, 0)}, Y, "x is a masked array"),
     "labels of 64 bits": (X, Y + 2**40, r"y holds values from 0 to 10\d+.*Number the val"),
