@@ -187,7 +187,7 @@ def follow_the_meta_leader(
                 state, row = _round(rounds, state, task, have, before, meta_steps, train_on)
                 history.append(row)
                 for sink in sinks:
-                    sink(row)
+                    sink(dict(row))
                 bar.update(1, {"task": task, metric: row[metric]})
             if checkpoints is not None:
                 extra = {"identity": identity, "tasks": rounds.digests[: task + 1]}
