@@ -185,7 +185,7 @@ class Checkpoints:
             raise ValueError(
                 f"{path} is missing: it was deleted, or an earlier version of metalearn "
                 "wrote this checkpoint, without digests. Put it back, or restore it with "
-                "that version, or train again in another folder."
+                f"that version. {self._remedy(step)}"
             )
         try:
             record = files.read_json(path)

@@ -17,7 +17,7 @@ CHANGED = {
     "masked labels": (X, np.ma.masked_equal(Y, 2), "y is a masked array of which 1 values"),
     "masked in a tree": ({"a": X, "b": np.ma.masked_equal(Y, 0)}, Y, "x is a masked array"),
     "labels of 64 bits": (X, Y + 2**40, r"y holds values from 0 to 10\d+.*Number the val"),
-    "negative ones": (X, Y - 2**40, "y holds values from -10.* numpy.unique"),
+    "negative ones": (X, Y - 2**40, r"y holds values from -10.*\(numpy.unique"),
     "unsigned ones": (X, Y.astype(np.uint64) + 2**63, "beyond the uint32 .* of uint64"),
     "codes of 64 bits": (np.full((3, 2), 2**33), Y, "x holds values"),
     "floats beyond float32": (X + 1e300, Y, r"x holds .*1e\+300, .*float32.*Scale them"),
@@ -35,7 +35,6 @@ def test_what_jax_would_change_is_refused(kind):
 KEPT = {
     "int64": (X, Y),
     "least and most": (X, np.array([-(2**31), 0, 2**31 - 1])),
-    "a masked array without a mask": (np.ma.masked_equal(X, 7), Y),
     "of jax": (jnp.asarray(X), jnp.asarray(Y)),
     "uint32": (X, np.array([0, 1, 2**32 - 1], np.uint32)),
     "no row": (X[:0], Y[:0]),
