@@ -61,7 +61,7 @@ def compare(argv: list[str]) -> int:
 
 def _compare(options: cli_options.CompareOptions) -> dict[str, Any]:
     opened = [cli_options.load_run(folder) for folder in options.runs]
-    tasks = options.tasks or opened[0].recipe.test_tasks
+    tasks = opened[0].recipe.test_tasks if options.tasks is None else options.tasks
     options = dataclasses.replace(options, tasks=tasks)
     recipes = [cli_options.for_evaluation(run.recipe, options) for run in opened]
     if len({recipe.app.metric for recipe in recipes}) > 1:
