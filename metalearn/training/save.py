@@ -173,8 +173,8 @@ def _unpacked(path: Path, whole: bytes) -> tuple[dict[str, Any], dict[str, Any],
     length = int.from_bytes(whole[:8], "little")
     if len(whole) < 10 or not 2 <= length <= min(len(whole) - 8, _MOST_HEADER_BYTES):
         raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) is no file of ml.save, or it is cut off or "
-            "damaged. Save it again."
+            f"{path} ({path.stat().st_size} bytes) is no file of ml.save, or it is cut off "
+            "or damaged. Save it again."
         )
     found = _DIGEST.search(whole, 8, 8 + length)
     if found is None:
