@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from metalearn import runs
 from metalearn.apps.images import pictures
 from metalearn.cli import options as cli_options
 from metalearn.cli.console import note, print_json, quiet_stdout, say
+from metalearn.core import files
 from metalearn.runs import environment
 
 
@@ -24,6 +27,7 @@ def predict(argv: list[str]) -> int:
             )
     if options.out is not None:
         pictures.check_path(options.out)
+        _check_not_read(Path(options.out), [*options.images, options.support])
     with quiet_stdout(options.json):
         found = _predict(options)
     if options.json:
@@ -31,6 +35,17 @@ def predict(argv: list[str]) -> int:
     else:
         say(_in_words(found))
     return 0
+
+
+def _check_not_read(out: Path, read: list[str]) -> None:
+    """Raises a `ValueError` if the picture would replace a file that is read."""
+    place = Path(os.path.realpath(out))
+    for given in (Path(os.path.realpath(path)) for path in read):
+        if out.exists() and (place == given or given in place.parents):
+            raise ValueError(
+                f"out is '{out}', one of the images that are read; expected another file, "
+                "since the picture would replace it."
+            )
 
 
 def _predict(options: cli_options.PredictOptions) -> dict[str, Any]:
@@ -44,7 +59,8 @@ def _predict(options: cli_options.PredictOptions) -> dict[str, Any]:
     images = result.images
     if options.out is not None:
         title = f"Predictions of {result.learner} by the examples in {options.support}"
-        pictures.predictions(options.out, images, result.probabilities, title=title)
+        with files.writing(options.out, kept="Nothing else was to be written."):
+            pictures.predictions(options.out, images, result.probabilities, title=title)
     counts = np.bincount(images.labels)
     return {
         "run": str(run.folder),

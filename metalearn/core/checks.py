@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -224,6 +225,7 @@ def values_of_task(task: Task, outputs_like: Any) -> None:
     for name in ("support", "query"):
         examples = getattr(task, name)
         mask = np.asarray(examples.mask)
+        _warn_of_bytes(examples.x, f"{name}.x")
         for part in ("x", "y"):
             for leaf in jax.tree.leaves(getattr(examples, part)):
                 if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -247,4 +249,17 @@ def values_of_task(task: Task, outputs_like: Any) -> None:
                 f"{name}.y holds labels {labels.min()}..{labels.max()}, but the model "
                 f"gives {ways} logits; expected labels 0..{ways - 1}. Give the model at "
                 "least as many outputs as the tasks have ways."
+            )
+
+
+def _warn_of_bytes(x: Any, name: str) -> None:
+    """Warns of images of bytes, which samplers and `predict` would map to 0..1."""
+    for leaf in jax.tree.leaves(x):
+        image = leaf.ndim == 4 and leaf.shape[-1] in (1, 3, 4)
+        if image and leaf.dtype == jnp.uint8:
+            warnings.warn(
+                f"{name} holds images of bytes, which the network meets as 0..255, whereas "
+                "the samplers of ml.data, ml.tasks.from_tasks and ml.predict map them to "
+                "0..1. Divide them by 255 in the sampler.",
+                stacklevel=3,
             )

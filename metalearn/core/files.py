@@ -108,8 +108,12 @@ def replacing(path: Path, *, kept: str = "") -> Iterator[Path]:
     Raises:
       CannotWrite: the disk is full, say; the old file stays and nothing is left beside it.
     """
-    part = path.with_name(f"{path.name}{PART}")
     with writing(path, kept=kept):
+        # Where a link leads, since a move would put the file in place of the link.
+        path = Path(os.path.realpath(path))
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EISDIR if path.is_dir() else errno.EPERM, "no file")
+        part = path.with_name(f"{path.name}{PART}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
@@ -147,9 +151,17 @@ def check_name(path: Path | str, option: str) -> None:
     """Refuses a path that libraries in other languages cannot open.
 
     Raises:
-      ValueError: the path is not text in UTF-8, or holds a NUL.
+      TypeError: it is no path, or an empty one.
+      ValueError: the path is a URL, is not text in UTF-8, or holds a NUL.
     """
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise TypeError(f"{option} is {path!r}; expected a path, such as 'runs/a'.")
     text = os.fspath(path)
+    if re.match(r"[a-z0-9]+://", text):
+        raise ValueError(
+            f"{option} is {text!r}, a URL; expected a path on a disk of this machine. "
+            "Write there, and copy it afterwards."
+        )
     try:
         text.encode("utf-8")
         fine = "\0" not in text
@@ -157,8 +169,8 @@ def check_name(path: Path | str, option: str) -> None:
         fine = False
     if not fine:
         raise ValueError(
-            f"{option} is {in_ascii(text)}, which is not text in UTF-8; checkpoints cannot "
-            "be written there. Give another path."
+            f"{option} is {in_ascii(text)}, which is not text in UTF-8; nothing can be "
+            "written there. Give another path."
         )
 
 

@@ -90,6 +90,14 @@ def learner(given: Any, name: str = "learner") -> None:
     raise TypeError(f"{name} is a {type(given).__name__}; expected a MetaLearner. {remedy}")
 
 
+def instance(given: Any, kind: type, name: str, remedy: str) -> None:
+    """Raises a `TypeError` unless `given` is of a class of this package."""
+    if not isinstance(given, kind):
+        raise TypeError(
+            f"{name} is a {type(given).__name__}; expected {kind.__name__}. {remedy}"
+        )
+
+
 def variables(given: Any, name: str = "variables") -> None:
     """Raises a `TypeError` unless `given` is `Variables`; says where to find them."""
     if isinstance(given, Variables):

@@ -134,6 +134,11 @@ def describe(learner: MetaLearner) -> dict[str, Plain]:
     A learner without a `config` is called by the function that made it: "my_learner" if its
     `init` is defined in `def my_learner(...)`; "custom" if its functions have no such home.
     """
+    if not isinstance(learner, MetaLearner):
+        raise TypeError(
+            f"learner is a {type(learner).__name__}; expected a MetaLearner, such as "
+            "ml.maml(...) makes."
+        )
     config = dict(learner.config)
     return config if "name" in config else {"name": _home(learner), **config}
 

@@ -22,6 +22,11 @@ from metalearn.core.types import Array
 
 
 def _check_rows(outputs: Array, examples: Examples, loss: str) -> None:
+    if not isinstance(examples, Examples):
+        raise TypeError(
+            f"{loss} got a {type(examples).__name__} for the examples; expected "
+            f"ml.Examples with y and mask. Write {loss}(outputs, ml.Examples.of(x, y))."
+        )
     if not hasattr(outputs, "shape") or not hasattr(examples.y, "shape"):
         kinds = f"{type(outputs).__name__} and {type(examples.y).__name__}"
         raise TypeError(
@@ -130,7 +135,7 @@ def cross_entropy(
       >>> round(float(loss), 4)  # the logarithm of four classes
       1.3863
     """
-    _check_classes(outputs, examples, "cross_entropy")
+    check_classes(outputs, examples, "cross_entropy")
     _check_number("label_smoothing", label_smoothing, least=0, below=1)
     logits, labels = widened(outputs), _inside_or_nan(examples.y, outputs.shape[-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -173,7 +178,7 @@ def focal(
       >>> round(float(loss), 4)
       0.1733
     """
-    _check_classes(outputs, examples, "focal")
+    check_classes(outputs, examples, "focal")
     _check_number("gamma", gamma, least=0)
     if 0 < gamma < 1:
         raise ValueError(
@@ -205,7 +210,13 @@ def takes_classes(loss_fn: Callable | None) -> bool:
             return loss_fn is cross_entropy or loss_fn is focal
 
 
-def _check_classes(outputs: Array, examples: Examples, loss: str) -> None:
+def check_classes(outputs: Array, examples: Examples, loss: str) -> None:
+    """Checks logits `[N, W]` and labels int `[N]` for a loss or metric of this name.
+
+    Raises:
+      TypeError: the targets are no integers, or no `Examples` were given.
+      ValueError: the shapes do not fit.
+    """
     _check_rows(outputs, examples, loss)
     if not jnp.issubdtype(examples.y.dtype, jnp.integer):
         raise TypeError(

@@ -66,6 +66,7 @@ def accuracy(logits: Array, examples: Examples) -> Array:
       >>> float(ml.metrics.accuracy(logits, examples))
       0.75
     """
+    losses.check_classes(logits, examples, "accuracy")
     best = logits == jnp.max(logits, axis=-1, keepdims=True)
     y = examples.y
     if y.dtype.itemsize < 4:  # W may lie beyond what its dtype holds
@@ -98,6 +99,7 @@ def f1(logits: Array, examples: Examples) -> Array:
       >>> round(float(ml.metrics.f1(logits, examples)), 4)
       0.6667
     """
+    losses.check_classes(logits, examples, "f1")
     ways = jnp.arange(logits.shape[-1])
     valid = examples.mask[:, None]
     true = (examples.y.astype(jnp.int32)[:, None] == ways[None]) & valid

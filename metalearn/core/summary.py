@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from metalearn.core import checks, cost, flow, kinds, probe, trees
+from metalearn.core.keys import of_seed
 from metalearn.core.learner import MetaLearner
 from metalearn.core.task import Examples, Task, Tasks, TaskStream, as_tasks
 from metalearn.core.types import PyTree
@@ -121,7 +122,7 @@ def summary(learner: MetaLearner, tasks: Task | Tasks) -> Summary:
     """
     kinds.learner(learner)
     task = _one(tasks)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: of_seed(0))
     variables = jax.eval_shape(learner.init, key, task)
     closed, adapted = jax.make_jaxpr(
         lambda v, s, k: learner.adapt(v, s, key=k), return_shape=True
@@ -153,7 +154,7 @@ def _one(tasks: Any) -> Task:
         source = as_tasks(tasks)
         if isinstance(source, TaskStream):
             return probe.like(source.first())
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.eval_shape(lambda: of_seed(0))
         return jax.eval_shape(source.sample, source.data, key)
     if jnp.ndim(tasks.support.mask) == 2:
         tasks = jax.eval_shape(lambda t: jax.tree.map(lambda leaf: leaf[0], t), tasks)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metalearn.core import mesh
+from metalearn.core import given, mesh
 from metalearn.core.keys import check_key
 from metalearn.core.types import Array, Key, PyTree
 
@@ -37,7 +37,8 @@ class Examples:
 
         Raises:
           TypeError: strings, as labels often are.
-          ValueError: the leading axes differ, or the mask is not bool `[N]`.
+          ValueError: the leading axes differ, the mask is not bool `[N]`, values of a
+            masked array are masked, or numbers are beyond 32 bits.
 
         Example:
           >>> examples = ml.Examples.of(jnp.zeros((3, 2)), jnp.array([0, 1, 1]))
@@ -63,6 +64,8 @@ class Examples:
                 f"mask has shape {jnp.shape(mask)} and dtype {jnp.result_type(mask)}; "
                 f"expected bool of shape ({num},), True for a valid example."
             )
+        given.check_kept(x, "x")
+        given.check_kept(y, "y")
         x, y = jax.tree.map(jnp.asarray, (x, y))
         return cls(x=x, y=y, mask=jnp.asarray(mask))
 

@@ -6,6 +6,7 @@ import flax.linen as nn
 
 from metalearn.core.types import Array
 from metalearn.models.norm import Norm
+from metalearn.models.sizes import check_sizes
 
 
 class Conv4(nn.Module):
@@ -49,8 +50,10 @@ def pools(network: nn.Module, x: Array) -> bool:
     """Whether the blocks of a four-block network pool rather than stride.
 
     Raises:
-      ValueError: `downsample` is unknown, or the images cannot be halved four times.
+      ValueError: `downsample` is unknown, a size is no count, or the images cannot be
+        halved four times.
     """
+    check_sizes(network)
     if network.downsample not in ("pool", "stride"):
         raise ValueError(
             f"downsample is {network.downsample!r}; expected 'pool' or 'stride'."

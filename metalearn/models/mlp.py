@@ -8,6 +8,7 @@ import flax.linen as nn
 
 from metalearn.core.types import Array
 from metalearn.models.norm import Norm
+from metalearn.models.sizes import check_sizes
 
 
 class MLP(nn.Module):
@@ -27,6 +28,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
+        check_sizes(self)
         x = x.reshape((x.shape[0], -1))
         for width in self.widths:
             x = nn.Dense(width)(x)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from metalearn.core.types import Array
 from metalearn.models.norm import Norm
+from metalearn.models.sizes import check_sizes
 
 
 class ResNet12(nn.Module):
@@ -41,6 +42,7 @@ class ResNet12(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
+        check_sizes(self)
         for i, width in enumerate(self.widths):
             x = self._block(x, width, train, mask)
             if train and self.drop_rate > 0 and self.has_rng("dropout"):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from metalearn.core.types import Array, Key
 from metalearn.models.conv4 import pools
 from metalearn.models.norm import Norm
+from metalearn.models.sizes import check_sizes
 
 
 def _identity(key: Key, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
@@ -99,6 +100,7 @@ class TNetMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
+        check_sizes(self)
         x = x.reshape((x.shape[0], -1))
         for width in self.widths:
             x = TDense(width)(x)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from metalearn.core.types import Array, Key
 from metalearn.models.conv4 import pools
 from metalearn.models.norm import Norm
+from metalearn.models.sizes import check_sizes
 
 KINDS = ("linear", "nonlinear")
 
@@ -81,6 +82,7 @@ class WarpMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
+        check_sizes(self)
         x = x.reshape((x.shape[0], -1))
         for i, width in enumerate(self.widths):
             x = nn.Dense(width)(x)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import trees
+from metalearn.core import given, trees
 from metalearn.core.task import Examples, Task
 from metalearn.core.types import Array, PyTree
 
@@ -100,6 +100,7 @@ def _leaves(tree: PyTree, where: str, convert: Any) -> PyTree:
     found = []
     for path, leaf in pairs:
         name = f"{where} {trees.path_string(path)}".rstrip()
+        given.check_unmasked(leaf, name)
         try:
             array = np.asarray(leaf)
         except ValueError as error:
@@ -161,13 +162,14 @@ def _finite(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def warn_of_unscaled(x: PyTree) -> None:
-    """Warns of float images of 0..255, which a network meets 255 times too large."""
+    """Warns of images of 0..255 that are no bytes: a network meets them as they are."""
     for leaf in jax.tree.leaves(x):
-        image = leaf.ndim == 4 and leaf.shape[-1] in (1, 3, 4) and leaf.dtype.kind == "f"
+        image = leaf.ndim == 4 and leaf.shape[-1] in (1, 3, 4) and leaf.dtype != np.uint8
         if image and leaf.min() >= 0 and leaf.max() > 16:
             warnings.warn(
-                f"images are floats of {leaf.min():g} to {leaf.max():g}; networks expect "
-                "about 0 to 1. Divide by 255, or give uint8, which is mapped to 0..1.",
+                f"images are {leaf.dtype} of {leaf.min():g} to {leaf.max():g}; networks "
+                "expect about 0 to 1. Divide by 255, or give uint8, which is mapped to "
+                "0..1.",
                 stacklevel=3,
             )
 

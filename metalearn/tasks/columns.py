@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.core import given
+
 # Wider one-hot columns are a mistake, or would not fit the device.
 MOST_VALUES = 1024
 
@@ -88,6 +90,7 @@ class Table:
 
     def __getitem__(self, name: str) -> np.ndarray:
         column = self._table[name]
+        given.check_unmasked(column, f"column {name!r}")
         values = np.asarray(column)
         if values.ndim not in (1, 2):
             raise ValueError(

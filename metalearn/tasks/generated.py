@@ -157,7 +157,7 @@ class _Episodes:
     def prepared(self) -> _Episodes:
         """The same with the sizes of the first task where none are given."""
         first = self._made(0)
-        arrays.warn_of_unscaled(first.support.x)
+        arrays.warn_of_unscaled((first.support.x, first.query.x))
         rows = [getattr(first, part).num for part in PARTS]
         for option, size in zip(("num_support", "num_query"), self.sizes, strict=True):
             checks.whole_number(option, 1 if size is None else size, least=1)

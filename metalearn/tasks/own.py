@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metalearn.core.keys import of_seed
 from metalearn.core.task import Examples, Task, TaskSampler, TaskStream
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.tasks import arrays
@@ -64,7 +65,7 @@ def from_tasks(
         classes = names if found.names is None else found.names
     check_alike(host)
     data = {part: _flat([getattr(task, part) for task in host]) for part in PARTS}
-    arrays.warn_of_unscaled(data["support"]["x"])
+    arrays.warn_of_unscaled([data[part]["x"] for part in PARTS])
     data["info"] = _stacked_info(host)
     sizes = tuple(max(getattr(task, part).num for task in host) for part in PARTS)
     sample = ListedTasks(len(host), sizes, classes)
@@ -103,7 +104,7 @@ def in_order(tasks: TaskSampler, *, seed: int = 0) -> TaskStream:
 
     def batches(num_tasks: int, start: int, share: slice | None = None) -> Iterator[Task]:
         # Made here: a key of before may belong to another backend or mesh.
-        key = jax.random.key(seed)
+        key = of_seed(seed)
         while True:
             numbers = np.arange(start * num_tasks, (start + 1) * num_tasks)
             # Of the place in the list and not of the batch, so that the examples of a
@@ -211,6 +212,7 @@ def check_alike(
                         "float32."
                     )
             _check_labels(getattr(task, part).y, f"task {i}: {part}")
+        _check_parts_alike(task, i)
         found, wanted = (
             {k: v.shape for k, v in sorted(t.info.items())} for t in (task, like)
         )
@@ -219,6 +221,17 @@ def check_alike(
                 f"task {i} has in info entries of shapes {found}, task 0 has {wanted}. "
                 "Give all tasks the same entries of the same shapes, or none."
             )
+
+
+def _check_parts_alike(task: HostTask, number: int) -> None:
+    """Raises a `ValueError` if a network would meet other inputs at test."""
+    rows = [_rows_of(getattr(task, part).x, "x") for part in PARTS]
+    if rows[0] != rows[1]:
+        raise ValueError(
+            f"task {number}: support x has rows of {rows[0]}, query x of {rows[1]}; "
+            "expected one shape and kind (bytes, uint8, are mapped to 0..1, and floats are "
+            "taken as they are). Give both alike."
+        )
 
 
 def _rows_of(tree: PyTree, field: str) -> str:

@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from metalearn.core import checks
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import Key, PyTree
 
@@ -31,10 +32,8 @@ def sinusoid(num_support: int = 10, num_query: int = 10) -> TaskSampler:
       >>> task.support.x.shape, sorted(task.info)
       ((10, 1), ['amplitude', 'phase'])
     """
-    if num_support < 1 or num_query < 1:
-        raise ValueError(
-            f"num_support={num_support}, num_query={num_query}; both must be positive."
-        )
+    checks.whole_number("num_support", num_support, least=1)
+    checks.whole_number("num_query", num_query, least=1)
 
     def sample(data: PyTree, key: Key) -> Task:
         del data

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import checks, digest, files, lock, mesh, optional, trees
+from metalearn.core import checks, digest, files, given, lock, mesh, optional, trees
 from metalearn.core.files import read_json as read_json
 from metalearn.core.types import PyTree
 
@@ -95,11 +95,14 @@ class Checkpoints:
         """Writes arrays and a JSON-able dictionary under the number `step`.
 
         Raises:
+          TypeError: a leaf is no array, or `extra` no dictionary that JSON can say.
           ValueError: `step` is no number of 0 or more above those that are there.
           FolderInUse: another process writes there.
           CannotWrite: the disk is full, say; earlier checkpoints are whole.
         """
         checks.whole_number("step", step, least=0)
+        given.check_arrays(tree)
+        _check_extra(extra)
         if not self._writes:
             self._lock.enter_context(one_writer(self.folder))
             self._writes = True
@@ -163,6 +166,7 @@ class Checkpoints:
                 f"no checkpoint {step} in {self.folder}; there are {self.steps()}."
             )
         record = self._read_record(step)
+        given.check_arrays(like)
         problems = differences(record["structure"], structure(like))
         if problems:
             raise CheckpointMismatch(
@@ -181,7 +185,7 @@ class Checkpoints:
             raise ValueError(
                 f"{path} is missing: it was deleted, or an earlier version of metalearn "
                 "wrote this checkpoint, without digests. Put it back, or restore it with "
-                "that version, or train again in another folder."
+                f"that version. {self._remedy(step)}"
             )
         try:
             record = files.read_json(path)
@@ -302,6 +306,20 @@ def one_writer(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         _leader_does(lambda: stack.enter_context(lock.held(folder)))
         yield
+
+
+def _check_extra(extra: Any) -> None:
+    """Raises a `TypeError` unless JSON can say it, before arrays are written."""
+    try:
+        if extra is None or (isinstance(extra, dict) and json.dumps(extra)):
+            return
+        reason = f"it is a {type(extra).__name__}"
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = str(error)
+    raise TypeError(
+        f"extra cannot be written as JSON ({reason}); expected a dictionary of numbers, "
+        "text, lists and dictionaries. Give arrays of NumPy as array.tolist()."
+    )
 
 
 def structure(tree: PyTree) -> dict[str, str]:

@@ -329,8 +329,11 @@ def paired_difference(
       name: Name of a metric of both.
 
     Raises:
+      TypeError: an argument is no `Evaluation`.
       ValueError: the evaluations are not over the same tasks, or a metric is not in both.
     """
+    for name_of, given in (("first", first), ("second", second)):
+        kinds.instance(given, Evaluation, name_of, "Give what ml.evaluate returned.")
     if first.fingerprint != second.fingerprint or first.num_tasks != second.num_tasks:
         raise ValueError(
             f"the evaluations are over different tasks: {first.num_tasks} of "

@@ -363,7 +363,7 @@ def _skipped(run: _Run) -> int:
 def _emit(row: dict[str, Any], notes: Notes, sinks: Sequence[Sink]) -> None:
     notes.history.append(row)
     for sink in sinks:
-        sink(row)
+        sink(dict(row))  # a sink may change what it is given
 
 
 def _keep_last(run: _Run) -> None:

@@ -187,7 +187,7 @@ def follow_the_meta_leader(
                 state, row = _round(rounds, state, task, have, before, meta_steps, train_on)
                 history.append(row)
                 for sink in sinks:
-                    sink(row)
+                    sink(dict(row))
                 bar.update(1, {"task": task, metric: row[metric]})
             if checkpoints is not None:
                 extra = {"identity": identity, "tasks": rounds.digests[: task + 1]}
@@ -310,9 +310,13 @@ def regret(
       Float `[T]`.
 
     Raises:
+      TypeError: an argument is no `OnlineResult`.
       ValueError: other tasks or another order, a metric that is not in both, or one of
         which nothing says whether more is better.
     """
+    remedy = "Give what follow_the_meta_leader and best_in_hindsight returned."
+    kinds.instance(found, OnlineResult, "found", remedy)
+    kinds.instance(best, OnlineResult, "best", remedy)
     if found.fingerprint != best.fingerprint:
         raise ValueError(
             f"the results are of different tasks, digests {found.fingerprint} and "

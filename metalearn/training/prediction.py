@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import checks, kinds
+from metalearn.core import checks, given, kinds
 from metalearn.core.keys import check_key, of_seed
 from metalearn.core.learner import MetaLearner, is_transductive
 from metalearn.core.model import Variables
 from metalearn.core.programs import kept_with_owner
 from metalearn.core.task import Examples
 from metalearn.core.types import Key, PyTree
+from metalearn.tasks.arrays import warn_of_unscaled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,11 +71,13 @@ def predict(
     kinds.learner(learner)
     kinds.variables(variables)
     checks.one_set(support, "support")
+    given.check_kept(x, "x")
     _check_inputs(support.x, x)
     support = dataclasses.replace(support, x=_as_floats(support.x))
     x = _as_floats(x)
     _check_finite(support.x, "support.x")
     _check_finite(x, "x")
+    warn_of_unscaled((support.x, x))
     key = of_seed(0) if key is None else key
     check_key(key)
     outputs, flag = _predictor(learner)(variables, support, x, key)
@@ -114,6 +117,14 @@ def _check_inputs(support: PyTree, x: PyTree) -> None:
             f"{jax.tree.map(jnp.shape, support)}; expected [Q, ...] with the same sizes "
             "after the first axis. Give one input as x[None]."
         )
+    for old, new in zip(jax.tree.leaves(support), jax.tree.leaves(x), strict=True):
+        dtypes = [jnp.result_type(leaf) for leaf in (old, new)]
+        if (dtypes[0] == jnp.uint8) != (dtypes[1] == jnp.uint8):
+            raise ValueError(
+                f"support.x is {dtypes[0]} and x is {dtypes[1]}; expected one kind, since "
+                "bytes (uint8) are mapped to 0..1 and other numbers are taken as they are. "
+                "Give both as bytes, or both as floats."
+            )
     numbers = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(x)}
     if len(numbers) != 1 or 0 in numbers:
         raise ValueError(

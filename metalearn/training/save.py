@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import kinds, mesh
+from metalearn.core import files, kinds, mesh
 from metalearn.core.learner import MetaLearner, describe
 from metalearn.core.model import Variables
 from metalearn.training.containers import Unreadable, containers_of, rebuilt
@@ -106,12 +106,13 @@ def load(path: str | Path, learner: MetaLearner | None = None) -> Variables:
     if learner is not None:
         kinds.learner(learner)
     if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "does not exist"
+        kind = "is no file" if path.exists() else "does not exist"
+        kind = "is a folder" if path.is_dir() else kind
         raise FileNotFoundError(
             f"{path} {kind}; expected a file that ml.save wrote. Checkpoints of a run "
             "folder are read by ml.Checkpoints."
         )
-    header, told, arrays = _unpacked(path, path.read_bytes())
+    header, told, arrays = _unpacked(path, _read(path))
     if learner is not None:
         _check_same_learner(path, told["learner"], describe(learner))
     try:
@@ -153,6 +154,17 @@ def _packed(arrays: dict[str, np.ndarray], told: dict[str, Any]) -> bytes:
     return whole.replace(placeholder, f'"sha256":"{digest}"'.encode(), 1)
 
 
+def _read(path: Path) -> bytes:
+    """Contents of a file; only the start of one that cannot be of `save`."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(8)
+        # A file of many gigabytes by mistake is not read to the end to be refused.
+        length = int.from_bytes(start, "little")
+        whole = 2 <= length <= min(size - 8, _MOST_HEADER_BYTES)
+        return start + (stream.read() if whole else stream.read(2**20))
+
+
 def _unpacked(path: Path, whole: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     """Header, what `save` told, and bytes of all arrays, after the digest was compared."""
     for start, kind in _OTHERS:
@@ -161,8 +173,8 @@ def _unpacked(path: Path, whole: bytes) -> tuple[dict[str, Any], dict[str, Any],
     length = int.from_bytes(whole[:8], "little")
     if len(whole) < 10 or not 2 <= length <= min(len(whole) - 8, _MOST_HEADER_BYTES):
         raise ValueError(
-            f"{path} ({len(whole)} bytes) is no file of ml.save, or it is cut off or "
-            "damaged. Save it again."
+            f"{path} ({path.stat().st_size} bytes) is no file of ml.save, or it is cut off "
+            "or damaged. Save it again."
         )
     found = _DIGEST.search(whole, 8, 8 + length)
     if found is None:
@@ -207,8 +219,11 @@ def _array(header: dict[str, Any], data: bytes, name: str) -> np.ndarray:
 def _write(path: Path, whole: bytes) -> None:
     """Writes a file in one move."""
     try:
+        # Where a link leads, since a move would put the file in place of the link.
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+        # Not of the whole name, which may be as long as names can be.
+        scratch = path.with_name(f".{path.name[:32]}-{secrets.token_hex(4)}")
         try:
             with scratch.open("xb") as stream:
                 stream.write(whole)
@@ -224,7 +239,7 @@ def _write(path: Path, whole: bytes) -> None:
         raise OSError(
             error.errno,
             f"{path} cannot be written: {error.strerror}. {len(whole):,} bytes are "
-            "needed; choose another folder or make room",
+            "needed; choose another path or make room",
         ) from error
 
 
@@ -241,7 +256,13 @@ def _path_of(path: Any) -> Path:
             f"path is {path!r:.60}; expected the path of a file first, such as "
             '"maml.safetensors".'
         )
-    return Path(path)
+    files.check_name(path, "path")
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path} is a device or a pipe; expected the path of a file.")
+    if not path.name:
+        raise ValueError(f"path is {str(path)!r}; expected the path of a file.")
+    return path
 
 
 def _check_same_learner(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:

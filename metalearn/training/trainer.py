@@ -102,6 +102,7 @@ def meta_trainer(
 
     def step(state: TrainState, tasks: Task, *, key: Key) -> tuple[TrainState, Metrics]:
         """One outer step on a batch of tasks `[T, ...]`; see `MetaTrainer.step`."""
+        kinds.instance(state, TrainState, "state", "Give trainer.init(key, task).")
         estimate = learner.estimate(state.variables, tasks, key=key)
         params = state.variables.params
         carried = _as_before(estimate.state, state.variables.state)

@@ -149,6 +149,12 @@ def test_a_comparison_in_words(two_seeds):
     assert str(two_seeds[1]) in out
 
 
+def test_no_tasks_are_not_those_of_the_recipe(trained_sine):
+    for number in (0, 1):
+        err = refused("compare", trained_sine, trained_sine, "--tasks", number)
+        assert f"test_tasks is {number}; expected 2 or more" in err
+
+
 def test_runs_of_other_kinds_are_not_compared(trained, trained_sine):
     assert "different metrics" in refused("compare", trained, trained_sine)
 

@@ -156,6 +156,7 @@ def test_all_images_that_cannot_be_used_are_named(tmp_path, support, new):
     [
         (lambda a, tmp: a.update(images=[]), "no images to classify"),
         (lambda a, tmp: a.update(images=[tmp / "no.png"]), "no.png does not exist"),
+        (lambda a, tmp: a.update(images=["/dev/null"]), "/dev/null is no file"),
         (lambda a, tmp: a.update(support=tmp / "no"), "does not exist"),
         (lambda a, tmp: a.update(support=folder_of(tmp / "f", {"a": 2})), "of 1 classes"),
         (lambda a, tmp: (tmp / "e").mkdir() or a.update(support=tmp / "e"), "0 classes"),
@@ -290,6 +291,12 @@ def test_the_command_refuses(trained, support, new, tmp_path):
         "predict", trained, "--support", support, "--images", tmp_path / "bad.png"
     )
     assert "bad.png" in err and "nothing was predicted" in err
+    inside = next(support.rglob("*.png"))
+    for read in (new[0], inside):  # the picture would replace it
+        before = read.read_bytes()
+        words = ("predict", trained, "--support", support, "--images", new[0])
+        assert "one of the images that are read" in refused(*words, "--out", read)
+        assert read.read_bytes() == before
 
 
 def test_a_picture_of_many(tmp_path):

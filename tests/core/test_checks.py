@@ -1,6 +1,7 @@
 """Bad input is refused before anything is computed, saying what came and what to do."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +120,24 @@ def test_nan_in_masked_rows_is_refused_too():
     outputs = jax.ShapeDtypeStruct((6, WAYS), jnp.float32)
     bad = ml.Task(support=task.support, query=query)
     refused(ValueError, ["query.x", "masked rows"], checks.values_of_task, bad, outputs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "told"),
+    [
+        ((3, 4, 4, 1), np.uint8, True),
+        ((3, 4, 4, 3), np.uint8, True),
+        ((3, 4, 4, 1), np.float32, False),
+        ((3, 4), np.uint8, False),
+        ((3, 4, 4, 64), np.uint8, False),
+    ],
+)
+def test_images_of_bytes_that_nobody_scales_are_told(shape, dtype, told):
+    part = ml.Examples.of(np.zeros(shape, dtype), np.zeros(3))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        checks.values_of_task(ml.Task(support=part, query=part), None)
+    assert ["Divide them by 255" in str(w.message) for w in found] == [True, True] * told
 
 
 @pytest.mark.parametrize(

@@ -133,3 +133,36 @@ def test_absent_classes_never_win_in_any_dtype():
         absent = jnp.zeros(3, bool)
         logits = ml.losses.mask_absent(jnp.zeros((2, 3), dtype), absent)
         assert np.isfinite(jax.nn.softmax(logits).astype(jnp.float32)).all()
+
+
+TAKES = {
+    "mse": ml.losses.mse,
+    "huber": ml.losses.huber,
+    "cross_entropy": ml.losses.cross_entropy,
+    "focal": ml.losses.focal,
+    "accuracy": ml.metrics.accuracy,
+    "f1": ml.metrics.f1,
+}
+
+
+@pytest.mark.parametrize("name", TAKES)
+def test_labels_alone_are_no_examples(name):
+    words = rf"{name} got a ArrayImpl for the examples.*{name}\(outputs, ml.Examples.of"
+    with pytest.raises(TypeError, match=words):
+        TAKES[name](jnp.zeros((3, 3)), jnp.arange(3))
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1"])
+@pytest.mark.parametrize(
+    ("shape", "y", "words"),
+    [
+        ((3, 3), jnp.zeros(3), "targets of dtype float32"),
+        ((2, 3), jnp.arange(3), "outputs of shape"),
+        ((3,), jnp.arange(3), "logits of shape"),
+        ((3, 3), jnp.zeros((3, 1), int), "labels of shape"),
+    ],
+)
+def test_metrics_of_classes_say_what_they_take(name, shape, y, words):
+    examples = ml.Examples.of(jnp.zeros((3, 1)), y)
+    with pytest.raises((TypeError, ValueError), match=f"{name} got .*{words}|{words}"):
+        TAKES[name](jnp.zeros(shape), examples)

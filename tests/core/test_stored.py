@@ -128,6 +128,18 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "new" and os.listdir(path.parent) == ["file.json"]
 
 
+def test_a_file_is_replaced_where_a_link_leads_and_nothing_else_is(tmp_path):
+    (tmp_path / "link").symlink_to("file")
+    files.write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(files.CannotWrite, match=f"{name} cannot be written"):
+            files.write_text(tmp_path / name, "new")
+    assert len(os.listdir(tmp_path)) == 4
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b'{"a": \xff}', b"[" * 100_000, b"\x00", b"\xff\xfe{}", b'{"a": 1}}'],
@@ -138,6 +150,12 @@ def test_what_is_not_json_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.json is not valid JSON"):
         files.read_json(path)
+
+
+@pytest.mark.parametrize("name", ["", None, 5, "s3://bucket/run"], ids=repr)
+def test_what_is_no_path_on_this_machine_is_refused(name):
+    with pytest.raises((TypeError, ValueError), match=f"--out is {name!r}"):
+        files.check_name(name, "--out")
 
 
 @pytest.mark.parametrize("name", [os.fsdecode(b"run\xff"), "run\0", "\ud800"], ids=ascii)

@@ -123,3 +123,27 @@ def test_meta_gradient_equals_finite_differences(name):
         slope = float(moved[0] - moved[1]) / 2e-5
         products = jax.tree.map(lambda g, d: jnp.vdot(g, d), grads, direction)
         np.testing.assert_allclose(sum(jax.tree.leaves(products)), slope, rtol=2e-6)
+
+
+FLAT, IMAGES = jnp.zeros((2, 3)), jnp.zeros((2, 28, 28, 1))
+SIZES = {
+    "no outputs": (lambda: ml.models.Conv4(0), IMAGES, "num_outputs is 0"),
+    "negative outputs": (lambda: ml.models.MLP(-1), FLAT, "num_outputs is -1"),
+    "text": (lambda: ml.models.Conv4("5"), IMAGES, "num_outputs is '5'; expected an int"),
+    "half": (lambda: ml.models.MLP(2.5), FLAT, "num_outputs is 2.5"),
+    "no channels": (lambda: ml.models.Conv4(5, width=0), IMAGES, "width is 0"),
+    "one width": (lambda: ml.models.MLP(widths=40), FLAT, r"widths is 40; .*\(40, 40\)"),
+    "widths of text": (lambda: ml.models.MLP(widths="40"), FLAT, "widths is '40'"),
+    "a width of none": (
+        lambda: ml.models.MLP(widths=(4, 0)),
+        FLAT,
+        "a width of widths is 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_sizes_of_networks_are_counts(kind):
+    make, x, words = SIZES[kind]
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(make().init, jax.random.key(0), x)

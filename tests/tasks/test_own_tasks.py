@@ -164,6 +164,7 @@ def test_classes_may_have_any_numbers_of_shots():
 
 
 X, Y = np.zeros((3, 2)), np.zeros(3)
+BYTES = np.zeros((3, 2), np.uint8)
 BAD_LISTS = {
     "none": (lambda: [], "tasks is empty"),
     "one task": (lambda: ml.tasks.sinusoid()(jax.random.key(0)), "Put it into a list"),
@@ -194,6 +195,13 @@ BAD_LISTS = {
     "64 bits": (lambda: [(X, [0, 1, 2**40], X, [0, 1, 2])], "beyond 32 bits"),
     "complex": (lambda: [(X * 1j, Y, X, Y)], "complex128"),
     "text input": (lambda: [(np.array([["a"]] * 3), Y, X, Y)], "from_table"),
+    "masked": (lambda: [(np.ma.masked_equal(X, X[0, 0]), Y, X, Y)], "are masked"),
+    "masked targets": (lambda: [(X, Y, X, np.ma.masked_equal(Y, Y[0]))], "are masked"),
+    "widths of support and query": (lambda: [(X, Y, X[:, :1], Y)], "query x of"),
+    "bytes and floats": (
+        lambda: [(BYTES, Y, BYTES / 255, Y)],
+        "support x has rows of uint8[2], query x of numbers[2]",
+    ),
     "None": (lambda: [(None, Y, X, Y)], "support x"),
     "info": (
         lambda: [
@@ -235,8 +243,9 @@ def test_bad_labels_are_refused(y, query, labels, words):
 
 def test_unscaled_images_are_told():
     x = np.full((2, 3, 3, 1), 255.0)
-    with pytest.warns(UserWarning, match="Divide by 255"):
-        ml.tasks.from_tasks([(x, [0, 1], x, [0, 1])])
+    for one, other in ((x, x), (x / 255, x), (x.astype(int), x.astype(int))):
+        with pytest.warns(UserWarning, match="Divide by 255"):
+            ml.tasks.from_tasks([(one, [0, 1], other, [0, 1])])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ml.tasks.from_tasks([(x / 255, [0, 1], x / 255, [0, 1])])

@@ -233,6 +233,12 @@ BAD = {
         ValueError,
         "astype('int64')",
     ),
+    "masked": (
+        lambda: {**ratings(), "age": np.ma.masked_equal(np.arange(40.0), 3)},
+        {},
+        ValueError,
+        "column 'age' is a masked array of which 1 values",
+    ),
     "many values": (
         lambda: {**ratings(), "genre": [f"film {i}" for i in range(40)]},
         {},

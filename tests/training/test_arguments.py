@@ -175,6 +175,25 @@ def test_values_of_another_kind(call, options, words):
         CALLS[call](**options)
 
 
+ELSEWHERE = {
+    "paired": (lambda: ml.paired_difference(1, 2), "first is a int; expected Evaluation"),
+    "summaries": (lambda: ml.paired_difference({}, {}), "first is a dict; .*ml.evaluate"),
+    "regret": (lambda: ml.regret(1, 2), "found is a int; expected OnlineResult"),
+    "described model": (lambda: ml.describe(plain()), "a Model; expected a MetaLearner"),
+    "step": (
+        lambda: counting_trainer().step(NOTHING, sine_batch(), key=KEY),
+        "state is a Variables; expected TrainState",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_values_of_another_kind_elsewhere(name):
+    call, words = ELSEWHERE[name]
+    with pytest.raises(TypeError, match=words):
+        call()
+
+
 BAD = [
     ("fit", {"nonfinite": "ignore"}, "nonfinite is 'ignore'"),
     ("fit", {"checkpoint_every": 2}, "no checkpoints; expected a place"),

@@ -174,6 +174,25 @@ def test_only_numbers_are_steps(tmp_path, step):
     assert not (tmp_path / "run").exists()
 
 
+ALONE = {
+    "text": ({"a": "x"}, None, "a is a str; checkpoints hold arrays"),
+    "number": ({"a": 1.0}, None, "a is a float.*numpy.asarray"),
+    "objects": ({"a": np.array([None])}, None, "a is an array of objects"),
+    "set": ({"a": np.ones(1)}, {"b": {1}}, "extra cannot be .*set is not JSON"),
+    "number of NumPy": ({"a": np.ones(1)}, {"b": np.float32(1)}, "float32.*tolist"),
+    "list": ({"a": np.ones(1)}, [1], "extra .*it is a list"),
+}
+
+
+@pytest.mark.parametrize("kind", ALONE)
+def test_what_a_checkpoint_cannot_hold_is_refused_before_a_file_is_made(tmp_path, kind):
+    tree, extra, words = ALONE[kind]
+    checkpoints = ml.Checkpoints(tmp_path / "run")
+    with pytest.raises(TypeError, match=words):
+        checkpoints.save(1, tree, extra)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("keep", [0, -1, "2", None, True, 2.5], ids=repr)
 def test_only_counts_are_kept(tmp_path, keep):
     with pytest.raises(ValueError, match=r"keep is .*; expected an integer of 1 or more"):

@@ -125,6 +125,16 @@ X = np.zeros((2, SIZE), np.float32)
             ValueError,
             "support.x holds 6",
         ),
+        (
+            (nearest_mean(), NOTHING, SUPPORT, X.astype(np.uint8)),
+            ValueError,
+            "support.x is float32 and x is uint8; expected one kind",
+        ),
+        (
+            (nearest_mean(), NOTHING, SUPPORT, np.ma.masked_equal(X, 0)),
+            ValueError,
+            "x is a masked array",
+        ),
         ((nearest_mean(), NOTHING, examples([0, 4]), X), ValueError, r"holds 0\.\.4"),
         ((nearest_mean(), NOTHING, examples([-1, 1]), X), ValueError, r"labels 0\.\.3"),
     ],

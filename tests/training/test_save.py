@@ -265,6 +265,50 @@ def test_traced_variables_are_refused(tmp_path):
         jax.make_jaxpr(lambda w: ml.save(tmp_path / "f", variables(w=w), LEARNER))(1.0)
 
 
+BAD_PATHS = {
+    "empty": ("", TypeError, "expected the path of a file"),
+    "dot": (".", ValueError, "path is '.'"),
+    "NUL": ("a\0b", ValueError, "not text in UTF-8"),
+    "no text": ("a\udcff", ValueError, "not text in UTF-8"),
+    "URL": ("gs://bucket/maml", ValueError, "a URL; expected a path on a disk"),
+    "device": ("/dev/null", ValueError, "a device or a pipe"),
+    "bytes": (b"maml", TypeError, "b'maml'"),
+}
+
+
+@pytest.mark.parametrize("path, kind, words", BAD_PATHS.values(), ids=BAD_PATHS)
+def test_what_is_no_path_of_a_file_is_refused(path, kind, words, tmp_path, monkeypatch):
+    """A move in place of a device would remove it."""
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda: ml.save(path, variables(), LEARNER), lambda: ml.load(path)):
+        with pytest.raises(kind, match=re.escape(words)):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "folder").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("folder/file")
+    ml.save(link, variables(), LEARNER)
+    assert link.is_symlink() and (tmp_path / "folder" / "file").is_file()
+    same(ml.load(link), variables())
+
+
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
+    path = tmp_path / ("x" * 255)
+    ml.save(path, variables(), LEARNER)
+    same(ml.load(path), variables())
+
+
+def test_a_huge_file_is_refused_by_its_start(tmp_path, monkeypatch):
+    path = tmp_path / "huge"
+    with path.open("wb") as file:
+        file.truncate(2**38)  # more than memory; no disk is used
+    with pytest.raises(ValueError, match=r"\(\d+ bytes\) is no file of ml.save"):
+        ml.load(path)
+
+
 BAD_ARGUMENTS = {
     "result": (
         (

@@ -152,7 +152,8 @@ def _queries(
         elif image.is_file():
             sources = [(str(image), lambda image=image: _from_file(image, mode))]
         else:
-            raise FileNotFoundError(f"the image {image} does not exist. Check the path.")
+            what = "is no file" if image.exists() else "does not exist"
+            raise FileNotFoundError(f"the image {image} {what}. Check the path.")
         number += len(sources)
         yield from sources
     if not number:

@@ -254,6 +254,12 @@ def from_arrays(
     order = np.argsort(labels, kind="stable")
     num_classes = int(labels.max()) + 1 if labels.size else 0
     if class_names is None:
+        if num_classes > max(len(labels), 10**6):  # no name for each of a billion
+            raise ValueError(
+                f"labels run to {num_classes - 1} for {len(labels)} images; expected every "
+                "value of 0..num_classes-1. Number them by numpy.unique(labels, "
+                "return_inverse=True)[1]."
+            )
         class_names = [f"class_{i}" for i in range(num_classes)]
     if groups is None:
         groups = np.zeros(len(class_names))
