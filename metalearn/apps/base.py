@@ -26,6 +26,7 @@ from metalearn.apps.records import (
     hints,
     to_json,
 )
+from metalearn.core.keys import of_seed
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Variables
 from metalearn.core.task import Task, TaskSampler
@@ -159,7 +160,7 @@ class Recipe:
         """Shapes and dtypes of the training state, to restore a checkpoint into."""
         # Shapes only: a network is not initialised to find out what a checkpoint holds.
         example = jax.eval_shape(lambda: self.app.example(record))
-        return jax.eval_shape(self.trainer(record).init, jax.random.key(0), example)
+        return jax.eval_shape(self.trainer(record).init, of_seed(0), example)
 
     def check_builds(self, record: DataRecord) -> None:
         """Builds the learner as trained and as judged, by shapes alone.
@@ -179,7 +180,7 @@ class Recipe:
         memory.check_fits(what, state, "Choose a smaller network or other settings of it.")
 
         def predict(variables: Variables, task: Task) -> Any:
-            learner, key = self.build_judged(record), jax.random.key(0)
+            learner, key = self.build_judged(record), of_seed(0)
             adapted = learner.adapt(variables, task.support, key=key)
             return learner.predict(adapted, task.query.x, key=key)
 
@@ -192,13 +193,13 @@ class Recipe:
         def task(number: int) -> Task:
             # The key that `evaluate` gives to task `number`, so the picture shows a judged
             # task.
-            key = jax.random.split(jax.random.fold_in(jax.random.key(0), number), 3)[0]
+            key = jax.random.split(jax.random.fold_in(of_seed(0), number), 3)[0]
             return jax.jit(sampler.sample)(sampler.data, key)
 
         def predict(learner: MetaLearner) -> Callable[[Task, Any], np.ndarray]:
             @jax.jit
             def run(variables, support, x):
-                k_adapt, k_predict = jax.random.split(jax.random.key(0))
+                k_adapt, k_predict = jax.random.split(of_seed(0))
                 adapted = learner.adapt(variables, support, key=k_adapt)
                 return learner.predict(adapted, x, key=k_predict)
 

@@ -16,6 +16,7 @@ from metalearn.cli.console import note, print_json, quiet_stdout, say
 from metalearn.cli.evaluate import load_data
 from metalearn.cli.seeds import in_units
 from metalearn.core import mesh
+from metalearn.core.keys import of_seed
 from metalearn.runs import environment
 
 
@@ -111,7 +112,7 @@ def _check_same_tasks(there: list[Contestant], seed: int) -> None:
     for one in there:
         sampler = one.recipe.app.tasks(one.data, "test")
         # The key that `evaluate` gives to its first task.
-        key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 0), 3)[0]
+        key = jax.random.split(jax.random.fold_in(of_seed(seed), 0), 3)[0]
         task = sampler.first(key)
         leaves = jax.tree.leaves((task.support, task.query))
         firsts.append((sampler.name, [np.asarray(leaf) for leaf in leaves]))

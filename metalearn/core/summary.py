@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from metalearn.core import checks, cost, flow, kinds, probe, trees
+from metalearn.core.keys import of_seed
 from metalearn.core.learner import MetaLearner
 from metalearn.core.task import Examples, Task, Tasks, TaskStream, as_tasks
 from metalearn.core.types import PyTree
@@ -79,7 +80,7 @@ class Summary:
                 f"  {mark:6}  {row.path:{paths}}  {_shape(row):{shapes}}  {row.size:>11,}"
             )
 
-        lines = [self.learner, f"task of {_bytes(self.task_bytes)}"]
+        lines = [self.learner, f"task of {cost.in_bytes(self.task_bytes)}"]
         for name in ("support", "query"):
             examples: Examples = getattr(self.task, name)
             told = (f"{part} {_leaves(getattr(examples, part))}" for part in ("x", "y"))
@@ -93,8 +94,8 @@ class Summary:
             lines.append(f"state of {sum(row.size for row in self.state):,} numbers")
             lines += map(line, self.state)
         lines.append(
-            f"adaptation to a task makes {_bytes(self.adapted_bytes)} of its own and "
-            f"writes {_bytes(self.adaptation_bytes)}"
+            f"adaptation to a task makes {cost.in_bytes(self.adapted_bytes)} of its own "
+            f"and writes {cost.in_bytes(self.adaptation_bytes)}"
         )
         return "\n".join(lines)
 
@@ -121,7 +122,7 @@ def summary(learner: MetaLearner, tasks: Task | Tasks) -> Summary:
     """
     kinds.learner(learner)
     task = _one(tasks)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: of_seed(0))
     variables = jax.eval_shape(learner.init, key, task)
     closed, adapted = jax.make_jaxpr(
         lambda v, s, k: learner.adapt(v, s, key=k), return_shape=True
@@ -153,7 +154,7 @@ def _one(tasks: Any) -> Task:
         source = as_tasks(tasks)
         if isinstance(source, TaskStream):
             return probe.like(source.first())
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.eval_shape(lambda: of_seed(0))
         return jax.eval_shape(source.sample, source.data, key)
     if jnp.ndim(tasks.support.mask) == 2:
         tasks = jax.eval_shape(lambda t: jax.tree.map(lambda leaf: leaf[0], t), tasks)
@@ -186,11 +187,3 @@ def _shape(row: Any) -> str:
 
 def _leaves(tree: PyTree) -> str:
     return " and ".join(_shape(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _bytes(number: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000 or unit == "GB":
-            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
-        number /= 1000
-    return ""

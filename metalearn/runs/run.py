@@ -12,6 +12,7 @@ import jax
 from metalearn.apps import Recipe, plots
 from metalearn.apps.base import DataRecord
 from metalearn.core import files, mesh
+from metalearn.core.keys import of_seed
 from metalearn.core.learner import describe
 from metalearn.core.model import Variables
 from metalearn.runs import environment
@@ -64,7 +65,7 @@ def _train(
         recipe.app.tasks(data, "train"),
         num_steps=recipe.steps,
         tasks_per_step=recipe.tasks_per_step,
-        key=jax.random.key(run.seed),
+        key=of_seed(run.seed),
         validation=validation,
         log_every=recipe.log_every,
         sinks=(json_lines(run.metrics_path), *sinks),
@@ -150,7 +151,7 @@ def judge(
         variables,
         recipe.app.tasks(data, "test"),
         num_tasks=recipe.test_tasks,
-        key=jax.random.key(seed),
+        key=of_seed(seed),
         progress=progress,
     )
 

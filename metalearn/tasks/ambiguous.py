@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalearn.core import checks
+from metalearn.core.keys import of_seed
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.tasks.styles import STYLES, check_range, image_tasks
@@ -74,7 +75,7 @@ def ambiguous(
     taken = [name for name in ("rule", "conflict") if name in task.info]
     if taken:
         raise ValueError(f"tasks have {taken} in info already; make them ambiguous once.")
-    shown = sampler(jax.random.key(0))
+    shown = sampler(of_seed(0))
     if not all(
         getattr(y, "ndim", 0) == 1 and jnp.issubdtype(y.dtype, jnp.integer)
         for y in (shown.support.y, shown.query.y)

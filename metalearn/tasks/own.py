@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metalearn.core.keys import of_seed
 from metalearn.core.task import Examples, Task, TaskSampler, TaskStream
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.tasks import arrays
@@ -20,6 +21,7 @@ def from_tasks(
     tasks: Sequence[Any],
     *,
     labels: str | Sequence[str] | None = None,
+    check_images: bool = True,
     name: str = "own tasks",
 ) -> TaskSampler:
     """A distribution of tasks over a list of them, which may differ in size.
@@ -36,6 +38,8 @@ def from_tasks(
       labels: How labels become class indices. `None` takes integers as they are, and text
         if all tasks have the same classes; "shared" numbers the classes of all tasks
         together, "own" those of each task from 0, in sorted order; a list gives the names.
+      check_images: Whether images `[N, H, W, C]`, also flattened ones, are refused whose
+        values are those of a usual mistake, as by `ml.data.few_shot`.
       name: Name in logs and results.
 
     Returns:
@@ -46,7 +50,7 @@ def from_tasks(
     Raises:
       TypeError: a task is something else, or an array has an unusable dtype.
       ValueError: there is no task, a set is empty, tasks do not fit together, a number is
-        not finite, or a label is negative.
+        not finite, a label is negative, or `check_images` refuses images.
 
     Example:
       >>> x, y = jnp.ones((7, 2)), jnp.zeros(7)
@@ -64,7 +68,8 @@ def from_tasks(
         classes = names if found.names is None else found.names
     check_alike(host)
     data = {part: _flat([getattr(task, part) for task in host]) for part in PARTS}
-    arrays.warn_of_unscaled(data["support"]["x"])
+    for part in PARTS if check_images else ():
+        arrays.check_images(data[part]["x"], f"{part} x of the tasks")
     data["info"] = _stacked_info(host)
     sizes = tuple(max(getattr(task, part).num for task in host) for part in PARTS)
     sample = ListedTasks(len(host), sizes, classes)
@@ -103,7 +108,7 @@ def in_order(tasks: TaskSampler, *, seed: int = 0) -> TaskStream:
 
     def batches(num_tasks: int, start: int, share: slice | None = None) -> Iterator[Task]:
         # Made here: a key of before may belong to another backend or mesh.
-        key = jax.random.key(seed)
+        key = of_seed(seed)
         while True:
             numbers = np.arange(start * num_tasks, (start + 1) * num_tasks)
             # Of the place in the list and not of the batch, so that the examples of a

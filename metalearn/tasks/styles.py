@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalearn.core import checks
+from metalearn.core.keys import of_seed
 from metalearn.core.task import Examples, Task, TaskSampler, TaskStream, as_tasks
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.tasks.mixtures import shape_of_task
@@ -63,7 +64,7 @@ def styled(
     if "style" in task.info:
         raise ValueError("tasks have 'style' in info already; style them once.")
     if not set(styles) <= {"original", "blurred"}:
-        check_range(sampler.first(jax.random.key(0)))
+        check_range(sampler.first(of_seed(0)))
     sample = _Styled(sampler.sample, styles, float(blur))
     return TaskSampler(sample, sampler.data, f"{sampler.name} ({', '.join(styles)})")
 

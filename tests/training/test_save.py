@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import metalearn as ml
-from metalearn.training import save
+from metalearn.core import files
 
 LEARNER = ml.maml(
     ml.from_linen(ml.models.MLP(widths=(3,))), ml.losses.mse, optax.sgd(0.01), num_steps=2
@@ -296,8 +296,8 @@ def test_a_failed_write_leaves_the_file_and_no_scratch(file, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(save.os, "fsync", full)
-    with pytest.raises(OSError, match="make room") as caught:
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match=r"bytes are needed\. Free space") as caught:
         ml.save(file, variables(), LEARNER)
     assert caught.value.errno == errno.ENOSPC and str(file) in str(caught.value)
     assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
