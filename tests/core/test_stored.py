@@ -128,6 +128,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "new" and os.listdir(path.parent) == ["file.json"]
 
 
+def test_two_that_write_one_file_do_not_mix(tmp_path):
+    path = tmp_path / "file"
+    with files.replacing(path) as first, files.replacing(path) as second:
+        first.write_text("of the first")
+        second.write_text("of the second")
+    assert path.read_text() == "of the first" and os.listdir(tmp_path) == ["file"]
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b'{"a": \xff}', b"[" * 100_000, b"\x00", b"\xff\xfe{}", b'{"a": 1}}'],

@@ -1,6 +1,5 @@
 """Tasks of the user: lists of tasks of any sizes, and tasks that Python makes."""
 
-import contextlib
 import itertools
 import re
 
@@ -285,7 +284,7 @@ def test_order_does_not_depend_on_the_batch_whatever_generator_is_preferred():
     """Draws of rbg differ with the number of keys that are handled at once."""
     rows = np.arange(60.0)
     table = {"user": np.repeat(np.arange(6), 10), "v": rows, "y": rows}
-    with _preferring("rbg"):
+    with jax.default_prng_impl("rbg"):
         tasks = ml.tasks.from_table(
             table, group="user", x=["v"], y="y", num_support=3, num_query=2
         )
@@ -293,16 +292,6 @@ def test_order_does_not_depend_on_the_batch_whatever_generator_is_preferred():
         whole = next(stream.batches(6, 0)).support.x
         parts = [next(stream.batches(2, i)).support.x for i in range(3)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
-
-
-@contextlib.contextmanager
-def _preferring(impl):
-    before = jax.config.jax_default_prng_impl
-    jax.config.update("jax_default_prng_impl", impl)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_default_prng_impl", before)
 
 
 def test_order_needs_a_list():

@@ -303,6 +303,15 @@ def test_a_failed_write_leaves_the_file_and_no_scratch(file, monkeypatch):
     assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("rate", [float("inf"), -float("inf"), 0.1, 10**30])
+def test_settings_of_any_size_are_stored(tmp_path, rate):
+    learner = LEARNER._replace(config=(("name", "own"), ("sigma", rate)))
+    ml.save(tmp_path / "f", variables(), learner)
+    same(ml.load(tmp_path / "f", learner), variables())
+    with pytest.raises(ValueError, match="sigma"):
+        ml.load(tmp_path / "f", LEARNER._replace(config=(("name", "own"), ("sigma", 1))))
+
+
 def test_double_precision_is_not_cut(tmp_path):
     with jax.enable_x64(True):
         wide = variables(w=jnp.asarray([0.1]))
