@@ -335,7 +335,10 @@ def test_a_picture_of_many(tmp_path):
         patch.setattr(pictures, "show_image", lambda ax, image, colour: drawn.append(image))
         least = {"max_ways": 5, "max_shots": 2, "max_images": 9}
         probabilities = np.eye(20)[:1].repeat(60, 0)
-        pictures.predictions(tmp_path / "p.png", images, probabilities, title="t", **least)
+        title = r"by the examples in $\foo$/$x_{"  # no formula
+        pictures.predictions(
+            tmp_path / "p.png", images, probabilities, title=title, **least
+        )
     assert (tmp_path / "p.png").stat().st_size > 0
     assert len(drawn) == 5 * 2 + 9
     assert plots.letter(0) == "A"
