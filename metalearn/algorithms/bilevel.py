@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from metalearn.algorithms.options import Options, complete
 from metalearn.core import checks, metrics, trees
 from metalearn.core.estimators import gradient_estimator
-from metalearn.core.keys import check_key, split_key
+from metalearn.core.keys import split_key
 from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
@@ -158,7 +158,7 @@ def bilevel(
     loop = _loop(model, loss_fn, inner_opt, num_steps, hooks, chosen)
 
     def init(key: Key, task: Task) -> Variables:
-        checks.one_task(task)
+        checks.one_task(task, key)
         return _first_variables(loop, key, task)
 
     def adapt(
@@ -258,7 +258,6 @@ def _loop(
 
 def _first_variables(loop: _Loop, key: Key, task: Task) -> Variables:
     """The model, what is learned beside it, and no outer step done."""
-    check_key(key)
     k_model, k_inner = jax.random.split(key)
     made = loop.whole.init(k_model, task)
     moving = trees.split(made.params, loop.adapt_filter)[0]
