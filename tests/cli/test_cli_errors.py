@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 from commands import refused, run
+from image_folders import BASE, folder
 
+from metalearn.cli import completion
 from metalearn.data import records
 
 # Orbax leaves its event loop and threads to the garbage collector.
@@ -261,3 +263,33 @@ def test_json_has_no_nan(capsys):
     print_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": (1, "x", None)})
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert found == {"a": None, "b": [None, 1.5], "c": [1, "x", None]}
+
+
+@pytest.mark.parametrize(
+    "limit",
+    ["--max-pixels=99", "--max-bytes=1799", "--max-file-bytes=50", "--max-files=5"],
+)
+@pytest.mark.parametrize("command", ["prepare", "train"])
+def test_limits_of_images_are_options_of_the_commands(
+    tmp_path, monkeypatch, command, limit
+):
+    """Every message of a limit names an option, and the command has it."""
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "cache"))
+    root, never = folder(tmp_path / "a", BASE), tmp_path / "never"
+    words = {
+        "prepare": ("data", "prepare", root, "--split", "test"),
+        "train": ("train", "--app.dataset", f"folder:{root}", "--app.split", "random"),
+    }[command]
+    more = ("--out", never) if command == "train" else ()
+    name = limit[2:].partition("=")[0].replace("-", "_")
+    assert name in refused(*words, *more, limit)
+    assert not never.exists()
+
+
+def test_every_command_that_reads_images_has_their_limits():
+    for command in ("train", "evaluate", "compare", "predict", "data"):
+        options = completion.commands()[command][1]
+        assert {f"--{name}" for name in LIMITS} <= options.keys(), command
+
+
+LIMITS = ("max-pixels", "max-bytes", "max-file-bytes", "max-files")
