@@ -113,7 +113,7 @@ def fine_tune(
         )
 
     def init(key: Key, task: Task) -> Variables:
-        checks.one_task(task)
+        checks.one_task(task, key)
         if not with_head:
             return inner.init(key, task)
         body = model.init(key, task.support.x)

@@ -158,7 +158,7 @@ def bilevel(
     loop = _loop(model, loss_fn, inner_opt, num_steps, hooks, chosen)
 
     def init(key: Key, task: Task) -> Variables:
-        checks.one_task(task)
+        checks.one_task(task, key)
         return _first_variables(loop, key, task)
 
     def adapt(

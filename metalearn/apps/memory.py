@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from metalearn.core.cost import in_bytes
+
 
 def check_fits(what: str, tree: Any, remedy: str, *, copies: int = 1) -> None:
     """Refuses arrays that are larger than all memory, before any is made.
@@ -29,8 +31,8 @@ def check_fits(what: str, tree: Any, remedy: str, *, copies: int = 1) -> None:
     needed, there = copies * each, available()
     if needed > there:
         raise ValueError(
-            f"{what} would take {in_words(needed)}, and this machine has "
-            f"{in_words(there)} of memory. {remedy}"
+            f"{what} would take {in_bytes(needed)}, and this machine has "
+            f"{in_bytes(there)} of memory. {remedy}"
         )
 
 
@@ -45,10 +47,3 @@ def available() -> int:
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     devices = sum(int(numbers.get("bytes_limit", 0)) for numbers in stats)
     return max(found, devices) * jax.process_count()
-
-
-def in_words(num_bytes: float) -> str:
-    """A number of bytes, such as "2.4 GB"."""
-    units = ("bytes", "kB", "MB", "GB", "TB")
-    power = min(int(math.log10(max(num_bytes, 1))) // 3, len(units) - 1)
-    return f"{num_bytes / 1000**power:,.4g} {units[power]}"

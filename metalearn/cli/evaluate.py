@@ -74,7 +74,7 @@ def load_data(
     same = options.dataset is None and options.split is None
     if data_dir is None and same:
         data_dir = runs.stored_data_dir(run.folder)
-    with cli_options.reading_data(recipe):
+    with cli_options.reading_data(recipe, options):
         data = recipe.app.load(data_dir, ("test",))
     record = recipe.app.describe(data)
     with cli_options.reading_run(run.folder):

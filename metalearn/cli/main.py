@@ -151,7 +151,7 @@ def _data_prepare(argv: list[str]) -> int:
         if getattr(options, name) is not None
     }
     remedy = "Fetch its originals again, and prepare it with --force."
-    with reading(f"the data set {options.name!r}", remedy):
+    with options.around(), reading(f"the data set {options.name!r}", remedy):
         ml.data.prepare(
             options.name, data_dir=options.data_dir, force=options.force, **chosen
         )

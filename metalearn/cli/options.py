@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,29 @@ from metalearn.apps import Recipe
 from metalearn.apps.records import changed
 from metalearn.core.errors import reading
 from metalearn.core.optional import require
+from metalearn.data.images.limits import within
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LimitOptions:
+    """Largest images and files that are read, see `metalearn.data.images.limits`.
+
+    Attributes:
+      max_pixels: Pixels of one image; 64 Mi if not given.
+      max_bytes: Bytes of all images together once they are decoded; 8 GiB if not given.
+      max_file_bytes: Bytes of one image file; 64 MiB if not given.
+      max_files: Files of one folder or archive; 2 Mi if not given.
+    """
+
+    max_pixels: int | None = None
+    max_bytes: int | None = None
+    max_file_bytes: int | None = None
+    max_files: int | None = None
+
+    def around(self) -> contextlib.AbstractContextManager[None]:
+        """The limits as those of all images that are read inside."""
+        names = [field.name for field in dataclasses.fields(LimitOptions)]
+        return within(**{name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +50,7 @@ class ListOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(LimitOptions):
     """Folder, data, seed and devices of a run.
 
     Attributes:
@@ -60,7 +83,7 @@ class TrainOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(LimitOptions):
     """Evaluates the best variables of a run on meta-test classes.
 
     Attributes:
@@ -96,7 +119,7 @@ class EvaluateOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareOptions:
+class CompareOptions(LimitOptions):
     """Compares runs on the same meta-test tasks, each with the first.
 
     Attributes:
@@ -129,7 +152,7 @@ class CompareOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictOptions:
+class PredictOptions(LimitOptions):
     """Classifies one's own images by the examples in a folder.
 
     Attributes:
@@ -162,7 +185,7 @@ class DataListOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareOptions:
+class PrepareOptions(LimitOptions):
     """Builds the records of a data set.
 
     Attributes:
@@ -227,14 +250,16 @@ def reading_run(folder: str | Path) -> contextlib.AbstractContextManager[None]:
     )
 
 
-def reading_data(recipe: Recipe) -> contextlib.AbstractContextManager[None]:
-    """Names the data set in errors that its files cause."""
+@contextlib.contextmanager
+def reading_data(recipe: Recipe, options: LimitOptions) -> Iterator[None]:
+    """Reads data within the limits, and names the data set in errors that it causes."""
     name = getattr(recipe.app, "dataset", recipe.app.kind)
-    return reading(
-        f"the data set {name!r}",
+    remedy = (
         "Its files may be damaged, or none of the kind that the name says: fetch them "
-        "again or, if they were prepared from originals, delete the prepared copy.",
+        "again or, if they were prepared from originals, delete the prepared copy."
     )
+    with options.around(), reading(f"the data set {name!r}", remedy):
+        yield
 
 
 def for_evaluation(recipe: Recipe, options: EvaluateOptions | CompareOptions) -> Recipe:

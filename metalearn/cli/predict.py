@@ -52,7 +52,7 @@ def _predict(options: cli_options.PredictOptions) -> dict[str, Any]:
     run = cli_options.load_run(options.run)
     environment.connect(devices=1)
     environment.enable_compilation_cache()
-    with cli_options.reading_run(run.folder):
+    with options.around(), cli_options.reading_run(run.folder):
         result = runs.predict(
             run, support=options.support, images=options.images, invert=options.invert
         )

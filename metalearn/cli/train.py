@@ -108,7 +108,7 @@ def _train_here(
     )
     stored = [found for f in folders.values() if (found := runs.stored_data_dir(f))]
     data_dir = options.data_dir or (stored[0] if stored else None)
-    with mesh.leader_first(), cli_options.reading_data(recipe):
+    with mesh.leader_first(), cli_options.reading_data(recipe, options):
         # The first process first, so that the others find the records prepared.
         data = recipe.app.load(data_dir, ("train", "validation", "test"))
     record = recipe.app.describe(data)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalearn.core import losses, trees
+from metalearn.core.keys import check_key
 from metalearn.core.model import Model
 from metalearn.core.optimisers import inner_optimiser, inner_optimiser_on, inner_rate
 from metalearn.core.task import Examples, Task
@@ -201,8 +202,10 @@ def one_set(examples: Examples, name: str) -> None:
                 )
 
 
-def one_task(task: Task) -> None:
-    """Checks a single task; see `one_set`."""
+def one_task(task: Task, *keys: Any) -> None:
+    """Checks a single task, see `one_set`, and the keys that are given with it."""
+    for key in keys:
+        check_key(key)
     if not isinstance(task, Task):
         raise TypeError(
             f"expected ml.Task, got {type(task).__name__}. Make one with "

@@ -118,9 +118,9 @@ def check_room(name: str, num: int, one_task: Any) -> None:
     each, room = sum(map(_bytes, jax.tree.leaves(one_task))), memory()
     if room is not None and num * each > room:
         raise ValueError(
-            f"{name} is {num}, but {num} tasks of {each} bytes are "
-            f"{num * each / 2**30:.0f} GiB, and the memory is {room / 2**30:.0f} GiB. Ask "
-            f"for at most {room // each} tasks, and far fewer for activations to fit."
+            f"{name} is {num}, but {num} tasks of {in_bytes(each)} are "
+            f"{in_bytes(num * each)}, and the memory is {in_bytes(room)}. Ask for at most "
+            f"{room // each} tasks, and far fewer for activations to fit."
         )
 
 
@@ -171,6 +171,18 @@ def subjaxprs(eqn: Any) -> list[Any]:
         for sub in (value if isinstance(value, (tuple, list)) else (value,))
         if hasattr(getattr(sub, "jaxpr", sub), "eqns")
     ]
+
+
+def in_bytes(number: float) -> str:
+    """A number of bytes in words.
+
+    Example:
+      >>> in_bytes(0), in_bytes(2_352), in_bytes(8 * 2**30)
+      ('0 bytes', '2.352 kB', '8.59 GB')
+    """
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = min(int(math.log10(max(number, 1))) // 3, len(units) - 1)
+    return f"{number / 1000**power:,.4g} {units[power]}"
 
 
 def _bytes(aval: Any) -> int:

@@ -8,14 +8,13 @@ program, or a file whose contents are not what they should be.
 from __future__ import annotations
 
 import contextlib
-import dis
+import linecache
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
 _PACKAGE = Path(__file__).parents[1]
-_RAISE = dis.opmap["RAISE_VARARGS"]
 
 
 def is_said(error: BaseException) -> bool:
@@ -36,11 +35,11 @@ def is_said(error: BaseException) -> bool:
         return False
     while trace.tb_next is not None:
         trace = trace.tb_next
-    code = trace.tb_frame.f_code
-    # A call or a look-up that fails stands in a line of this package as well; only the
-    # instruction tells it from `raise`.
-    raised = code.co_code[trace.tb_lasti] == _RAISE
-    return raised and Path(code.co_filename).is_relative_to(_PACKAGE)
+    file = trace.tb_frame.f_code.co_filename
+    # A call or a look-up that fails stands in a line of this package as well; what that
+    # line says tells it from `raise`.
+    line = linecache.getline(file, trace.tb_lineno, trace.tb_frame.f_globals)
+    return line.split()[:1] == ["raise"] and Path(file).is_relative_to(_PACKAGE)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def _concerns(named: Any, path: Path) -> bool:
 def replacing(path: Path, *, kept: str = "") -> Iterator[Path]:
     """Gives a path beside `path` to write to, which then takes its place in one move.
 
-    A reader sees the old file or the new one, and never half of one.
+    A reader sees the old file or the new one, and never half of one, also if two write
+    at a time or the power fails.
 
     Raises:
       CannotWrite: the disk is full, say; the old file stays and nothing is left beside it.
@@ -113,10 +115,13 @@ def replacing(path: Path, *, kept: str = "") -> Iterator[Path]:
         path = Path(os.path.realpath(path))
         if path.exists() and not path.is_file():
             raise OSError(errno.EISDIR if path.is_dir() else errno.EPERM, "no file")
-        part = path.with_name(f"{path.name}{PART}")
+        part = path.with_name(f".{secrets.token_hex(6)}{PART}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
+            with part.open("rb") as file:
+                # Before the move: the name must not be of an empty file.
+                os.fsync(file.fileno())
             part.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from metalearn import lowering
 from metalearn.core import flags as flags_
 from metalearn.core import probe
+from metalearn.core.keys import check_key
 from metalearn.core.model import Model, Variables
 from metalearn.core.types import Key, PyTree
 
@@ -53,6 +54,7 @@ def from_apply_fn(
         return apply(params, x, **given, **flags_.values(flags, noise=train, batch=train))
 
     def model_init(key: Key, x: PyTree) -> Variables:
+        check_key(key)
         params = init(key, x)
         if "key" in optional:
             probe.check_evaluation(_evaluation, params, {}, x, owner=owner, remedy=remedy)

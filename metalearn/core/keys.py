@@ -63,7 +63,10 @@ def check_key(key: Any, name: str = "key", *, batch: bool = False) -> None:
 
 def split_key(key: Key | None, num: int = 2) -> list[Any]:
     """Splits a key into `num` keys; without a key the result is `num` times `None`."""
-    return [None] * num if key is None else list(jax.random.split(key, num))
+    if key is None:
+        return [None] * num
+    check_key(key)
+    return list(jax.random.split(key, num))
 
 
 def fold_key(key: Key | None, number: Any) -> Key | None:

@@ -7,15 +7,17 @@ and tells `nn.BatchNorm` which statistics to use.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from metalearn import lowering
 from metalearn.core import flags as flags_
 from metalearn.core import probe
-from metalearn.core.model import Model, Variables, with_a_row
+from metalearn.core.adapted import model_of
+from metalearn.core.keys import of_seed
+from metalearn.core.model import Model
 from metalearn.core.types import Array, Key, PyTree
 
 
@@ -62,36 +64,21 @@ def from_linen(
     wrapped = _Module(module, flags, flags_.accepts(type(module).__call__, "mask"))
     # Who says that there is no flag has decided that all passes are alike.
     checked = train_kw is not None
-    passed: set = set()  # shapes of which the module was found to be well told
 
-    def init(key: Key, x: PyTree) -> Variables:
+    def init(key: Key, x: PyTree) -> tuple[PyTree, PyTree]:
         kwargs = flags_.values(flags, noise=False, batch=False)
         collections = dict(module.init(key, x, **kwargs))
         params = collections.pop("params", {})
-        state = wrapped.kept(params, collections, x)
-        asked = probe.signature(params, state, x)
-        if asked not in passed:
-            _check(wrapped, params, state, x, evaluation=checked)
-            passed.add(asked)
-        return Variables(params=params, state=state)
+        return params, wrapped.kept(params, collections, x)
 
-    def lowered(variables, x, key, mask, **switches):
-        def pass_(variables, x, key, mask):
-            return wrapped(variables.params, variables.state, x, key, mask, **switches)
-
-        run = lowering.lower(pass_) if lower and not probe.probing() else pass_
-        outputs, new = run(variables, x, key, mask)
-        return outputs, new if switches["batch"] else variables.state
-
-    def apply(variables, x, *, key=None, train=False, mask=None):
-        return lowered(variables, x, key, mask, noise=train, batch=train)
-
-    def split(variables, x, *, key=None, noise=False, batch=False, mask=None):
-        return lowered(variables, x, key, mask, noise=noise, batch=batch)
-
-    if wrapped.has_mask:
-        apply, split = with_a_row(apply, "train"), with_a_row(split, "batch")
-    return Model(init, apply, split, f"linen {name}, {flags_.described(flags)}")
+    return model_of(
+        init,
+        wrapped,
+        functools.partial(_check, wrapped, evaluation=checked),
+        takes_mask=wrapped.has_mask,
+        lower=lower,
+        about=f"linen {name}, {flags_.described(flags)}",
+    )
 
 
 class _Module:
@@ -122,7 +109,7 @@ class _Module:
         """Outputs and state of one pass."""
         from flax.errors import InvalidRngError
 
-        stream = {"dropout": jax.random.key(0) if key is None else key}
+        stream = {"dropout": of_seed(0) if key is None else key}
 
         def go(rngs: dict, both: bool | None = None) -> tuple[PyTree, PyTree]:
             kwargs = flags_.values(self.flags, noise=noise, batch=batch, both=both)

@@ -23,7 +23,7 @@ from metalearn.core import files
 
 LOCK = ".lock"
 HOLDER = ".lock.json"
-NAMES = (LOCK, HOLDER, f"{HOLDER}{files.PART}")
+NAMES = (LOCK, HOLDER)
 # Somebody who only looks whether the lock is free has it for a moment.
 _PATIENCE_S = 0.5
 

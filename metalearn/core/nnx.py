@@ -6,16 +6,18 @@ Noise and batch statistics are attributes of layers there, `deterministic` and
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-from metalearn import lowering
 from metalearn.core import flags as flags_
 from metalearn.core import probe
-from metalearn.core.model import Model, Variables, with_a_row
+from metalearn.core.adapted import model_of
+from metalearn.core.keys import of_seed
+from metalearn.core.model import Model
 from metalearn.core.types import Array, Key, PyTree
 
 
@@ -44,45 +46,15 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
       >>> model = ml.from_nnx(lambda rngs: Net(num_ways=5, rngs=rngs))
     """
     wrapped = _Module(make)
-    name, flags = wrapped.name, wrapped.flags
-    passed: set = set()  # shapes of which the module was found to be well told
-
-    def init(key: Key, x: PyTree) -> Variables:
-        params, state = wrapped.init(key)
-        evaluation = lambda params, state, x, key: wrapped(
-            params, state, x, key, noise=False, batch=False
-        )
-        remedy = (
-            "The layers are in the mode eval(), and the training flag taken is "
-            f"{wrapped.about()}. Leave the mode to the layers, as in self.dropout(x), or "
-            "take the argument `train` and pass it on: deterministic=not train, "
-            "use_running_average=not train."
-        )
-        asked = probe.signature(params, state, x)
-        if asked not in passed:
-            probe.check_evaluation(evaluation, params, state, x, owner=name, remedy=remedy)
-            passed.add(asked)
-        return Variables(params=params, state=state)
-
-    def lowered(variables, x, key, mask, **switches):
-        def pass_(variables, x, key, mask):
-            return wrapped(variables.params, variables.state, x, key, mask, **switches)
-
-        run = lowering.lower(pass_) if lower and not probe.probing() else pass_
-        outputs, new = run(variables, x, key, mask)
-        # In evaluation the state has to stay as it is, also where the module counts calls.
-        return outputs, new if switches["batch"] else variables.state
-
-    def apply(variables, x, *, key=None, train=False, mask=None):
-        return lowered(variables, x, key, mask, noise=train, batch=train)
-
-    def split(variables, x, *, key=None, noise=False, batch=False, mask=None):
-        return lowered(variables, x, key, mask, noise=noise, batch=batch)
-
-    if wrapped.takes_mask:
-        apply, split = with_a_row(apply, "train"), with_a_row(split, "batch")
-    said = ", ".join(["train() and eval()", *map(str, flags)])
-    return Model(init, apply, split, f"nnx {name}, {said}")
+    said = ", ".join(["train() and eval()", *map(str, wrapped.flags)])
+    return model_of(
+        lambda key, x: wrapped.init(key),
+        wrapped,
+        wrapped.check,
+        takes_mask=wrapped.takes_mask,
+        lower=lower,
+        about=f"nnx {wrapped.name}, {said}",
+    )
 
 
 class _Module:
@@ -100,7 +72,7 @@ class _Module:
 
         self.make = make
         # The graph needs shapes only, so no parameter is computed here.
-        module = nnx.eval_shape(lambda: self._build(jax.random.key(0)))
+        module = nnx.eval_shape(lambda: self._build(of_seed(0)))
         self.name = type(module).__name__
         call = type(module).__call__
         self.flags = flags_.find(call, "auto", self.name)
@@ -112,8 +84,16 @@ class _Module:
             graph, *self._like = self._parts(module)
             self._graphs[noise, batch, both] = graph
 
-    def about(self) -> str:
-        return flags_.described(self.flags)
+    def check(self, params: PyTree, state: PyTree, x: PyTree) -> None:
+        """Refuses a module that draws at random or moves its state in evaluation."""
+        remedy = (
+            "The layers are in the mode eval(), and the training flag taken is "
+            f"{flags_.described(self.flags)}. Leave the mode to the layers, as in "
+            "self.dropout(x), or take the argument `train` and pass it on: "
+            "deterministic=not train, use_running_average=not train."
+        )
+        evaluation = functools.partial(self, noise=False, batch=False)
+        probe.check_evaluation(evaluation, params, state, x, owner=self.name, remedy=remedy)
 
     def _build(self, key: Key) -> Any:
         from flax import nnx

@@ -18,6 +18,7 @@ import numpy as np
 
 from metalearn.core import flow, trees
 from metalearn.core.flow import Flow
+from metalearn.core.keys import of_seed
 from metalearn.core.types import PyTree
 
 # `(params, state, x, key) -> (outputs, state)`.
@@ -120,7 +121,7 @@ def trace(run: Pass, params: PyTree, state: PyTree, x: PyTree) -> Traced:
 
 
 def _key_like() -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(lambda: of_seed(0))
 
 
 def draws(run: Pass, params: PyTree, state: PyTree, x: PyTree, traced: Traced) -> bool:
@@ -131,7 +132,7 @@ def draws(run: Pass, params: PyTree, state: PyTree, x: PyTree, traced: Traced) -
     # such as the rate of a dropout may be zero.
     with jax.ensure_compile_time_eval():
         parts = [sample(part, seed) for seed, part in enumerate((params, state, x))]
-        made = [jax.jit(run)(*parts, jax.random.key(seed)) for seed in (1, 2)]
+        made = [jax.jit(run)(*parts, of_seed(seed)) for seed in (1, 2)]
         pairs = zip(*map(jax.tree.leaves, made), strict=True)
         return not all(np.array_equal(*map(plain, pair), equal_nan=True) for pair in pairs)
 
@@ -155,11 +156,7 @@ def sample(tree: PyTree, seed: int) -> PyTree:
     def one(leaf: Any) -> Any:
         shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
         if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-            return (
-                jax.random.split(jax.random.key(seed), shape)
-                if shape
-                else (jax.random.key(seed))
-            )
+            return jax.random.split(of_seed(seed), shape) if shape else of_seed(seed)
         if not jnp.issubdtype(dtype, jnp.inexact):
             return jnp.zeros(shape, dtype)
         signs = rng.choice([-1.0, 1.0], shape)

@@ -80,7 +80,7 @@ class Summary:
                 f"  {mark:6}  {row.path:{paths}}  {_shape(row):{shapes}}  {row.size:>11,}"
             )
 
-        lines = [self.learner, f"task of {_bytes(self.task_bytes)}"]
+        lines = [self.learner, f"task of {cost.in_bytes(self.task_bytes)}"]
         for name in ("support", "query"):
             examples: Examples = getattr(self.task, name)
             told = (f"{part} {_leaves(getattr(examples, part))}" for part in ("x", "y"))
@@ -94,8 +94,8 @@ class Summary:
             lines.append(f"state of {sum(row.size for row in self.state):,} numbers")
             lines += map(line, self.state)
         lines.append(
-            f"adaptation to a task makes {_bytes(self.adapted_bytes)} of its own and "
-            f"writes {_bytes(self.adaptation_bytes)}"
+            f"adaptation to a task makes {cost.in_bytes(self.adapted_bytes)} of its own "
+            f"and writes {cost.in_bytes(self.adaptation_bytes)}"
         )
         return "\n".join(lines)
 
@@ -187,11 +187,3 @@ def _shape(row: Any) -> str:
 
 def _leaves(tree: PyTree) -> str:
     return " and ".join(_shape(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _bytes(number: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000 or unit == "GB":
-            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
-        number /= 1000
-    return ""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metalearn.core import cost, interpret
+from metalearn.core import cost, flow, interpret
 
 
 def is_differentiable(
@@ -197,6 +197,11 @@ def fault(inner_opt: Any, num_steps: int, x64: bool) -> str:
     if not all(np.isfinite(leaf).all() for leaf in found):
         return NOT_FINITE
     if not any(leaf.any() for leaf in found):
+        sources = set().union(*(f.sources for f in flow.of_outputs(closed.jaxpr)))
+        if not sources & {*range(len(grads))}:
+            # Zeros whatever the gradient: rules by name or shape choose no leaf of the
+            # sample, and may choose some of a model.
+            return ""
         return (
             "the inner optimiser moves nothing: its rate is 0. Expected a rate above 0, as "
             "in optax.sgd(0.01). A learner that does not adapt has num_steps=0."

@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metalearn.core.pixels import check_finite, check_values
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.data.inputs import (
     Range,
     as_images,
     check_enough,
-    check_finite,
-    check_values,
     range_of,
     unpack,
 )

@@ -26,12 +26,14 @@ import numpy as np
 from metalearn.core import digest, files
 from metalearn.core.cache import cache_root
 from metalearn.core.optional import check, require
-from metalearn.data.images.archives import decode_image
+from metalearn.data.images.decoding import decode_image
 from metalearn.data.images.image_sets import PARTS, ImageClasses, ImageDataset
+from metalearn.data.images.limits import MOST_PIXELS, Limits
 
 VERSION = "1.1.0"
 OLDER = ("1.0.0",)  # without digests; prepared anew
 _SCRATCH = ".decoded-"
+_OWN = Limits(max_pixels=MOST_PIXELS)  # they were within limits when they were written
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -175,7 +177,8 @@ def _decode_records(directory, part, counts, shape):
     mode = "RGB" if shape[-1] == 3 else "L"
     images = np.empty(shape, np.uint8)
     for i, row in enumerate(rows):
-        images[i] = decode_image(row["image"], mode=mode, where=f"record {i} of {part}")
+        where = f"record {i} of {part}"
+        images[i] = decode_image(row["image"], mode=mode, where=where, limits=_OWN)
     return images
 
 
@@ -226,7 +229,9 @@ class RecordImages:
         except Exception as error:  # array_record raises bare RuntimeError, ...
             raise _damaged(self._directory, error) from error
         return [
-            decode_image(data, mode=self._mode, where=f"record {i} of {self._part}")
+            decode_image(
+                data, mode=self._mode, where=f"record {i} of {self._part}", limits=_OWN
+            )
             for i, data in zip(rows, encoded, strict=True)
         ]
 

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from metalearn.core.optional import require
+from metalearn.core.pixels import check_finite, check_values
 from metalearn.core.task import Examples, Task, TaskStream
 from metalearn.data.inputs import (
     check_dtype,
     check_enough,
-    check_finite,
-    check_values,
     range_of,
     unpack,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import given, trees
+from metalearn.core import given, pixels, trees
 from metalearn.core.task import Examples, Task
 from metalearn.core.types import Array, PyTree
 
@@ -161,17 +160,27 @@ def _finite(array: np.ndarray, where: str) -> np.ndarray:
     return array
 
 
-def warn_of_unscaled(x: PyTree) -> None:
-    """Warns of images of 0..255 that are no bytes: a network meets them as they are."""
+def check_images(x: PyTree, where: str, *, few: bool = False) -> None:
+    """Refuses images and flattened images whose values are those of a usual mistake.
+
+    Arrays of two axes beside the rows are left alone: they may be series of any range.
+
+    Args:
+      x: Inputs of many examples, leaves `[R, ...]`.
+      where: What they are, such as "support x".
+      few: Whether they are of one task, see `pixels.check_values`.
+
+    Raises:
+      ValueError: as `pixels.check_values`, and where.
+    """
     for leaf in jax.tree.leaves(x):
-        image = leaf.ndim == 4 and leaf.shape[-1] in (1, 3, 4) and leaf.dtype != np.uint8
-        if image and leaf.min() >= 0 and leaf.max() > 16:
-            warnings.warn(
-                f"images are {leaf.dtype} of {leaf.min():g} to {leaf.max():g}; networks "
-                "expect about 0 to 1. Divide by 255, or give uint8, which is mapped to "
-                "0..1.",
-                stacklevel=3,
-            )
+        codes = leaf.dtype == np.int32 and leaf.ndim != 4
+        if leaf.ndim == 3 or codes:
+            continue
+        try:
+            pixels.check_values(leaf, few=few)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
 
 class Labels(NamedTuple):

@@ -26,6 +26,7 @@ def from_generator(
     num_support: int | None = None,
     num_query: int | None = None,
     labels: str | Sequence[str] | None = None,
+    check_images: bool = True,
     name: str | None = None,
 ) -> TaskSampler | TaskStream:
     """Tasks that Python makes on the host: a simulator, a reader of files.
@@ -47,6 +48,8 @@ def from_generator(
       num_query: Rows to which the query sets of a stream are padded, likewise.
       labels: How labels become class indices, as in `from_tasks`; text in a stream needs
         "own" or the names of all classes.
+      check_images: Whether unscaled images are refused, as in `from_tasks`; of a stream
+        those of the first task are looked at.
       name: Name in logs and results; default: the name of the function.
 
     Returns:
@@ -73,7 +76,9 @@ def from_generator(
     if _takes_rng(source):
         if num_tasks is None:
             padded = (num_support, num_query)
-            return _stream(_Episodes(source, seed, labels, padded).prepared(), name)
+            return _stream(
+                _Episodes(source, seed, labels, padded).prepared(check_images), name
+            )
         made: Iterable[Any] = map(_call_with_rng(source, seed), range(num_tasks))
     else:
         made = source() if callable(source) else source
@@ -98,7 +103,7 @@ def from_generator(
             f"source ended after {len(found)} tasks; expected num_tasks={num_tasks}. Ask "
             "for fewer, or let it go on."
         )
-    return from_tasks(found, labels=labels, name=name)
+    return from_tasks(found, labels=labels, check_images=check_images, name=name)
 
 
 def _takes_rng(source: Any) -> bool:
@@ -154,10 +159,11 @@ class _Episodes:
     sizes: tuple[int | None, int | None]
     first: HostTask | None = None
 
-    def prepared(self) -> _Episodes:
+    def prepared(self, check_images: bool) -> _Episodes:
         """The same with the sizes of the first task where none are given."""
         first = self._made(0)
-        arrays.warn_of_unscaled((first.support.x, first.query.x))
+        for part in PARTS if check_images else ():
+            arrays.check_images(getattr(first, part).x, f"{part} x of task 0", few=True)
         rows = [getattr(first, part).num for part in PARTS]
         for option, size in zip(("num_support", "num_query"), self.sizes, strict=True):
             checks.whole_number(option, 1 if size is None else size, least=1)

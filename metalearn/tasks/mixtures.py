@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metalearn.core.keys import of_seed
 from metalearn.core.task import Examples, Task, TaskSampler, TaskStream, as_tasks
 from metalearn.core.types import Key, PyTree
 
@@ -118,7 +119,7 @@ def shape_of_task(sampler: TaskSampler) -> Task:
       TypeError: the sampler does not return tasks.
     """
     # Shapes only: nothing is drawn and no image is copied.
-    task = jax.eval_shape(sampler.sample, sampler.data, jax.random.key(0))
+    task = jax.eval_shape(sampler.sample, sampler.data, of_seed(0))
     if not isinstance(task, Task):
         raise TypeError(
             f"{sampler.name!r} gives a {type(task).__name__}; expected a function "

@@ -21,6 +21,7 @@ def from_tasks(
     tasks: Sequence[Any],
     *,
     labels: str | Sequence[str] | None = None,
+    check_images: bool = True,
     name: str = "own tasks",
 ) -> TaskSampler:
     """A distribution of tasks over a list of them, which may differ in size.
@@ -37,6 +38,8 @@ def from_tasks(
       labels: How labels become class indices. `None` takes integers as they are, and text
         if all tasks have the same classes; "shared" numbers the classes of all tasks
         together, "own" those of each task from 0, in sorted order; a list gives the names.
+      check_images: Whether images `[N, H, W, C]`, also flattened ones, are refused whose
+        values are those of a usual mistake, as by `ml.data.few_shot`.
       name: Name in logs and results.
 
     Returns:
@@ -47,7 +50,7 @@ def from_tasks(
     Raises:
       TypeError: a task is something else, or an array has an unusable dtype.
       ValueError: there is no task, a set is empty, tasks do not fit together, a number is
-        not finite, or a label is negative.
+        not finite, a label is negative, or `check_images` refuses images.
 
     Example:
       >>> x, y = jnp.ones((7, 2)), jnp.zeros(7)
@@ -65,7 +68,8 @@ def from_tasks(
         classes = names if found.names is None else found.names
     check_alike(host)
     data = {part: _flat([getattr(task, part) for task in host]) for part in PARTS}
-    arrays.warn_of_unscaled([data[part]["x"] for part in PARTS])
+    for part in PARTS if check_images else ():
+        arrays.check_images(data[part]["x"], f"{part} x of the tasks")
     data["info"] = _stacked_info(host)
     sizes = tuple(max(getattr(task, part).num for task in host) for part in PARTS)
     sample = ListedTasks(len(host), sizes, classes)

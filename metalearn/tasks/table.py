@@ -83,7 +83,7 @@ def from_table(
     if like is None:
         meaning = _meaning(read, group, x, y, classes, categorical, encode)
     else:
-        meaning = _meaning_of(like, group, x, y)
+        meaning = _meaning_of(like, group, x, y, classes, encode)
     groups = columns.values_of(read[group], group)
     places = columns.coded(read[group], groups, group)
     rows, kept = _rows_of_groups(places, group, groups, num_support + num_query)
@@ -222,7 +222,14 @@ def _meaning(
     return Columns(x, y, group, categories, names, encode)
 
 
-def _meaning_of(like: Any, group: str, x: tuple[str, ...], y: str) -> Columns:
+def _meaning_of(
+    like: Any,
+    group: str,
+    x: tuple[str, ...],
+    y: str,
+    classes: bool | None,
+    encode: str,
+) -> Columns:
     meaning = getattr(getattr(like, "sample", None), "columns", None)
     if not isinstance(meaning, Columns):
         raise TypeError(
@@ -232,6 +239,15 @@ def _meaning_of(like: Any, group: str, x: tuple[str, ...], y: str) -> Columns:
         raise ValueError(
             f"x is {list(x)} and y is {y!r}, but `like` was made with x={list(meaning.x)} "
             f"and y={meaning.y!r}. Give the same columns in the same order."
+        )
+    kind = meaning.classes is not None
+    # The default of `encode` may be given by nobody.
+    other = [] if encode in ("one-hot", meaning.encode) else [f"encode={encode!r}"]
+    if other or classes not in (None, kind):
+        other += [] if classes in (None, kind) else [f"classes={classes}"]
+        raise ValueError(
+            f"{' and '.join(other)} was given, but `like` was made with "
+            f"encode={meaning.encode!r} and classes={kind}, and decides. Leave it out."
         )
     return dataclasses.replace(meaning, group=group)
 

@@ -13,8 +13,9 @@ from metalearn.training.loop import NonFiniteGradient, Totals, named_metrics
 from metalearn.training.trainer import FAULTS
 
 _LOWER = (
-    "Lower the inner or outer rate, clip gradients (optax.clip_by_global_norm), or give "
-    "adaptive inner optimisers an eps_root."
+    "Lower the inner or outer rate, clip gradients (ml.inner.clip_by_global_norm in an "
+    "inner optimiser, optax.clip_by_global_norm in the outer one), or give adaptive inner "
+    "optimisers an eps_root."
 )
 
 

@@ -73,6 +73,7 @@ def predict(
     checks.one_set(support, "support")
     given.check_kept(x, "x")
     _check_inputs(support.x, x)
+    _check_scales(support.x, x)
     support = dataclasses.replace(support, x=_as_floats(support.x))
     x = _as_floats(x)
     _check_finite(support.x, "support.x")
@@ -131,6 +132,20 @@ def _check_inputs(support: PyTree, x: PyTree) -> None:
             f"x holds {sorted(numbers)} inputs; expected one or more, the same in all "
             "leaves."
         )
+
+
+def _check_scales(support: PyTree, x: PyTree) -> None:
+    """Bytes on one side become 0..1, so the floats of the other side have to be that."""
+    for pair in zip(jax.tree.leaves(support), jax.tree.leaves(x), strict=True):
+        others = [np.asarray(leaf) for leaf in pair if leaf.dtype != np.uint8]
+        if len(others) == 1 and others[0].size:
+            low, high = float(others[0].min()), float(others[0].max())
+            if low < -1e-3 or high > 1 + 1e-3:
+                kinds = " and ".join(str(leaf.dtype) for leaf in pair)
+                raise ValueError(
+                    f"support.x and x are {kinds}; bytes are mapped to 0..1, and the "
+                    f"others run from {low:g} to {high:g}. Give both in one form."
+                )
 
 
 def _as_floats(tree: PyTree) -> PyTree:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ def save(path: str | Path, variables: Variables, learner: MetaLearner) -> None:
     Raises:
       TypeError: an argument is something else, or the variables hold a container or a
         leaf that a file cannot say; names it.
-      OSError: the file cannot be written.
+      CannotWrite: the file cannot be written; an older one is as it was.
 
     Example:
       >>> ml.save("maml.safetensors", result.variables, learner)
@@ -79,7 +78,9 @@ def save(path: str | Path, variables: Variables, learner: MetaLearner) -> None:
         "tree": tree,
     }
     if mesh.leads():
-        _write(path, _packed(arrays, told))
+        whole = _packed(arrays, told)
+        with files.replacing(path, kept=f"{len(whole):,} bytes are needed.") as part:
+            part.write_bytes(whole)
 
 
 def load(path: str | Path, learner: MetaLearner | None = None) -> Variables:
@@ -128,7 +129,7 @@ def _packed(arrays: dict[str, np.ndarray], told: dict[str, Any]) -> bytes:
     """The bytes of a file."""
     header: dict[str, Any] = {}
     # The text is JSON in JSON, since metadata of safetensors are strings.
-    text = json.dumps(told, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(told, separators=(",", ":"))  # a rate may be infinite
     header["__metadata__"] = {"metalearn": text, "sha256": _NO_DIGEST}
     end, parts = 0, []
     for name, array in arrays.items():
@@ -214,33 +215,6 @@ def _array(header: dict[str, Any], data: bytes, name: str) -> np.ndarray:
         raise Unreadable(f"{name} of shape {told['shape']} has {end - begin} bytes")
     array = np.frombuffer(data, dtype.newbyteorder("<"), size, begin)
     return array.astype(dtype).reshape(told["shape"])
-
-
-def _write(path: Path, whole: bytes) -> None:
-    """Writes a file in one move."""
-    try:
-        # Where a link leads, since a move would put the file in place of the link.
-        path = Path(os.path.realpath(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not of the whole name, which may be as long as names can be.
-        scratch = path.with_name(f".{path.name[:32]}-{secrets.token_hex(4)}")
-        try:
-            with scratch.open("xb") as stream:
-                stream.write(whole)
-                stream.flush()
-                # Before the move: after a loss of power the name must not be of an empty
-                # file.
-                os.fsync(stream.fileno())
-            scratch.replace(path)
-        except BaseException:
-            scratch.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{path} cannot be written: {error.strerror}. {len(whole):,} bytes are "
-            "needed; choose another path or make room",
-        ) from error
 
 
 def _version() -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import optax
 import pytest
 from tiny import WAYS, blob_batch, linen, sine_batch
@@ -46,6 +47,14 @@ def test_learner_carries_the_loss_that_judges_it(record):
     learner, _ = tiny_learner(record)
     expected = ml.losses.mse if record.curves else ml.losses.cross_entropy
     assert learner.loss_fn is expected
+
+
+@pytest.mark.parametrize("record", registry.RECORDS, ids=lambda record: record.name)
+def test_what_is_no_key_is_named_by_every_learner(record):
+    learner, tasks = tiny_learner(record)
+    task = jax.tree.map(lambda leaf: leaf[0], tasks)
+    with pytest.raises(TypeError, match=r"the number 3; expected a key. Give jax\.random"):
+        learner.init(3, task)
 
 
 def test_unknown_learner_suggests():

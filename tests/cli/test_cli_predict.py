@@ -15,6 +15,7 @@ from metalearn.apps import FewShotImages, Recipe, learners, plots, sgd
 from metalearn.apps.images import own, pictures
 from metalearn.apps.images.own import read_own
 from metalearn.cli import predict as command
+from metalearn.data.images.limits import within
 from metalearn.runs import prediction
 
 # Orbax leaves its event loop and threads to the garbage collector.
@@ -159,12 +160,12 @@ def test_all_images_that_cannot_be_used_are_named(tmp_path, support, new):
         (lambda a, tmp: a.update(images=["/dev/null"]), "/dev/null is no file"),
         (lambda a, tmp: a.update(support=tmp / "no"), "does not exist"),
         (lambda a, tmp: a.update(support=folder_of(tmp / "f", {"a": 2})), "of 1 classes"),
-        (lambda a, tmp: (tmp / "e").mkdir() or a.update(support=tmp / "e"), "0 classes"),
+        (lambda a, tmp: (tmp / "e").mkdir() or a.update(support=tmp / "e"), "no image"),
         (lambda a, tmp: (tmp / "e").mkdir() or a.update(images=[tmp / "e"]), "no image"),
         (lambda a, tmp: a.update(invert="maybe"), "expected one of auto, yes, no"),
         (
             lambda a, tmp: image(a["support"] / "l.png", np.zeros((9, 9), np.uint8)),
-            "in no folder of a class",
+            "in no class folder",
         ),
     ],
 )
@@ -176,9 +177,34 @@ def test_mistakes_are_named(tmp_path, support, new, change, message):
 
 
 def test_a_huge_file_is_not_read(tmp_path, support, new, monkeypatch):
-    monkeypatch.setattr(own, "MOST_BYTES", 10)
-    with pytest.raises(ValueError, match="expected at most 10"):
+    size = max(path.stat().st_size for path in support.rglob("*.png"))
+    new[0].write_bytes(bytes(size + 1))
+    small = within(max_file_bytes=size)
+    with small, pytest.raises(ValueError, match=rf"max_file_bytes={size}\. .*option"):
         read_own(FewShotImages(), record(), support=support, images=new)
+
+
+@pytest.mark.parametrize("suffix", ["heic", "npy", "svg"])
+def test_a_class_without_a_readable_image_is_not_lost(tmp_path, support, new, suffix):
+    """Its images would be put into the classes that are left."""
+    (support / "delta").mkdir()
+    (support / "delta" / f"0.{suffix}").write_bytes(b"x")
+    words = rf"lost as classes: 'delta' .*\.{suffix} 1.*or move the folder away\."
+    with pytest.raises(ValueError, match=words):
+        read_own(FewShotImages(), record(), support=support, images=new)
+
+
+def test_names_of_classes_are_those_of_a_data_set(tmp_path, new):
+    """One form of accents, and a folder that holds one archive."""
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    folder_of(tmp_path / "s", {apart: 1, "tea": 1})
+    (tmp_path / "packed").mkdir()
+    with zipfile.ZipFile(tmp_path / "packed" / "s.zip", "w") as archive:
+        for path in sorted((tmp_path / "s").rglob("*.png")):
+            archive.write(path, str(path.relative_to(tmp_path / "s")))
+    for support in (tmp_path / "s", tmp_path / "packed"):
+        found = read_own(FewShotImages(), record(), support=support, images=new)
+        assert found.class_names == (composed, "tea")
 
 
 # -- Predicting --------------------------------------------------------------------------
@@ -316,7 +342,10 @@ def test_a_picture_of_many(tmp_path):
         patch.setattr(pictures, "show_image", lambda ax, image, colour: drawn.append(image))
         least = {"max_ways": 5, "max_shots": 2, "max_images": 9}
         probabilities = np.eye(20)[:1].repeat(60, 0)
-        pictures.predictions(tmp_path / "p.png", images, probabilities, title="t", **least)
+        title = r"by the examples in $\foo$/$x_{"  # no formula
+        pictures.predictions(
+            tmp_path / "p.png", images, probabilities, title=title, **least
+        )
     assert (tmp_path / "p.png").stat().st_size > 0
     assert len(drawn) == 5 * 2 + 9
     assert plots.letter(0) == "A"

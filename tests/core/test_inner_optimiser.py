@@ -311,3 +311,36 @@ def test_hyper_parameters_start_finite():
     made = ml.fomaml(plain(), CE, optax.sgd, inner_hparams=jnp.nan)
     with pytest.raises(ValueError, match="inner_hparams is nan"):
         made.init(jax.random.key(1), blobs(jax.random.key(0)))
+
+
+BY_SHAPE = {
+    "partition": lambda: optax.partition(
+        {"moves": optax.sgd(0.1), "rests": optax.set_to_zero()},
+        lambda p: jax.tree.map(lambda w: "moves" if w.size > 8 else "rests", p),
+    ),
+    "masked": lambda: optax.chain(
+        optax.sgd(0.1),
+        optax.masked(optax.set_to_zero(), lambda p: jax.tree.map(lambda w: w.size <= 8, p)),
+    ),
+}
+
+
+@pytest.mark.parametrize("learner", ["maml", "fomaml", "reptile", "fine_tune"])
+@pytest.mark.parametrize("name", BY_SHAPE)
+def test_rules_by_shape_that_choose_nothing_of_a_sample_are_no_rate_of_zero(learner, name):
+    """Only large leaves move, and the sample that judges a rate has small ones."""
+    made = LEARNERS[learner](BY_SHAPE[name]())
+    task = blobs(jax.random.key(0))
+    variables = jax.eval_shape(made.init, jax.random.key(1), task)
+    jax.eval_shape(made.adapt, variables, task.support)
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
+def test_a_rate_of_zero_is_still_found(name):
+    opt = {
+        "sgd": optax.sgd(0.0),
+        "momentum": optax.sgd(0.0, momentum=0.9),
+        "adam": optax.adam(0.0, eps_root=1e-8),
+    }[name]
+    with pytest.raises(ValueError, match="its rate is 0"):
+        LEARNERS["maml"](opt)

@@ -1,11 +1,13 @@
 """What a learner tells about itself: its own plain values, and nothing else."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from metalearn.core.learner import MetaLearner, config_of, describe
+from metalearn.core.learner import MetaLearner, config_of, describe, hashable
 
 
 def test_plain_values_are_kept():
@@ -45,3 +47,20 @@ def test_anything_else_is_refused_with_its_option(value, kind):
 
 def test_a_learner_without_a_description_is_custom():
     assert describe(MetaLearner(None, None, None, None)) == {"name": "custom"}
+
+
+def test_what_cannot_be_a_key_is_the_same_key_again():
+    """A loss whose class is compared by its fields; every validation gives it anew."""
+
+    @dataclasses.dataclass
+    class Loss:
+        scale: float
+
+        def __call__(self, outputs, examples):
+            return self.scale
+
+    first, second = Loss(1.0), Loss(1.0)
+    assert hashable(first) == hashable(first)
+    assert len({hashable(first), hashable(first), hashable(second)}) == 2
+    assert hashable(first)(None, None) == 1.0
+    assert hashable(len) is len and hashable(None) is None

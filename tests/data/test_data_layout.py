@@ -1,22 +1,18 @@
 """What a folder or zip holds: classes, parts, what is left out, links, limits, splits."""
 
-import contextlib
 import io
 import json
 import os
-import struct
 import tarfile
 import unicodedata
 import zipfile
 
 import numpy as np
 import pytest
+from image_folders import BASE, ONE, described, folder, packed, picture
 from PIL import Image
 
 from metalearn import data
-from metalearn.data.images.archives import ImageTree
-from metalearn.data.images.folder import folder_source
-from metalearn.data.images.limits import Limits
 from metalearn.data.images.splits import part_of
 
 SPLITS = {"train": ["ant"], "val": ["bee"], "test": ["cat"]}
@@ -28,53 +24,6 @@ def cache(tmp_path, monkeypatch):
     root = tmp_path / "cache"
     monkeypatch.setenv("METALEARN_CACHE", str(root))
     return root
-
-
-def picture(seed=0, kind="png", size=(10, 10)):
-    stream = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
-    Image.fromarray(pixels).save(stream, kind)
-    return stream.getvalue()
-
-
-ONE = picture()
-BASE = {
-    f"{c}/{i}.png": picture([n, i])
-    for n, c in enumerate(("ant", "bee", "cat"))
-    for i in (0, 1)
-}
-
-
-def folder(root, content, splits=None):
-    root.mkdir(parents=True, exist_ok=True)
-    for name, value in content.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(value)
-    if splits is not None:
-        text = splits if isinstance(splits, bytes) else json.dumps(splits).encode()
-        (root / "splits.json").write_bytes(text)
-    return root
-
-
-def packed(path, content, method=zipfile.ZIP_DEFLATED):
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name, value in content.items():
-            archive.writestr(name, value)
-    return path
-
-
-def described(path, **options):
-    """Classes and numbers of images by part, and the protocol; every image is read."""
-    with contextlib.ExitStack() as stack:
-        source = folder_source(path, stack=stack, **options)
-        classes = {
-            part: {
-                name: sum(1 for _ in found.images(i))
-                for i, name in enumerate(found.class_names)
-            }
-            for part, found in source.parts.items()
-        }
-        return classes, source.info
 
 
 def test_every_suffix_is_read_in_any_case(tmp_path):
@@ -334,81 +283,3 @@ def test_any_sequence_lists_classes(tmp_path):
     splits = {"train": ("ant",), "test": np.array(["bee"]), "dev": {"cat"}}
     found, _ = described(folder(tmp_path / "a", BASE), splits=splits)
     assert found == {"train": {"ant": 2}, "validation": {"cat": 2}, "test": {"bee": 2}}
-
-
-LIMITS = {
-    "side": (dict(image_size=10**6), "image_size=1000000 gives .* max_pixels"),
-    "total": (
-        dict(image_size=5000, max_bytes=10**8),
-        "6 images of 5000x5000x3 .* max_bytes",
-    ),
-    "as stored": (dict(max_bytes=1799), "6 images of 10x10x3 .* max_bytes=1799"),
-    "pixels": (dict(max_pixels=99), r"'ant/0\.png' .* has 10x10 pixels; .*max_pixels=99"),
-    "file": (dict(max_file_bytes=50), r"'ant/0\.png' .* max_file_bytes=50"),
-    "files": (dict(max_files=5), "more than 5 files; .*max_files"),
-    "zero": (dict(max_files=0), "max_files=0 was given"),
-    "half": (dict(max_bytes=0.5), "max_bytes=0.5 was given"),
-    "beyond Pillow": (dict(max_pixels=10**12), "at most 178956970"),
-}
-
-
-@pytest.mark.parametrize("name", LIMITS)
-@pytest.mark.parametrize("zipped", [False, True])
-def test_limits(tmp_path, name, zipped):
-    options, words = LIMITS[name]
-    root = packed(tmp_path / "a.zip", BASE) if zipped else folder(tmp_path / "a", BASE)
-    with pytest.raises(ValueError, match=words):
-        described(root, split="test", **options)
-    limits = {"max_bytes": 1800, "max_pixels": 100, "max_files": 6}
-    assert described(root, split="test", **limits)[0]["test"]["cat"] == 2
-
-
-def test_only_members_that_are_read_are_limited(tmp_path):
-    path = packed(tmp_path / "a.zip", {**BASE, "README": bytes(100 * 2**20)})
-    assert "1 files that are no images" in described(path, split="test")[1]["protocol"]
-    path = packed(tmp_path / "b.zip", {**BASE, "ant/b.bmp": bytes(65 * 2**20)})
-    with pytest.raises(ValueError, match=r"'ant/b\.bmp' .* unpacks to 68157440 bytes"):
-        described(path, split="test")
-
-
-def test_members_that_share_their_bytes_are_refused(tmp_path):
-    """Every entry of the directory leads to one member, as in the bombs of D. Fifield."""
-    path = packed(tmp_path / "a.zip", {"ant/0.bmp": bytes(2**20)})
-    raw = path.read_bytes()
-    start = raw.index(b"PK\x01\x02")
-    end = raw.index(b"PK\x05\x06")
-    entry, count = raw[start:end], 400
-    entries = b"".join(entry.replace(b"ant/0.bmp", b"%03d/0.bmp" % i) for i in range(count))
-    tail = struct.pack(
-        "<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, len(entries), start, 0
-    )
-    path.write_bytes(raw[:start] + entries + tail)
-    with pytest.raises(ValueError, match=r"unpacks to .* share their bytes"):
-        ImageTree(path)
-
-
-@pytest.mark.parametrize("large", [False, True], ids=["usual", "zip64"])
-def test_members_are_counted_before_they_are_listed(tmp_path, monkeypatch, large):
-    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 100 if large else 65535)
-    path = packed(tmp_path / "a.zip", {f"{i}/0.png": b"" for i in range(3000)})
-    assert (b"PK\6\6" in path.read_bytes()) == large
-    assert len(ImageTree(path, Limits(max_files=3000)).paths) == 3000
-    monkeypatch.setattr(zipfile, "ZipFile", None)
-    with pytest.raises(ValueError, match="more than 2999 files"):
-        ImageTree(path, Limits(max_files=2999))
-
-
-def test_depth_and_repeated_paths(tmp_path):
-    deep = packed(tmp_path / "a.zip", {"a/" * 5000 + "x.png": ONE})
-    with pytest.raises(ValueError, match="folders 5000 deep"):
-        ImageTree(deep)
-    deep = folder(tmp_path / "a", {"a/" * 40 + "x.png": ONE})
-    with pytest.raises(ValueError, match="folders 32 deep"):
-        ImageTree(deep)
-    with pytest.warns(UserWarning, match="Duplicate"):
-        twice = tmp_path / "b.zip"
-        with zipfile.ZipFile(twice, "w") as archive:
-            for _ in range(2):
-                archive.writestr("ant/0.png", ONE)
-    with pytest.raises(ValueError, match=r"holds 'ant/0\.png' twice"):
-        ImageTree(twice)

@@ -10,6 +10,7 @@ from flips import cut, flipped
 
 from metalearn.core import digest, files
 from metalearn.data import builders, records
+from metalearn.data.images import limits
 
 SHAPE, PER_CLASS = (6, 6, 3), 3
 
@@ -207,3 +208,13 @@ def test_a_set_without_metadata_says_what_to_do(folder, monkeypatch):
     (folder / "metadata.json").unlink()
     with pytest.raises(ValueError, match=r"cannot be read .*Delete that folder"):
         records.load_records(folder)
+
+
+def test_records_are_read_whatever_limit_they_were_prepared_under(folder):
+    """They were within the limits of that time, and are the library's own files."""
+    for path in folder.glob("decoded-*"):
+        path.unlink()
+    with limits.within(max_pixels=SHAPE[0] * SHAPE[1] - 1):
+        found = records.load_records(folder)
+        rows = records.RecordImages(folder, "train")
+        np.testing.assert_array_equal(rows[0], found.train.images[0])

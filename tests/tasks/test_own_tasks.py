@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -241,14 +240,67 @@ def test_bad_labels_are_refused(y, query, labels, words):
         ml.tasks.from_tasks([(x, y, x, query)], labels=labels)
 
 
-def test_unscaled_images_are_told():
-    x = np.full((2, 3, 3, 1), 255.0)
-    for one, other in ((x, x), (x / 255, x), (x.astype(int), x.astype(int))):
-        with pytest.warns(UserWarning, match="Divide by 255"):
-            ml.tasks.from_tasks([(one, [0, 1], other, [0, 1])])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ml.tasks.from_tasks([(x / 255, [0, 1], x / 255, [0, 1])])
+PICTURES = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3)).astype(np.float32)
+UNSCALED = {
+    "0..255": (PICTURES, "run from 0 to 255 .*Divide them by 255"),
+    "whole numbers": (PICTURES.astype(np.int64), "Divide them by 255"),
+    "half precision": (PICTURES.astype(np.float16), "Divide them by 255"),
+    "flattened": (PICTURES.reshape(2, -1), "flattened"),
+    "bytes of 0 and 1": ((PICTURES > 99).astype(np.uint8), "bytes .* from 0 to 1"),
+}
+
+
+@pytest.mark.parametrize("part", ["support", "query"])
+@pytest.mark.parametrize("name", UNSCALED)
+def test_unscaled_images_are_refused(name, part):
+    """As `few_shot` does, in whatever part of whatever task they are."""
+    x, words = UNSCALED[name]
+    fine, y = np.where(np.isfinite(x), x.dtype.type(0), x), [0, 1]
+    sets = (x, y, fine, y) if part == "support" else (fine, y, x, y)
+    with pytest.raises(ValueError, match=f"(?s)^{part} x of the tasks: .*{words}"):
+        ml.tasks.from_tasks([(fine, y, fine, y), sets])
+    ml.tasks.from_tasks([sets], check_images=False)
+
+
+def test_unscaled_images_of_generators_are_refused():
+    y = [0, 1]
+    for number, make in enumerate(
+        (lambda rng: (PICTURES, y, PICTURES, y), lambda: [(PICTURES, y, PICTURES, y)])
+    ):
+        with pytest.raises(ValueError, match="Divide them by 255"):
+            ml.tasks.from_generator(make)
+        options = {"check_images": False, "num_tasks": 1 if number else None}
+        ml.tasks.from_generator(make, **options)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        PICTURES / 255,
+        PICTURES.astype(np.uint8),
+        PICTURES / 127.5 - 1,
+        PICTURES[..., 0] * 9,  # two axes a row: a series
+        PICTURES.reshape(2, -1)[:, :40],  # no square: a table
+        PICTURES.reshape(2, -1) * 0.9,  # numbers, and no whole ones
+        PICTURES.astype(np.int32)[:, 0, :, 0],  # codes
+    ],
+)
+def test_scaled_images_and_other_inputs_are_taken_as_they_are(x):
+    ml.tasks.from_tasks([(x, [0, 1], x, [0, 1])])
+
+
+def test_order_does_not_depend_on_the_batch_whatever_generator_is_preferred():
+    """Draws of rbg differ with the number of keys that are handled at once."""
+    rows = np.arange(60.0)
+    table = {"user": np.repeat(np.arange(6), 10), "v": rows, "y": rows}
+    with jax.default_prng_impl("rbg"):
+        tasks = ml.tasks.from_table(
+            table, group="user", x=["v"], y="y", num_support=3, num_query=2
+        )
+        stream = ml.tasks.in_order(tasks)
+        whole = next(stream.batches(6, 0)).support.x
+        parts = [next(stream.batches(2, i)).support.x for i in range(3)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
 def test_order_needs_a_list():

@@ -155,6 +155,15 @@ def test_test_tables_take_the_mapping_of_the_training_table():
         of(held_back, like=tasks)
     with pytest.raises(ValueError, match="Give the same columns"):
         of(train, x=["age"], like=tasks)
+    for options, words in (
+        ({"encode": "codes"}, "encode='codes' was given"),
+        ({"classes": True}, "classes=True was given"),
+    ):
+        with pytest.raises(ValueError, match=f"{words}, but `like`.*decides"):
+            of(held_back, like=tasks, **options)
+    of(train, like=tasks, classes=False)
+    coded = of(train, encode="codes")
+    assert set(of(train, like=coded)(jax.random.key(0)).query.x) == {"numbers", "codes"}
     with pytest.raises(TypeError, match="like is a TaskSampler"):
         of(train, like=ml.tasks.sinusoid())
 

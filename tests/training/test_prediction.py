@@ -151,3 +151,31 @@ def test_a_second_call_compiles_nothing(count_compilations):
     count_compilations()
     ml.predict(learner, NOTHING, support, X + 1)
     assert count_compilations() == 0
+
+
+BYTES = np.random.default_rng(0).integers(0, 256, (WAYS, SIZE), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("support", "x", "fine"),
+    [
+        (BYTES, BYTES, True),
+        (BYTES, BYTES / 255, True),
+        (BYTES / 255, BYTES, True),
+        (BYTES * 1.0, BYTES * 1.0, True),  # one form, whatever it is
+        (BYTES, BYTES * 1.0, False),
+        (BYTES * 1.0, BYTES, False),
+        (BYTES, (BYTES - 128) / 64, False),
+        (BYTES, BYTES.astype(np.int32), False),
+    ],
+)
+def test_support_and_inputs_are_on_one_scale(support, x, fine):
+    """Bytes become 0..1, and floats stay as they are."""
+    support, x = (a.astype(np.float32) if a.dtype == float else a for a in (support, x))
+    given = ml.Examples.of(support, np.arange(WAYS))
+    if fine:
+        found = ml.predict(nearest_mean(), NOTHING, given, x)
+        assert found.classes.tolist() == list(range(WAYS))
+    else:
+        with pytest.raises(ValueError, match=r"mapped to 0\.\.1.*Give both in one form"):
+            ml.predict(nearest_mean(), NOTHING, given, x)

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import metalearn as ml
-from metalearn.training import save
+from metalearn.core import files
 
 LEARNER = ml.maml(
     ml.from_linen(ml.models.MLP(widths=(3,))), ml.losses.mse, optax.sgd(0.01), num_steps=2
@@ -340,11 +340,20 @@ def test_a_failed_write_leaves_the_file_and_no_scratch(file, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(save.os, "fsync", full)
-    with pytest.raises(OSError, match="make room") as caught:
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match=r"bytes are needed\. Free space") as caught:
         ml.save(file, variables(), LEARNER)
     assert caught.value.errno == errno.ENOSPC and str(file) in str(caught.value)
     assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("rate", [float("inf"), -float("inf"), 0.1, 10**30])
+def test_settings_of_any_size_are_stored(tmp_path, rate):
+    learner = LEARNER._replace(config=(("name", "own"), ("sigma", rate)))
+    ml.save(tmp_path / "f", variables(), learner)
+    same(ml.load(tmp_path / "f", learner), variables())
+    with pytest.raises(ValueError, match="sigma"):
+        ml.load(tmp_path / "f", LEARNER._replace(config=(("name", "own"), ("sigma", 1))))
 
 
 def test_double_precision_is_not_cut(tmp_path):

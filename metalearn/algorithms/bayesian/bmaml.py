@@ -107,7 +107,7 @@ def bmaml(
     """
     checks.one_of("objective", objective, get_args(Objective))
     checks.whole_number("leader_steps", leader_steps, least=1)
-    _check_leader(leader_opt, objective)
+    _check_leader(leader_opt, objective, leader_steps)
     if posterior is None:
         known = {losses.mse: REGRESSION, losses.cross_entropy: CLASSIFICATION}
         posterior = _for_loss("posterior", loss_fn, known)
@@ -252,8 +252,8 @@ def joint(done: AdaptedParticles, loss_fn: LossFn) -> tuple[Array, dict]:
     return loss, {"joint/loss": loss}
 
 
-def _check_leader(leader_opt: Any, objective: Objective) -> None:
-    """Refuses what is no optimiser, and an optimiser where nobody leads."""
+def _check_leader(leader_opt: Any, objective: Objective, num_steps: int) -> None:
+    """Refuses what leads nowhere, and an optimiser where nobody leads."""
     if leader_opt is None:
         return
     if not isinstance(leader_opt, optax.GradientTransformation):
@@ -266,6 +266,11 @@ def _check_leader(leader_opt: Any, objective: Objective) -> None:
             f"leader_opt is given, but objective={objective!r} has no leader. Leave it "
             "out, or use objective='chaser'."
         )
+    try:
+        checks.inner_optimiser(leader_opt, None, second_order=False)
+        checks.inner_rate(leader_opt, num_steps)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"leader_opt: {error}") from None
 
 
 def _for_loss(option: str, loss_fn: LossFn, known: dict) -> Any:

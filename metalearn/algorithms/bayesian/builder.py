@@ -112,7 +112,7 @@ def particle_learner(
     )
 
     def init(key: Key, task: Task) -> Variables:
-        checks.one_task(task)
+        checks.one_task(task, key)
         return inner.init(key, task)
 
     def adapt(

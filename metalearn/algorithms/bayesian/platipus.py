@@ -138,7 +138,7 @@ def platipus(
     parts = _parts(model, loss_fn, inner_opt, num_steps, scalar_rates, chosen)
 
     def init(key: Key, task: Task) -> Variables:
-        checks.one_task(task)
+        checks.one_task(task, key)
         return _first_variables(parts, key, task, initial_std, initial_rate)
 
     def adapt(

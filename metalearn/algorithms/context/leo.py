@@ -162,7 +162,7 @@ def leo(
     _check(how)
 
     def init(key: Key, task: Task) -> Variables:
-        checks.one_task(task)
+        checks.one_task(task, key)
         x = task.support.x
         check_features(x)
         members = jnp.zeros((num_ways, x.shape[0]), x.dtype)

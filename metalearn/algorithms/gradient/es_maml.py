@@ -142,7 +142,7 @@ def es_maml(
         adapt_to = search(model, criterion, inner_opt, adaptation=adaptation, **options)
 
     def init(key: Key, task: Task) -> Variables:
-        checks.one_task(task)
+        checks.one_task(task, key)
         return frame.init(key, task)
 
     def adapt(

@@ -146,7 +146,7 @@ def imaml(
     )
 
     def init(key: Key, task: Task) -> Variables:
-        checks.one_task(task)
+        checks.one_task(task, key)
         return frame.init(key, task)
 
     def adapt(

@@ -102,7 +102,7 @@ def reptile(
         )
 
     def init(key: Key, task: Task) -> Variables:
-        checks.one_task(task)
+        checks.one_task(task, key)
         variables = training.init(key, task)
         if not carry_opt_state:
             return variables

@@ -124,7 +124,7 @@ def warpgrad(
     )
 
     def init(key: Key, task: Task) -> Variables:
-        checks.one_task(task)
+        checks.one_task(task, key)
         variables = model.init(key, task.support.x)
         theta, omega = trees.split(variables.params, moves)
         _check_warps(theta, omega, warp)

@@ -107,7 +107,7 @@ def protonet(
         return mask_absent(-scale * distance, adapted.present)
 
     def init(key: Key, task: Task) -> Variables:
-        checks.one_task(task)
+        checks.one_task(task, key)
         return encoder.init(key, task.support.x)
 
     def adapt(

@@ -10,18 +10,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from metalearn.apps.base import DataRecord
 from metalearn.apps.images.few_shot import FewShotImages
 from metalearn.data.images.archives import ImageTree, decode_image
+from metalearn.data.images.folder import refuse_lost, resize
+from metalearn.data.images.layout import layout_of, open_images
+from metalearn.data.images.limits import limits_of
 
 # Sets of light strokes on a dark ground.
 LIGHT_STROKES = ("glyphs", "omniglot")
 INVERT = ("auto", "yes", "no")
-MOST_BYTES = 64 * 2**20
 _MOST_NAMED = 20
 
 # A place in words, and a function that gives its pixels, uint8 `[H, W, C]`.
@@ -81,7 +83,7 @@ def read_own(
     strokes = record.get("name") in LIGHT_STROKES
     fitted = _Fitted((height, width), factor, area=strokes)
     with contextlib.ExitStack() as stack:
-        labelled = _by_class(stack.enter_context(ImageTree(support)), mode)
+        labelled = _by_class(stack.enter_context(open_images(support, limits_of())), mode)
         names = tuple(sorted(labelled))
         examples = [source for name in names for source in labelled[name]]
         queries = list(_queries(images, mode, stack))
@@ -102,31 +104,18 @@ def read_own(
 
 
 def _by_class(tree: ImageTree, mode: str) -> dict[str, list[_Source]]:
-    """Sources of the support images by class, which is the folder of an image."""
-    found: dict[str, list[_Source]] = {}
-    parts = [PurePosixPath(path).parts for path in tree.image_paths()]
-    # A zip often holds one folder that holds everything.
-    depth = 0
-    while (
-        parts and min(map(len, parts)) > depth + 2 and len({p[depth] for p in parts}) == 1
-    ):
-        depth += 1
-    loose = [p for p in parts if len(p) < depth + 2]
-    if loose:
+    """Sources of the support images by class, as `ml.data.load` finds the classes."""
+    found = layout_of(tree, by_parts=False)
+    refuse_lost(tree, found, "or move the folder away")
+    if len(found.files) < 2:
         raise ValueError(
-            f"{len(loose)} images of the support {tree.root}, such as {loose[0][-1]!r}, "
-            "are in no folder of a class; expected class/image.png. Move each into the "
-            "folder of its class."
+            f"the support {tree.root} holds images of {len(found.files)} classes; expected "
+            "two or more, each in its own folder: class/image.png."
         )
-    for path in parts:
-        name = "/".join(path[depth:-1])
-        found.setdefault(name, []).append(_from_tree(tree, "/".join(path), mode))
-    if len(found) < 2:
-        raise ValueError(
-            f"the support {tree.root} holds images of {len(found)} classes; expected two "
-            "or more, each in its own folder: class/image.png."
-        )
-    return found
+    return {
+        name: [_from_tree(tree, path, mode) for path in paths]
+        for name, paths in found.files.items()
+    }
 
 
 def _from_tree(tree: ImageTree, path: str, mode: str) -> _Source:
@@ -164,9 +153,12 @@ def _queries(
 
 
 def _from_file(path: Path, mode: str) -> np.ndarray:
-    size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise ValueError(f"'{path}' has {size} bytes; expected at most {MOST_BYTES}.")
+    size, most = path.stat().st_size, limits_of().max_file_bytes
+    if size > most:
+        raise ValueError(
+            f"'{path}' has {size} bytes; expected at most max_file_bytes={most}. Make the "
+            "file smaller, or raise the option max_file_bytes."
+        )
     return decode_image(path.read_bytes(), mode=mode, where=f"'{path}'")
 
 
@@ -194,24 +186,11 @@ class _Fitted:
                     f"trained on {full[1]}x{full[0]}, which are not square, so it is not "
                     "cut."
                 )
-            pixels = _square(pixels, full[0], self.area)
+            pixels = resize(pixels, full[0], "BOX" if self.area else "LANCZOS")
         if pixels.shape[:2] == self.size:
             return pixels
         blocks = (height, self.factor, width, self.factor, channels)
         return np.rint(pixels.reshape(blocks).mean((1, 3))).astype(np.uint8)
-
-
-def _square(pixels: np.ndarray, size: int, area: bool) -> np.ndarray:
-    """Central square, resized."""
-    from PIL import Image
-
-    height, width, channels = pixels.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = pixels[top : top + side, left : left + side]
-    kind = Image.Resampling.BOX if area else Image.Resampling.LANCZOS
-    image = Image.fromarray(square[..., 0] if channels == 1 else square)
-    return np.asarray(image.resize((size, size), kind)).reshape(size, size, channels)
 
 
 def _read_all(sources: Sequence[_Source], fitted: _Fitted) -> np.ndarray:

@@ -63,7 +63,8 @@ def predictions(
         return figure.add_axes(box)
 
     def text(x: float, from_top: float, words: str, **style: Any) -> None:
-        style = {"fontsize": 9, "color": INK, "va": "center", **style}
+        # Paths may hold "$", which is no formula.
+        style = {"fontsize": 9, "color": INK, "va": "center", "parse_math": False, **style}
         figure.text(x / width, 1 - from_top / height, words, **style)
 
     def centre(column: int) -> float:

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from metalearn.data.images.decoding import IMAGE_SUFFIXES, decode, decode_image
-from metalearn.data.images.limits import Limits
+from metalearn.data.images.limits import Limits, limits_of
 
 __all__ = ["IMAGE_SUFFIXES", "ImageTree", "decode_image", "fingerprint"]
 
@@ -33,7 +33,6 @@ MAX_DEPTH = 32  # folders inside one another
 # members that share their bytes.
 _MOST_UNPACKED = 1032
 _USUAL = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_DEFAULT = Limits()
 
 
 class ImageTree:
@@ -57,8 +56,8 @@ class ImageTree:
         nowhere or in a circle, or more than the limits admit.
     """
 
-    def __init__(self, root: str | Path, limits: Limits = _DEFAULT):
-        self.root, self.limits = Path(root), limits
+    def __init__(self, root: str | Path, limits: Limits | None = None):
+        self.root, self.limits = Path(root), limits or limits_of()
         self.hidden = self.special = 0
         self.paths: dict[str, tuple[int, int]] = {}
         self.empty: list[str] = []

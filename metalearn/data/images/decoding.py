@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from metalearn.core.optional import require
-from metalearn.data.images.limits import Limits
+from metalearn.data.images.limits import Limits, limits_of
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"),
@@ -38,7 +38,6 @@ HOW = (
 )
 TRANSPARENT, TURNED = "transparent, put on white", "turned by EXIF"
 FIRST_FRAME, SIXTEEN = "first frame of several", "16 bits scaled to 8"
-_DEFAULT = Limits()
 
 
 def pillow() -> Any:
@@ -50,13 +49,15 @@ def pillow() -> Any:
     return require("PIL.Image", "to read images")
 
 
-def decode_image(data: bytes, *, mode: str, where: str) -> np.ndarray:
+def decode_image(
+    data: bytes, *, mode: str, where: str, limits: Limits | None = None
+) -> np.ndarray:
     """Decodes image bytes to uint8 `[H, W, C]`; see `decode`."""
-    return decode(data, mode=mode, where=where)[0]
+    return decode(data, mode=mode, where=where, limits=limits)[0]
 
 
 def decode(
-    data: bytes, *, mode: str, where: str, limits: Limits = _DEFAULT
+    data: bytes, *, mode: str, where: str, limits: Limits | None = None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Decodes an image as a viewer shows it.
 
@@ -64,7 +65,7 @@ def decode(
       data: Bytes of a file of one of the formats of `IMAGE_SUFFIXES`.
       mode: Pillow mode: "L" (greyscale) or "RGB".
       where: Source of the bytes, for messages.
-      limits: Limits.
+      limits: Limits; those around, see `limits_of`, if None.
 
     Returns:
       The pixels, uint8 `[H, W, C]` with C = 1 for "L", and what was done to the image
@@ -74,7 +75,7 @@ def decode(
       ValueError: The bytes are damaged, are no image, have too many pixels, or hold values
         without a known range.
     """
-    Image = pillow()
+    Image, limits = pillow(), limits or limits_of()
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size

@@ -21,7 +21,7 @@ from metalearn.data.images.archives import fingerprint
 from metalearn.data.images.decoding import HOW, IMAGE_SUFFIXES, pillow
 from metalearn.data.images.image_sets import PARTS
 from metalearn.data.images.layout import layout_of, open_images
-from metalearn.data.images.limits import Limits, check_total
+from metalearn.data.images.limits import check_total, limits_of
 from metalearn.data.images.splits import EXAMPLE, check_splits, random_split, read_splits
 
 MIN_SIDE = 8
@@ -74,13 +74,12 @@ def folder_source(
     """
     if channels not in tuple(_MODES):
         raise ValueError(f"channels={channels!r} was given; expected 1 or 3.")
-    given = {
-        "max_pixels": max_pixels,
-        "max_bytes": max_bytes,
-        "max_file_bytes": max_file_bytes,
-        "max_files": max_files,
-    }
-    limits = Limits(**{name: value for name, value in given.items() if value is not None})
+    limits = limits_of(
+        max_pixels=max_pixels,
+        max_bytes=max_bytes,
+        max_file_bytes=max_file_bytes,
+        max_files=max_files,
+    )
     _check_size(image_size, limits)
     tree = stack.enter_context(open_images(path, limits))
     explicit = splits is not None or (
@@ -171,7 +170,7 @@ class _Reader:
                 f"pixels; expected at least {MIN_SIDE}x{MIN_SIDE}. Remove the image."
             )
         if self.image_size is not None:
-            pixels = _resize(pixels, self.image_size)
+            pixels = resize(pixels, self.image_size)
         if self.expected is not None and pixels.shape != self.expected[0]:
             raise ValueError(
                 f"{path!r} in {self.tree.root} is {pixels.shape[1]}x{pixels.shape[0]} "
@@ -193,8 +192,14 @@ class _Reader:
         return f"{HOW}; {resized}; found: {', '.join(counts) or 'nothing of the kind'}"
 
 
-def _resize(pixels, size):
-    """Central square of `[H, W, C]`, resized to `[size, size, C]`."""
+def resize(pixels: np.ndarray, size: int, kind: str = "LANCZOS") -> np.ndarray:
+    """Central square of `[H, W, C]`, resized to `[size, size, C]`.
+
+    Args:
+      pixels: Pixels, uint8 `[H, W, C]`.
+      size: Side of the result.
+      kind: Name of a filter of Pillow.
+    """
     height, width, channels = pixels.shape
     if (height, width) == (size, size):
         return pixels
@@ -204,7 +209,7 @@ def _resize(pixels, size):
     square = pixels[top : top + side, left : left + side]
     Image = pillow()
     image = Image.fromarray(square[..., 0] if channels == 1 else square)
-    resized = np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
+    resized = np.asarray(image.resize((size, size), Image.Resampling[kind]))
     return resized.reshape(size, size, channels)
 
 
@@ -212,7 +217,7 @@ def _parts(tree, found, split, splits, seed):
     """Class names by part, and the origin of the split in words."""
     names = list(found.files)
     if splits is None and split in ("random", *PARTS):
-        _refuse_lost(tree, found)
+        refuse_lost(tree, found)
     if splits is None and split == "random":
         pooled = f", classes of {found.folders} pooled" if found.folders else ""
         return random_split(names, seed), f"random 64/16/20, seed {seed}{pooled}"
@@ -228,7 +233,7 @@ def _parts(tree, found, split, splits, seed):
         given = "the option splits"
         return check_splits(splits, names, given, found.absent), given
     if splits is None and split is None and found.parts is not None:
-        _refuse_lost(tree, found)
+        refuse_lost(tree, found)
         if found.shared:
             raise ValueError(
                 f"{len(found.shared)} classes of {tree.root} stand in several of the "
@@ -243,15 +248,16 @@ def _parts(tree, found, split, splits, seed):
     return check_splits(chosen, names, str(path), found.absent), origin
 
 
-def _refuse_lost(tree, found):
+def refuse_lost(
+    tree, found, remedy="move the folder away, or list the classes in a splits.json"
+):
     """Where all folders are classes, a folder without a readable image is a lost class."""
     if found.lost:
         first = found.lost[0]
         raise ValueError(
             f"{len(found.lost)} folders of {tree.root} would be lost as classes: "
             f"{first!r} {found.absent[first]}; expected images with one of "
-            f"{', '.join(IMAGE_SUFFIXES)}. Convert the files, move the folder away, or "
-            "list the classes in a splits.json."
+            f"{', '.join(IMAGE_SUFFIXES)}. Convert the files, {remedy}."
         )
 
 

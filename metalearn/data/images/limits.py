@@ -2,12 +2,17 @@
 
 A file of 164 kB may decode to half a gigabyte, and an archive may list millions of files.
 Sizes are therefore compared with these limits before anything is decoded. Every limit is
-an option of `ml.data.load`, and every message names that option.
+an option of `ml.data.load` and of the commands, and every message names that option.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
+from collections.abc import Iterator
+
+from metalearn.core.cost import in_bytes
 
 # Pillow itself refuses more pixels than these.
 MOST_PIXELS = 178_956_970
@@ -47,6 +52,29 @@ class Limits:
             )
 
 
+_AROUND: contextvars.ContextVar[Limits] = contextvars.ContextVar("limits of images")
+
+
+def limits_of(**given: int | None) -> Limits:
+    """The limits that are given, else those of `within`, else the defaults."""
+    found = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(_AROUND.get(Limits()), **found)
+
+
+@contextlib.contextmanager
+def within(**given: int | None) -> Iterator[None]:
+    """Limits of all images that are read inside, where a call gives none of its own.
+
+    Raises:
+      ValueError: as `Limits`.
+    """
+    token = _AROUND.set(limits_of(**given))
+    try:
+        yield
+    finally:
+        _AROUND.reset(token)
+
+
 def check_total(
     count: int, shape: tuple[int, int, int], limits: Limits, where: str
 ) -> None:
@@ -66,12 +94,8 @@ def check_total(
     if total > limits.max_bytes:
         raise ValueError(
             f"{count} images of {height}x{width}x{channels} in {where} take "
-            f"{_gigabytes(total)}; expected at most max_bytes={limits.max_bytes} "
-            f"({_gigabytes(limits.max_bytes)}). Choose a smaller image_size, or raise the "
+            f"{in_bytes(total)}; expected at most max_bytes={limits.max_bytes} "
+            f"({in_bytes(limits.max_bytes)}). Choose a smaller image_size, or raise the "
             "option max_bytes and read the set with ml.data.open_records and "
             "ml.data.stream."
         )
-
-
-def _gigabytes(value: int) -> str:
-    return f"{value / 1e9:.3g} GB"

@@ -24,7 +24,7 @@ from metalearn.core.optional import check, require
 from metalearn.data import records
 from metalearn.data.images.decoding import HOW, decode_image
 from metalearn.data.images.image_sets import PARTS, ImageDataset, from_arrays
-from metalearn.data.images.limits import Limits, check_total
+from metalearn.data.images.limits import check_total, limits_of
 from metalearn.data.images.splits import check_splits, random_split
 
 OMNIGLOT = ("images_background.zip", "images_evaluation.zip")
@@ -39,6 +39,7 @@ def load_tfds(
     splits: Mapping[str, Any] | None = None,
     seed: int = 0,
     max_bytes: int | None = None,
+    max_pixels: int | None = None,
 ) -> ImageDataset:
     """Reads a prepared TFDS set.
 
@@ -52,6 +53,7 @@ def load_tfds(
         seeded 64/16/20 split.
       seed: Seed of the random split.
       max_bytes: Largest size of all images together; see `Limits`.
+      max_pixels: Largest number of pixels of one image.
 
     Returns:
       The data set; images are in memory.
@@ -62,7 +64,7 @@ def load_tfds(
       ValueError: The name is no name of TFDS, the set is damaged or too large, has no
         image or label, or has images of several sizes.
     """
-    limits = Limits(**({} if max_bytes is None else {"max_bytes": max_bytes}))
+    limits = limits_of(max_bytes=max_bytes, max_pixels=max_pixels)
     check("to read its sets", "tensorflow_datasets", "array_record")
     directory = _prepared_dir(name, data_dir)
     if splits is None and (directory / "metadata.json").is_file():
@@ -145,7 +147,7 @@ def _examples(builder, name, directory, image_key, label_key, mode, limits):
             with _one_message(name, directory):
                 row = rows[i]
             where = f"record {i} of {name}, split {split}"
-            image = decode_image(row[image_key], mode=mode, where=where)
+            image = decode_image(row[image_key], mode=mode, where=where, limits=limits)
             if not images:
                 check_total(count, image.shape, limits, f"tfds:{name}")
             elif image.shape != images[0].shape:

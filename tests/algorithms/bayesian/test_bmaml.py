@@ -166,7 +166,7 @@ def test_meta_gradient_is_that_of_a_leader_that_stands_still(monkeypatch):
 
 @x64
 def test_a_leader_that_does_not_move_gives_zero_loss():
-    still = chaser(leader_opt=optax.sgd(0.0))
+    still = chaser(leader_opt=optax.sgd(1e-200))
     found = estimate(still, wide_variables(True), wide_sines())
     assert not np.any(found.metrics["chaser/loss"])
     assert not any(np.any(g) for g in jax.tree.leaves(found.grads))
@@ -264,6 +264,9 @@ def test_the_joint_objective_averages_products():
         ({"repulsion": float("nan")}, "repulsion is nan"),
         ({"objective": "chase"}, "objective is 'chase'.*chaser, query"),
         ({"objective": "query", "leader_opt": optax.sgd(0.1)}, "has no leader"),
+        ({"leader_opt": optax.sgd(0.0)}, "leader_opt: .*its rate is 0"),
+        ({"leader_opt": optax.sgd(-0.1)}, "leader_opt: .*rate is negative"),
+        ({"leader_opt": optax.sgd(float("nan"))}, "leader_opt: .*not a finite number"),
         ({"posterior": MSE}, "posterior is a function"),
         ({"differentiation": ml.inner.Implicit()}, "bmaml cannot learn"),
         ({"norm": "layer"}, "norm is 'layer'"),
@@ -289,6 +292,8 @@ def test_bad_posteriors_and_losses_are_refused():
         bmaml(plain(), CE, 0.1)
     with pytest.raises(TypeError, match="leader_opt is a float"):
         bmaml(plain(), CE, optax.sgd(0.1), leader_opt=0.1)
+    with pytest.raises(TypeError, match=r"leader_opt: .*needs value"):
+        bmaml(plain(), CE, optax.sgd(0.1), leader_opt=optax.lbfgs())
 
 
 def test_a_choice_of_weights_by_their_shapes_is_refused():
