@@ -13,23 +13,18 @@ font packages give the same bytes. These versions are part of the cache key.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from metalearn.core import optional
+from metalearn.core.digest import SEAL
 from metalearn.core.optional import require
 from metalearn.data.builders import PartSource, RecordSource
+from metalearn.data.images import glyph_table
 from metalearn.data.images.archives import fingerprint
-from metalearn.data.images.glyph_classes import (
-    MIN_FACES,
-    SCRIPTS,
-    GlyphClass,
-    find_classes,
-)
-from metalearn.data.images.glyph_faces import FACES, Face
+from metalearn.data.images.glyph_classes import MIN_FACES, SCRIPTS, GlyphClass
+from metalearn.data.images.glyph_faces import Face, drawing_versions, open_faces
 
 IMAGE_SIZE = 28
 IMAGES_PER_CLASS = 20
@@ -40,32 +35,21 @@ SLANT = 0.07
 STRETCH = 0.06
 SHIFT_PIXELS = 0.8
 _OVERSAMPLING = 4
-_FONT_SIZE = 80
 # Part of the cache key: raise it when the same fonts would give other records.
 _FORMAT = 5
 
 
 def glyphs_config() -> str:
-    """Name of the cache entry; cheap, unlike finding the classes."""
-    key = fingerprint([*drawing_versions().items(), ("format", _FORMAT)])
+    """Name of the cache entry; cheap, unlike drawing."""
+    versions, classes = drawing_versions(), glyph_table.read()[SEAL]
+    key = fingerprint([*versions.items(), ("classes", classes), ("format", _FORMAT)])
     return f"{IMAGE_SIZE}px-{key}"
 
 
-def drawing_versions() -> dict[str, str]:
-    """Versions of everything that decides what the pixels are."""
-    features = require("PIL.features", "to draw characters")
-    optional.check("to draw characters", "matplotlib", "pymupdf_fonts")
-    packages = {
-        name: importlib.metadata.version(name)
-        for name in ("pillow", "matplotlib", "pymupdf-fonts")
-    }
-    return {**packages, "freetype": str(features.version("freetype2"))}
-
-
 def glyphs_source() -> RecordSource:
-    """Opens the faces, finds the classes (some twenty seconds) and describes the set."""
-    faces = [Face(name, size=_FONT_SIZE) for name in FACES]
-    classes = find_classes(faces)
+    """Opens the faces, reads the stored classes or finds them, and describes the set."""
+    faces = open_faces()
+    classes = glyph_table.classes_of(faces)
     parts = {}
     for part in SCRIPTS:
         members = [found for found in classes if found.part == part]
