@@ -184,6 +184,13 @@ def test_what_is_left_out_is_in_the_record(tmp_path, monkeypatch, capsys):
     # The number of training classes is taken of what is left.
     fewer = dataclasses.replace(app, train_classes=2)
     assert fewer.load(str(tmp_path), parts).part("train")[0].class_names == ("ant", "elk")
+    # Other words make other records: those of before are not taken from the cache.
+    lists["names"] = {"n1": "ant, emmet"}
+    path.write_text(json.dumps(lists))
+    again = app.load(str(tmp_path), parts)
+    assert again.part("train")[0].class_names == ("elk", "lion")
+    lists["names"] = {"n1": "lion"}
+    path.write_text(json.dumps(lists))
     # A test alone is as it is with training.
     assert app.describe(app.load(str(tmp_path), ("test",)))["parts"] == {
         "test": record["parts"]["test"]

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from fontTools import unicodedata as scripts
+from PIL import Image
 
 from metalearn import data
 from metalearn.data.images import glyph_classes, glyph_table, omniglot, splits
@@ -156,6 +157,41 @@ def test_words_for_numbers_are_names():
         ("n02129166", "lion", False),
     ):
         assert bool(data.shared_classes(two(earlier, later, words=words))) == shared
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"names": {"n1": "lion, cat", "n2": "ant"}}, {"n1": "lion, cat", "n2": "ant"}),
+        ({"train": ["a"], "names": {"e\u0301": "x"}}, {"é": "x"}),
+        ({"train": ["a"]}, {}),
+        ({"names": ["a", "b"]}, {}),
+        ({"names": {"n1": ["lion"], "n2": "ant"}}, {"n2": "ant"}),
+        (["names"], {}),
+        (None, {}),
+    ],
+)
+def test_words_of_a_splits_file(content, expected):
+    assert splits.read_words(content) == expected
+
+
+def test_words_of_a_folder(tmp_path, monkeypatch):
+    """Also of a split at random; a file that is no JSON gives none."""
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "cache"))
+    for name in ("n1", "n2", "n3"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        pixels = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "set" / name / "0.png")
+    file = tmp_path / "set" / "splits.json"
+    file.write_text(json.dumps({"names": {"n1": "lion", "n9": "elk"}}))
+    made = data.load(tmp_path / "set", split="random", channels=1)
+    assert made.info["words"] == {"n1": "lion"}
+    file.write_text("{")
+    made = data.load(tmp_path / "set", split="random", channels=1)
+    assert made.info["words"] == {}
+    parts = {"train": ["n1"], "test": ["n2"], "names": {"n2": "ant"}}
+    made = data.load(tmp_path / "set", splits=parts, channels=1)
+    assert made.info["words"] == {"n2": "ant"}
 
 
 def test_a_glyph_is_what_looks_like_it():

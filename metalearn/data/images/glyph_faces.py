@@ -104,7 +104,7 @@ class Face:
         """
         Image = require("PIL.Image", "to draw characters")
         mask, (left, top) = self._font.getmask2(chr(code_point), mode="L", anchor="ls")
-        image = Image.frombytes("L", mask.size, bytes(mask))
+        image = Image.Image()._new(mask)
         canvas = Image.new("L", (side, side))
         canvas.paste(image, (side * 3 // 20 + left, side * 7 // 10 + top))
         return np.asarray(canvas.reduce(factor))
@@ -114,9 +114,9 @@ class Face:
         mask = self._font.getmask(character, mode="L")
         if 0 in mask.size:
             return None
-        image = Image.frombytes("L", mask.size, bytes(mask))
-        box = image.getbbox()
-        return None if box is None else np.asarray(image.crop(box))
+        # `bytes(mask)` makes an object of every pixel, which takes as long as drawing.
+        ink = cut_to_ink(np.asarray(Image.Image()._new(mask)))
+        return ink if ink.size else None
 
 
 def open_faces() -> list[Face]:
@@ -137,6 +137,15 @@ def drawing_versions() -> dict[str, str]:
         for name in ("pillow", "matplotlib", "pymupdf-fonts")
     }
     return {**packages, "freetype": str(features.version("freetype2"))}
+
+
+def cut_to_ink(pixels: np.ndarray) -> np.ndarray:
+    """The smallest rectangle with all pixels that are not 0; uint8 `[h, w]`."""
+    rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return pixels[:0, :0]
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return np.ascontiguousarray(pixels[box])
 
 
 def _font_bytes(name):

@@ -8,7 +8,7 @@ classes are found anew and a message says so.
 
 After a change of `glyph_classes` or of the list of faces, write the file anew:
 
-    python -m metalearn.data.images.glyph_table
+    python -c "from metalearn.data.images import glyph_table; glyph_table.renew()"
 """
 
 from __future__ import annotations
@@ -84,6 +84,12 @@ def read(path: Path = PATH) -> dict[str, Any]:
     return table
 
 
+def renew(path: Path = PATH) -> None:
+    """Finds the classes with the installed fonts and stores them."""
+    faces = open_faces()
+    write(faces, find_classes(faces), drawing_versions(), path)
+
+
 def write(
     faces: Sequence[Face],
     classes: Sequence[GlyphClass],
@@ -130,8 +136,3 @@ def _differences(stored, found):
         one, other = stored[group], found[group]
         differ += [name for name in one | other if one.get(name) != other.get(name)]
     return differ + [k for k in ("version", "size", "order") if stored[k] != found[k]]
-
-
-if __name__ == "__main__":
-    opened = open_faces()
-    write(opened, find_classes(opened), drawing_versions())

@@ -24,7 +24,12 @@ from metalearn.data.builders import PartSource, RecordSource
 from metalearn.data.images import glyph_table
 from metalearn.data.images.archives import fingerprint
 from metalearn.data.images.glyph_classes import MIN_FACES, SCRIPTS, GlyphClass
-from metalearn.data.images.glyph_faces import Face, drawing_versions, open_faces
+from metalearn.data.images.glyph_faces import (
+    Face,
+    cut_to_ink,
+    drawing_versions,
+    open_faces,
+)
 
 IMAGE_SIZE = 28
 IMAGES_PER_CLASS = 20
@@ -88,46 +93,51 @@ def draw(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Returns:
       uint8 `[28, 28]`, anti-aliased.
     """
-    angle, slant, stretch_x, stretch_y, shift_x, shift_y = np.clip(
-        rng.standard_normal(6), -2, 2
-    )
+    normal = np.minimum(np.maximum(rng.standard_normal(6), -2), 2)
     weight = rng.integers(-1, 2)
-    angle = np.deg2rad(ROTATION_DEGREES * angle)
     Image = require("PIL.Image", "to draw characters")
-    glyph = _change_weight(Image.fromarray(ink), weight)
-    scale = BOX * _OVERSAMPLING / max(glyph.size)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    slope = np.array([[1.0, SLANT * slant], [0.0, 1.0]])
-    size = np.diag(scale * np.exp(STRETCH * np.array([stretch_x, stretch_y])))
-    # Pillow asks where each pixel of the result comes from: the inverse map.
-    back = np.linalg.inv(turn @ slope @ size)
+    glyph = _change_weight(ink, weight)
     side = IMAGE_SIZE * _OVERSAMPLING
-    shift = SHIFT_PIXELS * _OVERSAMPLING * np.array([shift_x, shift_y])
-    origin = np.array(glyph.size) / 2 - back @ (side / 2 + shift)
-    matrix = (*back[0], origin[0], *back[1], origin[1])
-    canvas = glyph.transform(
-        (side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+    canvas = Image.fromarray(glyph).transform(
+        (side, side),
+        Image.Transform.AFFINE,
+        _inverse_map(normal, (glyph.shape[1], glyph.shape[0])),
+        Image.Resampling.BILINEAR,
     )
     # Drawn larger and averaged, because Pillow's transform does not anti-alias.
     return np.asarray(canvas.reduce(_OVERSAMPLING))
 
 
-def _change_weight(glyph, weight):
+def _inverse_map(normal, size):
+    """Numbers of Pillow's affine transform: the place that each pixel comes from."""
+    angle, slant, stretch_x, stretch_y, shift_x, shift_y = normal
+    angle = np.deg2rad(ROTATION_DEGREES * angle)
+    scale = BOX * _OVERSAMPLING / max(size)
+    sine, cosine = np.sin(angle), np.cos(angle)
+    turn = np.array([[cosine, -sine], [sine, cosine]])
+    slope = np.array([[1.0, SLANT * slant], [0.0, 1.0]])
+    x, y = scale * np.exp(STRETCH * np.array([stretch_x, stretch_y]))
+    back = np.linalg.inv(turn @ slope @ np.array([[x, 0.0], [0.0, y]]))
+    shift = SHIFT_PIXELS * _OVERSAMPLING * np.array([shift_x, shift_y])
+    middle = IMAGE_SIZE * _OVERSAMPLING / 2
+    origin = np.array(size) / 2 - back @ (middle + shift)
+    return (*back[0], origin[0], *back[1], origin[1])
+
+
+def _change_weight(ink, weight):
     """Thins (-1) or thickens (1) the strokes by about a fortieth of the glyph."""
-    Image, ImageFilter = (
-        require(f"PIL.{name}", "to draw characters") for name in ("Image", "ImageFilter")
-    )
-    margin = 4  # an empty border, so that nothing is cut and edges blend out
-    wide = Image.new("L", (glyph.width + 2 * margin, glyph.height + 2 * margin))
-    wide.paste(glyph, (margin, margin))
-    if weight == 1:
-        wide = wide.filter(ImageFilter.MaxFilter(3))
-    elif weight == -1:
-        thin = wide.filter(ImageFilter.MinFilter(3))
-        # Hairlines would vanish: they stay as they are.
-        if np.asarray(thin).sum() > 0.7 * np.asarray(wide).sum():
-            wide = thin
-    return wide.crop(wide.getbbox())
+    if weight == 0:
+        return ink
+    # An empty border, into which strokes grow and from which they are worn.
+    wide = np.pad(ink, 1 if weight == -1 else 2)
+    among = np.minimum if weight == -1 else np.maximum
+    # The extreme of each square of 3x3 pixels, by rows and then by columns.
+    rows = among(among(wide[:-2], wide[1:-1]), wide[2:])
+    changed = among(among(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
+    # Hairlines would vanish: they stay as they are.
+    if weight == -1 and not changed.sum() > 0.7 * ink.sum():
+        return ink
+    return cut_to_ink(changed)
 
 
 def _info(classes):
