@@ -268,6 +268,11 @@ def test_long_lists_are_cut():
         ValueError, match=r"character03', \.\.\. \(24 classes\) in train of a"
     ):
         data.disjoint(sets)
+    assert len(data.shared_classes({**sets, "c": image_set({"test": ["β"]})})) == 2
+    greek = [chr(c) for c in range(ord("α"), ord("ω") + 1)]
+    sets = {"a": image_set({"train": greek}), "b": image_set({"test": greek})}
+    (found,) = data.shared_classes(sets)  # the script, and not each letter as well
+    assert found.what == "the script Greek" and len(found.classes) == len(greek)
     many = [f"name{i}" for i in range(30)]
     sets = {"a": image_set({"train": many}), "b": image_set({"test": many})}
     with pytest.raises(ValueError, match="; 20 more"):

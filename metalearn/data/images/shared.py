@@ -83,8 +83,8 @@ def shared_classes(sets: Mapping[str, ImageDataset]) -> list[Shared]:
       sets: Image sets by name.
 
     Returns:
-      One entry for everything that is shared and each pair of parts; empty if every class
-      is in one part only.
+      One entry for everything that is shared and each pair of parts, without entries that
+      larger ones cover; empty if every class is in one part only.
 
     Example:
       >>> found = ml.data.shared_classes({"cifar": cifar, "tiny": tiny})
@@ -112,7 +112,7 @@ def shared_classes(sets: Mapping[str, ImageDataset]) -> list[Shared]:
                     other_classes=tuple(places[other]),
                 )
             )
-    return found
+    return _largest(found)
 
 
 def disjoint(
@@ -184,6 +184,22 @@ def _pairs(places) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
         for other in places:
             if one[0] != other[0] and PARTS.index(one[1]) < PARTS.index(other[1]):
                 yield one, other
+
+
+def _largest(found: Sequence[Shared]) -> list[Shared]:
+    """Without entries that say less of the same parts, as a letter beside its script."""
+    kept: list[Shared] = []
+    for one in sorted(found, key=lambda s: -len(s.classes) - len(s.other_classes)):
+        covered = any(
+            (one.name, one.part, one.other, one.other_part)
+            == (more.name, more.part, more.other, more.other_part)
+            and set(one.classes) <= set(more.classes)
+            and set(one.other_classes) <= set(more.other_classes)
+            for more in kept
+        )
+        if not covered:
+            kept.append(one)
+    return [one for one in found if one in kept]
 
 
 def _without(sets, found, at_least):
