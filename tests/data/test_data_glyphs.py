@@ -146,7 +146,7 @@ def test_faces_differ_before_jitter(dataset, faces):
         code_point = ord(unicodedata.lookup(name))
         inks = (f.render(code_point) for f in faces if code_point in f.code_points)
         bitmaps = {
-            glyphs.draw(ink, np.random.default_rng(0)).tobytes()
+            next(glyphs.draw([ink], [np.random.default_rng(0)])).tobytes()
             for ink in inks
             if ink is not None
         }

@@ -76,52 +76,59 @@ def glyphs_source() -> RecordSource:
 
 def draw_class(glyph: GlyphClass, faces: Sequence[Face]) -> Iterator[np.ndarray]:
     """Yields the `IMAGES_PER_CLASS` images of one class, uint8 `[28, 28, 1]`."""
-    for drawing in range(IMAGES_PER_CLASS):
-        face = faces[glyph.faces[drawing % len(glyph.faces)]]
-        # Seeded by character and drawing, so a class does not depend on the other classes.
-        rng = np.random.default_rng([glyph.code_point, drawing])
-        yield draw(face.render(glyph.code_point), rng)[..., None]
+    drawings = range(IMAGES_PER_CLASS)
+    drawers = [faces[glyph.faces[i % len(glyph.faces)]] for i in drawings]
+    # Seeded by character and drawing, so a class does not depend on the other classes.
+    rngs = [np.random.default_rng([glyph.code_point, i]) for i in drawings]
+    inks = [face.render(glyph.code_point) for face in drawers]
+    yield from (image[..., None] for image in draw(inks, rngs))
 
 
-def draw(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draws one glyph with jitter.
+def draw(
+    inks: Sequence[np.ndarray], rngs: Sequence[np.random.Generator]
+) -> Iterator[np.ndarray]:
+    """Draws glyphs with jitter.
 
     Args:
-      ink: uint8 `[h, w]`, the glyph cut to its ink.
-      rng: Source of the jitter.
+      inks: Glyphs cut to their ink, uint8 `[h, w]`.
+      rngs: Source of the jitter of each glyph.
 
-    Returns:
-      uint8 `[28, 28]`, anti-aliased.
+    Yields:
+      The images, uint8 `[28, 28]`, anti-aliased.
     """
-    normal = np.minimum(np.maximum(rng.standard_normal(6), -2), 2)
-    weight = rng.integers(-1, 2)
+    normals = np.stack([rng.standard_normal(6) for rng in rngs]).clip(-2, 2)
+    glyphs = [_change_weight(ink, rng.integers(-1, 2)) for ink, rng in zip(inks, rngs)]
+    sizes = np.array([glyph.shape[::-1] for glyph in glyphs])
     Image = require("PIL.Image", "to draw characters")
-    glyph = _change_weight(ink, weight)
     side = IMAGE_SIZE * _OVERSAMPLING
-    canvas = Image.fromarray(glyph).transform(
-        (side, side),
-        Image.Transform.AFFINE,
-        _inverse_map(normal, (glyph.shape[1], glyph.shape[0])),
-        Image.Resampling.BILINEAR,
-    )
-    # Drawn larger and averaged, because Pillow's transform does not anti-alias.
-    return np.asarray(canvas.reduce(_OVERSAMPLING))
+    # A map at a time would take as long as the drawing.
+    for glyph, numbers in zip(glyphs, _inverse_maps(normals, sizes).tolist()):
+        canvas = Image.fromarray(glyph).transform(
+            (side, side), Image.Transform.AFFINE, numbers, Image.Resampling.BILINEAR
+        )
+        # Drawn larger and averaged, because Pillow's transform does not anti-alias.
+        yield np.asarray(canvas.reduce(_OVERSAMPLING))
 
 
-def _inverse_map(normal, size):
-    """Numbers of Pillow's affine transform: the place that each pixel comes from."""
-    angle, slant, stretch_x, stretch_y, shift_x, shift_y = normal
-    angle = np.deg2rad(ROTATION_DEGREES * angle)
-    scale = BOX * _OVERSAMPLING / max(size)
-    sine, cosine = np.sin(angle), np.cos(angle)
-    turn = np.array([[cosine, -sine], [sine, cosine]])
-    slope = np.array([[1.0, SLANT * slant], [0.0, 1.0]])
-    x, y = scale * np.exp(STRETCH * np.array([stretch_x, stretch_y]))
-    back = np.linalg.inv(turn @ slope @ np.array([[x, 0.0], [0.0, y]]))
-    shift = SHIFT_PIXELS * _OVERSAMPLING * np.array([shift_x, shift_y])
-    middle = IMAGE_SIZE * _OVERSAMPLING / 2
-    origin = np.array(size) / 2 - back @ (middle + shift)
-    return (*back[0], origin[0], *back[1], origin[1])
+def _inverse_maps(normals, sizes):
+    """Numbers of Pillow's affine transform `[N, 6]`: where each pixel comes from.
+
+    Args:
+      normals: Jitter of angle, slant, width, height and the two shifts, `[N, 6]`.
+      sizes: Width and height of each glyph, `[N, 2]`.
+    """
+    angles = np.deg2rad(ROTATION_DEGREES * normals[:, 0])
+    scales = BOX * _OVERSAMPLING / sizes.max(axis=1)
+    sines, cosines = np.sin(angles), np.cos(angles)
+    turns = np.array([[cosines, -sines], [sines, cosines]]).transpose(2, 0, 1)
+    slopes = np.tile(np.eye(2), (len(sizes), 1, 1))
+    slopes[:, 0, 1] = SLANT * normals[:, 1]
+    stretches = np.zeros_like(slopes)
+    stretches[:, [0, 1], [0, 1]] = scales[:, None] * np.exp(STRETCH * normals[:, 2:4])
+    back = np.linalg.inv(np.ascontiguousarray(turns) @ slopes @ stretches)
+    places = IMAGE_SIZE * _OVERSAMPLING / 2 + SHIFT_PIXELS * _OVERSAMPLING * normals[:, 4:]
+    origins = sizes[..., None] / 2 - back @ places[..., None]
+    return np.concatenate([back, origins], axis=2).reshape(-1, 6)
 
 
 def _change_weight(ink, weight):
