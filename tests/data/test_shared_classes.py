@@ -339,6 +339,9 @@ def test_too_few_classes_are_refused():
 def test_bad_arguments(sets, options, error, message):
     with pytest.raises(error, match=message):
         data.disjoint(three() if sets is None else sets, **options)
+    if error is TypeError:
+        with pytest.raises(error, match=message):
+            data.shared_classes(sets)
 
 
 # -- The real names ----------------------------------------------------------------------

@@ -13,7 +13,8 @@ are:
 * by script: letters of one script are alike, because a script is learned as a whole.
   Alphabets of Omniglot have the scripts of `SCRIPT_OF_ALPHABET`.
 
-Names that `from_arrays` made up (class_0, class_1, ...) say nothing and are not compared.
+A number such as n02129165 for which no words are given is compared as it stands. Names
+that `from_arrays` made up (class_0, class_1, ...) say nothing and are not compared.
 """
 
 from __future__ import annotations
@@ -86,11 +87,15 @@ def shared_classes(sets: Mapping[str, ImageDataset]) -> list[Shared]:
       One entry for everything that is shared and each pair of parts, without entries that
       larger ones cover; empty if every class is in one part only.
 
+    Raises:
+      TypeError: `sets` are not whole data sets by name.
+
     Example:
       >>> found = ml.data.shared_classes({"cifar": cifar, "tiny": tiny})
       >>> print(found[0])
       the name 'bee': 'bee' in train of cifar, 'n02206856' in validation of tiny
     """
+    _check_sets(sets)
     holders: dict[str, dict[tuple[str, str], list[str]]] = {}
     for name, data in sets.items():
         for part, classes in data.parts.items():
@@ -143,7 +148,7 @@ def disjoint(
       ... )
       >>> parts = [ml.data.few_shot(data.train) for data in sets.values()]
     """
-    _check(sets, shared, at_least)
+    _check(shared, at_least)
     found = shared_classes(sets)
     if not found:
         return dict(sets)
@@ -162,13 +167,16 @@ def disjoint(
     return _without(sets, found, at_least)
 
 
-def _check(sets, shared, at_least):
+def _check(shared, at_least):
     if shared not in TREATMENTS:
         raise ValueError(
             f"shared={shared!r} was given; expected one of {', '.join(TREATMENTS)}."
         )
     if not isinstance(at_least, int) or at_least < 1:
         raise ValueError(f"at_least is {at_least!r}; expected an integer of 1 or more.")
+
+
+def _check_sets(sets):
     good = isinstance(sets, Mapping)
     if not good or not all(isinstance(data, ImageDataset) for data in sets.values()):
         kinds = [type(d).__name__ for d in (sets.values() if good else [sets])]
