@@ -194,7 +194,7 @@ def test_candidates():
 FEW = "AaΑαБбVvΛɅ/∧:;"  # in three parts, with shapes that are shared, and few blots
 
 
-def few_faces(number=14):
+def few_faces(number=len(FACES)):
     """Faces that have few characters, so that their classes are found in a second."""
     found = [Face(name, size=80) for name in FACES[:number]]
     for face in found:
@@ -240,14 +240,14 @@ def test_classes_are_stored_and_found_again(tmp_path, caplog):
     assert not caplog.records
     for change in ("font", "fewer", "order"):
         caplog.clear()
-        other = few_faces(13 if change == "fewer" else 14)
+        other = few_faces(len(FACES) - (change == "fewer"))
         if change == "font":
             other[3].digest = "0" * 64
         if change == "order":
             other = [*other[:5], other[6], other[5], *other[7:]]
         assert glyph_table.classes_of(other, path) == glyph_classes.find_classes(other)
         assert "found anew" in caplog.text
-        assert {"font": other[3].name, "fewer": FACES[13], "order": "order"}[
+        assert {"font": other[3].name, "fewer": FACES[-1], "order": "order"}[
             change
         ] in caplog.text
 
