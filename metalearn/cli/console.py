@@ -93,6 +93,10 @@ def say_data(record: dict[str, Any]) -> None:
         height, width, channels = record["image_shape"]
         shape = f"{height}x{width} {'grey' if channels == 1 else 'colour'}"
     say(f"Data {record['name']}: {shape}; classes: {parts}")
+    lost = {part: n["left_out"] for part, n in record["parts"].items() if "left_out" in n}
+    if lost:
+        counts = ", ".join(f"{part} {number:,}" for part, number in lost.items())
+        say(f"Left out, because other sets validate or test them: {counts}")
 
 
 def console(recipe: Recipe) -> Callable[[Any], None]:

@@ -9,6 +9,7 @@ from metalearn.data.images.image_sets import (
     from_arrays,
     shrunk,
 )
+from metalearn.data.images.shared import disjoint, shared_classes
 from metalearn.data.stream import stream
 
 __all__ = [
@@ -16,12 +17,14 @@ __all__ = [
     "ImageClasses",
     "ImageDataset",
     "available",
+    "disjoint",
     "few_shot",
     "fewer_classes",
     "from_arrays",
     "load",
     "open_records",
     "prepare",
+    "shared_classes",
     "shrunk",
     "stream",
 ]

@@ -64,7 +64,7 @@ class _BuiltIn:
 _BUILT_IN = {
     "glyphs": _BuiltIn(
         "characters of five scripts and symbols, drawn by some 50 typefaces, 28x28",
-        "nothing: built from the installed fonts in about a minute",
+        "nothing: built from the installed fonts in seconds",
         glyphs_source,
         glyphs_config,
     ),

@@ -26,6 +26,10 @@ def mixture(
     The benchmark Plain-Multi of H. Yao, Y. Wei, J. Huang, Z. Li, Hierarchically Structured
     Meta-learning, ICML 2019, is such a mixture of image sets.
 
+    A sampler sees one part of its set, so nothing is compared here: what one set trains on
+    may be what another one tests. `ml.data.disjoint` compares whole sets and leaves such
+    classes out, or refuses them.
+
     Under `vmap` a task of every distribution is drawn, and one of the tasks is kept. To
     draw a task from `few_shot` is a gather, which costs little compared with a training
     step.

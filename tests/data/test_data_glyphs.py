@@ -5,12 +5,14 @@ import os
 import unicodedata
 from collections import Counter
 
+import filelock
 import numpy as np
 import pytest
 
 from metalearn import data
-from metalearn.data.images import glyph_classes, glyphs
-from metalearn.data.images.glyph_faces import FACES, Face
+from metalearn.core import digest
+from metalearn.data.images import glyph_classes, glyph_table, glyphs
+from metalearn.data.images.glyph_faces import FACES, Face, open_faces
 
 # SHA-256 of each part's images, by the versions that drew them.
 VERSIONS = {
@@ -29,10 +31,21 @@ NUM_CLASSES = {"train": 653, "validation": 107, "test": 253}
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
+    """Prepared once, whatever the number of workers and whether or not a cache is named."""
+    root = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        root = root.parent  # of all workers
     with pytest.MonkeyPatch.context() as patch:
         if not os.environ.get("METALEARN_CACHE"):
-            patch.setenv("METALEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield data.load("glyphs")
+            patch.setenv("METALEARN_CACHE", str(root / "glyphs"))
+        with filelock.FileLock(root / "glyphs.lock"):
+            found = data.load("glyphs")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return open_faces()
 
 
 def test_sizes(dataset):
@@ -125,16 +138,15 @@ def test_faces(dataset):
     assert min(faces.values()) >= 12
 
 
-def test_faces_differ_before_jitter(dataset):
+def test_faces_differ_before_jitter(dataset, faces):
     """Counted anew where faces are few: 12 draw the character differently."""
-    faces = [Face(name, size=80) for name in FACES]
     few = [name for name, n in dataset.info["faces_per_class"].items() if n < 20]
     assert len(few) > 100
     for name in few:
         code_point = ord(unicodedata.lookup(name))
         inks = (f.render(code_point) for f in faces if code_point in f.code_points)
         bitmaps = {
-            glyphs.draw(ink, np.random.default_rng(0)).tobytes()
+            next(glyphs.draw([ink], [np.random.default_rng(0)])).tobytes()
             for ink in inks
             if ink is not None
         }
@@ -175,3 +187,86 @@ def test_candidates():
     assert glyph_classes.script_of(ord("ᾴ")) == "Greek"
     assert chr(glyph_classes.base_of(ord("ᾴ"))) == "α"
     assert chr(glyph_classes.base_of(ord("½"))) == "½"
+
+
+# -- The stored classes ------------------------------------------------------------------
+
+FEW = "AaΑαБбVvΛɅ/∧:;"  # in three parts, with shapes that are shared, and few blots
+
+
+def few_faces(number=None):
+    """Faces that have few characters, so that their classes are found in a second."""
+    found = [Face(name, size=80) for name in FACES[:number]]
+    for face in found:
+        face.code_points = frozenset(map(ord, FEW)) & face.code_points
+    return found
+
+
+@pytest.mark.slow
+def test_stored_classes_are_those_that_are_found(faces):
+    """All of them if the same versions draw; nearly all if others do."""
+    found, table = glyph_classes.find_classes(faces), glyph_table.read()
+    stored = glyph_table.stored_classes()
+    if glyphs.drawing_versions() == table["versions"]:
+        assert stored == found
+    assert len(set(stored) & set(found)) > 0.9 * len(found)
+
+
+def test_installed_fonts_are_those_of_the_stored_classes(faces, caplog, monkeypatch):
+    """Or else the classes are found anew, and that is said."""
+    anew = []
+    monkeypatch.setattr(glyph_table, "find_classes", lambda given: anew.append(given) or [])
+    found = glyph_table.classes_of(faces)
+    if glyph_table.read()["key"] == glyph_table.key_of(faces):
+        assert not anew and not caplog.records
+        assert [c.part for c in found] == [
+            part for part, number in NUM_CLASSES.items() for _ in range(number)
+        ]
+        assert all(c.faces == tuple(sorted(c.faces)) for c in found)
+        assert max(i for c in found for i in c.faces) < len(faces)
+    else:
+        assert anew == [faces] and "found anew" in caplog.text
+    same = {"pillow", "freetype"} & set(glyph_table.read()["versions"])
+    assert same == {"pillow", "freetype"}
+
+
+def test_classes_are_stored_and_found_again(tmp_path, caplog):
+    """A cut-down search, written, read, and made again wherever anything differs."""
+    few, path = few_faces(), tmp_path / "classes.json"
+    found = glyph_classes.find_classes(few)
+    assert len({c.part for c in found}) == 3 and any(c.merged for c in found)
+    glyph_table.write(few, found, {"pillow": "1"}, path)
+    assert glyph_table.classes_of(few, path) == found
+    assert not caplog.records
+    for change in ("font", "fewer", "order"):
+        caplog.clear()
+        other = few_faces(-1 if change == "fewer" else None)
+        if change == "font":
+            other[3].digest = "0" * 64
+        if change == "order":
+            other = [*other[:5], other[6], other[5], *other[7:]]
+        assert glyph_table.classes_of(other, path) == glyph_classes.find_classes(other)
+        assert "found anew" in caplog.text
+        assert {"font": other[3].name, "fewer": FACES[-1], "order": "order"}[
+            change
+        ] in caplog.text
+
+
+@pytest.mark.parametrize("setting", ["SAME_SHAPE", "_VISIT", "MIN_FACES"])
+def test_other_settings_are_noticed(setting, monkeypatch, caplog, faces):
+    anew = []
+    monkeypatch.setattr(glyph_table, "find_classes", lambda given: anew.append(given) or [])
+    monkeypatch.setattr(glyph_classes, setting, (0.5,))
+    assert glyph_table.classes_of(faces) == []
+    assert anew == [faces] and setting in caplog.text
+
+
+def test_a_flipped_bit_in_the_stored_classes_is_noticed(tmp_path):
+    text = bytearray(glyph_table.PATH.read_bytes())
+    path, rng = tmp_path / "classes.json", np.random.default_rng(0)
+    for place in rng.choice(len(text), 25, replace=False):
+        changed = text.copy()
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises((digest.Damaged, ValueError), match=str(path)):
+            glyph_table.read(path)

@@ -45,7 +45,7 @@ class MixedImages(FewShotImages):
 
     The tasks resemble Plain-Multi (Yao et al. 2019) and, with more than one style,
     Art-Multi (Yao et al. 2020). The classes of meta-training, validation and test are
-    disjoint within each set.
+    disjoint within each set, and over all sets by what they are; see `shared_classes`.
 
     Attributes:
       dataset: Names of the sets, NAME or NAME:SPLIT, joined by "+". "glyphs" needs no data.
@@ -57,12 +57,16 @@ class MixedImages(FewShotImages):
       channels: Number of channels, 1 or None; in both cases all images become grey.
       styles: Styles of a task, drawn uniformly: "original", "blurred", "edges",
         "inverted".
+      shared_classes: Action for classes that one set trains on (or validates) and another
+        one tests, by name, character or script: "refuse" them, "leave_out" of the earlier
+        part, or "keep" them if that is meant; see `metalearn.data.disjoint`.
     """
 
     kind: ClassVar[str] = "mixed_images"
     dataset: str = "omniglot:lake+glyphs+cifar_fs:cifar_fs+tiny_imagenet80"
     channels: Literal[1] | None = None
     styles: tuple[str, ...] = ("original",)
+    shared_classes: Literal["refuse", "leave_out", "keep"] = "refuse"
     width: int = 16
     downsample: Literal["stride", "pool"] = "stride"
 
@@ -104,7 +108,12 @@ class MixedImages(FewShotImages):
         return [(name, split or None) for name, _, split in pairs]
 
     def load(self, data_dir: str | None, parts: tuple[str, ...] = ALL_PARTS) -> ImageSets:
-        """The sets with these parts."""
+        """The sets with these parts, without the classes that `shared_classes` leaves out.
+
+        Raises:
+          FileNotFoundError: a set is not there.
+          ValueError: sets differ in shape, lack a part, or share classes.
+        """
         found = {
             name: (split, *self._source(name, data_dir)) for name, split in self.families()
         }  # a missing set is named before any set is prepared
@@ -112,8 +121,20 @@ class MixedImages(FewShotImages):
         for name, (split, source, options) in found.items():
             if split is not None:
                 options = {**options, "split": split}
-            loaded = image_data.load(source, parts=parts, **options)
-            sets[name] = self._reduced(loaded)
+            # All parts, because what one set tests decides what another one trains on.
+            sets[name] = image_data.load(source, **options)
+            for part in parts:
+                sets[name].part(part)
+        shared = self.shared_classes
+        if shared == "refuse" and len(parts) == 1:
+            shared = "keep"  # of one part nothing can be in another
+        sets = image_data.disjoint(sets, shared=shared, at_least=self.test_ways)
+        unused = {part: None for part in ALL_PARTS if part not in parts}
+        sets = {
+            # Fewer classes afterwards, so that `train_classes` is their number.
+            name: self._reduced(dataclasses.replace(data, **unused))
+            for name, data in sets.items()
+        }
         shapes = {name: data.image_shape for name, data in sets.items()}
         if len(set(shapes.values())) > 1:
             raise ValueError(
@@ -159,12 +180,15 @@ class MixedImages(FewShotImages):
     def describe(self, data: ImageSets) -> DataRecord:
         """Description of the sets."""
         describe = super().describe
-        records = {name: describe(found) for name, found in data.sets.items()}
+        records = {
+            name: {**describe(found), "left_out": dict(found.info.get("left_out", {}))}
+            for name, found in data.sets.items()
+        }
         return {
             "name": data.name,
             "image_shape": next(iter(records.values()))["image_shape"],
             "parts": {
-                part: _together([record["parts"][part] for record in records.values()])
+                part: _together(part, list(records.values()))
                 for part in ALL_PARTS
                 if all(part in record["parts"] for record in records.values())
             },
@@ -184,12 +208,16 @@ class MixedImages(FewShotImages):
         return names_of(data.part("test")[int(task.info["family"])], task)
 
 
-def _together(parts: list[DataRecord]) -> DataRecord:
+def _together(part: str, records: list[DataRecord]) -> DataRecord:
     """Description of one part of all sets together."""
-    digests = "".join(part["sha256"] for part in parts)
+    parts = [record["parts"][part] for record in records]
+    left_out = sum(len(record["left_out"].get(part, ())) for record in records)
+    digests = "".join(found["sha256"] for found in parts)
     return {
-        "classes": sum(part["classes"] for part in parts),
-        "images": sum(part["images"] for part in parts),
+        "classes": sum(found["classes"] for found in parts),
+        "images": sum(found["images"] for found in parts),
         "rotations": False,  # counted in the records of the sets
         "sha256": hashlib.sha256(digests.encode()).hexdigest()[:16],
+        # Classes that are in a later part of another set.
+        **({"left_out": left_out} if left_out else {}),
     }

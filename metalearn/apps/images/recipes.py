@@ -65,8 +65,11 @@ _REPTILE_RATE = 5e-3  # 1e-3 in the paper, for eight times as many steps
 
 
 def _mixed(learner: Learner, **app: Any) -> Recipe:
-    """Tasks like Plain-Multi of Yao et al. 2019, section 5.2, from other image sets."""
-    app.setdefault("queries", 5)
+    """Tasks like Plain-Multi of Yao et al. 2019, section 5.2, from other image sets.
+
+    These sets share scripts and animals: the Greek of Omniglot, say, is what glyphs test.
+    """
+    app = {"queries": 5, "shared_classes": "leave_out"} | app
     return Recipe(
         app=MixedImages(**app),
         learner=learner,

@@ -2,7 +2,8 @@
 
 A `splits.json` inside or beside the folder lists the classes for meta-training,
 meta-validation and meta-test, or the first folders are named as these parts. `layout` says
-which folders are classes.
+which folders are classes. Where folders have numbers for names, the key "names" of the
+file says what they are: `{"names": {"n02129165": "lion, king of beasts"}, ...}`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from metalearn.data.images.decoding import HOW, IMAGE_SUFFIXES, pillow
 from metalearn.data.images.image_sets import PARTS
 from metalearn.data.images.layout import layout_of, open_images
 from metalearn.data.images.limits import check_total, limits_of
-from metalearn.data.images.splits import EXAMPLE, check_splits, random_split, read_splits
+from metalearn.data.images.splits import (
+    EXAMPLE,
+    check_splits,
+    normal,
+    parsed,
+    random_split,
+    read_splits,
+    read_words,
+)
 
 MIN_SIDE = 8
 _MODES = {1: "L", 3: "RGB"}
@@ -99,7 +108,10 @@ def folder_source(
     reader.expected = shape, first
     # Images alone: a changed README does not make another data set.
     stamps = [(path, tree.paths[path]) for paths in files.values() for path in paths]
-    key = fingerprint([*stamps, *parts.items(), image_size, channels, ("format", _FORMAT)])
+    words = _words(tree, splits, [name for names in parts.values() for name in names])
+    contents = [*stamps, *parts.items(), image_size, channels, ("format", _FORMAT)]
+    # Only where there are words, so that other sets keep their cache entries.
+    key = fingerprint([*contents, *([("words", words)] if words else [])])
     stem = re.sub(r"\W+", "_", tree.root.resolve().stem, flags=re.ASCII).strip("_")
     counts = {part: len(names) for part, names in parts.items()}
     reader.info.update(
@@ -111,6 +123,7 @@ def folder_source(
             f"{len(files) - sum(counts.values())} further classes unused; "
             f"{found.left_out}."
         ),
+        words=words,
     )
     return RecordSource(
         name=f"folder_{stem}".lower(),
@@ -246,6 +259,19 @@ def _parts(tree, found, split, splits, seed):
     chosen = read_splits(path, text, split)
     origin = Path(path).name if split is None else f"{Path(path).name}, {split}"
     return check_splits(chosen, names, str(path), found.absent), origin
+
+
+def _words(tree, splits, names):
+    """What the classes are called, from the key "names" of the splits file."""
+    content: Any = splits
+    if not isinstance(splits, Mapping):
+        file = _splits_file(tree, splits) if splits is not None else _splits_nearby(tree)
+        content = {}
+        # A file that gave the parts can be read; another may be anything.
+        with contextlib.suppress(ValueError):
+            content = {} if file is None else parsed(*file)
+    words = read_words(content)
+    return {name: words[normal(name)] for name in names if normal(name) in words}
 
 
 def refuse_lost(

@@ -8,11 +8,15 @@ of the machine is used, so the set is the same everywhere.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import importlib.metadata
 import io
 from pathlib import Path
 
 import numpy as np
 
+from metalearn.core import optional
 from metalearn.core.optional import require
 
 # In order of preference as drawers: one regular face of every family first, then
@@ -36,6 +40,7 @@ FACES = (
 # Computer Modern's character map is TeX's; only letters and digits are where Unicode
 # has them.
 _TEX_FACES = ("cmr10", "cmtt10", "cmss10", "cmti10", "cmb10")
+FONT_SIZE = 80
 
 
 class Face:
@@ -43,30 +48,34 @@ class Face:
 
     Attributes:
       name: Name in `FACES`.
-      code_points: Code points for which the face has a glyph.
+      digest: SHA-256 of the file of the font.
 
     Raises:
       FileNotFoundError: The installed packages do not have this face.
     """
 
     def __init__(self, name: str, *, size: int):
-        TTFont = require("fontTools.ttLib", "to read typefaces").TTFont
         ImageFont = require("PIL.ImageFont", "to draw characters")
 
         data = _font_bytes(name)
-        self.name = name
-        with TTFont(io.BytesIO(data), lazy=True) as font:
-            self.code_points = frozenset(font.getBestCmap())
-        if name in _TEX_FACES:
-            self.code_points = frozenset(
-                c for c in self.code_points if c < 128 and chr(c).isalnum()
-            )
+        self.name, self.digest = name, hashlib.sha256(data).hexdigest()
+        self._data = data
         # The basic layout draws a character as it is, whether or not Raqm is there.
         self._font = ImageFont.truetype(
             io.BytesIO(data), size, layout_engine=ImageFont.Layout.BASIC
         )
         # U+FFFF is no character, so every face draws its sign for missing glyphs.
         self._missing = self._render("\uffff")
+
+    @functools.cached_property
+    def code_points(self) -> frozenset[int]:
+        """Code points for which the face has a glyph."""
+        TTFont = require("fontTools.ttLib", "to read typefaces").TTFont
+        with TTFont(io.BytesIO(self._data), lazy=True) as font:
+            found = frozenset(font.getBestCmap())
+        if self.name in _TEX_FACES:
+            found = frozenset(c for c in found if c < 128 and chr(c).isalnum())
+        return found
 
     def render(self, code_point: int) -> np.ndarray | None:
         """Draws one character, cut to its ink.
@@ -95,7 +104,7 @@ class Face:
         """
         Image = require("PIL.Image", "to draw characters")
         mask, (left, top) = self._font.getmask2(chr(code_point), mode="L", anchor="ls")
-        image = Image.frombytes("L", mask.size, bytes(mask))
+        image = Image.Image()._new(mask)
         canvas = Image.new("L", (side, side))
         canvas.paste(image, (side * 3 // 20 + left, side * 7 // 10 + top))
         return np.asarray(canvas.reduce(factor))
@@ -105,9 +114,38 @@ class Face:
         mask = self._font.getmask(character, mode="L")
         if 0 in mask.size:
             return None
-        image = Image.frombytes("L", mask.size, bytes(mask))
-        box = image.getbbox()
-        return None if box is None else np.asarray(image.crop(box))
+        # `bytes(mask)` makes an object of every pixel, which takes as long as drawing.
+        ink = cut_to_ink(np.asarray(Image.Image()._new(mask)))
+        return ink if ink.size else None
+
+
+def open_faces() -> list[Face]:
+    """The faces of `FACES` at the size in which characters are compared and drawn.
+
+    Raises:
+      FileNotFoundError: The installed packages do not have a face.
+    """
+    return [Face(name, size=FONT_SIZE) for name in FACES]
+
+
+def drawing_versions() -> dict[str, str]:
+    """Versions of everything that decides what the pixels are."""
+    features = require("PIL.features", "to draw characters")
+    optional.check("to draw characters", "matplotlib", "pymupdf_fonts")
+    packages = {
+        name: importlib.metadata.version(name)
+        for name in ("pillow", "matplotlib", "pymupdf-fonts")
+    }
+    return {**packages, "freetype": str(features.version("freetype2"))}
+
+
+def cut_to_ink(pixels: np.ndarray) -> np.ndarray:
+    """The smallest rectangle with all pixels that are not 0; uint8 `[h, w]`."""
+    rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return pixels[:0, :0]
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return np.ascontiguousarray(pixels[box])
 
 
 def _font_bytes(name):

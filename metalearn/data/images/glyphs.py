@@ -13,23 +13,23 @@ font packages give the same bytes. These versions are part of the cache key.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from metalearn.core import optional
+from metalearn.core.digest import SEAL
 from metalearn.core.optional import require
 from metalearn.data.builders import PartSource, RecordSource
+from metalearn.data.images import glyph_table
 from metalearn.data.images.archives import fingerprint
-from metalearn.data.images.glyph_classes import (
-    MIN_FACES,
-    SCRIPTS,
-    GlyphClass,
-    find_classes,
+from metalearn.data.images.glyph_classes import MIN_FACES, SCRIPTS, GlyphClass
+from metalearn.data.images.glyph_faces import (
+    Face,
+    cut_to_ink,
+    drawing_versions,
+    open_faces,
 )
-from metalearn.data.images.glyph_faces import FACES, Face
 
 IMAGE_SIZE = 28
 IMAGES_PER_CLASS = 20
@@ -40,32 +40,21 @@ SLANT = 0.07
 STRETCH = 0.06
 SHIFT_PIXELS = 0.8
 _OVERSAMPLING = 4
-_FONT_SIZE = 80
 # Part of the cache key: raise it when the same fonts would give other records.
 _FORMAT = 5
 
 
 def glyphs_config() -> str:
-    """Name of the cache entry; cheap, unlike finding the classes."""
-    key = fingerprint([*drawing_versions().items(), ("format", _FORMAT)])
+    """Name of the cache entry; cheap, unlike drawing."""
+    versions, classes = drawing_versions(), glyph_table.read()[SEAL]
+    key = fingerprint([*versions.items(), ("classes", classes), ("format", _FORMAT)])
     return f"{IMAGE_SIZE}px-{key}"
 
 
-def drawing_versions() -> dict[str, str]:
-    """Versions of everything that decides what the pixels are."""
-    features = require("PIL.features", "to draw characters")
-    optional.check("to draw characters", "matplotlib", "pymupdf_fonts")
-    packages = {
-        name: importlib.metadata.version(name)
-        for name in ("pillow", "matplotlib", "pymupdf-fonts")
-    }
-    return {**packages, "freetype": str(features.version("freetype2"))}
-
-
 def glyphs_source() -> RecordSource:
-    """Opens the faces, finds the classes (some twenty seconds) and describes the set."""
-    faces = [Face(name, size=_FONT_SIZE) for name in FACES]
-    classes = find_classes(faces)
+    """Opens the faces, reads the stored classes or finds them, and describes the set."""
+    faces = open_faces()
+    classes = glyph_table.classes_of(faces)
     parts = {}
     for part in SCRIPTS:
         members = [found for found in classes if found.part == part]
@@ -87,63 +76,75 @@ def glyphs_source() -> RecordSource:
 
 def draw_class(glyph: GlyphClass, faces: Sequence[Face]) -> Iterator[np.ndarray]:
     """Yields the `IMAGES_PER_CLASS` images of one class, uint8 `[28, 28, 1]`."""
-    for drawing in range(IMAGES_PER_CLASS):
-        face = faces[glyph.faces[drawing % len(glyph.faces)]]
-        # Seeded by character and drawing, so a class does not depend on the other classes.
-        rng = np.random.default_rng([glyph.code_point, drawing])
-        yield draw(face.render(glyph.code_point), rng)[..., None]
+    drawings = range(IMAGES_PER_CLASS)
+    drawers = [faces[glyph.faces[i % len(glyph.faces)]] for i in drawings]
+    # Seeded by character and drawing, so a class does not depend on the other classes.
+    rngs = [np.random.default_rng([glyph.code_point, i]) for i in drawings]
+    inks = [face.render(glyph.code_point) for face in drawers]
+    yield from (image[..., None] for image in draw(inks, rngs))
 
 
-def draw(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draws one glyph with jitter.
+def draw(
+    inks: Sequence[np.ndarray], rngs: Sequence[np.random.Generator]
+) -> Iterator[np.ndarray]:
+    """Draws glyphs with jitter.
 
     Args:
-      ink: uint8 `[h, w]`, the glyph cut to its ink.
-      rng: Source of the jitter.
+      inks: Glyphs cut to their ink, uint8 `[h, w]`.
+      rngs: Source of the jitter of each glyph.
 
-    Returns:
-      uint8 `[28, 28]`, anti-aliased.
+    Yields:
+      The images, uint8 `[28, 28]`, anti-aliased.
     """
-    angle, slant, stretch_x, stretch_y, shift_x, shift_y = np.clip(
-        rng.standard_normal(6), -2, 2
-    )
-    weight = rng.integers(-1, 2)
-    angle = np.deg2rad(ROTATION_DEGREES * angle)
+    normals = np.stack([rng.standard_normal(6) for rng in rngs]).clip(-2, 2)
+    glyphs = [_change_weight(ink, rng.integers(-1, 2)) for ink, rng in zip(inks, rngs)]
+    sizes = np.array([glyph.shape[::-1] for glyph in glyphs])
     Image = require("PIL.Image", "to draw characters")
-    glyph = _change_weight(Image.fromarray(ink), weight)
-    scale = BOX * _OVERSAMPLING / max(glyph.size)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    slope = np.array([[1.0, SLANT * slant], [0.0, 1.0]])
-    size = np.diag(scale * np.exp(STRETCH * np.array([stretch_x, stretch_y])))
-    # Pillow asks where each pixel of the result comes from: the inverse map.
-    back = np.linalg.inv(turn @ slope @ size)
     side = IMAGE_SIZE * _OVERSAMPLING
-    shift = SHIFT_PIXELS * _OVERSAMPLING * np.array([shift_x, shift_y])
-    origin = np.array(glyph.size) / 2 - back @ (side / 2 + shift)
-    matrix = (*back[0], origin[0], *back[1], origin[1])
-    canvas = glyph.transform(
-        (side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
-    )
-    # Drawn larger and averaged, because Pillow's transform does not anti-alias.
-    return np.asarray(canvas.reduce(_OVERSAMPLING))
+    # A map at a time would take as long as the drawing.
+    for glyph, numbers in zip(glyphs, _inverse_maps(normals, sizes).tolist()):
+        canvas = Image.fromarray(glyph).transform(
+            (side, side), Image.Transform.AFFINE, numbers, Image.Resampling.BILINEAR
+        )
+        # Drawn larger and averaged, because Pillow's transform does not anti-alias.
+        yield np.asarray(canvas.reduce(_OVERSAMPLING))
 
 
-def _change_weight(glyph, weight):
+def _inverse_maps(normals, sizes):
+    """Numbers of Pillow's affine transform `[N, 6]`: where each pixel comes from.
+
+    Args:
+      normals: Jitter of angle, slant, width, height and the two shifts, `[N, 6]`.
+      sizes: Width and height of each glyph, `[N, 2]`.
+    """
+    angles = np.deg2rad(ROTATION_DEGREES * normals[:, 0])
+    scales = BOX * _OVERSAMPLING / sizes.max(axis=1)
+    sines, cosines = np.sin(angles), np.cos(angles)
+    turns = np.array([[cosines, -sines], [sines, cosines]]).transpose(2, 0, 1)
+    slopes = np.tile(np.eye(2), (len(sizes), 1, 1))
+    slopes[:, 0, 1] = SLANT * normals[:, 1]
+    stretches = np.zeros_like(slopes)
+    stretches[:, [0, 1], [0, 1]] = scales[:, None] * np.exp(STRETCH * normals[:, 2:4])
+    back = np.linalg.inv(np.ascontiguousarray(turns) @ slopes @ stretches)
+    places = IMAGE_SIZE * _OVERSAMPLING / 2 + SHIFT_PIXELS * _OVERSAMPLING * normals[:, 4:]
+    origins = sizes[..., None] / 2 - back @ places[..., None]
+    return np.concatenate([back, origins], axis=2).reshape(-1, 6)
+
+
+def _change_weight(ink, weight):
     """Thins (-1) or thickens (1) the strokes by about a fortieth of the glyph."""
-    Image, ImageFilter = (
-        require(f"PIL.{name}", "to draw characters") for name in ("Image", "ImageFilter")
-    )
-    margin = 4  # an empty border, so that nothing is cut and edges blend out
-    wide = Image.new("L", (glyph.width + 2 * margin, glyph.height + 2 * margin))
-    wide.paste(glyph, (margin, margin))
-    if weight == 1:
-        wide = wide.filter(ImageFilter.MaxFilter(3))
-    elif weight == -1:
-        thin = wide.filter(ImageFilter.MinFilter(3))
-        # Hairlines would vanish: they stay as they are.
-        if np.asarray(thin).sum() > 0.7 * np.asarray(wide).sum():
-            wide = thin
-    return wide.crop(wide.getbbox())
+    if weight == 0:
+        return ink
+    # An empty border, into which strokes grow and from which they are worn.
+    wide = np.pad(ink, 1 if weight == -1 else 2)
+    among = np.minimum if weight == -1 else np.maximum
+    # The extreme of each square of 3x3 pixels, by rows and then by columns.
+    rows = among(among(wide[:-2], wide[1:-1]), wide[2:])
+    changed = among(among(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
+    # Hairlines would vanish: they stay as they are.
+    if weight == -1 and not changed.sum() > 0.7 * ink.sum():
+        return ink
+    return cut_to_ink(changed)
 
 
 def _info(classes):

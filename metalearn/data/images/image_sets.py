@@ -204,15 +204,24 @@ def fewer_classes(dataset: ImageDataset, num: int) -> ImageDataset:
         )
     # Evenly spaced, and different for any `num` up to the number of classes.
     kept = np.arange(num) * train.num_classes // num
-    rows = np.isin(train.labels, kept)
-    some = dataclasses.replace(
-        train,
-        images=train.images[rows],
-        labels=np.searchsorted(kept, train.labels[rows]).astype(np.int32),
-        class_names=tuple(train.class_names[i] for i in kept),
-        groups=train.groups[kept],
+    return dataclasses.replace(dataset, train=only_classes(train, kept))
+
+
+def only_classes(classes: ImageClasses, kept: np.ndarray) -> ImageClasses:
+    """Some of the classes of a part, in their order.
+
+    Args:
+      classes: The part.
+      kept: Numbers of the classes to keep, rising.
+    """
+    rows = np.isin(classes.labels, kept)
+    return dataclasses.replace(
+        classes,
+        images=classes.images[rows],
+        labels=np.searchsorted(kept, classes.labels[rows]).astype(np.int32),
+        class_names=tuple(classes.class_names[i] for i in kept),
+        groups=classes.groups[kept],
     )
-    return dataclasses.replace(dataset, train=some)
 
 
 def from_arrays(

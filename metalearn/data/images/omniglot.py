@@ -41,7 +41,33 @@ VALIDATION_ALPHABETS = (
     *("Balinese", "Tifinagh", "Grantha", "N_Ko", "Greek", "Korean", "Latin"),
 )
 NUM_VALIDATION_ALPHABETS = 5
+# Unicode's name of the script of each alphabet, because another set may have the same
+# characters under another name. Alphabets that somebody invented (Futurama, Tengwar and
+# others) have none there; they keep their own names.
+SCRIPT_OF_ALPHABET = {
+    **{"Anglo-Saxon_Futhorc": "Runic", "Avesta": "Avestan", "N_Ko": "Nko"},
+    **{"Asomtavruli_(Georgian)": "Georgian", "Mkhedruli_(Georgian)": "Georgian"},
+    "Blackfoot_(Canadian_Aboriginal_Syllabics)": "Canadian Aboriginal",
+    "Inuktitut_(Canadian_Aboriginal_Syllabics)": "Canadian Aboriginal",
+    "Ojibwe_(Canadian_Aboriginal_Syllabics)": "Canadian Aboriginal",
+    **{"Burmese_(Myanmar)": "Myanmar", "Early_Aramaic": "Imperial Aramaic"},
+    **{"Ge_ez": "Ethiopic", "Korean": "Hangul", "Malay_(Jawi_-_Arabic)": "Arabic"},
+    **{"Japanese_(hiragana)": "Hiragana", "Japanese_(katakana)": "Katakana"},
+    **{"Manipuri": "Meetei Mayek", "Sanskrit": "Devanagari", "Sylheti": "Syloti Nagri"},
+    "Old_Church_Slavonic_(Cyrillic)": "Cyrillic",
+    **{"Syriac_(Estrangelo)": "Syriac", "Syriac_(Serto)": "Syriac"},
+    **{
+        name: name
+        for name in (
+            *("Armenian", "Balinese", "Bengali", "Braille", "Cyrillic", "Glagolitic"),
+            *("Grantha", "Greek", "Gujarati", "Gurmukhi", "Hebrew", "Kannada", "Latin"),
+            *("Malayalam", "Mongolian", "Oriya", "Tagalog", "Tibetan", "Tifinagh"),
+        )
+    },
+}
 SOURCE_URL = "https://github.com/brendenlake/omniglot/tree/master/python"
+# Alphabet/characterNN, which names a class.
+_CLASS = re.compile(r"(?:^|.*/)([^/]+)/character\d+$")
 # Alphabet/characterNN/image.png, below any leading folders.
 _PATH = re.compile(r"(?:^|.*/)([^/]+)/(character\d+)/[^/]+\.png$")
 # Part of the cache key: raise it when the same archives would give other records.
@@ -130,6 +156,12 @@ def omniglot_source(
             "preprocessing": "28x28, exact area average, ink 255 on 0",
         },
     )
+
+
+def alphabet_of(class_name: str) -> str | None:
+    """The alphabet in the name of a class, as "Greek/character01"; None in other names."""
+    found = _CLASS.match(class_name)
+    return None if found is None else found.group(1)
 
 
 def shrink(ink: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:

@@ -78,7 +78,7 @@ def read_splits(path: Path | str, text: str | bytes, split: str | None) -> Mappi
     Raises:
       ValueError: Not JSON, or no such split.
     """
-    content = _parsed(path, text)
+    content = parsed(path, text)
     if not isinstance(content, dict):
         raise ValueError(
             f"{path} holds a {type(content).__name__}; expected an object: {EXAMPLE}"
@@ -107,6 +107,26 @@ def read_splits(path: Path | str, text: str | bytes, split: str | None) -> Mappi
         f"{path} holds {len(choices)} splits {sorted(choices)} and no split was named; "
         f"expected the option split with one of them, or the lists at the top: {EXAMPLE}"
     )
+
+
+def read_words(content: Mapping[str, Any]) -> dict[str, str]:
+    """What classes are called, where their folders have numbers such as "n02129165".
+
+    Args:
+      content: Contents of a splits file. Its key "names", if there is one, gives words for
+        names of classes: `{"names": {"n02129165": "lion, king of beasts"}}`.
+
+    Returns:
+      Words by name of the class; empty if there are none.
+    """
+    names = content.get("names") if isinstance(content, Mapping) else None
+    if not isinstance(names, Mapping):
+        return {}
+    return {
+        normal(name): words
+        for name, words in names.items()
+        if isinstance(name, str) and isinstance(words, str)
+    }
 
 
 def part_of(name: Any) -> str | None:
@@ -192,7 +212,12 @@ def normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _parsed(path: Path | str, text: str | bytes) -> Any:
+def parsed(path: Path | str, text: str | bytes) -> Any:
+    """Contents of a splits file.
+
+    Raises:
+      ValueError: Not JSON, or an object has a key twice.
+    """
     # Bytes, because only there a byte-order mark tells the encoding.
     data = text if isinstance(text, bytes) else text.encode()
 
