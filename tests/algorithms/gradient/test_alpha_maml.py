@@ -20,7 +20,7 @@ from bench import (
     quadratic_maml,
     quadratic_model,
 )
-from tiny import blob_batch, blobs, plain
+from tiny import blob_batch, blobs, one, plain
 
 import metalearn as ml
 from metalearn.algorithms.gradient.alpha_maml import (
@@ -53,6 +53,11 @@ def query_loss(alpha, steps):
     (a, c, b, e), _ = bench()
     ends = [descend(m, y, THETA, steps, rate=alpha) for m, y in zip(a, c)]
     return np.mean([0.5 * (p - f) @ n @ (p - f) for p, n, f in zip(ends, b, e)])
+
+
+def test_init_starts_at_the_rate_that_was_given():
+    made = quadratic(rate=0.25).init(jax.random.key(0), one(bench()[1])).params
+    assert float(made["inner"]) == 0.25
 
 
 @x64
@@ -174,6 +179,21 @@ def test_multiplicative_outer_rate_ignores_the_size_of_the_loss_and_stays_positi
     close(*rates, rtol=1e-9)
     assert rates[0].min() > 0
     assert np.ptp(rates[0]) > 0.01
+
+
+@x64
+def test_multiplicative_inner_rate_follows_the_latest_slopes():
+    """`alpha exp(-rate h / rms)`: a mean square that halves in six or seven steps."""
+    opt = alpha_maml_optimiser(0.1, alpha_rate=0.3, beta_rate=0.0, rule="multiplicative")
+    params = {"model": jnp.ones(2), "inner": jnp.asarray(0.5)}
+    state, alpha, square = opt.init(params), 0.5, 0.0
+    for t, slope in enumerate([0.2, -3.0, 1.0, 1.0], 1):
+        grads = {"model": jnp.zeros(2), "inner": jnp.asarray(slope)}
+        updates, state = opt.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        square = 0.9 * square + 0.1 * slope**2
+        alpha *= np.exp(-0.3 * slope / np.sqrt(square / (1 - 0.9**t)))
+        close(params["inner"], alpha)
 
 
 def test_multiplicative_rates_without_any_gradient_stay():

@@ -178,6 +178,12 @@ def test_normalised_estimate_does_not_see_the_scale():
     ratio = runs[True, 1] / runs[False, 1]
     close(ratio, np.full_like(ratio, ratio[0, 0]))
 
+    def raised(outputs, examples):
+        return quadratic_loss(outputs, examples) + 50
+
+    # By the spread of the values, which does not see where they lie either.
+    high = estimates(quadratic(normalise=True, objective_fn=raised), THETA, bench()[1])
+    close(high.grads, runs[True, 1], rtol=1e-8)
     still = quadratic(normalise=True, objective_fn=lambda outputs, examples: 0)
     assert not np.any(estimates(still, THETA, bench()[1]).grads)
 
@@ -225,6 +231,24 @@ def test_hill_climbing_never_goes_up():
 
     start, end = losses(0), losses(30)
     assert np.all(end <= start) and np.mean(end) < np.mean(start) - 0.1
+
+
+@x64
+@pytest.mark.parametrize("adaptation", ["es", "hill_climbing"])
+def test_search_has_a_width_of_its_own(adaptation):
+    """No move is longer than a few widths; the smoothing outside is a wide one."""
+    opt = optax.sgd(RATE) if adaptation == "es" else None
+    options = dict(adaptation=adaptation, num_queries=50, sigma=10.0)
+    ends = {}
+    for width in (1e-6, 0.1):
+        learner = quadratic(1, opt=opt, query_sigma=width, **options)
+        support, key = one(bench()[1]).support, jax.random.key(0)
+        ends[width] = learner.adapt(of(THETA), support, key=key).params
+    if adaptation == "es":  # an estimate on a quadratic does not depend on the width
+        close(ends[0.1], ends[1e-6], rtol=1e-6)
+        return
+    gaps = [np.abs(ends[width] - THETA).max() / width for width in ends]
+    assert min(gaps) > 0.1 and max(gaps) < 6
 
 
 def test_climbing_takes_the_best_of_a_round_and_avoids_nan():
