@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from mutations import Mutation, every
-from mutations.__main__ import apply, described
+from mutations.runner import apply, described
 
 from metalearn.algorithms import registry
 

@@ -46,6 +46,6 @@ def of(learner: str, *rows: tuple[str, str, str, str], tests: str) -> list[Mutat
 
 def every() -> list[Mutation]:
     """The mutations of all tables."""
-    names = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
-    tables = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    return [mutation for table in tables for mutation in table.MUTATIONS]
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    modules = [importlib.import_module(f"{__name__}.{n}") for n in names if n != "__main__"]
+    return [m for module in modules for m in getattr(module, "MUTATIONS", ())]

@@ -1,6 +1,6 @@
 """Wrong versions of learners of an initialisation and of inner rates."""
 
-from . import Mutation, of
+from mutations import Mutation, of
 
 MUTATIONS: list[Mutation] = [
     *of(
@@ -200,6 +200,25 @@ MUTATIONS: list[Mutation] = [
             "batch_size=batch_size,\n        **shared,",
             "test_batches_of_evaluation_are_their_own_size",
         ),
+        # Batches that overlap; rounds in one order; masked rows among them.
+        (
+            "inner/descent.py",
+            "places = step * batch_size + jnp.arange(batch_size, dtype=jnp.int32)",
+            "places = step + jnp.arange(batch_size, dtype=jnp.int32)",
+            "inner/test_descent.py::test_rounds_of_batches_see_every_valid_row_once",
+        ),
+        (
+            "inner/descent.py",
+            "rows = orders[places // valid % rounds, places % valid]",
+            "rows = orders[0, places % valid]",
+            "inner/test_descent.py::test_every_round_has_an_order_of_its_own",
+        ),
+        (
+            "inner/descent.py",
+            "jnp.argsort(jnp.where(support.mask[None], scores, 2.0), axis=-1)",
+            "jnp.argsort(scores, axis=-1)",
+            "inner/test_descent.py::test_rounds_of_batches_see_every_valid_row_once",
+        ),
         tests="algorithms/gradient/test_reptile.py",
     ),
     *of(
@@ -295,6 +314,19 @@ MUTATIONS: list[Mutation] = [
             'variables.state["step"] < loop.hooks.first_order_until',
             'variables.state["step"] <= loop.hooks.first_order_until',
             "test_order_changes_the_gradient_and_not_the_loss",
+        ),
+        # All passes with the averages of the first; queries with those before the last.
+        (
+            "inner/norm.py",
+            "state = jax.tree.map(lambda s: s[step], state)",
+            "state = jax.tree.map(lambda s: s[0], state)",
+            "test_every_pass_of_evaluation_reads_the_averages_of_its_step",
+        ),
+        (
+            "inner/norm.py",
+            "return jax.tree.map(lambda s: s[num_steps], state)",
+            "return jax.tree.map(lambda s: s[num_steps - 1], state)",
+            "test_every_pass_of_evaluation_reads_the_averages_of_its_step",
         ),
         tests="algorithms/gradient/test_maml_plus_plus.py",
     ),

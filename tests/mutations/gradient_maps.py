@@ -1,6 +1,6 @@
 """Wrong versions of learners that shape inner gradients, or find outer ones otherwise."""
 
-from . import Mutation, of
+from mutations import Mutation, of
 
 MUTATIONS: list[Mutation] = [
     *of(

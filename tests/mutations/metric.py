@@ -1,6 +1,6 @@
 """Wrong versions of the metric learner and of the baselines."""
 
-from . import Mutation, of
+from mutations import Mutation, of
 
 MUTATIONS: list[Mutation] = [
     *of(
