@@ -200,6 +200,13 @@ MUTATIONS: list[Mutation] = [
             "batch_size=batch_size,\n        **shared,",
             "test_batches_of_evaluation_are_their_own_size",
         ),
+        # Running averages of the first step in place of those of the last.
+        (
+            "algorithms/gradient/reptile.py",
+            "last_state = jax.tree.map(lambda s: s[-1], path.aux)",
+            "last_state = jax.tree.map(lambda s: s[0], path.aux)",
+            "test_averages_are_those_of_the_last_inner_step",
+        ),
         # Batches that overlap; rounds in one order; masked rows among them.
         (
             "inner/descent.py",

@@ -357,7 +357,7 @@ MUTATIONS: list[Mutation] = [
         (
             "algorithms/gradient/evolution.py",
             "return value(moved, k_value)",
-            "return value(moved, jax.random.fold_in(k_value, sign > 0))",
+            "return value(moved, jax.random.fold_in(k_value, (sign > 0).astype(jnp.int32)))",
             "test_both_ends_of_a_pair_get_the_same_draws",
         ),
         (

@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         verdicts = []
         for mutation, (verdict, why) in zip(mutations, pool.map(judge, mutations)):
             verdicts.append(verdict)
-            print(f"{verdict}: {described(mutation)} [{why}]", flush=True)
+            line = f"{verdict}: {mutation.learner}, {described(mutation)}"
+            print(f"{line} [{why}]", flush=True)
     print("\nlearner | mutation | test")
     for mutation in mutations:
         print(f"{mutation.learner} | {described(mutation)} | {mutation.test}")
@@ -126,4 +127,4 @@ def described(mutation: Mutation) -> str:
         "".join(new[max(first[3] - 6, 0) : last[4] + after]),
     )
     gone, come = (re.sub(r"\s+", " ", text).strip() for text in texts)
-    return f"{mutation.learner}, {mutation.file}: {gone or '-'} -> {come or '-'}"
+    return f"{mutation.file}: {gone or '-'} -> {come or '-'}"

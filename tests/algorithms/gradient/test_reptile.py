@@ -5,8 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bench import DIM, RATE, TASKS, THETA, bench, close, quadratic_loss, quadratic_model
-from tiny import one
+from bench import (
+    CE,
+    DIM,
+    RATE,
+    TASKS,
+    THETA,
+    bench,
+    close,
+    quadratic_loss,
+    quadratic_model,
+)
+from tiny import blob_batch, linen, one
 
 import metalearn as ml
 from metalearn.core.task import concatenate
@@ -136,3 +146,26 @@ def test_losses_before_the_first_and_the_last_step_are_reported():
     )
     close(found.metrics["support/loss"], np.stack(first))
     close(found.metrics["fit/loss"], np.stack(last))
+
+
+def test_averages_are_those_of_the_last_inner_step():
+    """With "running", by the mean over tasks of what batch norm keeps at `phi_1`."""
+    model, tasks = linen(), blob_batch()
+    opt = optax.sgd(0.5)
+    learner = ml.reptile(model, CE, opt, num_steps=2, norm="running", task_chunk=9)
+    variables = jax.jit(learner.init)(jax.random.key(0), one(tasks))
+
+    def outputs(params, examples):
+        at = ml.Variables(params=params, state=variables.state)
+        return model.apply(at, examples.x, train=True, mask=examples.mask)
+
+    def after_a_step(task):
+        everything = concatenate(task.support, task.query)
+        slope = jax.grad(lambda p: CE(outputs(p, everything)[0], everything))
+        moved = jax.tree.map(lambda p, g: p - 0.5 * g, params, slope(params))
+        return outputs(moved, everything)[1]
+
+    params = variables.params
+    found = jax.jit(lambda v, t: learner.estimate(v, t, key=jax.random.key(0)).state)
+    expected = jax.tree.map(lambda s: s.mean(0), jax.jit(jax.vmap(after_a_step))(tasks))
+    close(found(variables, tasks), expected, rtol=1e-5)
