@@ -2,6 +2,11 @@
 
 from mutations import Mutation, of
 
+STARTS = (
+    "algorithms/test_options.py::"
+    "test_what_is_learned_for_inner_steps_starts_where_it_was_told"
+)
+
 MUTATIONS: list[Mutation] = [
     *of(
         "maml",
@@ -248,6 +253,12 @@ MUTATIONS: list[Mutation] = [
             "lambda a, g: -jax.lax.stop_gradient(a) * g, rates, grads",
             "test_meta_sgd_on_quadratics",
         ),
+        (
+            "algorithms/gradient/maml.py",
+            "jnp.full_like(p, initial_rate), params",
+            "jnp.full_like(p, 0.1), params",
+            f"{STARTS}[meta_sgd]",
+        ),
         # Rates that cannot become negative.
         (
             "algorithms/gradient/maml.py",
@@ -335,6 +346,12 @@ MUTATIONS: list[Mutation] = [
             "return jax.tree.map(lambda s: s[num_steps - 1], state)",
             "test_every_pass_of_evaluation_reads_the_averages_of_its_step",
         ),
+        (
+            "algorithms/gradient/maml_plus_plus.py",
+            "rate = initial_rate if learned_rates else None",
+            "rate = 0.1 if learned_rates else None",
+            f"{STARTS}[maml_plus_plus]",
+        ),
         tests="algorithms/gradient/test_maml_plus_plus.py",
     ),
     *of(
@@ -376,7 +393,7 @@ MUTATIONS: list[Mutation] = [
             "algorithms/gradient/alpha_maml.py",
             "hooks = Hooks(inner_hparams=rate,",
             "hooks = Hooks(inner_hparams=0.01,",
-            "test_init_starts_at_the_rate_that_was_given",
+            f"{STARTS}[alpha_maml]",
         ),
         tests="algorithms/gradient/test_alpha_maml.py",
     ),

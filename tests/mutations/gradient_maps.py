@@ -2,6 +2,11 @@
 
 from mutations import Mutation, of
 
+STARTS = (
+    "algorithms/test_options.py::"
+    "test_what_is_learned_for_inner_steps_starts_where_it_was_told"
+)
+
 MUTATIONS: list[Mutation] = [
     *of(
         "meta_curvature",
@@ -133,6 +138,12 @@ MUTATIONS: list[Mutation] = [
             "soft = jax.nn.sigmoid(noisy / temperature)",
             "soft = jax.nn.sigmoid(noisy)",
             "test_draws_are_binary_with_the_slope_of_the_relaxed_draw",
+        ),
+        (
+            "algorithms/gradient/tnet.py",
+            "zeta = jnp.full(leaf.shape[-1:], initial_logit, leaf.dtype)",
+            "zeta = jnp.full(leaf.shape[-1:], 0.0, leaf.dtype)",
+            f"{STARTS}[mt_net]",
         ),
         # The same draw for every task.
         (
@@ -356,8 +367,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "algorithms/gradient/evolution.py",
-            "return value(moved, k_value)",
-            "return value(moved, jax.random.fold_in(k_value, (sign > 0).astype(jnp.int32)))",
+            "value(moved, k_value)",
+            "value(moved, jax.random.fold_in(k_value, (sign > 0).astype(jnp.int32)))",
             "test_both_ends_of_a_pair_get_the_same_draws",
         ),
         (
@@ -391,6 +402,13 @@ MUTATIONS: list[Mutation] = [
             "spread = jnp.std(values)",
             "spread = jnp.sqrt(jnp.mean(jnp.square(values)))",
             "test_normalised_estimate_does_not_see_the_scale",
+        ),
+        # A search over all parameters, whatever was chosen.
+        (
+            "algorithms/gradient/search.py",
+            "theta, fixed = trees.split(variables.params, adapt_filter)",
+            "theta, fixed = trees.split(variables.params, None)",
+            "test_chosen_parameters_adapt_and_all_are_learned[hill_climbing]",
         ),
         # The width of the search is that of the smoothing.
         (

@@ -20,7 +20,7 @@ from bench import (
     quadratic_maml,
     quadratic_model,
 )
-from tiny import blob_batch, blobs, one, plain
+from tiny import blob_batch, blobs, plain
 
 import metalearn as ml
 from metalearn.algorithms.gradient.alpha_maml import (
@@ -53,11 +53,6 @@ def query_loss(alpha, steps):
     (a, c, b, e), _ = bench()
     ends = [descend(m, y, THETA, steps, rate=alpha) for m, y in zip(a, c)]
     return np.mean([0.5 * (p - f) @ n @ (p - f) for p, n, f in zip(ends, b, e)])
-
-
-def test_init_starts_at_the_rate_that_was_given():
-    made = quadratic(rate=0.25).init(jax.random.key(0), one(bench()[1])).params
-    assert float(made["inner"]) == 0.25
 
 
 @x64

@@ -233,6 +233,24 @@ def test_hill_climbing_never_goes_up():
     assert np.all(end <= start) and np.mean(end) < np.mean(start) - 0.1
 
 
+@pytest.mark.parametrize("adaptation", ["gradient", "es", "hill_climbing"])
+def test_chosen_parameters_adapt_and_all_are_learned(adaptation):
+    tasks = blob_batch()
+    in_head = lambda path, leaf: path.startswith("head")
+    learner = learner_of(adaptation, adapt_filter=in_head)
+    variables = learner.init(jax.random.key(0), one(tasks))
+    adapt = jax.jit(lambda k: learner.adapt(variables, one(tasks).support, key=k).params)
+    after = adapt(jax.random.key(1))
+    close(after["body"], variables.params["body"], rtol=0)
+    assert any(np.any(a != b) for a, b in _pairs(after["head"], variables.params["head"]))
+    found = estimates(learner, variables, tasks).grads
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(found))
+
+
+def _pairs(*trees):
+    return zip(*map(jax.tree.leaves, trees))
+
+
 @x64
 def test_search_has_a_width_of_its_own():
     """No move is longer than a few widths; the smoothing outside is a wide one."""
