@@ -2,6 +2,10 @@
 
 from mutations import Mutation, of
 
+ROUNDS = (
+    "inner/test_descent.py::"
+    "test_rounds_of_batches_see_every_valid_row_once_and_in_orders_of_their_own"
+)
 STARTS = (
     "algorithms/test_options.py::"
     "test_what_is_learned_for_inner_steps_starts_where_it_was_told"
@@ -217,19 +221,19 @@ MUTATIONS: list[Mutation] = [
             "inner/descent.py",
             "places = step * batch_size + jnp.arange(batch_size, dtype=jnp.int32)",
             "places = step + jnp.arange(batch_size, dtype=jnp.int32)",
-            "inner/test_descent.py::test_rounds_of_batches_see_every_valid_row_once",
+            ROUNDS,
         ),
         (
             "inner/descent.py",
             "rows = orders[places // valid % rounds, places % valid]",
             "rows = orders[0, places % valid]",
-            "inner/test_descent.py::test_every_round_has_an_order_of_its_own",
+            ROUNDS,
         ),
         (
             "inner/descent.py",
             "jnp.argsort(jnp.where(support.mask[None], scores, 2.0), axis=-1)",
             "jnp.argsort(scores, axis=-1)",
-            "inner/test_descent.py::test_rounds_of_batches_see_every_valid_row_once",
+            ROUNDS,
         ),
         tests="algorithms/gradient/test_reptile.py",
     ),

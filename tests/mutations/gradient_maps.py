@@ -401,21 +401,21 @@ MUTATIONS: list[Mutation] = [
             "algorithms/gradient/es_maml.py",
             "spread = jnp.std(values)",
             "spread = jnp.sqrt(jnp.mean(jnp.square(values)))",
-            "test_normalised_estimate_does_not_see_the_scale",
+            "test_spread_is_the_standard_deviation_of_all_values",
         ),
         # A search over all parameters, whatever was chosen.
         (
             "algorithms/gradient/search.py",
             "theta, fixed = trees.split(variables.params, adapt_filter)",
             "theta, fixed = trees.split(variables.params, None)",
-            "test_chosen_parameters_adapt_and_all_are_learned[hill_climbing]",
+            "test_a_search_moves_chosen_parameters_by_its_own_width",
         ),
         # The width of the search is that of the smoothing.
         (
             "algorithms/gradient/es_maml.py",
             "sigma=float(query_sigma))\n",
             "sigma=float(sigma))\n",
-            "test_search_has_a_width_of_its_own",
+            "test_a_search_moves_chosen_parameters_by_its_own_width",
         ),
         tests="algorithms/gradient/test_es_maml.py",
     ),
