@@ -227,7 +227,8 @@ def test_statistics_of_steps_differ():
 
 def test_every_pass_of_evaluation_reads_the_averages_of_its_step():
     model, task = linen(), one(blob_batch())
-    variables = bn_learner(norm="per_step").init(KEY, task)
+    learner = bn_learner(norm="per_step")
+    variables = jax.jit(learner.init)(KEY, task)
     keys = jax.random.split(jax.random.key(1), 2)
     shape = variables.state["model"]["batch_stats"]["BatchNorm_0"]["mean"].shape
     kept = {
@@ -235,6 +236,7 @@ def test_every_pass_of_evaluation_reads_the_averages_of_its_step():
         "var": jax.random.uniform(keys[1], shape, minval=0.5, maxval=2.0),
     }
 
+    @jax.jit
     def outputs(params, step, x):
         averages = {"batch_stats": {"BatchNorm_0": {k: v[step] for k, v in kept.items()}}}
         return model.apply(ml.Variables(params=params, state=averages), x)[0]
@@ -243,15 +245,13 @@ def test_every_pass_of_evaluation_reads_the_averages_of_its_step():
         return CE(outputs(params, step, task.support.x), task.support)
 
     state = {**variables.state, "model": {"batch_stats": {"BatchNorm_0": kept}}}
-    learner = bn_learner(norm="per_step")
-    adapted = learner.adapt(
-        ml.Variables(params=variables.params, state=state), task.support
-    )
+    start = ml.Variables(params=variables.params, state=state)
+    adapted = jax.jit(learner.adapt)(start, task.support)
     phi, slope = variables.params["model"], jax.jit(jax.grad(loss))
     for step in range(2):
         phi = jax.tree.map(lambda p, g: p - 0.5 * g, phi, slope(phi, step))
     close(adapted.params, phi, rtol=1e-5)
-    found = learner.predict(adapted, task.query.x)
+    found = jax.jit(learner.predict)(adapted, task.query.x)
     close(found, outputs(phi, 2, task.query.x), rtol=1e-5)
 
 
