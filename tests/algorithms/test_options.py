@@ -211,6 +211,29 @@ def test_variables_have_one_shape(name):
     assert variables.state == {"model": {}, "step": jax.ShapeDtypeStruct((), "int32")}
 
 
+RATE = 0.375  # which every dtype holds
+LEARNED_RATE = {"inner_opt": optax.sgd, "inner_hparams": RATE}
+# Options, and what of params["inner"] starts there.
+STARTS = {
+    **dict.fromkeys(["maml", "fomaml", "anil", "boil", "bmg"], (LEARNED_RATE, lambda p: p)),
+    "alpha_maml": ({"initial_rate": RATE}, lambda p: p),
+    "meta_sgd": ({"initial_rate": RATE}, lambda p: p),
+    "maml_plus_plus": ({"initial_rate": RATE}, lambda p: p["rates"]),
+    "meta_curvature": ({"rate": RATE, "learn_rate": True}, lambda p: p["rate"]),
+    "mt_net": ({"initial_logit": RATE}, lambda p: p),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_what_is_learned_for_inner_steps_starts_where_it_was_told(name):
+    options, part = STARTS[name]
+    model = ml.from_linen(ml.models.TNetMLP(3, (4,))) if name == "mt_net" else plain()
+    learner = make(name, model=model, **options)
+    inner = learner.init(jax.random.key(0), blobs(jax.random.key(1))).params["inner"]
+    leaves = jax.tree.leaves(part(inner))
+    assert leaves and all((leaf == RATE).all() for leaf in leaves)
+
+
 def test_outer_steps_are_counted():
     learner, task = ml.maml(plain(), CE, optax.sgd(0.1)), blobs(jax.random.key(0))
     estimate = functools.partial(learner.estimate, key=jax.random.key(2))

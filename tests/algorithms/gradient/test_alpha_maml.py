@@ -175,6 +175,21 @@ def test_multiplicative_outer_rate_ignores_the_size_of_the_loss_and_stays_positi
     assert np.ptp(rates[0]) > 0.01
 
 
+@x64
+def test_multiplicative_inner_rate_follows_the_latest_slopes():
+    """`alpha exp(-rate h / rms)`: a mean square that halves in six or seven steps."""
+    opt = alpha_maml_optimiser(0.1, alpha_rate=0.3, beta_rate=0.0, rule="multiplicative")
+    params = {"model": jnp.ones(2), "inner": jnp.asarray(0.5)}
+    state, alpha, square = opt.init(params), 0.5, 0.0
+    for t, slope in enumerate([0.2, -3.0, 1.0, 1.0], 1):
+        grads = {"model": jnp.zeros(2), "inner": jnp.asarray(slope)}
+        updates, state = opt.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        square = 0.9 * square + 0.1 * slope**2
+        alpha *= np.exp(-0.3 * slope / np.sqrt(square / (1 - 0.9**t)))
+        close(params["inner"], alpha)
+
+
 def test_multiplicative_rates_without_any_gradient_stay():
     opt = alpha_maml_optimiser(0.1, alpha_rate=0.5, beta_rate=0.5, rule="multiplicative")
     params = {"model": jnp.ones(2), "inner": jnp.asarray(0.3)}

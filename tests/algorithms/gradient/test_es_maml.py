@@ -28,7 +28,7 @@ from jax.flatten_util import ravel_pytree
 from tiny import WAYS, blob_batch, linen, one, plain
 
 import metalearn as ml
-from metalearn.algorithms.gradient.es_maml import es_maml
+from metalearn.algorithms.gradient.es_maml import _spread, es_maml
 from metalearn.algorithms.gradient.evolution import climb, smoothed_gradient
 from metalearn.testing import check_learner
 
@@ -182,6 +182,12 @@ def test_normalised_estimate_does_not_see_the_scale():
     assert not np.any(estimates(still, THETA, bench()[1]).grads)
 
 
+def test_spread_is_the_standard_deviation_of_all_values():
+    values = np.random.default_rng(0).normal(size=(3, 4, 2)) + 50
+    close(_spread(jnp.asarray(values)), np.std(values), rtol=1e-4)
+    assert _spread(jnp.full((3, 4, 2), 7.0)) == 1
+
+
 # -- Adaptation -------------------------------------------------------------------------
 
 
@@ -225,6 +231,20 @@ def test_hill_climbing_never_goes_up():
 
     start, end = losses(0), losses(30)
     assert np.all(end <= start) and np.mean(end) < np.mean(start) - 0.1
+
+
+def test_a_search_moves_chosen_parameters_by_its_own_width():
+    """No move is longer than a few widths; the smoothing outside is a wide one."""
+    task, width = one(blob_batch()), 1e-3
+    options = dict(num_steps=1, num_queries=20, query_sigma=width, sigma=10.0)
+    in_head = lambda path, leaf: path.startswith("head")
+    learner = learner_of("hill_climbing", adapt_filter=in_head, **options)
+    variables = learner.init(jax.random.key(0), task)
+    adapt = jax.jit(lambda k: learner.adapt(variables, task.support, key=k).params)
+    after = adapt(jax.random.key(1))
+    close(after["body"], variables.params["body"], rtol=0)
+    gaps = [np.abs(after["head"][n] - variables.params["head"][n]).max() for n in "wb"]
+    assert 0.1 * width < max(gaps) < 6 * width
 
 
 def test_climbing_takes_the_best_of_a_round_and_avoids_nan():

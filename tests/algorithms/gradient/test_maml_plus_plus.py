@@ -225,6 +225,36 @@ def test_statistics_of_steps_differ():
         assert all(differs(leaf[i], leaf[j]) for i, j in ((0, 1), (1, 2), (0, 2)))
 
 
+def test_every_pass_of_evaluation_reads_the_averages_of_its_step():
+    model, task = linen(), one(blob_batch())
+    learner = bn_learner(norm="per_step")
+    variables = jax.jit(learner.init)(KEY, task)
+    keys = jax.random.split(jax.random.key(1), 2)
+    shape = variables.state["model"]["batch_stats"]["BatchNorm_0"]["mean"].shape
+    kept = {
+        "mean": jax.random.normal(keys[0], shape),
+        "var": jax.random.uniform(keys[1], shape, minval=0.5, maxval=2.0),
+    }
+
+    @jax.jit
+    def outputs(params, step, x):
+        averages = {"batch_stats": {"BatchNorm_0": {k: v[step] for k, v in kept.items()}}}
+        return model.apply(ml.Variables(params=params, state=averages), x)[0]
+
+    def loss(params, step):
+        return CE(outputs(params, step, task.support.x), task.support)
+
+    state = {**variables.state, "model": {"batch_stats": {"BatchNorm_0": kept}}}
+    start = ml.Variables(params=variables.params, state=state)
+    adapted = jax.jit(learner.adapt)(start, task.support)
+    phi, slope = variables.params["model"], jax.jit(jax.grad(loss))
+    for step in range(2):
+        phi = jax.tree.map(lambda p, g: p - 0.5 * g, phi, slope(phi, step))
+    close(adapted.params, phi, rtol=1e-5)
+    found = jax.jit(learner.predict)(adapted, task.query.x)
+    close(found, outputs(phi, 2, task.query.x), rtol=1e-5)
+
+
 def test_equal_norm_weights_are_norm_weights_that_do_not_adapt():
     tasks, learner = blob_batch(), bn_learner(norm_weights="BatchNorm")
     variables = learner.init(KEY, one(tasks))

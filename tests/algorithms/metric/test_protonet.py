@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bench import close, wide_blobs
+from bench import close, grads_of, numpy_tasks, wide_blobs
 from tiny import WAYS, one
 
 import metalearn as ml
@@ -12,11 +12,11 @@ import metalearn as ml
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def identity_protonet(ways=WAYS, offset=0.0):
+def identity_protonet(ways=WAYS, offset=0.0, **options):
     encoder = ml.from_apply_fn(
         lambda key, x: {"unused": jnp.zeros(1)}, lambda params, x: x + offset
     )
-    return ml.protonet(encoder, num_ways=ways)
+    return ml.protonet(encoder, num_ways=ways, **options)
 
 
 def logits_of(learner, task):
@@ -66,3 +66,38 @@ def test_protonet_with_ragged_classes_equals_a_loop():
         mean = np.mean([x[i] for i in range(6) if keep[i] and y[i] == k], axis=0)
         close(found[:, k], 2 * np.asarray(task.query.x) @ mean - mean @ mean)
     assert (found[:, 2] < -1e8).all()
+
+
+def test_scale_multiplies_the_distances_and_never_revives_an_absent_class():
+    task = one(wide_blobs())
+    rows = np.array([0, 1, 2])  # two classes of three
+    support = jax.tree.map(lambda leaf: leaf[rows], task.support)
+    cut = ml.Task(support=support, query=task.query)
+    plain, wide = (logits_of(identity_protonet(scale=s), cut) for s in (1.0, 0.25))
+    close(wide[:, :2], 0.25 * plain[:, :2])
+    assert (wide[:, 2] < -1e8).all() and (plain[:, 2] < -1e8).all()
+
+
+def test_prototypes_learn_as_centres_and_as_queries():
+    """The gradient of the encoder by finite differences of the loss, in NumPy."""
+    encoder = ml.from_apply_fn(
+        lambda key, x: jnp.ones((4, 5)), lambda w, x: jnp.tanh(x @ w)
+    )
+    learner = ml.protonet(encoder, num_ways=WAYS, scale=0.3, task_chunk=9)
+    rng = np.random.default_rng(0)
+    w, way = rng.normal(size=(2, 4, 5))
+
+    def loss(w):
+        losses = []
+        for xs, ys, xq, yq in numpy_tasks():
+            support, query = np.tanh(xs @ w), np.tanh(xq @ w)
+            means = np.stack([support[ys == k].mean(0) for k in range(WAYS)])
+            logits = -0.3 * ((query[:, None] - means) ** 2).sum(-1)
+            shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+            losses.append(-np.log(shares[np.arange(len(yq)), yq]).mean())
+        return np.mean(losses)
+
+    found = grads_of(learner, w, wide_blobs())
+    close(found.metrics["query/loss"].mean(), loss(w))
+    difference = (loss(w + 1e-6 * way) - loss(w - 1e-6 * way)) / 2e-6
+    close(np.sum(found.grads * way), difference, rtol=1e-7)
