@@ -70,7 +70,8 @@ def test_every_step_drops_other_features(rate):
     """
     size, num = 40, 6
     steps = {"latent_rate": {"num_steps": num}, "fine_tune_rate": {"fine_tune_steps": num}}
-    options = {"latents": size, "orthogonality": 0.0, "fine_tune_steps": 0, **steps[rate]}
+    options = {"latents": size, "latent_rate": 0.05, "fine_tune_rate": 0.05}
+    options |= {"orthogonality": 0.0, "fine_tune_steps": 0, **steps[rate]}
     learner, rng = learner_of(2, dropout=0.5, **options), np.random.default_rng(0)
 
     def part(num):
