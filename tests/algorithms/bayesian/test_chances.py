@@ -60,7 +60,7 @@ def test_particles_draw_anew_in_every_step():
     inner = ascent(
         noisy(),
         ml.losses.mse,
-        optax.sgd(0.0),
+        optax.sgd(1e-9),  # so small that only noise is seen
         REGRESSION,
         mixing=svgd(),
         num_particles=2,

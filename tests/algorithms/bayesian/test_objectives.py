@@ -205,6 +205,4 @@ def test_weight_of_the_divergence_counts_valid_queries():
         params = learner.init(KEY, task).params
         return grads_of(learner, params, ml.stack_tasks([task])).grads
 
-    found = grads(None)
-    close(found, grads(1 / num))
-    assert differs(found["posterior_log_variance"], grads(1 / 6)["posterior_log_variance"])
+    close(grads(None), grads(1 / num))
