@@ -241,5 +241,6 @@ def test_mumomaml_is_hsml_without_a_tree():
     task = one(blob_batch())
     shapes = [jax.eval_shape(made.init, jax.random.key(0), task) for made in pair]
     assert shapes[0] == shapes[1]
-    biases = pair[0].init(jax.random.key(0), task).params["structure"]["gate"]["b"]
+    made = jax.jit(pair[0].init)(jax.random.key(0), task)
+    biases = made.params["structure"]["gate"]["b"]
     assert {float(b) for leaf in jax.tree.leaves(biases) for b in leaf.ravel()} == {-1.0}
