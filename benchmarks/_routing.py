@@ -16,9 +16,10 @@ import numpy as np
 import optax
 
 import metalearn as ml
-from metalearn.algorithms.context import clusters, hsml
+from metalearn.algorithms.context import clusters
 from metalearn.core.trees import masked_mean
 from metalearn.models.dense import dense, linear
+from metalearn.models.set_encoder import pooled
 from metalearn.tasks.families import function_families
 
 SHOTS, BATCH, TREE, HIDDEN = 10, 25, (4, 2, 1), 40
@@ -68,7 +69,8 @@ def init(seed: int, aggregator: str, numbers: Numbers) -> Any:
     key = jax.random.key(seed)
     task = sampler()(key)
     make = ml.hsml if numbers.tree else ml.mumomaml
-    made = make(MODEL, ml.losses.mse, optax.sgd(1e-3), aggregator=aggregator)
+    own = "mean" if aggregator in ("deep", "attention") else aggregator
+    made = make(MODEL, ml.losses.mse, optax.sgd(1e-3), aggregator=own)
     params = dict(made.init(key, task).params)
     structure = dict(params["structure"])
     if not numbers.tree:
@@ -76,6 +78,8 @@ def init(seed: int, aggregator: str, numbers: Numbers) -> Any:
         gate = structure["gate"]
         widened = jax.tree.map(lambda w: jnp.concatenate([w, jnp.zeros_like(w)]), gate["w"])
         structure["gate"] = {"w": widened, "b": gate["b"]}
+    if own != aggregator:
+        structure["embed"] = deep_init(key, 20, HIDDEN)
     structure["linear"] = dense(jax.random.fold_in(key, 1), HIDDEN, TREE[1])
     structure["log_sigma"] = jnp.log(jnp.float32(numbers.sigma))
     return {"model": params["model"], "structure": structure}
@@ -89,9 +93,87 @@ def embed(
     order = jnp.argsort(support.x[:, 0])
     rows = jnp.where(numbers.ordered, rows[order], rows)
     e = linear(structure["example"], rows)
-    g, loss = hsml.EMBEDDINGS[aggregator].apply(structure["embed"], e, support.mask)
+    g, loss = AGGREGATORS[aggregator](structure["embed"], e, support.mask)
     direction = g / jnp.sqrt(jnp.sum(g**2) + 1e-12)
     return g, jnp.where(numbers.sphere, direction, g), loss
+
+
+def recurrent(params: Any, e: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`metalearn.models.set_encoder.recurrent` of full sets, in a third of the products.
+
+    The three gates of a cell are one product, and the encoder's inputs are one for all
+    rows: what costs here is starting operations.
+    """
+    del mask
+    gates = ("r", "z", "n")
+    join = lambda cell, side, leaf: jnp.concatenate(
+        [cell[side + gate][leaf] for gate in gates], -1
+    )
+
+    def cell(weights: Any, state: jax.Array, inputs: jax.Array) -> jax.Array:
+        recurrent = state @ join(weights, "h", "kernel")
+        r0, z0, n0 = jnp.split(inputs + join(weights, "i", "bias"), 3)
+        r1, z1, n1 = jnp.split(recurrent, 3)
+        z = jax.nn.sigmoid(z0 + z1)
+        n = jnp.tanh(n0 + jax.nn.sigmoid(r0 + r1) * (n1 + weights["hn"]["bias"]))
+        return (1 - z) * n + z * state
+
+    def encode(state: jax.Array, inputs: jax.Array) -> tuple:
+        state = cell(params["encoder"], state, inputs)
+        return state, state
+
+    def decode(carry: tuple, _: Any) -> tuple:
+        state, row = carry
+        state = cell(params["decoder"], state, row @ join(params["decoder"], "i", "kernel"))
+        row = linear(params["out"], state)
+        return (state, row), row
+
+    first = jnp.zeros((params["out"]["w"].shape[0],), e.dtype)
+    inputs = e @ join(params["encoder"], "i", "kernel")
+    last, path = jax.lax.scan(encode, first, inputs)
+    _, rebuilt = jax.lax.scan(decode, (last, jnp.zeros_like(e[0])), None, len(e))
+    target = jax.lax.stop_gradient(e)
+    return path.mean(0), jnp.mean((rebuilt[::-1] - target) ** 2)
+
+
+def deep_init(key: jax.Array, size: int, hidden: int) -> Any:
+    """Layers of `deep` and `attention`."""
+    sizes = {
+        "in": (size, hidden),
+        "q": (hidden, hidden),
+        "k": (hidden, hidden),
+        "v": (hidden, hidden),
+        "mix": (2 * hidden, hidden),
+        "pooled": (hidden, hidden),
+        "out": (hidden, hidden),
+        "back": (hidden, size),
+    }
+    keys = jax.random.split(key, len(sizes))
+    return {name: dense(k, *sizes[name]) for k, name in zip(keys, sizes, strict=True)}
+
+
+def deep(params: Any, e: jax.Array, mask: jax.Array, *, attends: bool) -> tuple:
+    """A set encoder of more layers, whose rows may attend to one another."""
+    del mask
+    codes = jax.nn.relu(linear(params["in"], e))
+    if attends:
+        q, k, v = (linear(params[name], codes) for name in "qkv")
+        seen = jax.nn.softmax(q @ k.T / q.shape[-1] ** 0.5, -1) @ v
+    else:
+        seen = jnp.zeros_like(codes)
+    mixed = jax.nn.relu(linear(params["mix"], jnp.concatenate([codes, seen], -1)))
+    back = linear(params["back"], mixed)
+    loss = 0.5 * jnp.mean((back - jax.lax.stop_gradient(e)) ** 2)
+    pooled = jax.nn.relu(linear(params["pooled"], mixed.mean(0)))
+    return linear(params["out"], pooled), loss
+
+
+AGGREGATORS = {
+    "gru": recurrent,
+    "mean": pooled.apply,
+    "deep": functools.partial(deep, attends=False),
+    "attention": functools.partial(deep, attends=True),
+}
 
 
 def climb(
@@ -187,7 +269,7 @@ def train(lanes: Lanes, aggregator: str, begin: Any, num: int, steps: int) -> tu
 
     def lane(params: Any, numbers: Numbers, seed: Any, number: Any) -> tuple:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), seed), number)
-        tasks = ml.sample_batch(sampler().sample, (), jax.random.split(key, BATCH))
+        tasks = ml.sample_batch(sampler(), (), jax.random.split(key, BATCH))
         return jax.grad(objective, has_aux=True)(params, aggregator, numbers, tasks)
 
     def step(carry: tuple, number: Any) -> tuple:
@@ -221,18 +303,20 @@ def lane_of(lanes: Lanes, lane: int) -> tuple[Any, Numbers]:
 
 
 def place_centres(
-    lanes: Lanes, lane: int, aggregator: str, gap: float, num: int = 1000
+    lanes: Lanes, lane: int, aggregator: str, gap: float, again: bool, num: int = 1000
 ) -> Lanes:
     """Leaves of one lane at the k-means of embeddings of training tasks.
 
     The width is such that the strongest leaf of the median task leads the second by `gap`
-    nats.
+    nats. With `again` the means start where the leaves are.
     """
     from sklearn.cluster import KMeans
 
     params, numbers = lane_of(lanes, lane)
     seen = np.asarray(judge(params, numbers, aggregator, num, 12345)[1]["seen"])
-    found = KMeans(TREE[0], n_init=4, random_state=int(lanes.seeds[lane])).fit(seen)
+    leaves, *upper = params["structure"]["tree"]
+    begin = {"init": np.asarray(leaves["centres"]), "n_init": 1} if again else {"n_init": 4}
+    found = KMeans(TREE[0], random_state=int(lanes.seeds[lane]), **begin).fit(seen)
     centres = found.cluster_centers_.astype(np.float32)
     far = np.sort(((seen[:, None] - centres[None]) ** 2).sum(-1), -1)
     sigma = float(np.median(far[:, 1] - far[:, 0])) / (2 * gap)

@@ -26,12 +26,14 @@ class Variant(NamedTuple):
       aggregator: "gru" or "mean".
       placed: Outer step before which leaves are placed by k-means; never if None.
       gap: Lead of the strongest leaf, in nats, that the width then gives.
+      every: Outer steps between placements, during the first half of training.
     """
 
     numbers: Numbers = Numbers()
     aggregator: str = "gru"
     placed: int | None = None
     gap: float = 1.0
+    every: int | None = None
 
 
 def _all(**numbers: Any) -> Variant:
@@ -61,10 +63,28 @@ VARIANTS = {
     "ordered, wide": _all(ordered=1.0, sigma=1e8, upper=1e8),
     "ordered, gate alone": _all(ordered=1.0, tree=0.0),
     "ordered, balance": Variant(Numbers(ordered=1.0, balance=0.1, learned=1.0), placed=0),
+    "placed, sharper": Variant(placed=0, gap=10.0),
+    "placed, following": Variant(placed=0, gap=4.0, every=250),
+    "placed, hard": Variant(Numbers(hard=1.0), placed=0, gap=4.0),
+    "placed, sharp, upper sharp": Variant(Numbers(upper=0.1), placed=0, gap=4.0),
+    "ordered, placed, sharp": Variant(Numbers(ordered=1.0), placed=0, gap=4.0),
+    "ordered, placed, following": Variant(
+        Numbers(ordered=1.0), placed=0, gap=4.0, every=250
+    ),
     "ordered, oracle": _all(ordered=1.0, oracle=1.0),
     "scaled": _all(scale=0.2),
     "mean": Variant(aggregator="mean"),
     "mean, wide": Variant(Numbers(sigma=1e8, upper=1e8), "mean"),
+    "mean, oracle": Variant(Numbers(oracle=1.0), "mean"),
+    "mean, placed, sharp": Variant(Numbers(), "mean", placed=0, gap=4.0),
+    "deep": Variant(aggregator="deep"),
+    "deep, wide": Variant(Numbers(sigma=1e8, upper=1e8), "deep"),
+    "deep, oracle": Variant(Numbers(oracle=1.0), "deep"),
+    "deep, placed, sharp": Variant(Numbers(), "deep", placed=0, gap=4.0),
+    "attention": Variant(aggregator="attention"),
+    "attention, wide": Variant(Numbers(sigma=1e8, upper=1e8), "attention"),
+    "attention, oracle": Variant(Numbers(oracle=1.0), "attention"),
+    "attention, placed, sharp": Variant(Numbers(), "attention", placed=0, gap=4.0),
     "mean, balance": Variant(Numbers(balance=0.1, learned=1.0), "mean", placed=0),
 }
 
@@ -98,7 +118,7 @@ class Routing:
         folder.mkdir(parents=True, exist_ok=True)
         wanted = [(name, seed) for name in names for seed in self.seeds]
         waiting = [pair for pair in wanted if not _file(folder, *pair).exists()]
-        for aggregator in ("gru", "mean"):
+        for aggregator in _routing.AGGREGATORS:
             mine = [p for p in waiting if VARIANTS[p[0]].aggregator == aggregator]
             for first in range(0, len(mine), self.lanes):
                 self._train(mine[first : first + self.lanes], aggregator, folder)
@@ -113,8 +133,11 @@ class Routing:
         began = time.perf_counter()
         for step in range(0, self.steps, CHUNK):
             for lane, variant in enumerate(variants):
-                if variant.placed == step:
-                    lanes = _routing.place_centres(lanes, lane, aggregator, variant.gap)
+                again = variant.every and not step % variant.every
+                if variant.placed == step or (again and 0 < step <= self.steps // 2):
+                    lanes = _routing.place_centres(
+                        lanes, lane, aggregator, variant.gap, step > (variant.placed or 0)
+                    )
             num = min(CHUNK, self.steps - step)
             lanes, losses = _routing.train(lanes, aggregator, step, num, self.steps)
             if (step // CHUNK) % 4 == 3 or step == 0:
