@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.cluster import vq
 
 import metalearn as ml
 from metalearn.algorithms.context import clusters
@@ -302,27 +303,24 @@ def lane_of(lanes: Lanes, lane: int) -> tuple[Any, Numbers]:
     return jax.tree.map(lambda leaf: leaf[lane], (lanes.params, lanes.numbers))
 
 
-def place_centres(
-    lanes: Lanes, lane: int, aggregator: str, gap: float, again: bool, num: int = 1000
+def place_leaves(
+    lanes: Lanes, lane: int, aggregator: str, lead: float, again: bool, num: int = 1000
 ) -> Lanes:
-    """Leaves of one lane at the k-means of embeddings of training tasks.
+    """Leaves of one lane at the k-means of embeddings, as `ml.place_leaves` puts them.
 
-    The width is such that the strongest leaf of the median task leads the second by `gap`
-    nats. With `again` the means start where the leaves are.
+    With `again` the means start where the leaves are, so that a leaf keeps its tasks.
     """
-    from sklearn.cluster import KMeans
-
     params, numbers = lane_of(lanes, lane)
-    seen = np.asarray(judge(params, numbers, aggregator, num, 12345)[1]["seen"])
-    leaves, *upper = params["structure"]["tree"]
-    begin = {"init": np.asarray(leaves["centres"]), "n_init": 1} if again else {"n_init": 4}
-    found = KMeans(TREE[0], random_state=int(lanes.seeds[lane]), **begin).fit(seen)
-    centres = found.cluster_centers_.astype(np.float32)
-    far = np.sort(((seen[:, None] - centres[None]) ** 2).sum(-1), -1)
-    sigma = float(np.median(far[:, 1] - far[:, 0])) / (2 * gap)
+    points = np.asarray(judge(params, numbers, aggregator, num, 12345)[1]["seen"])
     structure = dict(lanes.params["structure"])
     leaves, *upper = structure["tree"]
+    if again:
+        before = np.asarray(leaves["centres"][lane])
+        centres = vq.kmeans2(points, before, iter=50, minit="matrix")[0]
+    else:
+        centres = clusters.k_means(points, TREE[0], seed=int(lanes.seeds[lane]))
+    width = clusters.width_of_lead(points, centres, lead)
     leaves = {**leaves, "centres": leaves["centres"].at[lane].set(centres)}
     structure["tree"] = [leaves, *upper]
-    structure["log_sigma"] = structure["log_sigma"].at[lane].set(np.log(sigma))
+    structure["log_sigma"] = structure["log_sigma"].at[lane].set(np.log(width))
     return lanes._replace(params={**lanes.params, "structure": structure})

@@ -71,6 +71,7 @@ VARIANTS = {
     "ordered, placed, following": Variant(
         Numbers(ordered=1.0), placed=0, gap=4.0, every=250
     ),
+    "ordered, sharp": _all(ordered=1.0, sigma=0.25),
     "ordered, oracle": _all(ordered=1.0, oracle=1.0),
     "scaled": _all(scale=0.2),
     "mean": Variant(aggregator="mean"),
@@ -133,14 +134,14 @@ class Routing:
         began = time.perf_counter()
         for step in range(0, self.steps, CHUNK):
             for lane, variant in enumerate(variants):
-                again = variant.every and not step % variant.every
-                if variant.placed == step or (again and 0 < step <= self.steps // 2):
-                    lanes = _routing.place_centres(
-                        lanes, lane, aggregator, variant.gap, step > (variant.placed or 0)
+                again = variant.every and 0 < step <= self.steps // 2
+                if variant.placed == step or (again and step % variant.every == 0):
+                    lanes = _routing.place_leaves(
+                        lanes, lane, aggregator, variant.gap, variant.placed != step
                     )
             num = min(CHUNK, self.steps - step)
             lanes, losses = _routing.train(lanes, aggregator, step, num, self.steps)
-            if (step // CHUNK) % 4 == 3 or step == 0:
+            if (step // CHUNK) % 2 == 1 or step == 0:
                 rate = (step + num) / (time.perf_counter() - began)
                 print(
                     f"{step + num} steps, {rate:.0f} a second:",

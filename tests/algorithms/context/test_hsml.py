@@ -12,7 +12,7 @@ from tiny import WAYS, blob_batch, one, plain, sine_batch, tanh_net
 
 import metalearn as ml
 from metalearn.algorithms.context.clusters import route_task
-from metalearn.algorithms.context.hsml import add_leaf
+from metalearn.algorithms.context.leaves import add_leaf
 from metalearn.apps import plots
 from metalearn.testing import check_learner
 
@@ -167,8 +167,15 @@ def test_an_ordered_set_is_read_in_the_order_of_its_inputs_or_classes(x64, kind)
     x = rng.normal(size=(6, 2))
     y = rng.normal(size=(6, 1)) if kind == "curves" else np.asarray([2, 0, 3, 1, 4, 5]) % 3
     mask = np.asarray([True, True, False, True, True, True])
-    options = {} if kind == "classes" else {"num_ways": None, "model": lambda: plain(1)}
-    made, reads = (learner(ordered=flag, **options) for flag in (False, True))
+    loss, ways, outputs = {
+        "curves": (ml.losses.mse, None, 1),
+        "classes": (CE, WAYS, WAYS),
+    }[kind]
+    options = {**SMALL, "num_ways": ways, "num_steps": 0}
+    made, reads = (
+        ml.hsml(plain(outputs), loss, optax.sgd(INNER), ordered=flag, **options)
+        for flag in (False, True)
+    )
     given = ml.Examples(x=jnp.asarray(x), y=jnp.asarray(y), mask=jnp.asarray(mask))
     variables = made.init(jax.random.key(0), ml.Task(support=given, query=given))
     by = x[:, 0] if kind == "curves" else y
