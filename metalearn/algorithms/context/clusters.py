@@ -99,8 +99,10 @@ def tree_init(key: Key, tree: Sequence[int], hidden: int, routing: Routing) -> l
 def k_means(points: np.ndarray, num: int, *, seed: int) -> np.ndarray | None:
     """Centres `[K, D]` of `num` clusters of points `[T, D]`, the best of ten starts.
 
-    `None` where every start leaves a cluster empty.
+    `None` where there are fewer different points, or every start leaves a cluster empty.
     """
+    if len(np.unique(points, axis=0)) < num:
+        return None
     found = []
     for start in range(10):
         rng = np.random.default_rng([seed, start])
