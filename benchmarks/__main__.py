@@ -20,6 +20,7 @@ from benchmarks.online import Online
 from benchmarks.paired import Paired
 from benchmarks.peers import Peers
 from benchmarks.recipe import RunRecipe
+from benchmarks.routing import Routing
 from benchmarks.scaling import Scaling
 from benchmarks.table import Table
 from benchmarks.throughput import Throughput
@@ -40,6 +41,7 @@ BENCHMARKS = {
     "against": Against,
     "calibration": Calibration,
     "families": Families,
+    "routing": Routing,
     "mixed": Mixed,
     "online": Online,
     "features": Features,

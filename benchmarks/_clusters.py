@@ -60,6 +60,34 @@ def information(families: np.ndarray, leaves: np.ndarray, num: int) -> dict[str,
     }
 
 
+def separation(families: np.ndarray, embeddings: np.ndarray) -> dict[str, float]:
+    """How well families can be read from embeddings `[T, D]`.
+
+    The family is decoded from one half of the tasks for the other: by a linear classifier
+    and by ten neighbours. The rest is what clusters that see embeddings alone could find:
+    information of the family with k-means of 4 and of 16 clusters.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import normalized_mutual_info_score
+    from sklearn.neighbors import KNeighborsClassifier
+
+    scale = embeddings.std(0).max()
+    x = (embeddings - embeddings.mean(0)) / scale
+    half = len(x) // 2
+    score = lambda judge: float(
+        judge.fit(x[:half], families[:half]).score(x[half:], families[half:])
+    )
+    found = {
+        "linear_accuracy": score(LogisticRegression(C=1e3, max_iter=2000)),
+        "neighbours_accuracy": score(KNeighborsClassifier(10)),
+    }
+    for num in (4, 16):
+        labels = KMeans(num, n_init=4, random_state=0).fit_predict(x)
+        found[f"nmi_of_{num}_means"] = float(normalized_mutual_info_score(families, labels))
+    return found
+
+
 def draw(
     path: Path, families: np.ndarray, route: Any, names: tuple[str, ...], title: str
 ) -> None:
@@ -74,3 +102,43 @@ def draw(
         names,
         title=title,
     )
+
+
+def project(path: Path, found: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Embeddings of each variant in two dimensions, coloured by family and by leaf.
+
+    Args:
+      path: Path of a .png file.
+      found: `family` `[T]`, `g` `[T, D]` and `leaves` `[T, K]` of each variant.
+      names: Names of the families.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    figure = plots.figure_of(3.0 * len(found), 8.4)
+    axes = figure.subplots(3, len(found), squeeze=False)
+    for column, (name, run) in zip(axes.T, found.items(), strict=True):
+        g, family, leaf = run["g"], run["family"], run["leaves"].argmax(-1)
+        half = len(g) // 2
+        flat = PCA(2).fit_transform(g)[half:]
+        judged = LinearDiscriminantAnalysis(n_components=2).fit(g[:half], family[:half])
+        panels = (
+            ("principal components, by family", flat, family[half:]),
+            ("principal components, by leaf", flat, leaf[half:]),
+            ("discriminants, by family", judged.transform(g[half:]), family[half:]),
+        )
+        for ax, (title, at, labels) in zip(column, panels, strict=True):
+            for value in range(max(len(names), leaf.max() + 1)):
+                rows = labels == value
+                ax.scatter(
+                    *at[rows].T,
+                    s=4,
+                    lw=0,
+                    alpha=0.7,
+                    color=plots.FAMILY_COLOURS[value],
+                    label=names[value] if "family" in title else None,
+                )
+            ax.set(xticks=[], yticks=[])
+            ax.set_title(f"{name}\n{title}" if at is flat else title, fontsize=8)
+    axes[0, 0].legend(frameon=False, fontsize=7, markerscale=2)
+    figure.savefig(path, dpi=110)

@@ -28,7 +28,7 @@ from metalearn.algorithms.context.clusters import (
     tree_init,
 )
 from metalearn.algorithms.options import Options, takes_options
-from metalearn.core import checks
+from metalearn.core import checks, kinds
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
@@ -49,6 +49,7 @@ def hsml(
     tree: tuple[int, ...] = (4, 2, 1),
     hidden: int = 40,
     aggregator: Aggregator = "gru",
+    ordered: bool = False,
     routing: Routing = "gaussian",
     sigma: float = 2.0,
     reconstruction: float = 0.01,
@@ -82,6 +83,9 @@ def hsml(
       hidden: D, the size of `g` and `h`; 40 for curves, 128 for images in the paper.
       aggregator: Autoencoder of the support set: "gru", a recurrent one, which depends on
         the order of the set; or "mean", which does not.
+      ordered: Whether the aggregator reads the support set in order: of its classes, or
+        of the first number of each input where targets are real. The order in which the
+        set is given then matters only where classes or first numbers repeat.
       routing: Shares above the leaves, "gaussian" or "linear".
       sigma: Width of the clusters; 2 for curves, 10 for images.
       reconstruction: xi, weight of `L_r`.
@@ -111,6 +115,7 @@ def hsml(
         tree=tuple(tree),
         hidden=hidden,
         aggregator=aggregator,
+        ordered=ordered,
         routing=routing,
         sigma=sigma,
         gate_bias=gate_bias,
@@ -140,6 +145,7 @@ def hsml(
         "tree": shape.tree,
         "hidden": hidden,
         "aggregator": aggregator,
+        "ordered": ordered,
         "routing": routing,
         "sigma": sigma,
         "reconstruction": reconstruction,
@@ -165,6 +171,7 @@ def mumomaml(
     num_steps: int = 5,
     hidden: int = 40,
     aggregator: Aggregator = "gru",
+    ordered: bool = False,
     reconstruction: float = 0.01,
     gate_bias: float = 2.0,
     example_size: int = 20,
@@ -185,6 +192,7 @@ def mumomaml(
       num_steps: K, inner steps.
       hidden: D, the size of the embedding.
       aggregator: Autoencoder of the support set, "gru" or "mean", as in `hsml`.
+      ordered: Whether it reads the set in order, as in `hsml`.
       reconstruction: Weight of the reconstruction loss of the embedding.
       gate_bias: Bias of the sigmoid at the start.
       example_size: Size of an embedded support example.
@@ -201,6 +209,7 @@ def mumomaml(
         tree=(),
         hidden=hidden,
         aggregator=aggregator,
+        ordered=ordered,
         reconstruction=reconstruction,
         gate_bias=gate_bias,
         example_size=example_size,
@@ -210,37 +219,13 @@ def mumomaml(
     )
 
 
-def add_leaf(variables: Variables, key: Key) -> Variables:
-    """One more leaf cluster, with a random centre; all other parameters stay.
-
-    The learner goes on with it as it is; its outer optimiser is to be started anew
-    (section 4.4, continual adaptation).
-
-    Args:
-      variables: Variables of `hsml`.
-      key: Key for the centre and the map of the new cluster.
-
-    Raises:
-      ValueError: there is no tree, as in variables of `mumomaml`.
-    """
-    structure = variables.params["structure"]
-    if not structure["tree"]:
-        raise ValueError("variables have no tree of clusters to grow; they are mumomaml's.")
-    leaves, *upper = structure["tree"]
-    (fresh,) = tree_init(key, (1,), leaves["b"].shape[-1], "gaussian")
-    leaves = jax.tree.map(
-        lambda old, new: jnp.concatenate([old, new.astype(old.dtype)]), leaves, fresh
-    )
-    params = {**variables.params, "structure": {**structure, "tree": [leaves, *upper]}}
-    return Variables(params=params, state=variables.state)
-
-
 class Shape(NamedTuple):
     """The arguments of `hsml` that say what its structure is made of."""
 
     tree: tuple[int, ...]
     hidden: int
     aggregator: Aggregator
+    ordered: bool
     routing: Routing
     sigma: float
     gate_bias: float
@@ -286,9 +271,14 @@ def context_of(
     Returns:
       The context, `[g; h]` or `g` without a tree; the route of the task; `L_r`.
     """
-    rows = linear(structure["example"], _pairs(shape, structure, support))
+    rows, mask = _pairs(shape, structure, support), support.mask
+    if shape.ordered:
+        # Masked rows last, so that what they hold changes no place before them.
+        order = jnp.lexsort((rows[:, 0] if shape.num_ways is None else support.y, ~mask))
+        rows, mask = rows[order], mask[order]
     embedding = EMBEDDINGS[shape.aggregator]
-    g, loss = embedding.apply(structure["embed"], rows, support.mask)
+    examples = linear(structure["example"], rows)
+    g, loss = embedding.apply(structure["embed"], examples, mask)
     if not shape.tree:
         return g, Route(g, jnp.ones((1,), g.dtype), ()), loss
     h, route = route_task(structure["tree"], g, sigma=shape.sigma)
@@ -324,6 +314,7 @@ def _check(shape: Shape) -> None:
             "first, with one node as the root, such as (4, 2, 1)."
         )
     checks.one_of("aggregator", shape.aggregator, get_args(Aggregator))
+    kinds.flag("ordered", shape.ordered)
     checks.one_of("routing", shape.routing, get_args(Routing))
     checks.whole_number("example_size", shape.example_size, least=1)
     if shape.num_ways is not None:

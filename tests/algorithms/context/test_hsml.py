@@ -12,7 +12,7 @@ from tiny import WAYS, blob_batch, one, plain, sine_batch, tanh_net
 
 import metalearn as ml
 from metalearn.algorithms.context.clusters import route_task
-from metalearn.algorithms.context.hsml import add_leaf
+from metalearn.algorithms.context.leaves import add_leaf
 from metalearn.apps import plots
 from metalearn.testing import check_learner
 
@@ -159,6 +159,40 @@ def test_keeps_the_contract_with_the_recurrent_aggregator():
     check_learner(learner(aggregator="gru"), blob_batch(), order_invariant=False)
 
 
+@pytest.mark.parametrize("kind", ["curves", "classes"])
+def test_an_ordered_set_is_read_in_the_order_of_its_inputs_or_classes(x64, kind):
+    """As the plain learner reads the same set when it is sorted by hand."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 2))
+    y = rng.normal(size=(6, 1)) if kind == "curves" else np.asarray([2, 0, 3, 1, 4, 5]) % 3
+    mask = np.asarray([True, True, False, True, True, True])
+    loss, ways, outputs = {
+        "curves": (ml.losses.mse, None, 1),
+        "classes": (CE, WAYS, WAYS),
+    }[kind]
+    options = {**SMALL, "num_ways": ways, "num_steps": 0}
+    made, reads = (
+        ml.hsml(plain(outputs), loss, optax.sgd(INNER), ordered=flag, **options)
+        for flag in (False, True)
+    )
+    given = ml.Examples(x=jnp.asarray(x), y=jnp.asarray(y), mask=jnp.asarray(mask))
+    variables = made.init(jax.random.key(0), ml.Task(support=given, query=given))
+    by = x[:, 0] if kind == "curves" else y
+    kept = [i for i in np.argsort(by, kind="stable") if mask[i]]
+    by_hand = ml.Examples.of(jnp.asarray(x[kept]), jnp.asarray(y[kept]))
+    expected = made.adapt(variables, by_hand).info.embedding
+    np.testing.assert_allclose(
+        reads.adapt(variables, given).info.embedding, expected, rtol=1e-12
+    )
+    assert differs(made.adapt(variables, given).info.embedding, expected)
+
+
+def test_an_ordered_learner_forgets_the_given_order():
+    options = {**SMALL, "num_ways": None, "task_chunk": 9, "ordered": True}
+    curves = ml.hsml(plain(1), ml.losses.mse, optax.sgd(INNER), **options)
+    check_learner(curves, sine_batch(), order_invariant=True)
+
+
 def test_regression_and_image_features():
     options = {**SMALL, "num_ways": None, "task_chunk": 9}
     curves = ml.hsml(plain(1), ml.losses.mse, optax.sgd(INNER), **options)
@@ -191,13 +225,14 @@ def test_regression_and_image_features():
         ({"reconstruction": float("nan")}, "reconstruction is nan"),
         ({"reconstruction": -0.1}, "of 0 or more"),
         ({"gate_bias": float("inf")}, "gate_bias is inf"),
+        ({"ordered": 1}, "ordered is 1; expected True or False"),
         ({"example_size": 0}, "example_size is 0"),
         ({"num_ways": 0}, "num_ways is 0"),
         ({"num_steps": -1}, "num_steps"),
     ],
 )
 def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         learner(**options)
 
 

@@ -1,0 +1,213 @@
+"""What of HSML earns its error on curves, and what its embedding and clusters separate."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import metalearn as ml
+from benchmarks import _clusters, _harness, _routing
+from benchmarks._routing import Numbers
+
+CHUNK = 250
+WIDE = "wide"
+
+
+class Variant(NamedTuple):
+    """One way to route.
+
+    Attributes:
+      numbers: What differs within a program.
+      aggregator: "gru" or "mean".
+      placed: Outer step before which leaves are placed by k-means; never if None.
+      gap: Lead of the strongest leaf, in nats, that the width then gives.
+      every: Outer steps between placements, during the first half of training.
+    """
+
+    numbers: Numbers = Numbers()
+    aggregator: str = "gru"
+    placed: int | None = None
+    gap: float = 1.0
+    every: int | None = None
+
+
+def _all(**numbers: Any) -> Variant:
+    return Variant(Numbers(**numbers))
+
+
+VARIANTS = {
+    "default": _all(),
+    WIDE: _all(sigma=1e8, upper=1e8),
+    "gate alone": _all(tree=0.0),
+    "oracle": _all(oracle=1.0),
+    "sigma 0.5": _all(sigma=0.5),
+    "learned width": _all(learned=1.0),
+    "placed": Variant(placed=0),
+    "placed, sharp": Variant(placed=0, gap=4.0),
+    "placed, learned width": Variant(Numbers(learned=1.0), placed=0),
+    "placed late": Variant(placed=2000, gap=4.0),
+    "sphere": Variant(Numbers(sphere=1.0), placed=0, gap=2.0),
+    "sphere, learned width": Variant(Numbers(sphere=1.0, learned=1.0), placed=0, gap=2.0),
+    "balance": Variant(Numbers(balance=0.1, learned=1.0), placed=0),
+    "balance, weak": Variant(Numbers(balance=0.01, learned=1.0), placed=0),
+    "linear": _all(linear=1.0),
+    "no reconstruction": _all(reconstruction=0.0),
+    "reconstruction 1": _all(reconstruction=1.0),
+    "hard": Variant(Numbers(hard=1.0, balance=0.1, learned=1.0), placed=0),
+    "ordered": _all(ordered=1.0),
+    "ordered, wide": _all(ordered=1.0, sigma=1e8, upper=1e8),
+    "ordered, gate alone": _all(ordered=1.0, tree=0.0),
+    "ordered, balance": Variant(Numbers(ordered=1.0, balance=0.1, learned=1.0), placed=0),
+    "placed, sharper": Variant(placed=0, gap=10.0),
+    "placed, following": Variant(placed=0, gap=4.0, every=250),
+    "placed, hard": Variant(Numbers(hard=1.0), placed=0, gap=4.0),
+    "placed, sharp, upper sharp": Variant(Numbers(upper=0.1), placed=0, gap=4.0),
+    "ordered, placed, sharp": Variant(Numbers(ordered=1.0), placed=0, gap=4.0),
+    "ordered, placed, following": Variant(
+        Numbers(ordered=1.0), placed=0, gap=4.0, every=250
+    ),
+    "ordered, sharp": _all(ordered=1.0, sigma=0.25),
+    "ordered, oracle": _all(ordered=1.0, oracle=1.0),
+    "scaled": _all(scale=0.2),
+    "mean": Variant(aggregator="mean"),
+    "mean, wide": Variant(Numbers(sigma=1e8, upper=1e8), "mean"),
+    "mean, oracle": Variant(Numbers(oracle=1.0), "mean"),
+    "mean, placed, sharp": Variant(Numbers(), "mean", placed=0, gap=4.0),
+    "deep": Variant(aggregator="deep"),
+    "deep, wide": Variant(Numbers(sigma=1e8, upper=1e8), "deep"),
+    "deep, oracle": Variant(Numbers(oracle=1.0), "deep"),
+    "deep, placed, sharp": Variant(Numbers(), "deep", placed=0, gap=4.0),
+    "attention": Variant(aggregator="attention"),
+    "attention, wide": Variant(Numbers(sigma=1e8, upper=1e8), "attention"),
+    "attention, oracle": Variant(Numbers(oracle=1.0), "attention"),
+    "attention, placed, sharp": Variant(Numbers(), "attention", placed=0, gap=4.0),
+    "mean, balance": Variant(Numbers(balance=0.1, learned=1.0), "mean", placed=0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """Trains variants of HSML on four families of curves, 10 shots, and compares them.
+
+    Attributes:
+      variants: Names of `benchmarks.routing.VARIANTS`; all of them if none are given.
+      seeds: Training seeds.
+      steps: Outer steps.
+      tasks: Test tasks, the same for all.
+      lanes: Trainings in one program.
+      raw: Folder of what every training ends with; what it holds is not trained again.
+      json: Where to write; `benchmarks/results/routing.json` by default. Pictures are
+        written beside.
+    """
+
+    variants: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 20_000
+    tasks: int = 2000
+    lanes: int = 12
+    raw: str = "runs/routing"
+    json: str | None = None
+
+    def run_benchmark(self) -> None:
+        names = self.variants or tuple(VARIANTS)
+        folder = Path(self.raw)
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = [(name, seed) for name in names for seed in self.seeds]
+        waiting = [pair for pair in wanted if not _file(folder, *pair).exists()]
+        for aggregator in _routing.AGGREGATORS:
+            mine = [p for p in waiting if VARIANTS[p[0]].aggregator == aggregator]
+            for first in range(0, len(mine), self.lanes):
+                self._train(mine[first : first + self.lanes], aggregator, folder)
+        self._report(names, folder)
+
+    def _train(self, pairs: list[tuple[str, int]], aggregator: str, folder: Path) -> None:
+        """Trains some lanes side by side and stores what each ends with."""
+        variants = [VARIANTS[name] for name, _ in pairs]
+        lanes = _routing.start(
+            aggregator, [v.numbers for v in variants], [s for _, s in pairs], self.steps
+        )
+        began = time.perf_counter()
+        for step in range(0, self.steps, CHUNK):
+            for lane, variant in enumerate(variants):
+                again = variant.every and 0 < step <= self.steps // 2
+                if variant.placed == step or (again and step % variant.every == 0):
+                    lanes = _routing.place_leaves(
+                        lanes, lane, aggregator, variant.gap, variant.placed != step
+                    )
+            num = min(CHUNK, self.steps - step)
+            lanes, losses = _routing.train(lanes, aggregator, step, num, self.steps)
+            if (step // CHUNK) % 2 == 1 or step == 0:
+                rate = (step + num) / (time.perf_counter() - began)
+                print(
+                    f"{step + num} steps, {rate:.0f} a second:",
+                    *(f"{name} {s}: {x:.3f}" for (name, s), x in zip(pairs, losses)),
+                    sep="  ",
+                    flush=True,
+                )
+        for lane, (name, seed) in enumerate(pairs):
+            params, numbers = _routing.lane_of(lanes, lane)
+            info, out = jax.device_get(
+                _routing.judge(params, numbers, aggregator, self.tasks, 0)
+            )
+            sigma = np.exp(params["structure"]["log_sigma"])
+            kept = {k: v for k, v in out.items() if k != "rebuilt"}
+            kept |= {"family": info["family"], "sigma": sigma, "steps": self.steps}
+            np.savez(_file(folder, name, seed), **kept)
+
+    def _report(self, names: tuple[str, ...], folder: Path) -> None:
+        found = {
+            name: [dict(np.load(_file(folder, name, seed))) for seed in self.seeds]
+            for name in names
+        }
+        rows = {}
+        for name, runs in found.items():
+            losses = np.stack([run["loss"] for run in runs])
+            row: dict[str, Any] = {
+                "numbers": VARIANTS[name]._asdict()
+                | {"numbers": VARIANTS[name].numbers._asdict()},
+                "query_mse": _clusters.mean(losses.mean(0)),
+                "by_seed": losses.mean(1).round(5).tolist(),
+                "spread": float(losses.mean(1).std(ddof=1)) if len(runs) > 1 else None,
+                "sigma": [float(run["sigma"]) for run in runs],
+                "embedding": [_clusters.separation(r["family"], r["g"]) for r in runs],
+                "clusters": [
+                    _clusters.information(r["family"], r["leaves"], 4) for r in runs
+                ],
+            }
+            if name != WIDE and WIDE in found:
+                apart = losses - np.stack([run["loss"] for run in found[WIDE]])
+                row["paired_with_wide"] = _clusters.mean(apart.mean(0))
+                row["paired_by_seed"] = apart.mean(1).round(5).tolist()
+            rows[name] = row
+            print(_line(name, row), flush=True)
+        result = {"kind": "routing", "steps": self.steps, "num_tasks": self.tasks}
+        path = _harness.store("routing", result | {"rows": rows}, self.json)
+        first = {name: runs[0] for name, runs in found.items()}
+        _clusters.project(path.with_suffix(".png"), first, ml.tasks.FAMILIES)
+
+
+def _file(folder: Path, name: str, seed: int) -> Path:
+    return folder / f"{name.replace(', ', '+').replace(' ', '-')}-seed{seed}.npz"
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    """A row of the table of NOTES.md."""
+    by_seed = ", ".join(f"{x:.3f}" for x in row["by_seed"])
+    apart = ""
+    if "paired_with_wide" in row:
+        paired = row["paired_with_wide"]
+        seeds = ", ".join(f"{x:+.3f}" for x in row["paired_by_seed"])
+        apart = f"{paired['mean']:+.3f} ± {paired['ci95']:.3f} ({seeds})"
+    shared = [c["nmi"] for c in row["clusters"]]
+    control = max(c["nmi_shuffled_max_of_100"] for c in row["clusters"])
+    decoded = np.mean([e["linear_accuracy"] for e in row["embedding"]])
+    whole = row["query_mse"]
+    return (
+        f"| {name} | {whole['mean']:.3f} ± {whole['ci95']:.3f} ({by_seed}) | {apart} | "
+        f"{', '.join(f'{x:.2f}' for x in shared)} ({control:.3f}) | {100 * decoded:.0f} % |"
+    )
