@@ -22,6 +22,7 @@ from benchmarks import _harness
 from metalearn import apps, runs
 from metalearn.apps import learners
 from metalearn.cli import main as cli
+from metalearn.runs import environment
 from metalearn.runs import folder as run_folder
 
 Part = Literal["validation", "test"]
@@ -126,6 +127,17 @@ def check_origins(origins: Mapping[str, Origin]) -> None:
                 + "\n  ".join(lines)
                 + "\nTrain both anew on one machine, into another folder of --runs."
             )
+
+
+def check_finished(folders: Sequence[Path]) -> list[Origin]:
+    """Refuses finished runs of several machines or codes, as far as these are known.
+
+    Raises:
+      ValueError: see `check_origins`.
+    """
+    origins = {str(folder): recorded_origin(folder) for folder in folders}
+    check_origins(origins)
+    return list(origins.values())
 
 
 def _apart(mine: Origin, theirs: Origin) -> list[str]:
@@ -239,6 +251,7 @@ def judged(
     data = recipe.app.load(data_dir, (part,))
     runs.check_images(run, recipe.app.describe(data))
     variables, _ = runs.best(run)
+    environment.enable_compilation_cache()  # for runs that another process trained
     return ml.evaluate(
         recipe.build_judged(run.record),
         variables,
@@ -248,11 +261,16 @@ def judged(
     )
 
 
+def told(evaluation: ml.Evaluation) -> tuple[str, str, int]:
+    """Name, fingerprint and number of the tasks of an evaluation."""
+    return evaluation.tasks, evaluation.fingerprint, evaluation.num_tasks
+
+
 def check_tasks(judgements: Mapping[str, tuple[str, str, int]]) -> str:
     """Refuses judgements on different tasks; returns the fingerprint that all share.
 
     Args:
-      judgements: Name of the tasks, fingerprint and number of tasks, by a name of the run.
+      judgements: What `told` says, by a name of the run.
 
     Raises:
       ValueError: two differ; the message names both.

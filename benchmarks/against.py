@@ -95,7 +95,7 @@ class Against:
             evaluation = _runs.judged(folder, data_dir, on=self.on)
             print(f"{plan.label} seed {seed}: {evaluation}", flush=True)
             each.append({k: np.asarray(v) for k, v in evaluation.values.items()})
-            told.append((evaluation.tasks, evaluation.fingerprint, evaluation.num_tasks))
+            told.append(_runs.told(evaluation))
             found = summary(folder)
             seconds.append(round(found["training_seconds"], 1))
             rates.append(_runs.learned_rates(folder))

@@ -61,8 +61,7 @@ class Choose:
                     folder, self.data_dir, part="validation", tasks=self.tasks
                 )
                 print(f"{plan.label} seed {seed}: {found}", flush=True)
-                told = (found.tasks, found.fingerprint, found.num_tasks)
-                seen[f"{plan.label} seed {seed}"] = told
+                seen[f"{plan.label} seed {seed}"] = _runs.told(found)
                 each.append(np.asarray(found.values[measure]))
             mean, half = mean_ci95(np.mean(each, 0))
             by_seed = [float(values.mean()) for values in each]
@@ -88,7 +87,8 @@ class Choose:
             "rows": rows,
             "best": best,
         }
-        _harness.store(f"choose-{self.recipe}-{self.field}", stored, self.json)
+        name = "-".join(["choose", self.recipe, self.field, *self.set])
+        _harness.store(name, stored, self.json)
 
 
 def choice(rows: dict[str, dict[str, Any]], measure: str) -> str:

@@ -33,8 +33,7 @@ class Paired:
 
     def run_benchmark(self) -> None:
         folders = (Path(self.first), Path(self.second))
-        origins = {str(folder): _runs.recorded_origin(folder) for folder in folders}
-        _runs.check_origins(origins)
+        origins = _runs.check_finished(folders)
         evaluations, loaded = [], []
         for folder in folders:
             run = run_folder.load(folder)
@@ -46,7 +45,7 @@ class Paired:
             evaluations.append(evaluation)
             loaded.append(run)
         told = {
-            str(folder): (found.tasks, found.fingerprint, found.num_tasks)
+            str(folder): _runs.told(found)
             for folder, found in zip(folders, evaluations, strict=True)
         }
         fingerprint = _runs.check_tasks(told)
@@ -64,7 +63,7 @@ class Paired:
                 "test_seed": self.seed,
                 "num_tasks": self.tasks,
                 "fingerprint": fingerprint,
-                "origins": list(origins.values()),
+                "origins": origins,
                 "first_result": evaluations[0].summary(),
                 "second_result": evaluations[1].summary(),
                 "difference_points": {"mean": 100 * mean, "ci95": 100 * half},

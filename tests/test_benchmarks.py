@@ -100,7 +100,7 @@ def test_runs_of_one_code_and_machine_are_compared(other):
 def test_judgements_on_other_tasks_are_refused_by_name(other):
     mine = ("tasks", "same", 600)
     assert _runs.check_tasks({"a": mine, "b": ("tasks", "same", 600)}) == "same"
-    with pytest.raises(ValueError, match="system seed 1 and baseline seed 0.*different"):
+    with pytest.raises(ValueError, match=r"system seed 1 and baseline seed 0.*different"):
         _runs.check_tasks({"system seed 1": mine, "baseline seed 0": other})
 
 
@@ -113,7 +113,7 @@ def test_a_run_of_unknown_code_is_refused_before_anything_is_trained(tmp_path):
         _runs.planned(plans, tmp_path)
     text = json.dumps(_changed("code", "older"))
     _runs.origin_path(folder).write_text(text)
-    with pytest.raises(ValueError, match="code: .*older"):
+    with pytest.raises(ValueError, match=r"code: .*older"):
         _runs.planned(plans, tmp_path)
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [folder]
 
