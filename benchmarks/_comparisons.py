@@ -142,11 +142,10 @@ def _heading(row: Row) -> str:
     seeds = ", ".join(_seed_value(row, value) for value in base["by_seed"])
     text = f"`{baseline_name(row)}` has {metric(base)} (seeds {seeds}), {base['num_tasks']}"
     if origin is None:
-        where = row.get("environment", {})
-        commit = where.get("commit", "unknown")
+        commit = row.get("environment", {}).get("commit") or "unknown"
         return (
-            f"{text} tasks; stored at commit {commit}, before machine, code and "
-            "fingerprint of the tasks were recorded:"
+            f"{text} tasks; an older result (commit {commit}), whose machine, code and "
+            "fingerprint of tasks were not recorded:"
         )
     machine = origin["machine"]
     return (
