@@ -8,6 +8,7 @@ from benchmarks.adapt import Adapt
 from benchmarks.against import Against
 from benchmarks.calibration import Calibration
 from benchmarks.ceiling import Ceiling
+from benchmarks.choose import Choose
 from benchmarks.chunks import Chunks
 from benchmarks.compiling import Compiling
 from benchmarks.continual import ContinualFamilies
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "recipe": RunRecipe,
     "paired": Paired,
     "against": Against,
+    "choose": Choose,
     "calibration": Calibration,
     "families": Families,
     "routing": Routing,

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import platform
 import statistics
 import subprocess
 import time
@@ -122,10 +123,23 @@ def where() -> dict[str, Any]:
             versions[name] = metadata.version(name)
     return {
         "versions": versions,
-        "device": environment.device(),
+        "device": {**environment.device(), "cpu": cpu()},
         "commit": commit,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def cpu() -> str:
+    """Name, family and model of the processor, which decide how sums are rounded."""
+    path, facts = Path("/proc/cpuinfo"), {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip(), value.strip())
+    if "model name" not in facts:
+        return platform.processor() or platform.machine()
+    family, model = facts.get("cpu family", "?"), facts.get("model", "?")
+    return f"{facts['model name']}, family {family}, model {model}"
 
 
 def store(name: str, result: Mapping[str, Any], path: str | Path | None = None) -> Path:

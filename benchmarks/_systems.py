@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks import _comparisons as of
 from metalearn.algorithms.registry import DRIVERS, RECORDS
 
 START, END = "<!-- systems -->", "<!-- end of systems -->"
@@ -17,23 +18,29 @@ def rows(stored: list[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for system in (*RECORDS, *DRIVERS):
-        found = results.get(system.result)
-        ours = "" if found is None else _measured(system.name, found)
+        shown = [results[system.result]] if system.result in results else []
+        shown += _comparisons_of(system.name, stored, shown)
+        ours = "; ".join(_measured(system.name, found) for found in shown)
         cells = (f"`ml.{system.name}`", system.paper, system.good_for, system.published)
         lines.append("| " + " | ".join([*cells, ours]) + " |")
     return lines
 
 
-def against_rows(row: dict[str, Any]) -> str:
-    """One line of the comparisons of `benchmarks/README.md`."""
-    system, baseline = (row["rows"][row[name]] for name in ("system", "baseline"))
-    name = " ".join([row["system"], *row["overrides"]])
-    minutes = sum(system["training_seconds"]) / len(system["training_seconds"]) / 60
-    return (
-        f"| {name} | {_metric(system)} | {_metric(baseline)} ({row['baseline']}) "
-        f"| {_difference(row)} | {len(row['seeds'])} "
-        f"| {'no' if system['transductive'] else 'yes'} | {minutes:.1f} min |"
-    )
+def _comparisons_of(
+    name: str, stored: list[dict[str, Any]], shown: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Further comparisons of a learner under its recipes' own settings, good or bad.
+
+    A learner that wins on one kind of task and loses on another shows both.
+    """
+    return [
+        row
+        for row in stored
+        if row.get("kind") == "against"
+        and row not in shown
+        and not row["overrides"]
+        and _learner(of.system_of(row)["settings"]) == name
+    ]
 
 
 def calibration_rows(row: dict[str, Any]) -> list[str]:
@@ -53,8 +60,8 @@ def calibration_rows(row: dict[str, Any]) -> list[str]:
         heads += ["of whole query sets", "difference", "both rules"]
     lines = [
         f"Probabilities on the same tasks of {what}; inductive, {len(row['seeds'])} seeds, "
-        "differences paired with the first row, calibration error of every seed in "
-        "brackets:",
+        "differences paired with the first row, with their standard deviation over "
+        "seeds, calibration error of every seed in brackets; intervals are over tasks:",
         "",
         f"| recipe | {' | '.join(heads)} |",
         "|---" * (1 + len(heads)) + "|",
@@ -88,33 +95,23 @@ def _interval(value: dict[str, float]) -> str:
 
 
 def _apart(value: dict[str, Any]) -> str:
-    return f"{value['mean']:+.4f} ± {value['ci95']:.4f}" if value["ci95"] else ""
-
-
-def _metric(row: dict[str, Any]) -> str:
-    if "query/accuracy" in row["metrics"]:
-        return _percent(row["metrics"]["query/accuracy"])
-    value = row["metrics"]["query/loss"]
-    return f"MSE {value['mean']:.3f} ± {value['ci95']:.3f}"
-
-
-def _difference(row: dict[str, Any]) -> str:
-    found = row["difference"]
-    if "query/accuracy" in row["rows"][row["system"]]["metrics"]:
-        return f"{100 * found['mean']:+.2f} ± {100 * found['ci95']:.2f} points"
-    return f"{found['mean']:+.3f} ± {found['ci95']:.3f}"
+    if not value["ci95"]:
+        return ""
+    spread = of.spread_of(value["seeds"], value.get("spread"))
+    text = f"{value['mean']:+.4f} ± {value['ci95']:.4f}"
+    return text if spread is None else f"{text}, σ {spread:.4f}"
 
 
 def _measured(name: str, row: dict[str, Any]) -> str:
     """Our number of a system, from whatever kind of result measures it."""
     kind = row["kind"]
     if kind == "against":
-        system = row["rows"][row["system"]]
+        system = of.system_of(row)
         way = "transductive" if system["transductive"] else "inductive"
-        name = " ".join([row["system"], *row["overrides"]])
         return (
-            f"`{name}` {_metric(system)}; against `{row['baseline']}` "
-            f"{_difference(row)} ({way}, {_seeds(row['seeds'])})"
+            f"`{of.system_name(row)}` {of.metric(system)}; against "
+            f"`{of.baseline_name(row)}` {of.difference(row)} "
+            f"({way}, {_seeds(row['seeds'])})"
         )
     if kind == "calibration":
         first = next(iter(row["rows"].values()))["calibration_error"]["mean"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import metalearn as ml
-from benchmarks import _clusters, _harness
+from benchmarks import _clusters, _harness, _runs
 from metalearn import runs
 from metalearn.runs import folder as run_folder
 
@@ -31,12 +31,15 @@ class Families:
 
     def run_benchmark(self) -> None:
         rows: dict[str, Any] = {}
-        baseline = None
+        baseline, seen = None, {}
+        _runs.check_finished([Path(folder) for folder in self.runs])
         for folder in map(Path, self.runs):
             run = run_folder.load(folder)
             variables, _ = runs.best(run)
             recipe = dataclasses.replace(run.recipe, test_tasks=self.tasks)
             evaluation = runs.judge(run, variables, None, recipe=recipe, seed=0)
+            seen[str(folder)] = _runs.told(evaluation)
+            _runs.check_tasks(seen)
             info, route = _clusters.routes(
                 recipe.build_judged(run.record),
                 variables,

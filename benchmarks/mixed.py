@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import _clusters, _harness
+from benchmarks import _clusters, _harness, _runs
 from metalearn import runs
 from metalearn.runs import folder as run_folder
 
@@ -33,6 +33,7 @@ class Mixed:
     def run_benchmark(self) -> None:
         rows: dict[str, Any] = {}
         loaded = [run_folder.load(Path(folder)) for folder in self.runs]
+        _runs.check_finished([run.folder for run in loaded])
         baseline = data = None
         kind = loaded[0].name.partition("-")[0]
         for run in loaded:

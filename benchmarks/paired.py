@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from benchmarks import _harness
+from benchmarks import _harness, _runs
 from metalearn import runs
 from metalearn.runs import folder as run_folder
 from metalearn.training.evaluation import paired_difference
@@ -13,7 +13,7 @@ from metalearn.training.evaluation import paired_difference
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """Compares two runs task by task.
+    """Compares two runs task by task; runs of two machines or codes are refused.
 
     Attributes:
       first: Run folder.
@@ -32,9 +32,11 @@ class Paired:
     json: str | None = None
 
     def run_benchmark(self) -> None:
+        folders = (Path(self.first), Path(self.second))
+        origins = _runs.check_finished(folders)
         evaluations, loaded = [], []
-        for folder in (self.first, self.second):
-            run = run_folder.load(Path(folder))
+        for folder in folders:
+            run = run_folder.load(folder)
             recipe = dataclasses.replace(run.recipe, test_tasks=self.tasks)
             data = recipe.app.load(self.data_dir, ("test",))
             variables, _ = runs.best(run)
@@ -42,6 +44,11 @@ class Paired:
             print(f"{run.name}: {evaluation}")
             evaluations.append(evaluation)
             loaded.append(run)
+        told = {
+            str(folder): _runs.told(found)
+            for folder, found in zip(folders, evaluations, strict=True)
+        }
+        fingerprint = _runs.check_tasks(told)
         mean, half = paired_difference(*evaluations)
         names = [run.name for run in loaded]
         print(f"{names[0]} - {names[1]}: {100 * mean:+.2f} ± {100 * half:.2f} points")
@@ -55,6 +62,8 @@ class Paired:
                 "settings": [run.recipe.settings() for run in loaded],
                 "test_seed": self.seed,
                 "num_tasks": self.tasks,
+                "fingerprint": fingerprint,
+                "origins": origins,
                 "first_result": evaluations[0].summary(),
                 "second_result": evaluations[1].summary(),
                 "difference_points": {"mean": 100 * mean, "ci95": 100 * half},

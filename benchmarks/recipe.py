@@ -8,7 +8,7 @@ import io
 import json
 from pathlib import Path
 
-from benchmarks import _harness
+from benchmarks import _harness, _runs
 from metalearn import runs
 from metalearn.cli import main as cli
 from metalearn.runs import folder as run_folder
@@ -37,13 +37,8 @@ class RunRecipe:
 
     def run_benchmark(self) -> None:
         folder = Path(self.run or f"runs/{self.recipe}-seed{self.seed}")
-        if not (folder / "results.json").is_file():
-            argv = ["train", self.recipe, "--out", str(folder), "--seed", str(self.seed)]
-            argv += ["--data-dir", self.data_dir] if self.data_dir else []
-            argv += ["--resume"] if (folder / "config.json").is_file() else []
-            if code := cli.main(argv):
-                raise SystemExit(code)
-        found = summary(folder)
+        _runs.train_in(folder, _runs.Plan(self.recipe, 1), self.seed, self.data_dir)
+        found = {**summary(folder), "origin": _runs.recorded_origin(folder)}
         name = "-".join([self.recipe, *self.evaluation, f"seed{self.seed}"])
         if self.evaluation:
             argv = ["evaluate", str(folder), "--json"]

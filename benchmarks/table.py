@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _pictures, _systems, mixed, online
+from benchmarks import _comparisons, _pictures, _systems, mixed, online
 from benchmarks._harness import RESULTS
 
 START, END = "<!-- results -->", "<!-- end of results -->"
@@ -57,16 +57,9 @@ def render(stored: list[dict[str, Any]]) -> list[str]:
         ]
     against = [row for row in stored if row.get("kind") == "against"]
     if against:
-        parts += [
-            "Systems and their baselines on the same test tasks, trained for the same "
-            "number of steps; intervals over tasks, of the mean over seeds. They leave out "
-            "the noise of training, some three points between seeds of small-*:",
-            "",
-            "| system | meta-test | baseline | difference | seeds | inductive | training |",
-            "|---|---|---|---|---|---|---|",
-            *map(_systems.against_rows, against),
-            "",
-        ]
+        parts += _comparisons.against_tables(against)
+    if choices := [row for row in stored if row.get("kind") == "choice"]:
+        parts += _comparisons.choice_table(choices)
     for row in stored:
         if row["benchmark"].startswith("peers-"):
             parts += _peer_rows(row)

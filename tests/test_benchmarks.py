@@ -5,8 +5,20 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from benchmarks import _count, ceiling, table, throughput, workloads
+from benchmarks import (
+    _comparisons,
+    _count,
+    _runs,
+    _systems,
+    against,
+    ceiling,
+    choose,
+    table,
+    throughput,
+    workloads,
+)
 
 
 def test_a_benchmark_stores_its_numbers_with_where_they_were_taken(tmp_path):
@@ -52,3 +64,160 @@ def test_stored_results_are_rendered():
     text = "\n".join(table.render(stored))
     assert "| omniglot-maml | 0 |" in text
     assert "TorchOpt" in text
+
+
+ORIGIN = {
+    "machine": {"cpu": "A", "cores": 2, "devices": 1, "jax": "0.1", "kind": "cpu"},
+    "code": "c0de",
+    "commit": "abc",
+}
+
+
+def _changed(where, value):
+    if where in ORIGIN["machine"]:
+        return {**ORIGIN, "machine": {**ORIGIN["machine"], where: value}}
+    return {**ORIGIN, where: value}
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [("cpu", "B"), ("cores", 4), ("devices", 2), ("jax", "0.2"), ("code", "other")],
+)
+def test_runs_of_two_origins_are_not_compared(where, value):
+    other = _changed(where, value)
+    with pytest.raises(ValueError, match=rf"(?s)first .*second.*{where}: .*{value}"):
+        _runs.check_origins({"the first": ORIGIN, "the second": other})
+
+
+@pytest.mark.parametrize("other", [ORIGIN, _changed("commit", "later, of docs")])
+def test_runs_of_one_code_and_machine_are_compared(other):
+    _runs.check_origins({"first": ORIGIN, "second": other})
+
+
+@pytest.mark.parametrize(
+    "other", [("tasks", "other", 600), ("tasks", "same", 300), ("20-way", "other", 300)]
+)
+def test_judgements_on_other_tasks_are_refused_by_name(other):
+    mine = ("tasks", "same", 600)
+    assert _runs.check_tasks({"a": mine, "b": ("tasks", "same", 600)}) == "same"
+    with pytest.raises(ValueError, match=r"system seed 1 and baseline seed 0.*different"):
+        _runs.check_tasks({"system seed 1": mine, "baseline seed 0": other})
+
+
+def test_a_run_of_unknown_code_is_refused_before_anything_is_trained(tmp_path):
+    plans = [_runs.Plan("small-boil", 2), _runs.Plan("small-maml", 2, ("steps=5",))]
+    folder = plans[1].folder(1, tmp_path)
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"small-maml-steps=5-seed1 .*unknown"):
+        _runs.planned(plans, tmp_path)
+    text = json.dumps(_changed("code", "older"))
+    _runs.origin_path(folder).write_text(text)
+    with pytest.raises(ValueError, match=r"code: .*older"):
+        _runs.planned(plans, tmp_path)
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [folder]
+
+
+def test_a_new_recipe_is_no_new_code_and_a_new_layer_is(monkeypatch, tmp_path):
+    (tmp_path / "__init__.py").write_text("")
+    (tmp_path / "layers.py").write_text("a")
+    monkeypatch.setattr(_runs.ml, "__file__", str(tmp_path / "__init__.py"))
+    before = _runs.here()["code"]
+    (tmp_path / "recipes.py").write_text("another")
+    assert _runs.here()["code"] == before
+    (tmp_path / "layers.py").write_text("b")
+    assert _runs.here()["code"] != before
+
+
+def test_differences_are_paired_over_tasks_and_spread_over_seeds():
+    rng = np.random.default_rng(0)
+    system, baseline = rng.random((2, 3, 50))
+    found = against.difference(system, baseline)
+    apart = system - baseline
+    tasks = apart.mean(0)
+    assert found["mean"] == pytest.approx(tasks.mean())
+    assert found["ci95"] == pytest.approx(1.96 * tasks.std(ddof=1) / 50**0.5, rel=1e-4)
+    assert found["seeds"] == pytest.approx(apart.mean(1))
+    assert found["spread"] == pytest.approx(np.std(apart.mean(1), ddof=1))
+    assert against.difference(system[:1], baseline[:1])["spread"] is None
+    assert _comparisons.spread_of(found["seeds"]) == pytest.approx(found["spread"])
+
+
+@pytest.mark.parametrize(
+    ("measure", "best"), [("query/loss", "0.1"), ("query/accuracy", "0.4")]
+)
+def test_validation_chooses_by_the_direction_of_its_measure(measure, best):
+    rows = {"0.1": {"mean": 0.2}, "0.2": {"mean": 0.3}, "0.4": {"mean": 0.5}}
+    assert choose.choice(rows, measure) == best
+
+
+def _comparison(system, by_seed, origin=ORIGIN, apart=(0.02, 0.04), **more):
+    def side(mean):
+        return {
+            "settings": {"learner": {"name": system}},
+            "transductive": False,
+            "training_seconds": [60.0, 60.0],
+            "metrics": {"query/accuracy": {"mean": mean, "ci95": 0.01}},
+            "by_seed": list(by_seed),
+            "num_tasks": 600,
+        }
+
+    return {
+        "benchmark": f"against-small-{system}",
+        "kind": "against",
+        "system": f"small-{system}",
+        "baseline": "small-maml",
+        "seeds": [0, 1],
+        "overrides": [],
+        "baseline_overrides": [],
+        "fingerprint": "f00d",
+        "origin": origin,
+        "difference": {"mean": 0.03, "ci95": 0.01, "seeds": apart, "spread": 0.0141},
+        "rows": {"system": side(0.75), "baseline": side(sum(by_seed) / 2)},
+        **more,
+    }
+
+
+def test_no_table_shows_two_values_of_one_baseline():
+    other = _changed("cpu", "B")
+    stored = [
+        _comparison("boil", (0.72, 0.73)),
+        _comparison("t_net", (0.74, 0.75), other),
+        _comparison("imaml", (0.72, 0.73)),
+    ]
+    text = "\n".join(_comparisons.against_tables(stored))
+    one, two = text.split("`small-maml` has ")[1:]
+    assert one.startswith("72.50") and "small-boil" in one and "small-imaml" in one
+    assert two.startswith("74.50") and "small-t_net" in two and "; B, " in two
+    assert "+3.00 ± 1.00 points, σ 1.41 over seeds | +2.0, +4.0 |" in one
+
+
+def test_two_values_of_one_baseline_of_one_code_are_refused():
+    stored = [_comparison("boil", (0.72, 0.73)), _comparison("t_net", (0.74, 0.75))]
+    with pytest.raises(ValueError, match="small-boil and against-small-t_net"):
+        _comparisons.against_tables(stored)
+
+
+def test_where_a_system_fails_stands_beside_where_it_succeeds():
+    stored = [json.loads(p.read_text()) for p in table.RESULTS.glob("*.json")]
+    (row,) = [line for line in _systems.rows(stored) if "`ml.cavia`" in line]
+    assert "`sinusoid-cavia` MSE" in row and "`small-cavia` " in row
+
+
+def test_a_comparison_from_training_to_its_table(tmp_path):
+    """Two steps of one run, which is judged twice and differs from itself by nothing."""
+    few = ["steps=2", "validate_every=2", "validation_tasks=2", "test_tasks=4"]
+    few += ["checkpoint_every=2", "learner.num_steps=1", "tasks_per_step=2"]
+    path, name = tmp_path / "itself.json", "sinusoid-maml"
+    against.Against(
+        name, name, 1, tuple(few), runs=str(tmp_path), json=str(path)
+    ).run_benchmark()
+    found = json.loads(path.read_text())
+    assert found["difference"]["mean"] == 0 and found["benchmark"] == "itself"
+    assert found["rows"]["baseline"]["by_seed"] == found["rows"]["system"]["by_seed"]
+    assert found["origin"] == json.loads(json.dumps(_runs.here()))
+    assert found["origin"]["machine"]["cpu"] and found["fingerprint"]
+    assert "`sinusoid-maml steps=2" in "\n".join(_comparisons.against_tables([found]))
+    folder = _runs.Plan(name, 1, tuple(few)).folder(0, tmp_path)
+    with pytest.raises(ValueError, match="leave --on glyphs out"):
+        _runs.judged(folder, None, on="glyphs")
