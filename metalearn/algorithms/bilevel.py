@@ -200,15 +200,8 @@ def bilevel(
         **hooks.settings,
     )
     estimate = gradient_estimator(objective, task_chunk=chosen["task_chunk"])
-    return MetaLearner(
-        init,
-        adapt,
-        predict,
-        estimate,
-        config,
-        hashable(loss_fn),
-        masks_absent=chosen["mask_absent_classes"],
-    )
+    made = MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
+    return made._replace(masks_absent=chosen["mask_absent_classes"])
 
 
 class _Loop(NamedTuple):

@@ -18,7 +18,7 @@ _LARGEST, _LARGEST_RMS = 10.0, 5.0
 _LARGEST_OF_FEW = 64.0
 _FLATTENED = 49  # values of the smallest flattened image: 7x7
 _PIXELS = 8  # side from which an array is an image rather than a map of features
-_REMEDY = (
+REMEDY = (
     "If the values are meant so, standardise them, or give check_images=False to take them "
     "as they are."
 )
@@ -60,13 +60,13 @@ def check_values(
         if low >= 0 and top and _flattened(images[0].size) and _whole(images):
             raise ValueError(
                 f"{told} in whole numbers, as flattened images do; expected about 0..1. "
-                f"Divide them by {top}. {_REMEDY}"
+                f"Divide them by {top}. {REMEDY}"
             )
         return
     if low >= 0 and 0 < high <= 1.001 / 255:
         raise ValueError(
             f"{told}, as bytes divided by 255 twice; expected about 0..1. Multiply them by "
-            f"255. {_REMEDY}"
+            f"255. {REMEDY}"
         )
     largest = _LARGEST if min(sides) >= _PIXELS else _LARGEST_OF_FEW
     # Negative values are those of standardised images, which may have bright pixels.
@@ -78,7 +78,7 @@ def check_values(
         remedy = f"Divide them by {scale}" + (", or pass uint8." if scale == 255 else ".")
     raise ValueError(
         f"{told} (largest in image {_number(row, numbers)}); expected about 0..1, or "
-        f"standardised values. {remedy} {_REMEDY}"
+        f"standardised values. {remedy} {REMEDY}"
     )
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import checks, given, kinds
+from metalearn.core import checks, given, kinds, pixels
 from metalearn.core.keys import check_key, of_seed
 from metalearn.core.learner import MetaLearner, is_transductive
 from metalearn.core.model import Variables
 from metalearn.core.programs import kept_with_owner
 from metalearn.core.task import Examples
 from metalearn.core.types import Key, PyTree
-from metalearn.tasks.arrays import warn_of_unscaled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def predict(
     x = _as_floats(x)
     _check_finite(support.x, "support.x")
     _check_finite(x, "x")
-    warn_of_unscaled((support.x, x))
+    _warn_of_unscaled((support.x, x))
     key = of_seed(0) if key is None else key
     check_key(key)
     outputs, flag = _predictor(learner)(variables, support, x, key)
@@ -118,14 +118,6 @@ def _check_inputs(support: PyTree, x: PyTree) -> None:
             f"{jax.tree.map(jnp.shape, support)}; expected [Q, ...] with the same sizes "
             "after the first axis. Give one input as x[None]."
         )
-    for old, new in zip(jax.tree.leaves(support), jax.tree.leaves(x), strict=True):
-        dtypes = [jnp.result_type(leaf) for leaf in (old, new)]
-        if (dtypes[0] == jnp.uint8) != (dtypes[1] == jnp.uint8):
-            raise ValueError(
-                f"support.x is {dtypes[0]} and x is {dtypes[1]}; expected one kind, since "
-                "bytes (uint8) are mapped to 0..1 and other numbers are taken as they are. "
-                "Give both as bytes, or both as floats."
-            )
     numbers = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(x)}
     if len(numbers) != 1 or 0 in numbers:
         raise ValueError(
@@ -146,6 +138,17 @@ def _check_scales(support: PyTree, x: PyTree) -> None:
                     f"support.x and x are {kinds}; bytes are mapped to 0..1, and the "
                     f"others run from {low:g} to {high:g}. Give both in one form."
                 )
+
+
+def _warn_of_unscaled(tree: PyTree) -> None:
+    """Warns of images of 0..255; the learner may have been trained on such values."""
+    for leaf in jax.tree.leaves(tree):
+        if np.ndim(leaf) == 4:
+            try:
+                pixels.check_values(np.asarray(leaf), few=True)
+            except ValueError as error:
+                told = str(error).removesuffix(f" {pixels.REMEDY}")
+                warnings.warn(told, stacklevel=3)
 
 
 def _as_floats(tree: PyTree) -> PyTree:

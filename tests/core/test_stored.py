@@ -138,6 +138,8 @@ def test_a_file_is_replaced_where_a_link_leads_and_nothing_else_is(tmp_path):
         with pytest.raises(files.CannotWrite, match=f"{name} cannot be written"):
             files.write_text(tmp_path / name, "new")
     assert len(os.listdir(tmp_path)) == 4
+
+
 def test_two_that_write_one_file_do_not_mix(tmp_path):
     path = tmp_path / "file"
     with files.replacing(path) as first, files.replacing(path) as second:

@@ -128,7 +128,7 @@ X = np.zeros((2, SIZE), np.float32)
         (
             (nearest_mean(), NOTHING, SUPPORT, X.astype(np.uint8)),
             ValueError,
-            "support.x is float32 and x is uint8; expected one kind",
+            "float32 and uint8; bytes are mapped to 0..1",
         ),
         (
             (nearest_mean(), NOTHING, SUPPORT, np.ma.masked_equal(X, 0)),

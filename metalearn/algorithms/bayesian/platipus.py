@@ -179,15 +179,8 @@ def platipus(
         norm=chosen["norm"],
     )
     estimate = gradient_estimator(objective, task_chunk=chosen["task_chunk"])
-    return MetaLearner(
-        init,
-        adapt,
-        predict,
-        estimate,
-        config,
-        hashable(loss_fn),
-        masks_absent=chosen["mask_absent_classes"],
-    )
+    made = MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
+    return made._replace(masks_absent=chosen["mask_absent_classes"])
 
 
 class _Parts(NamedTuple):

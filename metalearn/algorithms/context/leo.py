@@ -108,18 +108,15 @@ def leo(
     plus `lambda_1 |.|^2 / 2` of all kernels and `lambda_2 R`, which draws the rows of the
     decoder towards orthogonal ones.
 
-    What differs from the released code stands at the top of the file.
-
     Args:
       num_ways: W, classes the logits have room for. Classes absent from a support set get
         a logit that never wins. Renaming classes renames the outputs, nothing else.
       latents: L, length of a code.
       num_steps: Steps in the latent space, 0 or more.
       fine_tune_steps: Steps on the weights, 0 or more.
-      latent_rate: alpha_z at first; learned for every coordinate, `[L]`.
-        The 1 of the released code is W here, see the top of the file.
+      latent_rate: alpha_z at first; learned for every coordinate, `[L]`. The 1 of the
+        released code is W here and its 1e-3 below W / 1000, see the top of the file.
       fine_tune_rate: alpha_w at first; learned for every coordinate, `[D]`.
-        The 1e-3 of the released code is W / 1000 here.
       dropout: Rate at which features are dropped, in `[0, 1)`.
       kl_weight: beta; paper: 0.001 to 1.62, by benchmark.
       encoder_penalty: gamma; paper: 1e-7 to 1e-4. Its gradient reaches the encoder and
@@ -199,9 +196,8 @@ def leo(
 
     config = config_of(name, **how._asdict(), **rates, **terms._asdict())
     estimate = gradient_estimator(objective, task_chunk=task_chunk)
-    return MetaLearner(
-        init, adapt, predict, estimate, config, cross_entropy, masks_absent=True
-    )
+    made = MetaLearner(init, adapt, predict, estimate, config, cross_entropy)
+    return made._replace(masks_absent=True)
 
 
 class _How(NamedTuple):

@@ -81,8 +81,6 @@ def es_maml(
 
         1 / (2 n sigma) sum_i [J(U(theta + sigma e_i)) - J(U(theta - sigma e_i))] e_i
 
-    What differs from the paper stands at the top of the file, as do the adaptations.
-
     Args:
       model: The network.
       loss_fn: Loss of one task; that of "gradient", and reported.
@@ -173,15 +171,8 @@ def es_maml(
     estimate = mean_estimator(
         gradient, task_chunk=task_chunk, divisor=_spread if normalise else None
     )
-    return MetaLearner(
-        init,
-        adapt,
-        predict,
-        estimate,
-        config,
-        hashable(loss_fn),
-        masks_absent=mask_absent_classes,
-    )
+    made = MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
+    return made._replace(masks_absent=mask_absent_classes)
 
 
 def _by_gradient(

@@ -160,15 +160,8 @@ def warpgrad(
         norm=norm,
     )
     estimate = mean_estimator(gradient, task_chunk=task_chunk)
-    return MetaLearner(
-        init,
-        adapt,
-        predict,
-        estimate,
-        config,
-        hashable(loss_fn),
-        masks_absent=mask_absent_classes,
-    )
+    made = MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
+    return made._replace(masks_absent=mask_absent_classes)
 
 
 class _Frames(NamedTuple):
