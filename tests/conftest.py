@@ -58,17 +58,30 @@ def no_rank_promotion():
         yield
 
 
+_compiled: list[str] = []  # since the maps were counted
+
+
+@jax.monitoring.register_event_duration_secs_listener
+def _note_program(event, duration, **kwargs):
+    del duration, kwargs
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiled.append(event)
+
+
 @pytest.fixture(autouse=True)
 def room_for_programs():
     """Lets compiled programs go before they are too many.
 
     Each maps memory several times, and where a process has as many maps as Linux allows
-    (65,530) the next program ends it by a segmentation fault.
+    (65,530) the next program ends it by a segmentation fault. Counting takes a
+    fiftieth of a second, hence not after every test.
     """
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
-        jax.clear_caches()
+    if len(_compiled) > 500:
+        _compiled.clear()
+        maps = Path("/proc/self/maps")
+        if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+            jax.clear_caches()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from metalearn import apps
 from metalearn.apps import memory, plots
 from metalearn.cli import completion
 from metalearn.cli.console import library_messages
+from metalearn.core import cost
 from metalearn.training import sinks
 
 # -- Completion --------------------------------------------------------------------------
@@ -183,9 +184,9 @@ def test_the_documented_sinks_take_rows():
 
 def test_bytes_in_words():
     for number, words in ((0, "0 bytes"), (999, "999 bytes"), (2_400_000_000, "2.4 GB")):
-        assert memory.in_words(number) == words
-    assert memory.in_words(3.1e12) == "3.1 TB"
-    assert memory.in_words(5e15) == "5,000 TB"
+        assert cost.in_bytes(number) == words
+    assert cost.in_bytes(3.1e12) == "3.1 TB"
+    assert cost.in_bytes(5e15) == "5,000 TB"
 
 
 def test_what_fits_is_not_refused():

@@ -285,18 +285,18 @@ def test_a_full_disk_keeps_what_is_finished(base, sine, trained_sine, monkeypatc
 def test_every_file_of_a_run_says_when_the_disk_is_full(
     base, sine, trained_sine, monkeypatch, tmp_path, name
 ):
-    write = Path.write_text
+    move = Path.replace
 
-    def full(path, *args, **options):
-        if path.name.startswith(name):
+    def full(path, target):
+        if Path(target).name == name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(path, *args, **options)
+        return move(path, target)
 
     where = tmp_path / "run"
     if name != "config.json":
         shutil.copytree(trained_sine, where)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "replace", full)
         err = refused("train", *sine, "--out", where, "--resume")
     assert f"{where / name} cannot be written: the disk is full" in err
     if name != "config.json":

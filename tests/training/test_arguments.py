@@ -199,7 +199,7 @@ BAD = [
     ("fit", {"checkpoint_every": 2}, "no checkpoints; expected a place"),
     ("fit", {"checkpoint_every": 0}, "checkpoint_every is 0"),
     ("fit", {"resume": True}, "resume=True needs checkpoints"),
-    ("fit", {"tasks_per_step": 10**9}, "tasks_per_step is 1000000000, but .* GiB"),
+    ("fit", {"tasks_per_step": 10**9}, "tasks_per_step is 1000000000, but .* GB"),
     ("fit", {"tasks": ml.TaskStream(lambda *a: iter([]))}, "ended before batch 0"),
     ("evaluate", {"metrics": {"query/loss": ml.metrics.f1}}, "is reported already"),
     ("evaluate", {"metrics": {"spread": lambda o, e: o[:, 0]}}, r"shape \(5,\); .*scalar"),
