@@ -36,8 +36,19 @@ def changed(variables, **parts):
 
 
 def outputs(made, variables, task):
-    adapted = made.adapt(variables, task.support)
-    return made.predict(adapted, task.query.x), adapted.info
+    @jax.jit  # operation by operation hundreds of programs would be compiled
+    def run(variables, task):
+        adapted = made.adapt(variables, task.support)
+        return made.predict(adapted, task.query.x), adapted.info
+
+    return run(variables, task)
+
+
+def output_shape(made, task):
+    """Shape of the predictions; nothing is computed."""
+    key = jax.random.key(0)
+    found = jax.eval_shape(lambda t: outputs(made, made.init(key, t), t)[0], task)
+    return found.shape
 
 
 @pytest.mark.parametrize("make", [ml.hsml, ml.mumomaml])
@@ -187,6 +198,7 @@ def test_an_ordered_set_is_read_in_the_order_of_its_inputs_or_classes(x64, kind)
     assert differs(made.adapt(variables, given).info.embedding, expected)
 
 
+@pytest.mark.slow  # a variant of what the registry checks
 def test_an_ordered_learner_forgets_the_given_order():
     options = {**SMALL, "num_ways": None, "task_chunk": 9, "ordered": True}
     curves = ml.hsml(plain(1), ml.losses.mse, optax.sgd(INNER), **options)
@@ -196,15 +208,13 @@ def test_an_ordered_learner_forgets_the_given_order():
 def test_regression_and_image_features():
     options = {**SMALL, "num_ways": None, "task_chunk": 9}
     curves = ml.hsml(plain(1), ml.losses.mse, optax.sgd(INNER), **options)
-    variables = curves.init(jax.random.key(0), one(sine_batch()))
-    assert outputs(curves, variables, one(sine_batch()))[0].shape == (4, 1)
+    assert output_shape(curves, one(sine_batch())) == (4, 1)
     body = ml.from_linen(ml.models.Conv4(4, width=2, norm="layer", downsample="stride"))
     made = learner(features=body, model=lambda: ml.from_linen(ml.models.MLP(WAYS, (2,))))
     x = jnp.ones((6, 16, 16, 1))
     examples = ml.Examples.of(x, jnp.arange(6) % WAYS)
     task = ml.Task(support=examples, query=examples)
-    variables = made.init(jax.random.key(0), task)
-    assert outputs(made, variables, task)[0].shape == (6, WAYS)
+    assert output_shape(made, task) == (6, WAYS)
     batch_norm = ml.from_linen(ml.models.Conv4(4, width=2, downsample="stride"))
     with pytest.raises(ValueError, match="without state"):
         learner(features=batch_norm).init(jax.random.key(0), task)
