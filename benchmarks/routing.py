@@ -16,6 +16,7 @@ from benchmarks._routing import Numbers
 
 CHUNK = 250
 WIDE = "wide"
+ENCODERS = ("ordered", "mean", "deep", "attention")
 
 
 class Variant(NamedTuple):
@@ -160,35 +161,61 @@ class Routing:
             np.savez(_file(folder, name, seed), **kept)
 
     def _report(self, names: tuple[str, ...], folder: Path) -> None:
-        found = {
-            name: [dict(np.load(_file(folder, name, seed))) for seed in self.seeds]
-            for name in names
-        }
+        found = {name: self._runs(folder, name) for name in names}
         rows = {}
         for name, runs in found.items():
-            losses = np.stack([run["loss"] for run in runs])
+            losses = np.stack([run["loss"] for run in runs.values()])
             row: dict[str, Any] = {
                 "numbers": VARIANTS[name]._asdict()
                 | {"numbers": VARIANTS[name].numbers._asdict()},
+                "seeds": list(runs),
                 "query_mse": _clusters.mean(losses.mean(0)),
                 "by_seed": losses.mean(1).round(5).tolist(),
                 "spread": float(losses.mean(1).std(ddof=1)) if len(runs) > 1 else None,
-                "sigma": [float(run["sigma"]) for run in runs],
-                "embedding": [_clusters.separation(r["family"], r["g"]) for r in runs],
+                "sigma": [float(run["sigma"]) for run in runs.values()],
+                "by_family": {
+                    family: _clusters.mean(losses.mean(0)[_first(runs)["family"] == i])
+                    for i, family in enumerate(ml.tasks.FAMILIES)
+                },
+                "embedding": [
+                    _clusters.separation(run["family"], run["g"]) for run in runs.values()
+                ],
                 "clusters": [
-                    _clusters.information(r["family"], r["leaves"], 4) for r in runs
+                    _clusters.information(run["family"], run["leaves"], 4)
+                    for run in runs.values()
                 ],
             }
-            if name != WIDE and WIDE in found:
-                apart = losses - np.stack([run["loss"] for run in found[WIDE]])
-                row["paired_with_wide"] = _clusters.mean(apart.mean(0))
-                row["paired_by_seed"] = apart.mean(1).round(5).tolist()
+            for key, other in (("wide", _wide(name)), ("first", names[0])):
+                both = [s for s in runs if s in found.get(other, {})]
+                if name != other and both:
+                    apart = np.stack(
+                        [runs[s]["loss"] - found[other][s]["loss"] for s in both]
+                    )
+                    row[f"paired_with_{key}"] = _clusters.mean(apart.mean(0)) | {
+                        "other": other,
+                        "by_seed": apart.mean(1).round(5).tolist(),
+                    }
             rows[name] = row
             print(_line(name, row), flush=True)
         result = {"kind": "routing", "steps": self.steps, "num_tasks": self.tasks}
         path = _harness.store("routing", result | {"rows": rows}, self.json)
-        first = {name: runs[0] for name, runs in found.items()}
+        first = {name: _first(runs) for name, runs in found.items()}
         _clusters.project(path.with_suffix(".png"), first, ml.tasks.FAMILIES)
+
+    def _runs(self, folder: Path, name: str) -> dict[int, dict[str, np.ndarray]]:
+        """What the trainings of a variant ended with, by seed."""
+        files = {seed: _file(folder, name, seed) for seed in self.seeds}
+        return {seed: dict(np.load(path)) for seed, path in files.items() if path.exists()}
+
+
+def _first(runs: dict[int, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return next(iter(runs.values()))
+
+
+def _wide(name: str) -> str:
+    """The variant of the same embedding whose clusters share alike."""
+    encoder = name.partition(",")[0]
+    return f"{encoder}, {WIDE}" if encoder in ENCODERS else WIDE
 
 
 def _file(folder: Path, name: str, seed: int) -> Path:
@@ -197,17 +224,17 @@ def _file(folder: Path, name: str, seed: int) -> Path:
 
 def _line(name: str, row: dict[str, Any]) -> str:
     """A row of the table of NOTES.md."""
-    by_seed = ", ".join(f"{x:.3f}" for x in row["by_seed"])
-    apart = ""
-    if "paired_with_wide" in row:
-        paired = row["paired_with_wide"]
-        seeds = ", ".join(f"{x:+.3f}" for x in row["paired_by_seed"])
-        apart = f"{paired['mean']:+.3f} ± {paired['ci95']:.3f} ({seeds})"
+    cells = [name, _cell("", row["query_mse"], row["by_seed"])]
+    for key in ("paired_with_wide", "paired_with_first"):
+        paired = row.get(key)
+        cells.append(_cell("+", paired, paired["by_seed"]) if paired else "")
     shared = [c["nmi"] for c in row["clusters"]]
     control = max(c["nmi_shuffled_max_of_100"] for c in row["clusters"])
     decoded = np.mean([e["linear_accuracy"] for e in row["embedding"]])
-    whole = row["query_mse"]
-    return (
-        f"| {name} | {whole['mean']:.3f} ± {whole['ci95']:.3f} ({by_seed}) | {apart} | "
-        f"{', '.join(f'{x:.2f}' for x in shared)} ({control:.3f}) | {100 * decoded:.0f} % |"
-    )
+    cells += [f"{', '.join(f'{x:.2f}' for x in shared)} ({control:.3f})"]
+    return f"| {' | '.join(cells)} | {100 * decoded:.0f} % |"
+
+
+def _cell(sign: str, value: dict[str, Any], by_seed: list[float]) -> str:
+    each = f" ({', '.join(f'{x:{sign}.3f}' for x in by_seed)})" if len(by_seed) > 1 else ""
+    return f"{value['mean']:{sign}.3f} ± {value['ci95']:.3f}{each}"
