@@ -5,8 +5,11 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
-from benchmarks import _count, ceiling, table, throughput, workloads
+import metalearn as ml
+from benchmarks import _count, _routing, ceiling, table, throughput, workloads
 
 
 def test_a_benchmark_stores_its_numbers_with_where_they_were_taken(tmp_path):
@@ -52,3 +55,30 @@ def test_stored_results_are_rendered():
     text = "\n".join(table.render(stored))
     assert "| omniglot-maml | 0 |" in text
     assert "TorchOpt" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tree", [1.0, 0.0])
+def test_lanes_of_routing_are_the_learners_of_the_library(tree):
+    """The same loss and the same gradient as `ml.hsml` and `ml.mumomaml`."""
+    numbers = _routing.Numbers(tree=tree)
+    make = ml.hsml if tree else ml.mumomaml
+    learner = make(_routing.MODEL, ml.losses.mse, optax.sgd(1e-3))
+    keys = jax.random.split(jax.random.key(5), 3)
+    tasks = ml.sample_batch(_routing.sampler(), (), keys)
+    key = jax.random.key(0)
+    variables = learner.init(key, _routing.sampler()(key))
+    expected = jax.jit(learner.estimate)(variables, tasks, key=key)
+    params = _routing.init(0, "gru", numbers)
+    grad = jax.jit(jax.grad(_routing.objective, has_aux=True), static_argnums=1)
+    found, loss = grad(params, "gru", numbers, tasks)
+    np.testing.assert_allclose(loss, expected.metrics["query/loss"].mean(), rtol=1e-5)
+    for part in ("example", "embed"):
+        pairs = zip(
+            jax.tree.leaves(found["structure"][part]),
+            jax.tree.leaves(expected.grads["structure"][part]),
+            strict=True,
+        )
+        for ours, theirs in pairs:
+            scale = np.abs(theirs).max()
+            np.testing.assert_allclose(ours, theirs, atol=1e-4 * scale)
