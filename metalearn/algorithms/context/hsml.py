@@ -145,12 +145,13 @@ def hsml(
         "tree": shape.tree,
         "hidden": hidden,
         "aggregator": aggregator,
-        "ordered": ordered,
         "routing": routing,
         "sigma": sigma,
         "reconstruction": reconstruction,
         "gate_bias": gate_bias,
     }
+    if ordered:  # left out otherwise, so that runs from before the option go on
+        settings["ordered"] = True
     return bilevel(
         "hsml",
         model,
