@@ -21,7 +21,8 @@ def place_leaves(
     """Leaf clusters where the tasks are: at the k-means of their embeddings.
 
     Leaves start at random, where no task may ever come near. Placed leaves have a width of
-    their own in place of `sigma`, which no step changes. All other parameters stay.
+    their own in place of `sigma`, a parameter that no gradient moves. All others stay. The
+    outer optimiser is to be started anew.
 
     Args:
       learner: Learner of `hsml`.
@@ -35,9 +36,12 @@ def place_leaves(
         embeddings are all the same.
 
     Example:
-      >>> variables = ml.place_leaves(learner, variables, tasks, jax.random.key(1))
-      >>> state = dataclasses.replace(trainer.init(key, task), variables=variables)
-      >>> result = ml.fit(trainer, sampler, state=state, ...)
+      >>> state = trainer.init(key, task)
+      >>> tasks = ml.sample_batch(sampler, sampler.data, jax.random.split(key, 500))
+      >>> placed = ml.place_leaves(learner, state.variables, tasks, key)
+      >>> opt_state = outer_opt.init(placed.params)
+      >>> state = dataclasses.replace(state, variables=placed, opt_state=opt_state)
+      >>> result = ml.fit(trainer, sampler, state=state, num_steps=20_000, key=key)
     """
     kinds.learner(learner)
     kinds.variables(variables)
