@@ -286,13 +286,18 @@ def train(lanes: Lanes, aggregator: str, begin: Any, num: int, steps: int) -> tu
     return Lanes(params, moments, lanes.numbers, lanes.seeds), losses.mean(0)
 
 
+def test_task(number: Any, seed: int) -> ml.Task:
+    """The task that `evaluate` draws with a seed under a number."""
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    return sampler()(jax.random.split(key, 3)[0])
+
+
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def judge(params: Any, numbers: Numbers, aggregator: str, num: int, seed: int) -> tuple:
     """`info` of the tasks that `evaluate` draws, and what one lane makes of them."""
 
     def one(number: Any) -> tuple:
-        key = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), 3)[0]
-        task = sampler()(key)
+        task = test_task(number, seed)
         return task.info, one_task(params, aggregator, numbers, task)
 
     return jax.lax.map(one, jnp.arange(num), batch_size=100)

@@ -13,6 +13,7 @@ import numpy as np
 import metalearn as ml
 from benchmarks import _clusters, _harness, _routing
 from benchmarks._routing import Numbers
+from metalearn.tasks.families import curve
 
 CHUNK = 250
 PICTURED = 6
@@ -144,6 +145,7 @@ class Routing:
 
     def _report(self, names: tuple[str, ...], folder: Path) -> None:
         found = {name: self._runs(folder, name) for name in names}
+        shapes = _shapes(self.tasks)
         rows = {}
         for name, runs in found.items():
             losses = np.stack([run["loss"] for run in runs.values()])
@@ -160,7 +162,9 @@ class Routing:
                     for i, family in enumerate(ml.tasks.FAMILIES)
                 },
                 "embedding": [
-                    _clusters.separation(run["family"], run["g"]) for run in runs.values()
+                    _clusters.separation(run["family"], run["g"])
+                    | {name: _read(run["g"], of) for name, of in shapes.items()}
+                    for run in runs.values()
                 ],
                 "clusters": [
                     _clusters.information(run["family"], run["leaves"], 4)
@@ -192,6 +196,31 @@ class Routing:
 
 def _first(runs: dict[int, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return next(iter(runs.values()))
+
+
+def _shapes(num: int) -> dict[str, np.ndarray]:
+    """What tells the test curves apart: value and slope, bend and twist, each `[T]`."""
+
+    def one(number: Any) -> jax.Array:
+        info = _routing.test_task(number, 0).info
+        at = jax.numpy.asarray([-5.0, -2.5, 0.0, 2.5, 5.0])
+        return curve(info["family"], info["coefficients"], at)
+
+    a, b, c, d, e = np.asarray(jax.jit(jax.vmap(one))(np.arange(num))).T
+    return {
+        "r2_of_value": c,
+        "r2_of_slope": e - a,
+        "r2_of_bend": a - 2 * c + e,
+        "r2_of_twist": e - 2 * d + 2 * b - a,
+    }
+
+
+def _read(embeddings: np.ndarray, values: np.ndarray) -> float:
+    """Share of the variance that a linear reading explains on the other half of tasks."""
+    x, half = np.c_[embeddings, np.ones(len(embeddings))], len(embeddings) // 2
+    weights = np.linalg.lstsq(x[:half], values[:half], rcond=1e-6)[0]
+    error = np.mean((x[half:] @ weights - values[half:]) ** 2)
+    return float(1 - error / values[half:].var())
 
 
 def _wide(name: str) -> str:
