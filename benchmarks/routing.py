@@ -57,6 +57,7 @@ VARIANTS = {
     "ordered, oracle": _numbers(ordered=1.0, oracle=1.0),
     "ordered, placed, sharp": Variant(ORDERED, placed=0),
     "ordered, placed, following": Variant(ORDERED, placed=0, every=250),
+    "ordered, single": _numbers(ordered=1.0, single=1.0),
     "ordered, sharp": _numbers(ordered=1.0, sigma=0.25),
     "placed, sharp": Variant(placed=0),
     "placed, following": Variant(placed=0, every=250),

@@ -220,6 +220,31 @@ def mumomaml(
     )
 
 
+def add_leaf(variables: Variables, key: Key) -> Variables:
+    """One more leaf cluster, with a random centre; all other parameters stay.
+
+    The learner goes on with it as it is; its outer optimiser is to be started anew
+    (section 4.4, continual adaptation).
+
+    Args:
+      variables: Variables of `hsml`.
+      key: Key for the centre and the map of the new cluster.
+
+    Raises:
+      ValueError: there is no tree, as in variables of `mumomaml`.
+    """
+    structure = variables.params["structure"]
+    if not structure["tree"]:
+        raise ValueError("variables have no tree of clusters to grow; they are mumomaml's.")
+    leaves, *upper = structure["tree"]
+    (fresh,) = tree_init(key, (1,), leaves["b"].shape[-1], "gaussian")
+    leaves = jax.tree.map(
+        lambda old, new: jnp.concatenate([old, new.astype(old.dtype)]), leaves, fresh
+    )
+    params = {**variables.params, "structure": {**structure, "tree": [leaves, *upper]}}
+    return Variables(params=params, state=variables.state)
+
+
 class Shape(NamedTuple):
     """The arguments of `hsml` that say what its structure is made of."""
 

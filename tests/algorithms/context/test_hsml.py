@@ -12,7 +12,7 @@ from tiny import WAYS, blob_batch, one, plain, sine_batch, tanh_net
 
 import metalearn as ml
 from metalearn.algorithms.context.clusters import route_task
-from metalearn.algorithms.context.leaves import add_leaf
+from metalearn.algorithms.context.hsml import add_leaf
 from metalearn.apps import plots
 from metalearn.testing import check_learner
 
