@@ -83,9 +83,8 @@ def hsml(
       hidden: D, the size of `g` and `h`; 40 for curves, 128 for images in the paper.
       aggregator: Autoencoder of the support set: "gru", a recurrent one, which depends on
         the order of the set; or "mean", which does not.
-      ordered: Whether the aggregator reads the support set in order: of its classes, or
-        of the first number of each input where targets are real. The order in which the
-        set is given then matters only where classes or first numbers repeat.
+      ordered: Whether the aggregator reads the support set in order of its classes, or of
+        the first number of each input where targets are real.
       routing: Shares above the leaves, "gaussian" or "linear".
       sigma: Width of the clusters; 2 for curves, 10 for images.
       reconstruction: xi, weight of `L_r`.
