@@ -200,7 +200,7 @@ def climb(
     )
     maps = jnp.tanh(jnp.einsum("kd,mde->kme", nodes, middle["w"]) + middle["b"][None])
     nodes = jnp.einsum("km,kmd->md", jax.nn.softmax(logits, -1), maps)
-    h = jnp.tanh(nodes @ root["w"][0] + root["b"][0]).sum(0)
+    h = jnp.tanh(nodes @ root["w"][0] + root["b"]).sum(0)
     return numbers.tree * h, p
 
 
