@@ -43,6 +43,7 @@ class Numbers(NamedTuple):
       ordered: Whether the aggregator reads the points from left to right.
       scale: Factor of inputs and targets in the eyes of the aggregator.
       oracle: Whether the leaf of a task is its true family.
+      single: Whether one leaf takes every task.
       hard: Whether the forward pass sends a task to its strongest leaf alone.
     """
 
@@ -57,6 +58,7 @@ class Numbers(NamedTuple):
     ordered: Any = 0.0
     scale: Any = 1.0
     oracle: Any = 0.0
+    single: Any = 0.0
     hard: Any = 0.0
 
 
@@ -187,6 +189,7 @@ def climb(
     distance = jnp.sum((seen[None] - leaves["centres"]) ** 2, -1)
     p = jax.nn.softmax(-distance / (2 * jnp.exp(log_sigma)))
     p = jnp.where(numbers.oracle, jax.nn.one_hot(family, len(p)), p)
+    p = jnp.where(numbers.single, jax.nn.one_hot(0, len(p)), p)
     # Straight through: the derivative is that of the soft shares.
     strongest = jax.nn.one_hot(jnp.argmax(p), len(p))
     used = jnp.where(numbers.hard, p + jax.lax.stop_gradient(strongest - p), p)
@@ -195,9 +198,9 @@ def climb(
     logits = jnp.where(
         numbers.linear, linear(structure["linear"], nodes), -far / (2 * numbers.upper)
     )
-    maps = jnp.tanh(jnp.einsum("kd,mde->kme", nodes, middle["w"]) + middle["b"])
+    maps = jnp.tanh(jnp.einsum("kd,mde->kme", nodes, middle["w"]) + middle["b"][None])
     nodes = jnp.einsum("km,kmd->md", jax.nn.softmax(logits, -1), maps)
-    h = jnp.tanh(nodes @ root["w"][0] + root["b"][0]).sum(0)
+    h = jnp.tanh(nodes @ root["w"][0] + root["b"]).sum(0)
     return numbers.tree * h, p
 
 
@@ -286,13 +289,18 @@ def train(lanes: Lanes, aggregator: str, begin: Any, num: int, steps: int) -> tu
     return Lanes(params, moments, lanes.numbers, lanes.seeds), losses.mean(0)
 
 
+def test_task(number: Any, seed: int) -> ml.Task:
+    """The task that `evaluate` draws with a seed under a number."""
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    return sampler()(jax.random.split(key, 3)[0])
+
+
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def judge(params: Any, numbers: Numbers, aggregator: str, num: int, seed: int) -> tuple:
     """`info` of the tasks that `evaluate` draws, and what one lane makes of them."""
 
     def one(number: Any) -> tuple:
-        key = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), 3)[0]
-        task = sampler()(key)
+        task = test_task(number, seed)
         return task.info, one_task(params, aggregator, numbers, task)
 
     return jax.lax.map(one, jnp.arange(num), batch_size=100)
@@ -303,10 +311,43 @@ def lane_of(lanes: Lanes, lane: int) -> tuple[Any, Numbers]:
     return jax.tree.map(lambda leaf: leaf[lane], (lanes.params, lanes.numbers))
 
 
+def k_means(points: np.ndarray, num: int, *, seed: int) -> np.ndarray | None:
+    """Centres `[K, D]` of `num` clusters of points `[T, D]`, the best of ten starts.
+
+    `None` where there are fewer different points, or every start leaves a cluster empty.
+    """
+    if len(np.unique(points, axis=0)) < num:
+        return None
+    found = []
+    for start in range(10):
+        rng = np.random.default_rng([seed, start])
+        try:
+            centres, nearest = vq.kmeans2(
+                points, num, iter=50, minit="++", missing="raise", rng=rng
+            )
+        except vq.ClusterError:
+            continue
+        found.append((np.sum((points - centres[nearest]) ** 2), centres))
+    return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def width_of_lead(points: np.ndarray, centres: np.ndarray, lead: float) -> float:
+    """Width at which the nearest centre leads the second by `lead` nats.
+
+    Args:
+      points: Embeddings of tasks `[T, D]`; the lead is that of the median task.
+      centres: Centres of two clusters or more `[K, D]`.
+      lead: Difference of the logarithms of both shares.
+    """
+    distances = np.sum((points[:, None] - centres[None]) ** 2, -1)
+    first, second = np.sort(distances, -1)[:, :2].T
+    return float(np.median(second - first) / (2 * lead))
+
+
 def place_leaves(
     lanes: Lanes, lane: int, aggregator: str, lead: float, again: bool, num: int = 1000
 ) -> Lanes:
-    """Leaves of one lane at the k-means of embeddings, as `ml.place_leaves` puts them.
+    """Leaves of one lane at the k-means of embeddings.
 
     With `again` the means start where the leaves are, so that a leaf keeps its tasks.
     """
@@ -318,8 +359,8 @@ def place_leaves(
         before = np.asarray(leaves["centres"][lane])
         centres = vq.kmeans2(points, before, iter=50, minit="matrix")[0]
     else:
-        centres = clusters.k_means(points, TREE[0], seed=int(lanes.seeds[lane]))
-    width = clusters.width_of_lead(points, centres, lead)
+        centres = k_means(points, TREE[0], seed=int(lanes.seeds[lane]))
+    width = width_of_lead(points, centres, lead)
     leaves = {**leaves, "centres": leaves["centres"].at[lane].set(centres)}
     structure["tree"] = [leaves, *upper]
     structure["log_sigma"] = structure["log_sigma"].at[lane].set(np.log(width))

@@ -13,80 +13,65 @@ import numpy as np
 import metalearn as ml
 from benchmarks import _clusters, _harness, _routing
 from benchmarks._routing import Numbers
+from metalearn.tasks.families import curve
 
 CHUNK = 250
+PICTURED = 6
 WIDE = "wide"
+ENCODERS = ("ordered", "mean", "deep", "attention")
 
 
 class Variant(NamedTuple):
-    """One way to route.
+    """One way to embed and route.
 
     Attributes:
       numbers: What differs within a program.
-      aggregator: "gru" or "mean".
+      aggregator: A key of `_routing.AGGREGATORS`.
       placed: Outer step before which leaves are placed by k-means; never if None.
-      gap: Lead of the strongest leaf, in nats, that the width then gives.
+      lead: Lead of the nearest leaf, in nats, that the width then gives.
       every: Outer steps between placements, during the first half of training.
     """
 
     numbers: Numbers = Numbers()
     aggregator: str = "gru"
     placed: int | None = None
-    gap: float = 1.0
+    lead: float = 4.0
     every: int | None = None
 
 
-def _all(**numbers: Any) -> Variant:
+def _numbers(**numbers: Any) -> Variant:
     return Variant(Numbers(**numbers))
 
 
+ORDERED = Numbers(ordered=1.0)
+BALANCE = Numbers(balance=0.1, learned=1.0)
+
 VARIANTS = {
-    "default": _all(),
-    WIDE: _all(sigma=1e8, upper=1e8),
-    "gate alone": _all(tree=0.0),
-    "oracle": _all(oracle=1.0),
-    "sigma 0.5": _all(sigma=0.5),
-    "learned width": _all(learned=1.0),
-    "placed": Variant(placed=0),
-    "placed, sharp": Variant(placed=0, gap=4.0),
-    "placed, learned width": Variant(Numbers(learned=1.0), placed=0),
-    "placed late": Variant(placed=2000, gap=4.0),
-    "sphere": Variant(Numbers(sphere=1.0), placed=0, gap=2.0),
-    "sphere, learned width": Variant(Numbers(sphere=1.0, learned=1.0), placed=0, gap=2.0),
-    "balance": Variant(Numbers(balance=0.1, learned=1.0), placed=0),
-    "balance, weak": Variant(Numbers(balance=0.01, learned=1.0), placed=0),
-    "linear": _all(linear=1.0),
-    "no reconstruction": _all(reconstruction=0.0),
-    "reconstruction 1": _all(reconstruction=1.0),
-    "hard": Variant(Numbers(hard=1.0, balance=0.1, learned=1.0), placed=0),
-    "ordered": _all(ordered=1.0),
-    "ordered, wide": _all(ordered=1.0, sigma=1e8, upper=1e8),
-    "ordered, gate alone": _all(ordered=1.0, tree=0.0),
-    "ordered, balance": Variant(Numbers(ordered=1.0, balance=0.1, learned=1.0), placed=0),
-    "placed, sharper": Variant(placed=0, gap=10.0),
-    "placed, following": Variant(placed=0, gap=4.0, every=250),
-    "placed, hard": Variant(Numbers(hard=1.0), placed=0, gap=4.0),
-    "placed, sharp, upper sharp": Variant(Numbers(upper=0.1), placed=0, gap=4.0),
-    "ordered, placed, sharp": Variant(Numbers(ordered=1.0), placed=0, gap=4.0),
-    "ordered, placed, following": Variant(
-        Numbers(ordered=1.0), placed=0, gap=4.0, every=250
-    ),
-    "ordered, sharp": _all(ordered=1.0, sigma=0.25),
-    "ordered, oracle": _all(ordered=1.0, oracle=1.0),
-    "scaled": _all(scale=0.2),
+    "default": Variant(),
+    WIDE: _numbers(sigma=1e8, upper=1e8),
+    "gate alone": _numbers(tree=0.0),
+    "oracle": _numbers(oracle=1.0),
+    "ordered": Variant(ORDERED),
+    f"ordered, {WIDE}": _numbers(ordered=1.0, sigma=1e8, upper=1e8),
+    "ordered, gate alone": _numbers(ordered=1.0, tree=0.0),
+    "ordered, oracle": _numbers(ordered=1.0, oracle=1.0),
+    "ordered, placed, sharp": Variant(ORDERED, placed=0),
+    "ordered, placed, following": Variant(ORDERED, placed=0, every=250),
+    "ordered, single": _numbers(ordered=1.0, single=1.0),
+    "ordered, sharp": _numbers(ordered=1.0, sigma=0.25),
+    "placed, sharp": Variant(placed=0),
+    "placed, following": Variant(placed=0, every=250),
+    "placed, hard": Variant(Numbers(hard=1.0), placed=0),
+    "placed late": Variant(placed=2000),
+    "learned width": _numbers(learned=1.0),
+    "sphere": Variant(Numbers(sphere=1.0), placed=0, lead=2.0),
+    "balance": Variant(BALANCE, placed=0, lead=1.0),
+    "linear": _numbers(linear=1.0),
+    "no reconstruction": _numbers(reconstruction=0.0),
     "mean": Variant(aggregator="mean"),
-    "mean, wide": Variant(Numbers(sigma=1e8, upper=1e8), "mean"),
-    "mean, oracle": Variant(Numbers(oracle=1.0), "mean"),
-    "mean, placed, sharp": Variant(Numbers(), "mean", placed=0, gap=4.0),
     "deep": Variant(aggregator="deep"),
-    "deep, wide": Variant(Numbers(sigma=1e8, upper=1e8), "deep"),
-    "deep, oracle": Variant(Numbers(oracle=1.0), "deep"),
-    "deep, placed, sharp": Variant(Numbers(), "deep", placed=0, gap=4.0),
     "attention": Variant(aggregator="attention"),
-    "attention, wide": Variant(Numbers(sigma=1e8, upper=1e8), "attention"),
     "attention, oracle": Variant(Numbers(oracle=1.0), "attention"),
-    "attention, placed, sharp": Variant(Numbers(), "attention", placed=0, gap=4.0),
-    "mean, balance": Variant(Numbers(balance=0.1, learned=1.0), "mean", placed=0),
 }
 
 
@@ -101,8 +86,8 @@ class Routing:
       tasks: Test tasks, the same for all.
       lanes: Trainings in one program.
       raw: Folder of what every training ends with; what it holds is not trained again.
-      json: Where to write; `benchmarks/results/routing.json` by default. Pictures are
-        written beside.
+      json: Where to write; `benchmarks/results/routing.json` by default. A picture of the
+        embeddings of the first variants is written beside.
     """
 
     variants: tuple[str, ...] = ()
@@ -115,7 +100,7 @@ class Routing:
 
     def run_benchmark(self) -> None:
         names = self.variants or tuple(VARIANTS)
-        folder = Path(self.raw)
+        folder = Path(self.raw) / f"{self.steps}-steps"
         folder.mkdir(parents=True, exist_ok=True)
         wanted = [(name, seed) for name in names for seed in self.seeds]
         waiting = [pair for pair in wanted if not _file(folder, *pair).exists()]
@@ -137,7 +122,7 @@ class Routing:
                 again = variant.every and 0 < step <= self.steps // 2
                 if variant.placed == step or (again and step % variant.every == 0):
                     lanes = _routing.place_leaves(
-                        lanes, lane, aggregator, variant.gap, variant.placed != step
+                        lanes, lane, aggregator, variant.lead, variant.placed != step
                     )
             num = min(CHUNK, self.steps - step)
             lanes, losses = _routing.train(lanes, aggregator, step, num, self.steps)
@@ -160,35 +145,89 @@ class Routing:
             np.savez(_file(folder, name, seed), **kept)
 
     def _report(self, names: tuple[str, ...], folder: Path) -> None:
-        found = {
-            name: [dict(np.load(_file(folder, name, seed))) for seed in self.seeds]
-            for name in names
-        }
+        found = {name: self._runs(folder, name) for name in names}
+        shapes = _shapes(self.tasks)
         rows = {}
         for name, runs in found.items():
-            losses = np.stack([run["loss"] for run in runs])
+            losses = np.stack([run["loss"] for run in runs.values()])
             row: dict[str, Any] = {
                 "numbers": VARIANTS[name]._asdict()
                 | {"numbers": VARIANTS[name].numbers._asdict()},
+                "seeds": list(runs),
                 "query_mse": _clusters.mean(losses.mean(0)),
                 "by_seed": losses.mean(1).round(5).tolist(),
                 "spread": float(losses.mean(1).std(ddof=1)) if len(runs) > 1 else None,
-                "sigma": [float(run["sigma"]) for run in runs],
-                "embedding": [_clusters.separation(r["family"], r["g"]) for r in runs],
+                "sigma": [float(run["sigma"]) for run in runs.values()],
+                "by_family": {
+                    family: _clusters.mean(losses.mean(0)[_first(runs)["family"] == i])
+                    for i, family in enumerate(ml.tasks.FAMILIES)
+                },
+                "embedding": [
+                    _clusters.separation(run["family"], run["g"])
+                    | {name: _read(run["g"], of) for name, of in shapes.items()}
+                    for run in runs.values()
+                ],
                 "clusters": [
-                    _clusters.information(r["family"], r["leaves"], 4) for r in runs
+                    _clusters.information(run["family"], run["leaves"], 4)
+                    for run in runs.values()
                 ],
             }
-            if name != WIDE and WIDE in found:
-                apart = losses - np.stack([run["loss"] for run in found[WIDE]])
-                row["paired_with_wide"] = _clusters.mean(apart.mean(0))
-                row["paired_by_seed"] = apart.mean(1).round(5).tolist()
+            for key, other in (("wide", _wide(name)), ("first", names[0])):
+                both = [s for s in runs if s in found.get(other, {})]
+                if name != other and both:
+                    apart = np.stack(
+                        [runs[s]["loss"] - found[other][s]["loss"] for s in both]
+                    )
+                    row[f"paired_with_{key}"] = _clusters.mean(apart.mean(0)) | {
+                        "other": other,
+                        "by_seed": apart.mean(1).round(5).tolist(),
+                    }
             rows[name] = row
             print(_line(name, row), flush=True)
         result = {"kind": "routing", "steps": self.steps, "num_tasks": self.tasks}
         path = _harness.store("routing", result | {"rows": rows}, self.json)
-        first = {name: runs[0] for name, runs in found.items()}
-        _clusters.project(path.with_suffix(".png"), first, ml.tasks.FAMILIES)
+        shown = {name: _first(found[name]) for name in names[:PICTURED]}
+        _clusters.project(path.with_suffix(".png"), shown, ml.tasks.FAMILIES)
+
+    def _runs(self, folder: Path, name: str) -> dict[int, dict[str, np.ndarray]]:
+        """What the trainings of a variant ended with, by seed."""
+        files = {seed: _file(folder, name, seed) for seed in self.seeds}
+        return {seed: dict(np.load(path)) for seed, path in files.items() if path.exists()}
+
+
+def _first(runs: dict[int, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return next(iter(runs.values()))
+
+
+def _shapes(num: int) -> dict[str, np.ndarray]:
+    """What tells the test curves apart: value and slope, bend and twist, each `[T]`."""
+
+    def one(number: Any) -> jax.Array:
+        info = _routing.test_task(number, 0).info
+        at = jax.numpy.asarray([-5.0, -2.5, 0.0, 2.5, 5.0])
+        return curve(info["family"], info["coefficients"], at)
+
+    a, b, c, d, e = np.asarray(jax.jit(jax.vmap(one))(np.arange(num))).T
+    return {
+        "r2_of_value": c,
+        "r2_of_slope": e - a,
+        "r2_of_bend": a - 2 * c + e,
+        "r2_of_twist": e - 2 * d + 2 * b - a,
+    }
+
+
+def _read(embeddings: np.ndarray, values: np.ndarray) -> float:
+    """Share of the variance that a linear reading explains on the other half of tasks."""
+    x, half = np.c_[embeddings, np.ones(len(embeddings))], len(embeddings) // 2
+    weights = np.linalg.lstsq(x[:half], values[:half], rcond=1e-6)[0]
+    error = np.mean((x[half:] @ weights - values[half:]) ** 2)
+    return float(1 - error / values[half:].var())
+
+
+def _wide(name: str) -> str:
+    """The variant of the same embedding whose clusters share alike."""
+    encoder = name.partition(",")[0]
+    return f"{encoder}, {WIDE}" if encoder in ENCODERS else WIDE
 
 
 def _file(folder: Path, name: str, seed: int) -> Path:
@@ -197,17 +236,17 @@ def _file(folder: Path, name: str, seed: int) -> Path:
 
 def _line(name: str, row: dict[str, Any]) -> str:
     """A row of the table of NOTES.md."""
-    by_seed = ", ".join(f"{x:.3f}" for x in row["by_seed"])
-    apart = ""
-    if "paired_with_wide" in row:
-        paired = row["paired_with_wide"]
-        seeds = ", ".join(f"{x:+.3f}" for x in row["paired_by_seed"])
-        apart = f"{paired['mean']:+.3f} ± {paired['ci95']:.3f} ({seeds})"
-    shared = [c["nmi"] for c in row["clusters"]]
+    cells = [name, _cell("", row["query_mse"], row["by_seed"])]
+    for key in ("paired_with_wide", "paired_with_first"):
+        paired = row.get(key)
+        cells.append(_cell("+", paired, paired["by_seed"]) if paired else "")
+    shared = ", ".join(f"{c['nmi']:.2f}" for c in row["clusters"])
     control = max(c["nmi_shuffled_max_of_100"] for c in row["clusters"])
     decoded = np.mean([e["linear_accuracy"] for e in row["embedding"]])
-    whole = row["query_mse"]
-    return (
-        f"| {name} | {whole['mean']:.3f} ± {whole['ci95']:.3f} ({by_seed}) | {apart} | "
-        f"{', '.join(f'{x:.2f}' for x in shared)} ({control:.3f}) | {100 * decoded:.0f} % |"
-    )
+    cells.append(f"{shared} ({control:.3f})" if VARIANTS[name].numbers.tree else "")
+    return f"| {' | '.join(cells)} | {100 * decoded:.0f} % |"
+
+
+def _cell(sign: str, value: dict[str, Any], by_seed: list[float]) -> str:
+    each = f" ({', '.join(f'{x:{sign}.3f}' for x in by_seed)})" if len(by_seed) > 1 else ""
+    return f"{value['mean']:{sign}.3f} ± {value['ci95']:.3f}{each}"

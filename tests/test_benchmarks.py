@@ -5,11 +5,14 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import metalearn as ml
 from benchmarks import (
     _comparisons,
     _count,
+    _routing,
     _runs,
     _systems,
     against,
@@ -221,3 +224,30 @@ def test_a_comparison_from_training_to_its_table(tmp_path):
     folder = _runs.Plan(name, 1, tuple(few)).folder(0, tmp_path)
     with pytest.raises(ValueError, match="leave --on glyphs out"):
         _runs.judged(folder, None, on="glyphs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tree", [1.0, 0.0])
+def test_lanes_of_routing_are_the_learners_of_the_library(tree):
+    """The same loss and the same gradient as `ml.hsml` and `ml.mumomaml`."""
+    numbers = _routing.Numbers(tree=tree)
+    make = ml.hsml if tree else ml.mumomaml
+    learner = make(_routing.MODEL, ml.losses.mse, optax.sgd(1e-3))
+    keys = jax.random.split(jax.random.key(5), 3)
+    tasks = ml.sample_batch(_routing.sampler(), (), keys)
+    key = jax.random.key(0)
+    variables = learner.init(key, _routing.sampler()(key))
+    expected = jax.jit(learner.estimate)(variables, tasks, key=key)
+    params = _routing.init(0, "gru", numbers)
+    grad = jax.jit(jax.grad(_routing.objective, has_aux=True), static_argnums=1)
+    found, loss = grad(params, "gru", numbers, tasks)
+    np.testing.assert_allclose(loss, expected.metrics["query/loss"].mean(), rtol=1e-5)
+    for part in ("example", "embed"):
+        pairs = zip(
+            jax.tree.leaves(found["structure"][part]),
+            jax.tree.leaves(expected.grads["structure"][part]),
+            strict=True,
+        )
+        for ours, theirs in pairs:
+            scale = np.abs(theirs).max()
+            np.testing.assert_allclose(ours, theirs, atol=1e-4 * scale)

@@ -1,8 +1,7 @@
 """Learners of a code or a gate that adapts to a task."""
 
 from metalearn.algorithms.context.cavia import cavia
-from metalearn.algorithms.context.hsml import hsml, mumomaml
-from metalearn.algorithms.context.leaves import add_leaf, place_leaves
+from metalearn.algorithms.context.hsml import add_leaf, hsml, mumomaml
 from metalearn.algorithms.context.leo import leo
 
 __all__ = [
@@ -11,5 +10,4 @@ __all__ = [
     "hsml",
     "leo",
     "mumomaml",
-    "place_leaves",
 ]

@@ -13,8 +13,6 @@ from typing import Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from scipy.cluster import vq
 
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.models.dense import dense, glorot, linear
@@ -48,14 +46,13 @@ def route_task(tree: PyTree, g: Array, *, sigma: float) -> tuple[Array, Route]:
     Args:
       tree: Params, a list of layers, leaves first.
       g: Embedding of the task, `[D]`.
-      sigma: Width of the Gaussian clusters; leaves that were placed have their own.
+      sigma: Width of the Gaussian clusters.
 
     Returns:
       h `[D]` of the root, and the `Route`.
     """
     leaves, *upper = tree
-    width = jax.lax.stop_gradient(leaves["width"]) if "width" in leaves else sigma
-    p = jax.nn.softmax(_closeness(g[None], leaves["centres"], width))
+    p = jax.nn.softmax(_closeness(g[None], leaves["centres"], sigma))
     nodes = p[:, None] * jnp.tanh(_node_maps(leaves, g[None])[0])  # [K0, D]
     shares = []
     for layer in upper:
@@ -97,39 +94,6 @@ def tree_init(key: Key, tree: Sequence[int], hidden: int, routing: Routing) -> l
             layer["linear"] = dense(k_route, hidden, num)
         layers.append(layer)
     return layers
-
-
-def k_means(points: np.ndarray, num: int, *, seed: int) -> np.ndarray | None:
-    """Centres `[K, D]` of `num` clusters of points `[T, D]`, the best of ten starts.
-
-    `None` where there are fewer different points, or every start leaves a cluster empty.
-    """
-    if len(np.unique(points, axis=0)) < num:
-        return None
-    found = []
-    for start in range(10):
-        rng = np.random.default_rng([seed, start])
-        try:
-            centres, nearest = vq.kmeans2(
-                points, num, iter=50, minit="++", missing="raise", rng=rng
-            )
-        except vq.ClusterError:
-            continue
-        found.append((np.sum((points - centres[nearest]) ** 2), centres))
-    return min(found, key=lambda pair: pair[0])[1] if found else None
-
-
-def width_of_lead(points: np.ndarray, centres: np.ndarray, lead: float) -> float:
-    """Width at which the nearest centre leads the second by `lead` nats.
-
-    Args:
-      points: Embeddings of tasks `[T, D]`; the lead is that of the median task.
-      centres: Centres of two clusters or more `[K, D]`.
-      lead: Difference of the logarithms of both shares.
-    """
-    distances = np.sum((points[:, None] - centres[None]) ** 2, -1)
-    first, second = np.sort(distances, -1)[:, :2].T
-    return float(np.median(second - first) / (2 * lead))
 
 
 def gate_init(key: Key, params: PyTree, inputs: int, bias: float) -> PyTree:

@@ -83,9 +83,8 @@ def hsml(
       hidden: D, the size of `g` and `h`; 40 for curves, 128 for images in the paper.
       aggregator: Autoencoder of the support set: "gru", a recurrent one, which depends on
         the order of the set; or "mean", which does not.
-      ordered: Whether the aggregator reads the support set in order: of its classes, or
-        of the first number of each input where targets are real. The order in which the
-        set is given then matters only where classes or first numbers repeat.
+      ordered: Whether the aggregator reads the support set in order of its classes, or of
+        the first number of each input where targets are real.
       routing: Shares above the leaves, "gaussian" or "linear".
       sigma: Width of the clusters; 2 for curves, 10 for images.
       reconstruction: xi, weight of `L_r`.
@@ -145,12 +144,13 @@ def hsml(
         "tree": shape.tree,
         "hidden": hidden,
         "aggregator": aggregator,
-        "ordered": ordered,
         "routing": routing,
         "sigma": sigma,
         "reconstruction": reconstruction,
         "gate_bias": gate_bias,
     }
+    if ordered:  # left out otherwise, so that runs from before the option go on
+        settings["ordered"] = True
     return bilevel(
         "hsml",
         model,
@@ -217,6 +217,31 @@ def mumomaml(
         num_ways=num_ways,
         **{"name": "mumomaml", **options},
     )
+
+
+def add_leaf(variables: Variables, key: Key) -> Variables:
+    """One more leaf cluster, with a random centre; all other parameters stay.
+
+    The learner goes on with it as it is; its outer optimiser is to be started anew
+    (section 4.4, continual adaptation).
+
+    Args:
+      variables: Variables of `hsml`.
+      key: Key for the centre and the map of the new cluster.
+
+    Raises:
+      ValueError: there is no tree, as in variables of `mumomaml`.
+    """
+    structure = variables.params["structure"]
+    if not structure["tree"]:
+        raise ValueError("variables have no tree of clusters to grow; they are mumomaml's.")
+    leaves, *upper = structure["tree"]
+    (fresh,) = tree_init(key, (1,), leaves["b"].shape[-1], "gaussian")
+    leaves = jax.tree.map(
+        lambda old, new: jnp.concatenate([old, new.astype(old.dtype)]), leaves, fresh
+    )
+    params = {**variables.params, "structure": {**structure, "tree": [leaves, *upper]}}
+    return Variables(params=params, state=variables.state)
 
 
 class Shape(NamedTuple):

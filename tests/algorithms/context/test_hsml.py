@@ -12,7 +12,7 @@ from tiny import WAYS, blob_batch, one, plain, sine_batch, tanh_net
 
 import metalearn as ml
 from metalearn.algorithms.context.clusters import route_task
-from metalearn.algorithms.context.leaves import add_leaf
+from metalearn.algorithms.context.hsml import add_leaf
 from metalearn.apps import plots
 from metalearn.testing import check_learner
 
@@ -203,6 +203,15 @@ def test_an_ordered_learner_forgets_the_given_order():
     options = {**SMALL, "num_ways": None, "task_chunk": 9, "ordered": True}
     curves = ml.hsml(plain(1), ml.losses.mse, optax.sgd(INNER), **options)
     check_learner(curves, sine_batch(), order_invariant=True)
+    assert ml.describe(curves)["ordered"]
+
+
+def test_a_learner_without_the_new_option_is_the_learner_of_older_runs():
+    assert set(ml.describe(learner())) == {
+        *("name", "num_steps", "differentiation", "norm", "learned_inner"),
+        *("tree", "hidden", "aggregator", "routing", "sigma"),
+        *("reconstruction", "gate_bias"),
+    }
 
 
 def test_regression_and_image_features():
