@@ -230,12 +230,7 @@ def test_python_of_a_loss_in_training_and_evaluation(num_steps):
 
 # -- Structure --------------------------------------------------------------------------
 
-# But for changes of variables between trainings, which no step makes.
-ALGORITHMS = sorted(
-    file
-    for file in (Path(ml.__file__).parent / "algorithms").rglob("*.py")
-    if file.name != "leaves.py"
-)
+ALGORITHMS = sorted((Path(ml.__file__).parent / "algorithms").rglob("*.py"))
 BUILDERS = {"gradient_estimator", "mean_estimator"}
 
 

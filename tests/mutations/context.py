@@ -158,10 +158,10 @@ MUTATIONS = [
     ),
     # A new leaf resets the biases of the others.
     hsml(
-        f"{HERE}/leaves.py",
-        "placed = {name: leaf for name",
-        'leaves = {**leaves, "b": jnp.zeros_like(leaves["b"])}\n'
-        "    placed = {name: leaf for name",
+        f"{HERE}/hsml.py",
+        'leaves, *upper = structure["tree"]',
+        'leaves, *upper = structure["tree"]\n'
+        '    leaves = {**leaves, "b": jnp.zeros_like(leaves["b"])}',
         f"{ENCODER}::test_a_new_leaf_joins_and_changes_no_other",
     ),
     # -- MuMoMAML -----------------------------------------------------------------------

@@ -9,8 +9,7 @@ from bench import CE, INNER, close, differs, of, wide_blobs
 from tiny import WAYS, blob_batch, one, plain, sine_batch, tanh_net
 
 import metalearn as ml
-from metalearn.algorithms.context.hsml import EMBEDDINGS
-from metalearn.algorithms.context.leaves import add_leaf
+from metalearn.algorithms.context.hsml import EMBEDDINGS, add_leaf
 
 SIGMA, XI = 0.7, 3.0
 SMALL = {"hidden": 3, "example_size": 2, "num_ways": WAYS, "gate_bias": 0.3}
