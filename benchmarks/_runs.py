@@ -32,6 +32,9 @@ Origin = dict[str, Any]
 RECIPES = ("recipes.py", "small.py", "published.py")
 
 
+KEYS = {"test": 0, "validation": 1}
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Runs of one recipe that differ by their seed alone.
@@ -257,7 +260,8 @@ def judged(
         variables,
         recipe.app.tasks(data, part),
         num_tasks=tasks or recipe.test_tasks,
-        key=jax.random.key(0),
+        # Functions have no classes to hold back, so that only the key tells tasks apart.
+        key=jax.random.key(KEYS[part]),
     )
 
 

@@ -222,6 +222,8 @@ def test_a_comparison_from_training_to_its_table(tmp_path):
     assert found["origin"]["machine"]["cpu"] and found["fingerprint"]
     assert "`sinusoid-maml steps=2" in "\n".join(_comparisons.against_tables([found]))
     folder = _runs.Plan(name, 1, tuple(few)).folder(0, tmp_path)
+    chosen_on = _runs.judged(folder, None, part="validation", tasks=4)
+    assert chosen_on.fingerprint != found["fingerprint"] and chosen_on.num_tasks == 4
     with pytest.raises(ValueError, match="leave --on glyphs out"):
         _runs.judged(folder, None, on="glyphs")
 

@@ -22,8 +22,19 @@ def test_saved_notebook_has_the_cells_of_its_source_and_pictures(source):
     assert not any(o.get("output_type") == "error" for o in outputs)
 
 
+# The third takes two minutes, for HSML on images alone; its cells are also those of
+# `tests/algorithms/context`.
+HEAVY = "03_heterogeneous_tasks"
+
+
 @pytest.mark.notebook
-@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem == HEAVY))
+        for p in SOURCES
+    ],
+)
 def test_notebook_runs(source, monkeypatch):
     pytest.importorskip("nbclient")
     monkeypatch.setenv("METALEARN_FAST", "1")

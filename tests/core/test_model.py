@@ -101,7 +101,7 @@ def test_batch_norm_ignores_masked_rows(make):
 
 
 @pytest.mark.parametrize("policy", NORM_POLICIES)
-@pytest.mark.parametrize("make", [linen, nnx_net])
+@pytest.mark.parametrize("make", [linen, pytest.param(nnx_net, marks=pytest.mark.slow)])
 def test_a_support_set_without_a_valid_row_does_no_harm(make, policy):
     """Statistics of no row are NaN, and so is their gradient whatever the loss masks."""
     learner = ml.maml(make(), CE, optax.sgd(0.1), num_steps=2, norm=policy, task_chunk=8)

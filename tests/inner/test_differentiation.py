@@ -78,7 +78,9 @@ def test_mixed_mode_under_vmap_and_differentiated_again(x64):
         close(found, expected, rtol=1e-8)
 
 
-@pytest.mark.parametrize("norm", ["support", "per_step"])
+@pytest.mark.parametrize(
+    "norm", ["support", pytest.param("per_step", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("how", SAME)
 def test_maml_with_batch_norm_is_the_same_in_all_modes(how, norm):
     tasks, key = blob_batch(), jax.random.key(0)

@@ -204,7 +204,8 @@ wider.__name__ = SINES.name
     ],
     ids=["loss", "kind of loss", "inner rate", "tasks", "state"],
 )
-@pytest.mark.parametrize("steps", [6, 4])
+# A run that goes on, and one that was finished.
+@pytest.mark.parametrize("steps", [6, pytest.param(4, marks=pytest.mark.slow)])
 def test_another_start_is_refused(tmp_path, make, options, steps):
     """What descriptions cannot tell, the first step does; also where none is left."""
     checkpoints = ml.Checkpoints(tmp_path / "run")
@@ -212,7 +213,7 @@ def test_another_start_is_refused(tmp_path, make, options, steps):
     if "state" in options:
         options = {"state": first.state}
     with pytest.raises((ml.CheckpointMismatch), match="began with other numbers"):
-        fit(6, make(), checkpoints=checkpoints, resume=True, **options)
+        fit(steps, make(), checkpoints=checkpoints, resume=True, **options)
 
 
 def test_a_run_from_a_state_resumes_with_that_state(tmp_path):
