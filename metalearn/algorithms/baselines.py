@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.core import checks, metrics
+from metalearn.core import checks, kinds, metrics
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
@@ -127,7 +127,7 @@ def fine_tune(
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
-        checks.one_set(support, "support")
+        kinds.adaptation(variables, support)
         if with_head:
             trained = variables.params["head"]["kernel"]
             head = _linear(trained.shape[0], num_ways, trained.dtype)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from metalearn.algorithms.options import Options, complete
-from metalearn.core import checks, metrics, trees
+from metalearn.core import checks, kinds, metrics, trees
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.keys import split_key
 from metalearn.core.learner import MetaLearner, config_of, hashable
@@ -164,7 +164,7 @@ def bilevel(
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
-        checks.one_set(support, "support")
+        kinds.adaptation(variables, support)
         return _adapt(loop, variables, support, key, train=False)[1]
 
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:

@@ -112,3 +112,9 @@ def variables(given: Any, name: str = "variables") -> None:
     elif isinstance(given, (tuple, list)) and not hasattr(given, "_fields"):
         remedy = "Give one of its parts, such as variables[0]."
     raise TypeError(f"{name} is a {type(given).__name__}; expected Variables. {remedy}")
+
+
+def adaptation(given: Any, support: Any) -> None:
+    """Checks what `adapt` is given; see `variables` and `checks.one_set`."""
+    variables(given)
+    checks.one_set(support, "support")

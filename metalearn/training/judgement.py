@@ -99,9 +99,8 @@ def _check_first(
 ) -> int | None:
     ways = labels.num_classes(loss_fn or learner.loss_fn, outputs, task.query.y)
     checks.values_of_task(task, None if ways is None else outputs)
-    absent = 0 if ways is None else int(labels.unsupported(task))
-    if absent and learner.masks_absent:
-        raise ValueError(labels.no_answer(absent, "the first task"))
+    if ways is not None and learner.masks_absent and (n := int(labels.unsupported(task))):
+        raise ValueError(labels.no_answer(n, "the first task"))
     return ways
 
 

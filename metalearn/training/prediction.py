@@ -133,9 +133,9 @@ def _check_scales(support: PyTree, x: PyTree) -> None:
         if len(others) == 1 and others[0].size:
             low, high = float(others[0].min()), float(others[0].max())
             if low < -1e-3 or high > 1 + 1e-3:
-                kinds = " and ".join(str(leaf.dtype) for leaf in pair)
+                dtypes = " and ".join(str(leaf.dtype) for leaf in pair)
                 raise ValueError(
-                    f"support.x and x are {kinds}; bytes are mapped to 0..1, and the "
+                    f"support.x and x are {dtypes}; bytes are mapped to 0..1, and the "
                     f"others run from {low:g} to {high:g}. Give both in one form."
                 )
 

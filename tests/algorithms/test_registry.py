@@ -1,11 +1,12 @@
 """Every learner of the registry: its record, and the conformance suite."""
 
+import types
 from pathlib import Path
 
 import jax
 import optax
 import pytest
-from tiny import WAYS, blob_batch, linen, sine_batch
+from tiny import WAYS, blob_batch, linen, one, sine_batch
 
 import metalearn as ml
 from metalearn.algorithms import registry
@@ -55,6 +56,16 @@ def test_what_is_no_key_is_named_by_every_learner(record):
     task = jax.tree.map(lambda leaf: leaf[0], tasks)
     with pytest.raises(TypeError, match=r"the number 3; expected a key. Give jax\.random"):
         learner.init(3, task)
+
+
+@pytest.mark.parametrize("record", registry.RECORDS, ids=lambda record: record.name)
+def test_what_stands_for_variables_is_named(record):
+    """The params alone, or what holds the variables, as the first argument of `adapt`."""
+    learner, tasks = tiny_learner(record)
+    held = types.SimpleNamespace(variables=ml.Variables(params={}, state={}))
+    for given, kind in (({"model": {}}, "dict"), (held, "SimpleNamespace")):
+        with pytest.raises(TypeError, match=f"variables is a {kind}; expected Variables"):
+            learner.adapt(given, one(tasks).support, key=jax.random.key(0))
 
 
 def test_unknown_learner_suggests():

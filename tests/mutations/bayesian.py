@@ -17,21 +17,11 @@ CLOSED = f"{PLATIPUS}::test_means_and_divergence_have_their_closed_forms"
 STARTS = f"{OBJECTIVES}::test_training_starts_from_the_posterior"
 
 
-def bmaml(file: str, old: str, new: str, test: str) -> Mutation:
-    return Mutation("bmaml", f"{HERE}/{file}", old, new, test)
+def _of(learner):
+    return lambda file, old, new, test: Mutation(learner, f"{HERE}/{file}", old, new, test)
 
 
-def emaml(file: str, old: str, new: str, test: str) -> Mutation:
-    return Mutation("emaml", f"{HERE}/{file}", old, new, test)
-
-
-def llama(file: str, old: str, new: str, test: str) -> Mutation:
-    return Mutation("llama", f"{HERE}/{file}", old, new, test)
-
-
-def platipus(file: str, old: str, new: str, test: str) -> Mutation:
-    return Mutation("platipus", f"{HERE}/{file}", old, new, test)
-
+bmaml, emaml, llama, platipus = map(_of, ("bmaml", "emaml", "llama", "platipus"))
 
 MUTATIONS = [
     # -- BMAML --------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Wrong implementations of the learners of `metalearn.algorithms.context`."""
 
+import functools
+
 from mutations import Mutation
 
 HERE = "algorithms/context"
@@ -14,22 +16,9 @@ ENCODERS = f"{ENCODER}::test_encoders_are_those_of_numpy"
 SITES = f"{DROPOUT}::test_features_are_dropped_wherever_they_are_read"
 IDENTITY = f"{CAVIA}::test_identity_weights_are_maml_of_the_first_bias"
 
-
-def cavia(file: str, old: str, new: str, test: str) -> Mutation:
-    return Mutation("cavia", file, old, new, test)
-
-
-def hsml(file: str, old: str, new: str, test: str) -> Mutation:
-    return Mutation("hsml", file, old, new, test)
-
-
-def mumomaml(file: str, old: str, new: str, test: str) -> Mutation:
-    return Mutation("mumomaml", file, old, new, test)
-
-
-def leo(file: str, old: str, new: str, test: str) -> Mutation:
-    return Mutation("leo", file, old, new, test)
-
+cavia, hsml, mumomaml, leo = (
+    functools.partial(Mutation, name) for name in ("cavia", "hsml", "mumomaml", "leo")
+)
 
 MUTATIONS = [
     # -- CAVIA --------------------------------------------------------------------------

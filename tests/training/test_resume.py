@@ -232,7 +232,7 @@ def test_checkpoints_of_earlier_versions_go_on(tmp_path):
     _, notes = checkpoints.restore(5, like={"state": state, "best": state.variables})
     for name in ("begun", "skipped", "first", "place"):
         notes.pop(name)
-    for name in ("outside", "fault", "not_finite"):
+    for name in ("outside", "absent", "fault", "not_finite"):
         notes["totals"].pop(name)
     older = ml.Checkpoints(tmp_path / "older")
     older.save(5, {"state": state, "best": state.variables}, notes)

@@ -17,7 +17,7 @@ from metalearn.algorithms.bayesian.ascent import Ascent, ascent
 from metalearn.algorithms.bayesian.ensemble import combine_outputs
 from metalearn.algorithms.bayesian.posterior import Posterior
 from metalearn.algorithms.options import Options, complete
-from metalearn.core import checks, metrics
+from metalearn.core import checks, kinds, metrics
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
@@ -118,7 +118,7 @@ def particle_learner(
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
-        checks.one_set(support, "support")
+        kinds.adaptation(variables, support)
         return inner.adapt(variables, support, key=key)[0]
 
     def combined(outputs: Array) -> Array:

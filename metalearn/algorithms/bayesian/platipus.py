@@ -41,7 +41,7 @@ from metalearn.algorithms.bayesian.ensemble import (
 )
 from metalearn.algorithms.bayesian.gaussian import draw, gaussian_kl
 from metalearn.algorithms.options import DEFAULTS, Options, takes_options
-from metalearn.core import checks, metrics, trees
+from metalearn.core import checks, kinds, metrics, trees
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.losses import mask_absent, present_classes
@@ -144,7 +144,7 @@ def platipus(
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
-        checks.one_set(support, "support")
+        kinds.adaptation(variables, support)
         # Samples need a key in any case; the model has one only if one was given.
         keys = (jax.random.key(0), None, None)
         k_draw, k_shift, k_adapt = keys if key is None else jax.random.split(key, 3)

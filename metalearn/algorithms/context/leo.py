@@ -49,7 +49,7 @@ from metalearn.algorithms.context.leo_net import (
     draw,
     drop_features,
 )
-from metalearn.core import checks, metrics
+from metalearn.core import checks, kinds, metrics
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.keys import fold_key, split_key
 from metalearn.core.learner import MetaLearner, config_of
@@ -114,8 +114,8 @@ def leo(
       latents: L, length of a code.
       num_steps: Steps in the latent space, 0 or more.
       fine_tune_steps: Steps on the weights, 0 or more.
-      latent_rate: alpha_z at first; learned for every coordinate, `[L]`. The 1 of the
-        released code is W here and its 1e-3 below W / 1000, see the top of the file.
+      latent_rate: alpha_z at first; learned for every coordinate, `[L]`. The rates of
+        the released code are to be multiplied by W, see the top of the file.
       fine_tune_rate: alpha_w at first; learned for every coordinate, `[D]`.
       dropout: Rate at which features are dropped, in `[0, 1)`.
       kl_weight: beta; paper: 0.001 to 1.62, by benchmark.
@@ -175,7 +175,7 @@ def leo(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Generated:
         del key
-        checks.one_set(support, "support")
+        kinds.adaptation(variables, support)
         return _adapt(how, variables.params, support, None)[0]
 
     def predict(adapted, x, *, key=None, mask=None) -> Array:

@@ -41,7 +41,7 @@ import optax
 
 from metalearn.algorithms.gradient.evolution import as_scalar, smoothed_gradient
 from metalearn.algorithms.gradient.search import search
-from metalearn.core import checks, metrics
+from metalearn.core import checks, kinds, metrics
 from metalearn.core.estimators import mean_estimator
 from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
@@ -146,7 +146,7 @@ def es_maml(
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
-        checks.one_set(support, "support")
+        kinds.adaptation(variables, support)
         return adapt_to(variables, support, key=key)[0]
 
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:

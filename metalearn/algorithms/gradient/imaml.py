@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.core import checks, metrics, trees
+from metalearn.core import checks, kinds, metrics, trees
 from metalearn.core.estimators import mean_estimator
 from metalearn.core.keys import split_key
 from metalearn.core.learner import MetaLearner, config_of, hashable
@@ -152,7 +152,7 @@ def imaml(
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
-        checks.one_set(support, "support")
+        kinds.adaptation(variables, support)
         end = solve(variables, support, key, train=False)
         return end.adapted(end.phi, end.fixed)
 

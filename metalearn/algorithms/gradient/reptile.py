@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.core import checks
+from metalearn.core import checks, kinds
 from metalearn.core.estimators import mean_estimator
 from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
@@ -113,7 +113,7 @@ def reptile(
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
-        checks.one_set(support, "support")
+        kinds.adaptation(variables, support)
         inner, opt_state = _parts(variables, carry_opt_state)
         return testing.adapt(inner, None, support, key=key, opt_state=opt_state)[0]
 

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 
 from metalearn.algorithms.gradient.leap import pull
-from metalearn.core import checks, metrics, trees
+from metalearn.core import checks, kinds, metrics, trees
 from metalearn.core.estimators import mean_estimator
 from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
@@ -135,7 +135,7 @@ def warpgrad(
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
-        checks.one_set(support, "support")
+        kinds.adaptation(variables, support)
         return frames.whole.adapt(variables, None, support, key=key)[0]
 
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from metalearn.core import checks, metrics
+from metalearn.core import checks, kinds, metrics
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.learner import MetaLearner, config_of
 from metalearn.core.losses import cross_entropy, mask_absent
@@ -113,7 +113,7 @@ def protonet(
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Prototypes:
-        checks.one_set(support, "support")
+        kinds.adaptation(variables, support)
         embedded, _ = embed(variables, support.x, key=key, train=False, mask=support.mask)
         return prototypes(embedded, support, variables)
 

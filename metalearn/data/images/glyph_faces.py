@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.metadata
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -102,21 +103,26 @@ class Face:
         Returns:
           uint8 `[side / factor, side / factor]`, ink 255.
         """
-        Image = require("PIL.Image", "to draw characters")
-        mask, (left, top) = self._font.getmask2(chr(code_point), mode="L", anchor="ls")
-        image = Image.Image()._new(mask)
-        canvas = Image.new("L", (side, side))
-        canvas.paste(image, (side * 3 // 20 + left, side * 7 // 10 + top))
-        return np.asarray(canvas.reduce(factor))
+        place = (side * 3 // 20, side * 7 // 10)
+        return np.asarray(
+            self._drawn((side, side), place, chr(code_point), anchor="ls").reduce(factor)
+        )
 
     def _render(self, character):
-        Image = require("PIL.Image", "to draw characters")
-        mask = self._font.getmask(character, mode="L")
-        if 0 in mask.size:
-            return None
-        # `bytes(mask)` makes an object of every pixel, which takes as long as drawing.
-        ink = cut_to_ink(np.asarray(Image.Image()._new(mask)))
+        left, top, right, bottom = self._font.getbbox(character)
+        # A pixel around, where the box was rounded.
+        size = (math.ceil(right - left) + 2, math.ceil(bottom - top) + 2)
+        ink = cut_to_ink(np.asarray(self._drawn(size, (1 - left, 1 - top), character)))
         return ink if ink.size else None
+
+    def _drawn(self, size, place, character, **how):
+        """A picture of a size with the character at a place."""
+        Image, ImageDraw = (
+            require(f"PIL.{name}", "to draw characters") for name in ("Image", "ImageDraw")
+        )
+        picture = Image.new("L", size)
+        ImageDraw.Draw(picture).text(place, character, font=self._font, fill=255, **how)
+        return picture
 
 
 def open_faces() -> list[Face]:

@@ -1,7 +1,7 @@
 """The classes of the embedded glyphs, stored beside the code that finds them.
 
-Finding the classes compares some 2,000 characters in 49 faces, which takes a minute and
-a half of computing and has one result as long as the fonts are the same. So the result is
+Finding the classes compares some 2,000 characters in 49 faces, which takes some fifty
+seconds of computing and has one result as long as the fonts are the same. So the result is
 a file of the package. The file holds the digests of the fonts and the settings of
 `glyph_classes`; where either differs, as with another release of matplotlib's fonts, the
 classes are found anew and a message says so.
