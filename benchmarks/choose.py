@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks import _harness, _runs
 from benchmarks.against import spread
 from metalearn.apps import find
-from metalearn.core.metrics import mean_ci95
+from metalearn.core.metrics import higher_is_better, mean_ci95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,9 @@ class Choose:
             value: _runs.Plan(self.recipe, self.seeds, (*self.set, pair))
             for value, pair in pairs
         }
-        origin = _runs.planned(list(plans.values()), self.runs)
         measure = self.measure or find(self.recipe).recipe.app.metric
+        higher_is_better(measure)  # refused before anything is trained
+        origin = _runs.planned(list(plans.values()), self.runs)
         rows: dict[str, Any] = {}
         seen = {}
         for value, plan in plans.items():
@@ -92,6 +93,14 @@ class Choose:
 
 
 def choice(rows: dict[str, dict[str, Any]], measure: str) -> str:
-    """The value with the best mean: the least of a loss, the largest of anything else."""
-    sign = 1 if measure.endswith("loss") else -1
-    return min(rows, key=lambda value: sign * rows[value]["mean"])
+    """The value with the best mean, by the direction that the library knows.
+
+    Raises:
+      ValueError: nothing says whether more of the measure is better, or no mean is finite.
+    """
+    more = higher_is_better(measure)
+    # A value under which training has diverged is none to choose.
+    finite = {value: row["mean"] for value, row in rows.items() if np.isfinite(row["mean"])}
+    if not finite:
+        raise ValueError(f"{measure} is finite under none of {list(rows)}.")
+    return (max if more else min)(finite, key=lambda value: finite[value])

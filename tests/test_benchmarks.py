@@ -147,11 +147,19 @@ def test_differences_are_paired_over_tasks_and_spread_over_seeds():
 
 
 @pytest.mark.parametrize(
-    ("measure", "best"), [("query/loss", "0.1"), ("query/accuracy", "0.4")]
+    ("measure", "best"),
+    [("query/loss", "0.1"), ("query/mse", "0.1"), ("query/accuracy", "0.4")],
 )
 def test_validation_chooses_by_the_direction_of_its_measure(measure, best):
     rows = {"0.1": {"mean": 0.2}, "0.2": {"mean": 0.3}, "0.4": {"mean": 0.5}}
-    assert choose.choice(rows, measure) == best
+    assert choose.choice({"0": {"mean": np.nan}, **rows}, measure) == best
+
+
+def test_nothing_is_chosen_where_nothing_says_what_is_better():
+    with pytest.raises(ValueError, match="skill"):
+        choose.choice({"0.1": {"mean": 0.2}}, "query/skill")
+    with pytest.raises(ValueError, match="finite under none"):
+        choose.choice({"0.1": {"mean": np.nan}}, "query/loss")
 
 
 def _comparison(system, by_seed, origin=ORIGIN, apart=(0.02, 0.04), **more):
