@@ -7,10 +7,12 @@ tens of per cent while ratios hold.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -54,7 +56,7 @@ def jax_call(fn: Callable[..., Any], *args: Any) -> Contender:
 
 
 def interleaved(
-    contenders: Mapping[str, Contender], *, rounds: int, seconds: float
+    contenders: Mapping[str, Contender], *, rounds: int, seconds: float, threads: int = 1
 ) -> dict[str, dict[str, Any]]:
     """Measures all contenders in turn, `rounds` times.
 
@@ -62,21 +64,33 @@ def interleaved(
       contenders: By name.
       rounds: Turns of each.
       seconds: Length of one turn at least (and two steps at least).
+      threads: Contenders that are set up at once. With more than one, the compilers work
+        side by side, and `setup_s` says what a user waits on such a machine only.
 
     Returns:
       By name: `setup_s`, `step_s` (one mean step time per round) and its median. What
-      is not installed is left out and said so.
+      is not installed or does not fit the memory is left out and said so.
     """
     rows, steps = {}, {}
-    for name, contender in contenders.items():
+
+    def set_up(name: str) -> None:
         began = time.perf_counter()
         try:
-            steps[name] = contender.setup()
-        except ImportError as error:
-            print(f"{name}: left out, {error}", flush=True)
-            continue
+            step = contenders[name].setup()
+        except Exception as error:
+            if not (isinstance(error, ImportError) or _no_room(error)):
+                raise
+            line = str(error).strip().partition("\n")[0]
+            print(f"{name}: left out, {line}", flush=True)
+            return
+        steps[name] = step
         rows[name] = {"setup_s": round(time.perf_counter() - began, 2), "step_s": []}
         print(f"{name}: ready after {rows[name]['setup_s']} s", flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(set_up, contenders))
+    steps = {name: steps[name] for name in contenders if name in steps}
+    rows = {name: rows[name] for name in steps}
     for number in range(rounds):
         for name, step in steps.items():
             step()
@@ -91,6 +105,12 @@ def interleaved(
     for row in rows.values():
         row["step_s_median"] = statistics.median(row["step_s"])
     return rows
+
+
+def _no_room(error: Exception) -> bool:
+    """Whether memory has ended, in the words of jax and of PyTorch."""
+    words = str(error)
+    return "RESOURCE_EXHAUSTED" in words or "out of memory" in words.lower()
 
 
 def ratios(rows: Mapping[str, Mapping[str, Any]], ours: str) -> dict[str, Any]:
@@ -109,14 +129,22 @@ def ratios(rows: Mapping[str, Mapping[str, Any]], ours: str) -> dict[str, Any]:
 
 
 def where() -> dict[str, Any]:
-    """Versions, device and commit, for every stored result."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    ).stdout.strip()
+    """Versions, device and commit, for every stored result.
+
+    `METALEARN_COMMIT` names the commit of a copy that is no repository.
+    """
+    commit = os.environ.get("METALEARN_COMMIT", "")
+    with contextlib.suppress(OSError):  # a bare machine has no git
+        commit = (
+            commit
+            or subprocess.run(
+                ["git", "describe", "--always", "--dirty"],
+                capture_output=True,
+                text=True,
+                cwd=Path(__file__).parent,
+                check=False,
+            ).stdout.strip()
+        )
     versions = environment.versions()
     for name in ("torch", "torchopt", "higher"):
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -18,14 +18,14 @@ class Ceiling:
     """Measures matrix products and copies in turn with each workload.
 
     Attributes:
-      workload: One of the workloads, or all of them.
+      workload: Names of workloads.
       rounds: Turns of each.
       seconds: Length of one turn.
       size: Side of the square matrices.
       json: Where to write; `benchmarks/results/ceiling.json` by default.
     """
 
-    workload: tuple[str, ...] = tuple(workloads.WORKLOADS)
+    workload: tuple[str, ...] = workloads.FOR_CPUS
     rounds: int = 5
     seconds: float = 2.0
     size: int = 2048

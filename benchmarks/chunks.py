@@ -12,13 +12,13 @@ class Chunks:
     """Times the outer step with fixed numbers of tasks at once and with "auto", in turn.
 
     Attributes:
-      workload: One of the workloads, or all of them.
+      workload: Names of workloads.
       rounds: Turns of each.
       seconds: Length of one turn.
       json: Where to write; `benchmarks/results/chunks.json` by default.
     """
 
-    workload: tuple[str, ...] = tuple(workloads.WORKLOADS)
+    workload: tuple[str, ...] = workloads.FOR_CPUS
     rounds: int = 5
     seconds: float = 1.5
     json: str | None = None

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
 
 from benchmarks import _harness, workloads
+from benchmarks._harness import Contender
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,17 +17,24 @@ class Peers:
     """Times one outer step of metalearn and of PyTorch in turn.
 
     Attributes:
-      workload: "omniglot", "omniglot5", "sine" or "protonet".
+      workload: A workload of `benchmarks.workloads`, such as "omniglot" or "mini".
+      tasks: Tasks of a step; as the workload has it if None.
+      precision: Of float32 products on a card, in all contenders: "tf32" or "float32". A
+        CPU knows the second alone.
       rounds: Turns of each contender.
       seconds: Length of one turn.
       plain: Also time plain JAX (no lowering, all tasks in one vmap); slow.
+      threads: Contenders that are set up at once.
       json: Where to write; `benchmarks/results/peers-WORKLOAD.json` by default.
     """
 
     workload: str = "omniglot"
+    tasks: int | None = None
+    precision: Literal["tf32", "float32"] = "tf32"
     rounds: int = 7
     seconds: float = 3.0
     plain: bool = False
+    threads: int = 1
     json: str | None = None
 
     def run_benchmark(self) -> None:
@@ -37,48 +49,36 @@ class Peers:
             raise SystemExit("peers needs torch: pip install '.[peers]'") from error
 
         work = workloads.WORKLOADS[self.workload]
-        contenders = {"metalearn": workloads.metalearn_step(work)}
-        if work.kind == "sine":
-            contenders["metalearn, 20 steps a call"] = workloads.metalearn_step(
-                work, steps_per_call=20
+        work = dataclasses.replace(work, tasks=self.tasks or work.tasks)
+        torch_peers.prepare(self.precision)
+        torch = _torch(work, torch_peers, torch_modules)
+        contenders = _ours(work, self.plain) | {
+            name: torch_peers.waited(contender) for name, contender in torch.items()
+        }
+        with jax.default_matmul_precision(PRECISIONS[self.precision]):
+            rows = _harness.interleaved(
+                {name: _with(self.precision, c) for name, c in contenders.items()},
+                rounds=self.rounds,
+                seconds=self.seconds,
+                threads=self.threads,
             )
-        else:
-            one = workloads.metalearn_step(work, devices=1)
-            contenders["metalearn, one device"] = one
-        if work.kind == "prototypes":
-            contenders |= {
-                "torch loop": torch_peers.prototypes(work, batched=False),
-                "torch all tasks at once": torch_peers.prototypes(work, batched=True),
-            }
-        else:
-            contenders |= {
-                "torch loop": torch_peers.loop(work),
-                "torch.func vmap": torch_peers.vmap(work),
-                "clone/adapt": torch_modules.clone_adapt(work),
-                "TorchOpt": torch_modules.torchopt(work),
-                "higher": torch_modules.higher(work),
-            }
-        if self.plain:
-            contenders["plain jax vmap"] = workloads.metalearn_step(
-                work, task_chunk=work.tasks, lower=False
-            )
-        rows = _harness.interleaved(contenders, rounds=self.rounds, seconds=self.seconds)
         left_out = sorted(contenders.keys() - rows.keys())
         for row in rows.values():
             row["tasks_per_s"] = round(work.tasks / row["step_s_median"], 1)
-        times = _harness.ratios(rows, "metalearn")
-        peers = [name for name in times if "metalearn" not in name]
+        ours = next(name for name in rows if name in contenders and name not in torch)
+        times = _harness.ratios(rows, ours)
+        peers = [name for name in times if name in torch]
         fastest = min(peers, key=lambda name: times[name]["median"])
         for name, row in rows.items():
             ratio = times.get(name, {}).get("median", 1.0)
-            print(
-                f"{name:24} {row['tasks_per_s']:9.1f} tasks/s   metalearn is {ratio:.2f}x"
-            )
+            print(f"{name:40} {row['tasks_per_s']:9.1f} tasks/s   {ours} is {ratio:.2f}x")
         _harness.store(
-            f"peers-{self.workload}",
+            "-".join(["peers", self.workload, *([str(self.tasks)] if self.tasks else [])]),
             {
                 "workload": dataclasses.asdict(work),
+                "precision": self.precision,
                 "rows": rows,
+                "ours": ours,
                 "times_faster": times,
                 "not_installed": left_out,
                 "fastest_peer": fastest,
@@ -86,3 +86,59 @@ class Peers:
             },
             self.json,
         )
+
+
+PRECISIONS = {"tf32": "tensorfloat32", "float32": "float32"}
+
+
+def _with(precision: str, contender: Contender) -> Contender:
+    """The contender, set up and run in a precision: contexts belong to one thread."""
+
+    def setup():
+        with jax.default_matmul_precision(PRECISIONS[precision]):
+            return contender.setup()
+
+    return Contender(setup, contender.steps)
+
+
+def _ours(work: workloads.Workload, plain: bool) -> dict[str, Contender]:
+    found = {"metalearn": workloads.metalearn_step(work)}
+    if work.kind == "sine":
+        found["metalearn, 20 steps a call"] = workloads.metalearn_step(
+            work, steps_per_call=20
+        )
+    elif jax.default_backend() == "cpu":
+        found["metalearn, one device"] = workloads.metalearn_step(work, devices=1)
+    else:
+        found |= {
+            "metalearn, a task at a time": workloads.metalearn_step(work, task_chunk=1),
+            "metalearn, native convolutions": workloads.metalearn_step(work, lower=False),
+            "metalearn, native, a task at a time": workloads.metalearn_step(
+                work, lower=False, task_chunk=1
+            ),
+            "metalearn, bfloat16": workloads.metalearn_step(work, dtype=jnp.bfloat16),
+        }
+    if plain:
+        found["plain jax vmap"] = workloads.metalearn_step(
+            work, task_chunk=work.tasks, lower=False
+        )
+    return found
+
+
+def _torch(work: workloads.Workload, torch_peers, torch_modules) -> dict[str, Contender]:
+    if work.kind == "prototypes":
+        return {
+            "torch loop": torch_peers.prototypes(work, batched=False),
+            "torch all tasks at once": torch_peers.prototypes(work, batched=True),
+        }
+    found = {
+        "torch loop": torch_peers.loop(work),
+        "torch.func vmap": torch_peers.vmap(work),
+    }
+    if work.network == "resnet12":
+        return found
+    return found | {
+        "clone/adapt": torch_modules.clone_adapt(work),
+        "TorchOpt": torch_modules.torchopt(work),
+        "higher": torch_modules.higher(work),
+    }

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks._harness import Contender
-from benchmarks.torch_peers import as_tensors
+from benchmarks.torch_peers import as_tensors, device
 from benchmarks.workloads import Workload
 
 
@@ -34,12 +34,13 @@ def network(work: Workload) -> nn.Module:
     if work.kind == "sine":
         sizes = ((1, 40), (40, 40))
         layers = [layer for s in sizes for layer in (nn.Linear(*s), nn.ReLU())]
-        return nn.Sequential(*layers, nn.Linear(40, 1))
+        return nn.Sequential(*layers, nn.Linear(40, 1)).to(device())
     layers = []
-    for channels in (1, 64, 64, 64):
+    for channels in (work.channels, 64, 64, 64):
         layers += [nn.Conv2d(channels, 64, 3, padding=1), Norm(64), nn.ReLU()]
         layers += [nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, work.ways))
+    flat = 64 * (work.side // 16) ** 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, work.ways)).to(device())
 
 
 def torchopt(work: Workload) -> Contender:

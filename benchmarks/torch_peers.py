@@ -11,7 +11,36 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks._harness import Contender
-from benchmarks.workloads import Workload, arrays
+from benchmarks.workloads import RESNET12_WIDTHS, Workload, arrays
+
+
+def device() -> torch.device:
+    """The card, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def prepare(precision: str) -> None:
+    """Sets the precision of float32 products on a card: "tf32" or "float32"."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def waited(contender: Contender) -> Contender:
+    """The contender, each of whose steps waits for the card."""
+    if not torch.cuda.is_available():
+        return contender
+
+    def setup():
+        step = contender.setup()
+
+        def wait() -> None:
+            step()
+            torch.cuda.synchronize()
+
+        wait()
+        return wait
+
+    return Contender(setup, contender.steps)
 
 
 def loop(work: Workload) -> Contender:
@@ -161,7 +190,7 @@ def as_tensors(work: Workload) -> dict[str, torch.Tensor]:
         tensor = torch.from_numpy(value)
         if work.kind != "sine":
             tensor = tensor.long() if name.endswith("_y") else tensor.movedim(-1, 2)
-        batch[name] = tensor.contiguous()
+        batch[name] = tensor.contiguous().to(device())
     return batch
 
 
@@ -171,36 +200,65 @@ def _params(work: Workload) -> list[torch.Tensor]:
     if work.kind == "sine":
         for fan_in, fan_out in ((1, 40), (40, 40), (40, 1)):
             shapes += [(fan_out, fan_in), (fan_out,)]
+    elif work.network == "resnet12":
+        before = work.channels
+        for width in RESNET12_WIDTHS:
+            for inputs, side in ((before, 1), (before, 3), (width, 3), (width, 3)):
+                shapes += [(width, inputs, side, side), SCALE + (width,), (width,)]
+            before = width
+        shapes += [(work.ways, before), (work.ways,)]
     else:
-        for channels in (1, 64, 64, 64):
-            shapes += [(64, channels, 3, 3), (64,), (64,), (64,)]
-        shapes += [(work.ways, 64), (work.ways,)]
+        for channels in (work.channels, 64, 64, 64):
+            shapes += [(64, channels, 3, 3), (64,), SCALE + (64,), (64,)]
+        shapes += [(work.ways, 64 * (work.side // 16) ** 2), (work.ways,)]
     params = []
     for shape in shapes:
-        if len(shape) == 1:
+        if shape[0] == SCALE[0]:
+            value = torch.ones(shape[1:])
+        elif len(shape) == 1:
             value = torch.zeros(shape)
         else:
             value = torch.randn(shape) / max(1, torch.Size(shape[1:]).numel()) ** 0.5
-        params.append(value.requires_grad_())
-    if work.kind != "sine":  # scales of the norms
-        for i in range(4):
-            params[4 * i + 2] = torch.ones(64).requires_grad_()
+        params.append(value.to(device()).requires_grad_())
     return params
+
+
+# First entry of the shape of a norm's scale, which starts at one.
+SCALE = (-1,)
 
 
 def _features(params, x, *, fused: bool = False):
     for i in range(4):
         kernel, bias, scale, shift = params[4 * i : 4 * i + 4]
-        x = F.conv2d(x, kernel, bias, padding=1)
-        if fused:
-            x = _fused_norm(x, scale, shift)
-        else:
-            centred = x - x.mean((0, 2, 3), keepdim=True)
-            variance = centred.square().mean((0, 2, 3), keepdim=True)
-            x = centred * torch.rsqrt(variance + 1e-5) * scale[:, None, None]
-            x = x + shift[:, None, None]
+        x = _norm(F.conv2d(x, kernel, bias, padding=1), scale, shift, fused=fused)
         x = F.max_pool2d(F.relu(x), 2)
     return x.flatten(1)
+
+
+def _residual_features(params, x, *, fused: bool = False):
+    leaves = iter(params)
+
+    def conv_norm(x):
+        kernel, scale, shift = (next(leaves) for _ in range(3))
+        x = F.conv2d(x, kernel, padding=kernel.shape[-1] // 2)
+        return _norm(x, scale, shift, fused=fused)
+
+    for _ in RESNET12_WIDTHS:
+        skip = conv_norm(x)
+        x = F.leaky_relu(conv_norm(x), 0.1)
+        x = F.leaky_relu(conv_norm(x), 0.1)
+        x = F.leaky_relu(conv_norm(x) + skip, 0.1)
+        x = F.max_pool2d(x, 2)
+    return x.mean((2, 3))
+
+
+def _norm(x, scale, shift, *, fused: bool):
+    if fused:
+        return _fused_norm(x, scale, shift)
+    centred = x - x.mean((0, 2, 3), keepdim=True)
+    variance = centred.square().mean((0, 2, 3), keepdim=True)
+    x = centred * torch.rsqrt(variance + 1e-5) * scale[:, None, None]
+    return x + shift[:, None, None]
 
 
 def _loss(work: Workload, params, x, y, *, fused: bool = False):
@@ -208,5 +266,6 @@ def _loss(work: Workload, params, x, y, *, fused: bool = False):
         for i in range(0, 4, 2):
             x = F.relu(F.linear(x, params[i], params[i + 1]))
         return F.mse_loss(F.linear(x, params[4], params[5]), y)
-    logits = F.linear(_features(params, x, fused=fused), params[16], params[17])
+    features = _residual_features if work.network == "resnet12" else _features
+    logits = F.linear(features(params[:-2], x, fused=fused), params[-2], params[-1])
     return F.cross_entropy(logits, y)
