@@ -204,12 +204,12 @@ def _params(work: Workload) -> list[torch.Tensor]:
         before = work.channels
         for width in RESNET12_WIDTHS:
             for inputs, side in ((before, 1), (before, 3), (width, 3), (width, 3)):
-                shapes += [(width, inputs, side, side), SCALE + (width,), (width,)]
+                shapes += [(width, inputs, side, side), (*SCALE, width), (width,)]
             before = width
         shapes += [(work.ways, before), (work.ways,)]
     else:
         for channels in (work.channels, 64, 64, 64):
-            shapes += [(64, channels, 3, 3), (64,), SCALE + (64,), (64,)]
+            shapes += [(64, channels, 3, 3), (64,), (*SCALE, 64), (64,)]
         shapes += [(work.ways, 64 * (work.side // 16) ** 2), (work.ways,)]
     params = []
     for shape in shapes:
