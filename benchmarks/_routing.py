@@ -2,7 +2,7 @@
 
 The network of curves is tiny: a step of one training is mostly the cost of starting
 operations. So variants and seeds are lanes of one `vmap`, and what differs between lanes
-is data. `ml.hsml` is the lane of `Numbers()`.
+is data. `ml.hsml` is the lane of `Numbers(ordered=1.0)`.
 """
 
 from __future__ import annotations

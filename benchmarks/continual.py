@@ -102,6 +102,7 @@ class ContinualFamilies:
         if method == "maml":
             return ml.maml(model, ml.losses.mse, optax.sgd(1e-3), **shared)
         tree = (self.leaves, 2, 1)
+        shared["ordered"] = False  # as the stored results were trained
         return ml.hsml(model, ml.losses.mse, optax.sgd(1e-3), tree=tree, **shared)
 
     def _losses(self, learner: Any, variables: ml.Variables, family: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from metalearn.tasks.families import curve
 
 CHUNK = 250
 PICTURED = 6
-WIDE = "wide"
+GIVEN, WIDE = "as given", "wide"
 ENCODERS = ("ordered", "mean", "deep", "attention")
 
 
@@ -47,7 +47,7 @@ ORDERED = Numbers(ordered=1.0)
 BALANCE = Numbers(balance=0.1, learned=1.0)
 
 VARIANTS = {
-    "default": Variant(),
+    GIVEN: Variant(),
     WIDE: _numbers(sigma=1e8, upper=1e8),
     "gate alone": _numbers(tree=0.0),
     "oracle": _numbers(oracle=1.0),

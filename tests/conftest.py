@@ -6,6 +6,7 @@ promotion is a fixture of its own, `strict_dtypes`: optax.adam does not keep to 
 
 import os
 import tempfile
+import threading
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +14,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is what tests spend their time on, hence a low level of optimisation. The older
 # emitters of fusions take a fifth of the time; jaxlib has them up to 0.10. A flag that it
 # does not know would end the process.
-OLD_EMITTERS = version("jaxlib").startswith("0.10.")
+JAX_0_10 = version("jaxlib").startswith("0.10.")
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -21,7 +22,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_cpu_parallel_codegen_split_count=1",
-        *(["--xla_cpu_use_fusion_emitters=false"] if OLD_EMITTERS else []),
+        *(["--xla_cpu_use_fusion_emitters=false"] if JAX_0_10 else []),
     ]
 )
 CACHE = os.environ.get("METALEARN_TEST_CACHE") or str(
@@ -33,6 +34,19 @@ import pytest  # noqa: E402
 from commands import base, sine, tiny, trained, trained_sine  # noqa: E402, F401
 
 from metalearn.runs import environment  # noqa: E402
+
+if JAX_0_10:
+    # jax 0.10 makes a compiler context for every program, which takes longer than lowering
+    # a small one. As later releases do, each serves ten: it keeps what it has interned.
+    from jax._src.interpreters import mlir
+
+    def _shared_context(made=mlir.make_ir_context, held=threading.local()):  # noqa: B008
+        held.uses = getattr(held, "uses", 0) % 10 + 1
+        if held.uses == 1:
+            held.context = made()
+        return held.context
+
+    mlir.make_ir_context = _shared_context
 
 environment.share_compilations(CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

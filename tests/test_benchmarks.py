@@ -237,12 +237,12 @@ def test_a_comparison_from_training_to_its_table(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tree", [1.0, 0.0])
-def test_lanes_of_routing_are_the_learners_of_the_library(tree):
+@pytest.mark.parametrize(("tree", "ordered"), [(1.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
+def test_lanes_of_routing_are_the_learners_of_the_library(tree, ordered):
     """The same loss and the same gradient as `ml.hsml` and `ml.mumomaml`."""
-    numbers = _routing.Numbers(tree=tree)
+    numbers = _routing.Numbers(tree=tree, ordered=ordered)
     make = ml.hsml if tree else ml.mumomaml
-    learner = make(_routing.MODEL, ml.losses.mse, optax.sgd(1e-3))
+    learner = make(_routing.MODEL, ml.losses.mse, optax.sgd(1e-3), ordered=bool(ordered))
     keys = jax.random.split(jax.random.key(5), 3)
     tasks = ml.sample_batch(_routing.sampler(), (), keys)
     key = jax.random.key(0)

@@ -206,8 +206,8 @@ def test_an_ordered_learner_forgets_the_given_order():
     assert ml.describe(curves)["ordered"]
 
 
-def test_a_learner_without_the_new_option_is_the_learner_of_older_runs():
-    assert set(ml.describe(learner())) == {
+def test_a_learner_that_reads_in_any_order_is_the_learner_of_older_runs():
+    assert set(ml.describe(learner(ordered=False))) == {
         *("name", "num_steps", "differentiation", "norm", "learned_inner"),
         *("tree", "hidden", "aggregator", "routing", "sigma"),
         *("reconstruction", "gate_bias"),
