@@ -4,6 +4,7 @@ Rank promotion raises in every test, so a hidden broadcast is an error. Strict d
 promotion is a fixture of its own, `strict_dtypes`: optax.adam does not keep to it.
 """
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -37,10 +38,14 @@ from metalearn.runs import environment  # noqa: E402
 
 if JAX_0_10:
     # jax 0.10 makes a compiler context for every program, which takes longer than lowering
-    # a small one. As later releases do, each serves ten: it keeps what it has interned.
+    # a small one. As in later releases each serves ten, for it keeps what it has interned;
+    # a program that is lowered within another gets its own.
     from jax._src.interpreters import mlir
 
     def _shared_context(made=mlir.make_ir_context, held=threading.local()):  # noqa: B008
+        with contextlib.suppress(ValueError):  # there is no current one
+            if mlir.ir.Context.current is not None:
+                return made()
         held.uses = getattr(held, "uses", 0) % 10 + 1
         if held.uses == 1:
             held.context = made()

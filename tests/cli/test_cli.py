@@ -79,7 +79,8 @@ def test_evaluate_other_tasks(trained):
     assert found["query/accuracy"]["mean"] > 0
     assert not found["transductive"]
     assert re.search(
-        r"2-way 2-shot: .* ± ", ok("evaluate", trained, "--ways=2", "--shots=2")
+        r"2-way 2-shot: .* ± ",
+        ok("evaluate", trained, "--ways=2", "--shots=2", "--tasks=4"),
     )
 
 

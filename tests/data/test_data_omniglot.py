@@ -320,6 +320,7 @@ def test_import_is_cheap_and_nothing_needs_tensorflow(archives, cache):
 
 
 @pytest.mark.data
+@pytest.mark.slow  # half a minute; the classes of its training are those of the names
 def test_real_archives(shared_dir):
     dataset = data.load("omniglot", data_dir=shared_dir / "data" / "omniglot")
     train, validation, test = dataset.train, dataset.validation, dataset.test
@@ -328,13 +329,30 @@ def test_real_archives(shared_dir):
     )
     assert len(train.group_names) + len(validation.group_names) == 30
     assert train.num_classes + validation.num_classes == 964
+    assert not set(train.class_names) & set(validation.class_names)
+    for part in dataset.parts.values():
+        check_real(part)
+    check_real_evaluation(test, shared_dir)
+
+
+def test_real_evaluation_archive(shared_dir, tmp_path):
+    archive = shared_dir / "data" / "omniglot" / "images_evaluation_half.zip"
+    (tmp_path / archive.name).symlink_to(archive)
+    test = data.load("omniglot", data_dir=tmp_path, parts=("test",)).test
+    check_real(test)
+    check_real_evaluation(test, shared_dir)
+
+
+def check_real(part):
+    assert (part.counts == 20).all()
+    assert part.image_shape == (28, 28, 1)
+    assert 10 < part.images.mean() < 40  # ink is bright, paper is 0
+
+
+def check_real_evaluation(test, shared_dir):
+    """The published counts, and pixels of another copy of the drawings."""
     assert len(test.group_names) == 10
     assert test.num_classes == 346
-    for part in dataset.parts.values():
-        assert (part.counts == 20).all()
-        assert part.image_shape == (28, 28, 1)
-        assert 10 < part.images.mean() < 40  # ink is bright, paper is 0
-    assert not set(train.class_names) & set(validation.class_names)
     with np.load(shared_dir / "data" / "omniglot" / "omniglot_evaluation_half.npz") as twin:
         ink = np.unpackbits(twin["ink_bits"][:40], axis=1)[:, :11025]
     for image, pixels in zip(ink.reshape(-1, 105, 105), test.images, strict=False):

@@ -128,12 +128,13 @@ WAYS_TO_TAKE = {
 }
 
 
-TAKEN = [(taken, "protonet") for taken in WAYS_TO_TAKE] + [("fit", "maml")]
+TAKEN = [(taken, "protonet", WAYS) for taken in WAYS_TO_TAKE] + [("fit", "maml", WAYS)]
+# One function counts labels, whoever asks.
+TAKEN += [("evaluate", "protonet", label) for label in (200, -1)]
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("label", [WAYS, 200, -1])
-@pytest.mark.parametrize(("taken", "kind"), TAKEN)
+@pytest.mark.parametrize(("taken", "kind", "label"), TAKEN)
 def test_a_sampler_with_wrong_labels_now_and_then(taken, kind, label, part):
     words = rf"outside the logits of the model in {part}\.y: .* not in 0\.\.{WAYS - 1}"
     with pytest.raises(ValueError, match=words):

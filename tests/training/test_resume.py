@@ -193,6 +193,13 @@ def wider(key):
 wider.__name__ = SINES.name
 
 
+@pytest.fixture(scope="module")
+def begun_sines(tmp_path_factory):
+    """Checkpoints of four steps, and their result."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    return folder, fit(4, sines_of(), checkpoints=ml.Checkpoints(folder))
+
+
 @pytest.mark.parametrize(
     ("make", "options"),
     [
@@ -206,10 +213,10 @@ wider.__name__ = SINES.name
 )
 # A run that goes on, and one that was finished.
 @pytest.mark.parametrize("steps", [6, pytest.param(4, marks=pytest.mark.slow)])
-def test_another_start_is_refused(tmp_path, make, options, steps):
+def test_another_start_is_refused(tmp_path, begun_sines, make, options, steps):
     """What descriptions cannot tell, the first step does; also where none is left."""
-    checkpoints = ml.Checkpoints(tmp_path / "run")
-    first = fit(4, sines_of(), checkpoints=checkpoints)
+    folder, first = begun_sines
+    checkpoints = ml.Checkpoints(shutil.copytree(folder, tmp_path / "run"))
     if "state" in options:
         options = {"state": first.state}
     with pytest.raises((ml.CheckpointMismatch), match="began with other numbers"):

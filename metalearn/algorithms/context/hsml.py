@@ -83,9 +83,8 @@ def hsml(
       aggregator: Autoencoder of the support set: "gru", a recurrent one, which depends on
         the order of the set; or "mean", which does not.
       ordered: Whether the aggregator reads the support set in order of its classes, as the
-        released code does for images, or of the first number of each input where targets
-        are real. The recurrent one otherwise reads a set in whatever order it is given:
-        on curves with 2.5 times the error (`benchmarks/NOTES.md`, "What of HSML earns").
+        released code does, or of the first number of each input where targets are real. On
+        curves the order as given has 2.5 times the error (`benchmarks/NOTES.md`).
       routing: Shares above the leaves, "gaussian" or "linear".
       sigma: Width of the clusters; 2 for curves, 10 for images.
       reconstruction: xi, weight of `L_r`.
