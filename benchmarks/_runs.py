@@ -253,6 +253,8 @@ def judged(
         recipe = dataclasses.replace(recipe, app=app)
     data = recipe.app.load(data_dir, (part,))
     runs.check_images(run, recipe.app.describe(data))
+    for shared in runs.trained_on(run, data) if on is not None else ():
+        print(f"{folder.name} was trained on {shared}", flush=True)
     variables, _ = runs.best(run)
     environment.enable_compilation_cache()  # for runs that another process trained
     return ml.evaluate(

@@ -85,4 +85,24 @@ def load_data(
             f"Note: these test classes of {record['name']!r} are not those of the data "
             f"that the run {run.folder} was trained with."
         )
+    if options.dataset is not None:
+        _note_seen_classes(run, data)
     return data, record
+
+
+def _note_seen_classes(run: runs.Run, data: Any) -> None:
+    """Says which test classes of another data set are no new ones."""
+    try:
+        seen = runs.trained_on(run, data)
+    except (OSError, ValueError) as error:
+        note(
+            "Note: whether the run was trained on some of these classes is not known, for "
+            f"its training data could not be read ({error})."
+        )
+        return
+    if seen:
+        each = "".join(f"\n  {shared}" for shared in seen)
+        note(
+            "Note: the run was trained on classes that are tested here, so the result is "
+            f"not one on new classes alone.{each}"
+        )

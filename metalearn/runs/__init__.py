@@ -19,6 +19,7 @@ from metalearn.runs.run import (
     results,
     same_test_data,
     train,
+    trained_on,
 )
 from metalearn.training.checkpoint import one_writer
 
@@ -40,5 +41,6 @@ __all__ = [
     "start",
     "stored_data_dir",
     "train",
+    "trained_on",
     "write_json",
 ]

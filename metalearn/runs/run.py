@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from metalearn.core import files, mesh
 from metalearn.core.keys import of_seed
 from metalearn.core.learner import describe
 from metalearn.core.model import Variables
+from metalearn.data.images.image_sets import ImageDataset
+from metalearn.data.images.shared import Shared, shared_classes
 from metalearn.runs import environment
-from metalearn.runs.folder import Run
+from metalearn.runs.folder import Run, stored_data_dir
 from metalearn.training.checkpoint import Checkpoints, one_writer
 from metalearn.training.evaluation import Evaluation, evaluate
 from metalearn.training.fit import FitResult, Validation, fit
@@ -239,6 +242,28 @@ def check_images(run: Run, record: DataRecord) -> None:
 def same_test_data(run: Run, record: DataRecord) -> bool:
     """Whether the test images are the same as when training began."""
     return _test_part(run.record) == _test_part(record)
+
+
+def trained_on(run: Run, data: ImageDataset) -> list[Shared]:
+    """Test classes of another data set that the run was trained on under any name.
+
+    Args:
+      run: A run on images.
+      data: The other data set.
+
+    Returns:
+      One entry for each kind of class, see `ml.data.shared_classes`; an image set that
+      mixes several is compared by none of them, so that nothing is found.
+
+    Raises:
+      OSError, ValueError: the training data cannot be read where the run found it.
+    """
+    known = run.recipe.app.load(stored_data_dir(run.folder), ("train",))
+    if not isinstance(known, ImageDataset):
+        return []
+    seen = dataclasses.replace(known, validation=None, test=None)
+    tested = dataclasses.replace(data, train=None, validation=None)
+    return shared_classes({f"{known.name}, as the run saw it": seen, data.name: tested})
 
 
 def _test_part(record: DataRecord) -> Any:

@@ -14,6 +14,7 @@ from commands import PER_CLASS, _png, ok, refused, rows, run
 
 from metalearn import apps
 from metalearn.apps.images.few_shot import FewShotImages
+from metalearn.cli import evaluate
 from metalearn.cli import options as cli_options
 from metalearn.runs import environment
 
@@ -110,6 +111,37 @@ def test_evaluate_another_alphabet(base, trained):
     assert found["test_data"]["name"] == "omniglot"
     assert found["test_data"]["parts"]["test"]["classes"] == 4
     assert found["training_data"]["name"] != "omniglot"
+
+
+@pytest.mark.parametrize("name", ["train_1", "new_1"])
+def test_classes_that_training_saw_are_pointed_out(base, trained, capsys, name):
+    """Also in another set, where "train-1" and "train_1" are one class."""
+    folder = base / f"other_{name}"
+    for tested in (name.replace("_", "-"), "new_2", "new_3"):
+        (folder / "test" / tested).mkdir(parents=True)
+        for i in range(PER_CLASS):
+            png = _png(np.random.default_rng(i))
+            (folder / "test" / tested / f"{i}.png").write_bytes(png)
+    options = cli_options.EvaluateOptions(
+        str(trained), dataset=f"folder:{folder}", channels=1
+    )
+    loaded = cli_options.load_run(trained)
+    recipe = cli_options.for_evaluation(loaded.recipe, options)
+    evaluate.load_data(loaded, recipe, options)
+    said = capsys.readouterr().err
+    assert ("trained on classes that are tested here" in said) == (name == "train_1")
+    assert ("'train-1' in test" in said) == (name == "train_1")
+
+
+def test_training_data_that_is_gone_is_said(base, trained, capsys, monkeypatch):
+    def gone(run, data):
+        raise FileNotFoundError("no such folder")
+
+    monkeypatch.setattr(evaluate.runs, "trained_on", gone)
+    evaluate._note_seen_classes(cli_options.load_run(trained), None)
+    assert "is not known, for its training data could not be read (no such" in (
+        capsys.readouterr().err
+    )
 
 
 def test_other_test_images_are_pointed_out(trained, monkeypatch):
