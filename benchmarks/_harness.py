@@ -22,6 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from metalearn.runs import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -76,30 +78,29 @@ def interleaved(
     def set_up(name: str) -> None:
         began = time.perf_counter()
         try:
-            step = contenders[name].setup()
+            steps[name] = contenders[name].setup()
         except Exception as error:
-            if not (isinstance(error, ImportError) or _no_room(error)):
-                raise
-            line = str(error).strip().partition("\n")[0]
-            print(f"{name}: left out, {line}", flush=True)
+            _left_out(name, error)
             return
-        steps[name] = step
         rows[name] = {"setup_s": round(time.perf_counter() - began, 2), "step_s": []}
         print(f"{name}: ready after {rows[name]['setup_s']} s", flush=True)
 
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        list(pool.map(set_up, contenders))
-    steps = {name: steps[name] for name in contenders if name in steps}
-    rows = {name: rows[name] for name in steps}
+    if threads == 1:  # in this thread, whose contexts hold
+        for name in contenders:
+            set_up(name)
+    else:
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            list(pool.map(set_up, contenders))
+    rows = {name: rows[name] for name in contenders if name in rows}
     for number in range(rounds):
-        for name, step in steps.items():
-            step()
-            began, count = time.perf_counter(), 0
-            while count < 2 or time.perf_counter() - began < seconds:
-                step()
-                count += 1
-            seconds_each = (time.perf_counter() - began) / count
-            rows[name]["step_s"].append(seconds_each / contenders[name].steps)
+        for name in list(rows):
+            try:
+                each = _timed(steps[name], seconds) / contenders[name].steps
+            except Exception as error:
+                _left_out(name, error)
+                del rows[name]
+                continue
+            rows[name]["step_s"].append(each)
         shown = {name: f"{1e3 * row['step_s'][-1]:.1f} ms" for name, row in rows.items()}
         print(f"round {number + 1}/{rounds}: {shown}", flush=True)
     for row in rows.values():
@@ -107,10 +108,24 @@ def interleaved(
     return rows
 
 
-def _no_room(error: Exception) -> bool:
-    """Whether memory has ended, in the words of jax and of PyTorch."""
-    words = str(error)
-    return "RESOURCE_EXHAUSTED" in words or "out of memory" in words.lower()
+def _timed(step: Callable[[], None], seconds: float) -> float:
+    """Mean seconds of a call, after one that does not count."""
+    step()
+    began, count = time.perf_counter(), 0
+    while count < 2 or time.perf_counter() - began < seconds:
+        step()
+        count += 1
+    return (time.perf_counter() - began) / count
+
+
+def _left_out(name: str, error: Exception) -> None:
+    """Says that a contender is not installed or does not fit; raises any other error."""
+    words = str(error).strip()
+    # Memory has ended, in the words of jax and of PyTorch.
+    no_room = "RESOURCE_EXHAUSTED" in words or "out of memory" in words.lower()
+    if not (no_room or isinstance(error, ImportError)):
+        raise error
+    print(f"{name}: left out, {words.splitlines()[0]}", flush=True)
 
 
 def ratios(rows: Mapping[str, Mapping[str, Any]], ours: str) -> dict[str, Any]:
@@ -131,20 +146,18 @@ def ratios(rows: Mapping[str, Mapping[str, Any]], ours: str) -> dict[str, Any]:
 def where() -> dict[str, Any]:
     """Versions, device and commit, for every stored result.
 
-    `METALEARN_COMMIT` names the commit of a copy that is no repository.
+    Of a copy that is no repository `METALEARN_COMMIT` says the commit.
     """
-    commit = os.environ.get("METALEARN_COMMIT", "")
+    commit = ""
     with contextlib.suppress(OSError):  # a bare machine has no git
-        commit = (
-            commit
-            or subprocess.run(
-                ["git", "describe", "--always", "--dirty"],
-                capture_output=True,
-                text=True,
-                cwd=Path(__file__).parent,
-                check=False,
-            ).stdout.strip()
-        )
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+            check=False,
+        ).stdout.strip()
+    commit = commit or os.environ.get("METALEARN_COMMIT", "")
     versions = environment.versions()
     for name in ("torch", "torchopt", "higher"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -153,6 +166,7 @@ def where() -> dict[str, Any]:
         "versions": versions,
         "device": {**environment.device(), "cpu": cpu()},
         "commit": commit,
+        "matmul_precision": jax.config.jax_default_matmul_precision,
         "date": datetime.date.today().isoformat(),
     }
 

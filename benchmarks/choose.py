@@ -85,11 +85,21 @@ class Choose:
             "num_tasks": self.tasks,
             "fingerprint": _runs.check_tasks(seen),
             "origin": origin,
-            "rows": rows,
+            # JSON knows no NaN: a mean of training that diverged is null.
+            "rows": {value: _finite(row) for value, row in rows.items()},
             "best": best,
         }
         name = "-".join(["choose", self.recipe, self.field, *self.set])
         _harness.store(name, stored, self.json)
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that are not finite as None, in lists and dicts too."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def choice(rows: dict[str, dict[str, Any]], measure: str) -> str:

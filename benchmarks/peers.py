@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -50,37 +51,39 @@ class Peers:
 
         work = workloads.WORKLOADS[self.workload]
         work = dataclasses.replace(work, tasks=self.tasks or work.tasks)
-        torch_peers.prepare(self.precision)
+        precision = "float32" if jax.default_backend() == "cpu" else self.precision
+        torch_peers.prepare(precision)
+        ours = {n: _with(precision, c) for n, c in _ours(work, self.plain).items()}
         torch = _torch(work, torch_peers, torch_modules)
-        contenders = _ours(work, self.plain) | {
-            name: torch_peers.waited(contender) for name, contender in torch.items()
-        }
-        with jax.default_matmul_precision(PRECISIONS[self.precision]):
-            rows = _harness.interleaved(
-                {name: _with(self.precision, c) for name, c in contenders.items()},
-                rounds=self.rounds,
-                seconds=self.seconds,
-                threads=self.threads,
-            )
+        torch = {name: torch_peers.waited(contender) for name, contender in torch.items()}
+        contenders = ours | torch
+        rows = _harness.interleaved(
+            contenders, rounds=self.rounds, seconds=self.seconds, threads=self.threads
+        )
         left_out = sorted(contenders.keys() - rows.keys())
         for row in rows.values():
             row["tasks_per_s"] = round(work.tasks / row["step_s_median"], 1)
-        ours = next(name for name in rows if name in contenders and name not in torch)
-        times = _harness.ratios(rows, ours)
-        peers = [name for name in times if name in torch]
+        peers = [name for name in rows if name in torch]
+        if "metalearn" not in rows or not peers:
+            raise SystemExit(
+                f"only {', '.join(rows) or 'nothing'} could be timed: no ratio. Left out: "
+                f"{', '.join(left_out)}; see above."
+            )
+        times = _harness.ratios(rows, "metalearn")
         fastest = min(peers, key=lambda name: times[name]["median"])
         for name, row in rows.items():
             ratio = times.get(name, {}).get("median", 1.0)
-            print(f"{name:40} {row['tasks_per_s']:9.1f} tasks/s   {ours} is {ratio:.2f}x")
+            print(
+                f"{name:40} {row['tasks_per_s']:9.1f} tasks/s   metalearn is {ratio:.2f}x"
+            )
         _harness.store(
             "-".join(["peers", self.workload, *([str(self.tasks)] if self.tasks else [])]),
             {
                 "workload": dataclasses.asdict(work),
-                "precision": self.precision,
+                "precision": precision,
                 "rows": rows,
-                "ours": ours,
                 "times_faster": times,
-                "not_installed": left_out,
+                "left_out": left_out,
                 "fastest_peer": fastest,
                 "times_faster_than_fastest_peer": times[fastest]["median"],
             },
@@ -92,11 +95,18 @@ PRECISIONS = {"tf32": "tensorfloat32", "float32": "float32"}
 
 
 def _with(precision: str, contender: Contender) -> Contender:
-    """The contender, set up and run in a precision: contexts belong to one thread."""
+    """The contender, set up and run in a precision: a context belongs to one thread."""
+    context = functools.partial(jax.default_matmul_precision, PRECISIONS[precision])
 
     def setup():
-        with jax.default_matmul_precision(PRECISIONS[precision]):
-            return contender.setup()
+        with context():
+            step = contender.setup()
+
+        def in_precision() -> None:
+            with context():
+                step()
+
+        return in_precision
 
     return Contender(setup, contender.steps)
 

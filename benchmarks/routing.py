@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from metalearn.tasks.families import curve
 
 CHUNK = 250
 PICTURED = 6
-GIVEN, WIDE = "as given", "wide"
+GIVEN, WIDE, SINGLE = "as given", "wide", "ordered, single"
 ENCODERS = ("ordered", "mean", "deep", "attention")
 
 
@@ -57,7 +58,7 @@ VARIANTS = {
     "ordered, oracle": _numbers(ordered=1.0, oracle=1.0),
     "ordered, placed, sharp": Variant(ORDERED, placed=0),
     "ordered, placed, following": Variant(ORDERED, placed=0, every=250),
-    "ordered, single": _numbers(ordered=1.0, single=1.0),
+    SINGLE: _numbers(ordered=1.0, single=1.0),
     "ordered, sharp": _numbers(ordered=1.0, sigma=0.25),
     "placed, sharp": Variant(placed=0),
     "placed, following": Variant(placed=0, every=250),
@@ -134,6 +135,8 @@ class Routing:
                     sep="  ",
                     flush=True,
                 )
+        place = json.dumps(_harness.where() | {"lanes": len(pairs)}, indent=1)
+        (folder / "where.json").write_text(place + "\n", encoding="utf-8")
         for lane, (name, seed) in enumerate(pairs):
             params, numbers = _routing.lane_of(lanes, lane)
             info, out = jax.device_get(
@@ -169,10 +172,12 @@ class Routing:
                 ],
                 "clusters": [
                     _clusters.information(run["family"], run["leaves"], 4)
+                    | {"largest_leaf": _largest(run["leaves"])}
                     for run in runs.values()
                 ],
             }
-            for key, other in (("wide", _wide(name)), ("first", names[0])):
+            others = {"wide": _wide(name), "first": names[0], "single": SINGLE}
+            for key, other in others.items():
                 both = [s for s in runs if s in found.get(other, {})]
                 if name != other and both:
                     apart = np.stack(
@@ -181,10 +186,15 @@ class Routing:
                     row[f"paired_with_{key}"] = _clusters.mean(apart.mean(0)) | {
                         "other": other,
                         "by_seed": apart.mean(1).round(5).tolist(),
+                        "spread": float(apart.mean(1).std(ddof=1))
+                        if len(both) > 1
+                        else None,
                     }
             rows[name] = row
             print(_line(name, row), flush=True)
         result = {"kind": "routing", "steps": self.steps, "num_tasks": self.tasks}
+        if (place := folder / "where.json").exists():  # the report may come from elsewhere
+            result["trained"] = json.loads(place.read_text(encoding="utf-8"))
         path = _harness.store("routing", result | {"rows": rows}, self.json)
         shown = {name: _first(found[name]) for name in names[:PICTURED]}
         _clusters.project(path.with_suffix(".png"), shown, ml.tasks.FAMILIES)
@@ -193,6 +203,11 @@ class Routing:
         """What the trainings of a variant ended with, by seed."""
         files = {seed: _file(folder, name, seed) for seed in self.seeds}
         return {seed: dict(np.load(path)) for seed, path in files.items() if path.exists()}
+
+
+def _largest(leaves: np.ndarray) -> float:
+    """Share of the tasks whose strongest leaf is the one that has most of them."""
+    return float(np.bincount(leaves.argmax(-1)).max() / len(leaves))
 
 
 def _first(runs: dict[int, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -6,6 +6,8 @@ package no longer installs. The norm is written out, see `torch_peers`.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import nn
 
@@ -30,6 +32,14 @@ class Norm(nn.Module):
 
 def network(work: Workload) -> nn.Module:
     """The network of a workload."""
+    with _SEEDED:  # the generator of the first weights is that of the process
+        return _network(work)
+
+
+_SEEDED = threading.Lock()
+
+
+def _network(work: Workload) -> nn.Module:
     torch.manual_seed(0)
     if work.kind == "sine":
         sizes = ((1, 40), (40, 40))

@@ -118,7 +118,10 @@ def adapt_and_predict(work: Workload):
                 for p, g in zip(fast, grads, strict=True)
             ]
         with torch.no_grad():
-            return F.linear(_features(fast, qx, fused=True), fast[16], fast[17])
+            found = _logits(work, fast, qx, fused=True)
+        if found.is_cuda:
+            torch.cuda.synchronize()
+        return found
 
     return call
 
@@ -195,7 +198,7 @@ def as_tensors(work: Workload) -> dict[str, torch.Tensor]:
 
 
 def _params(work: Workload) -> list[torch.Tensor]:
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)  # others are set up in other threads
     shapes: list[tuple[int, ...]] = []
     if work.kind == "sine":
         for fan_in, fan_out in ((1, 40), (40, 40), (40, 1)):
@@ -218,7 +221,10 @@ def _params(work: Workload) -> list[torch.Tensor]:
         elif len(shape) == 1:
             value = torch.zeros(shape)
         else:
-            value = torch.randn(shape) / max(1, torch.Size(shape[1:]).numel()) ** 0.5
+            value = (
+                torch.randn(shape, generator=generator)
+                / max(1, torch.Size(shape[1:]).numel()) ** 0.5
+            )
         params.append(value.to(device()).requires_grad_())
     return params
 
@@ -266,6 +272,9 @@ def _loss(work: Workload, params, x, y, *, fused: bool = False):
         for i in range(0, 4, 2):
             x = F.relu(F.linear(x, params[i], params[i + 1]))
         return F.mse_loss(F.linear(x, params[4], params[5]), y)
+    return F.cross_entropy(_logits(work, params, x, fused=fused), y)
+
+
+def _logits(work: Workload, params, x, *, fused: bool = False):
     features = _residual_features if work.network == "resnet12" else _features
-    logits = F.linear(features(params[:-2], x, fused=fused), params[-2], params[-1])
-    return F.cross_entropy(logits, y)
+    return F.linear(features(params[:-2], x, fused=fused), params[-2], params[-1])

@@ -81,7 +81,7 @@ class UserConv4(nn.Module):
 class UserResNet12(nn.Module):
     """The residual network of twelve layers, averaged over space before its head."""
 
-    num_ways: int | None
+    num_ways: int
     dtype: Any = None
 
     @nn.compact
@@ -96,8 +96,7 @@ class UserResNet12(nn.Module):
             x = nn.leaky_relu(conv_norm(x, width, 3), 0.1)
             x = nn.leaky_relu(conv_norm(x, width, 3) + skip, 0.1)
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
-        x = x.mean((1, 2))
-        return x if self.num_ways is None else nn.Dense(self.num_ways)(x)
+        return nn.Dense(self.num_ways)(x.mean((1, 2)))
 
 
 class UserMLP(nn.Module):
@@ -153,6 +152,8 @@ def learner_of(
     images = work.kind == "images"
     module: Any = UserConv4(work.ways, width, dtype) if images else UserMLP()
     if work.network == "resnet12":
+        if width != 64:
+            raise ValueError(f"width is {width}; the widths of resnet12 are fixed.")
         module = UserResNet12(work.ways, dtype)
     return ml.maml(
         ml.from_linen(module, lower=lower),

@@ -4,7 +4,6 @@ Rank promotion raises in every test, so a hidden broadcast is an error. Strict d
 promotion is a fixture of its own, `strict_dtypes`: optax.adam does not keep to it.
 """
 
-import contextlib
 import os
 import tempfile
 import threading
@@ -42,10 +41,15 @@ if JAX_0_10:
     # a program that is lowered within another gets its own.
     from jax._src.interpreters import mlir
 
+    def _lowering():
+        try:
+            return mlir.ir.Context.current is not None
+        except ValueError:  # there is no current one
+            return False
+
     def _shared_context(made=mlir.make_ir_context, held=threading.local()):  # noqa: B008
-        with contextlib.suppress(ValueError):  # there is no current one
-            if mlir.ir.Context.current is not None:
-                return made()
+        if _lowering():
+            return made()
         held.uses = getattr(held, "uses", 0) % 10 + 1
         if held.uses == 1:
             held.context = made()

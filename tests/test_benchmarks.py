@@ -1,5 +1,6 @@
 """The benchmarks run, and count what they say they count."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,6 +13,7 @@ import metalearn as ml
 from benchmarks import (
     _comparisons,
     _count,
+    _harness,
     _routing,
     _runs,
     _systems,
@@ -234,6 +236,71 @@ def test_a_comparison_from_training_to_its_table(tmp_path):
     assert chosen_on.fingerprint != found["fingerprint"] and chosen_on.num_tasks == 4
     with pytest.raises(ValueError, match="leave --on glyphs out"):
         _runs.judged(folder, None, on="glyphs")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_contenders_that_end_in_memory_leave_the_others(threads, capsys):
+    calls = []
+
+    def full():
+        if calls.count("late"):
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
+        calls.append("late")
+
+    def absent():
+        raise ImportError("No module named 'higher'")
+
+    contenders = {
+        "first": _harness.Contender(lambda: lambda: calls.append("first")),
+        "absent": _harness.Contender(absent),
+        "late": _harness.Contender(lambda: full),
+        "last": _harness.Contender(lambda: lambda: calls.append("last"), steps=2),
+    }
+    rows = _harness.interleaved(contenders, rounds=2, seconds=0, threads=threads)
+    assert list(rows) == ["first", "last"]
+    assert all(len(row["step_s"]) == 2 for row in rows.values())
+    said = capsys.readouterr().out
+    assert "absent: left out, No module" in said and "late: left out, CUDA out of" in said
+
+
+def test_errors_of_contenders_are_raised():
+    def wrong():
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        _harness.interleaved(
+            {"wrong": _harness.Contender(wrong)}, rounds=1, seconds=0, threads=2
+        )
+
+
+@pytest.mark.parametrize(("network", "side"), [("conv4", 32), ("resnet12", 32)])
+def test_pytorch_computes_what_the_flax_networks_compute(network, side):
+    """With the same weights the same logits, so that the same work is timed."""
+    torch = pytest.importorskip("torch")
+    from benchmarks import torch_peers
+
+    work = dataclasses.replace(
+        workloads.WORKLOADS["mini"], network=network, side=side, tasks=1, query=5
+    )
+    params = torch_peers._params(work)
+    x = workloads.arrays(work)["support_x"][0]
+    theirs = torch_peers._logits(work, params, torch.from_numpy(x).movedim(-1, 1))
+    made = {"conv4": workloads.UserConv4, "resnet12": workloads.UserResNet12}[network](5)
+    variables = made.init(jax.random.key(0), x)
+    flat = [np.asarray(p.detach().numpy()) for p in params]
+    head = flat[-2].T
+    if network == "conv4":  # [C, H, W] and [H, W, C] are flattened
+        head = head.reshape(64, side // 16, side // 16, 5).transpose(1, 2, 0, 3)
+    ours = {"Dense_0": {"kernel": head.reshape(-1, 5), "bias": flat[-1]}}
+    leaves = iter(flat[:-2])
+    for i in range(4 if network == "conv4" else 16):
+        kernel = next(leaves).transpose(2, 3, 1, 0)
+        ours[f"Conv_{i}"] = {"kernel": kernel}
+        if network == "conv4":
+            ours[f"Conv_{i}"]["bias"] = next(leaves)
+        ours[f"BatchNorm_{i}"] = {"scale": next(leaves), "bias": next(leaves)}
+    found, _ = made.apply(variables | {"params": ours}, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(found, theirs.detach().numpy(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

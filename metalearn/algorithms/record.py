@@ -47,6 +47,8 @@ class Record(Card):
         is an encoder, and test tasks may have more classes.
       outer: The outer optimiser of its own, `(learning_rate, *, inner, ...)`, where
         `inner` is a direction such as `optax.scale_by_adam()`.
+      since: Options that came after runs had been stored, with what the learner did before:
+        what a stored record without them means.
       tiny: Arguments of a small instance for the conformance suite.
       curves: Whether that instance regresses curves; else it classifies.
       traits: What the instance declares, as keyword arguments of
@@ -58,6 +60,7 @@ class Record(Card):
     start: bool = True
     fixed_head: bool = True
     outer: Callable[..., Any] | None = None
+    since: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     curves: bool = False
     traits: Mapping[str, Any] = dataclasses.field(default_factory=dict)

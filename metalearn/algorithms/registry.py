@@ -239,6 +239,7 @@ RECORDS: tuple[Record, ...] = (
         good_for="tasks of several kinds: a learned tree of clusters gates the start",
         published="mini 50.38 [S]",
         result="families-10shot",
+        since={"ordered": False},
         tiny={"num_steps": 1, "tree": (2, 1), "hidden": 4, "aggregator": "mean"},
     ),
     _record(
@@ -247,6 +248,7 @@ RECORDS: tuple[Record, ...] = (
         "after Vuorio et al., NeurIPS 2019",
         good_for="tasks of several kinds: a task embedding gates the start",
         result="families-10shot",
+        since={"ordered": False},
         tiny={"num_steps": 1, "hidden": 4, "aggregator": "mean"},
     ),
     _record(

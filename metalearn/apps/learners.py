@@ -218,7 +218,9 @@ def as_json(learner: Learner) -> dict[str, Any]:
 def read_json(settings: Mapping[str, Any]) -> Learner:
     """The inverse of `as_json`."""
     rest = dict(settings)
-    return from_json(settings_of(rest.pop("name")), rest)
+    kind = settings_of(rest.pop("name"))
+    # An option that a stored record lacks came later, perhaps with another default.
+    return from_json(kind, {**kind.record.since, **rest})
 
 
 def __dir__() -> list[str]:

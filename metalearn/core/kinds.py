@@ -108,7 +108,10 @@ def variables(given: Any, name: str = "variables") -> None:
     elif isinstance(getattr(getattr(given, "state", None), "variables", None), Variables):
         remedy = "Give those of its state: .state.variables."
     elif isinstance(given, dict):
-        remedy = "Wrap parameters: ml.Variables(params=..., state={})."
+        remedy = (
+            "Parameters alone lack the state that belongs to them: give the variables that "
+            "they come from, result.variables or those of learner.init(key, task)."
+        )
     elif isinstance(given, (tuple, list)) and not hasattr(given, "_fields"):
         remedy = "Give one of its parts, such as variables[0]."
     raise TypeError(f"{name} is a {type(given).__name__}; expected Variables. {remedy}")

@@ -63,8 +63,12 @@ def test_what_stands_for_variables_is_named(record):
     """The params alone, or what holds the variables, as the first argument of `adapt`."""
     learner, tasks = tiny_learner(record)
     held = types.SimpleNamespace(variables=ml.Variables(params={}, state={}))
-    for given, kind in (({"model": {}}, "dict"), (held, "SimpleNamespace")):
-        with pytest.raises(TypeError, match=f"variables is a {kind}; expected Variables"):
+    for given, remedy in (
+        ({"model": {}}, "result.variables or"),
+        (held, "Give its variabl"),
+    ):
+        words = f"variables is a {type(given).__name__}; expected Variables.*{remedy}"
+        with pytest.raises(TypeError, match=words):
             learner.adapt(given, one(tasks).support, key=jax.random.key(0))
 
 

@@ -404,3 +404,11 @@ def test_decay_of_the_halving_schedule():
         state = jax.tree.map(fill, opt.init(jnp.ones(())))
         rates.append(-float(opt.update(jnp.ones(()), state)[0]))
     np.testing.assert_allclose(rates, [1e-3, 1e-3, 9e-4, 1e-3 * 0.9**11], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["families-hsml", "families-mumomaml"])
+def test_a_run_from_before_an_option_has_what_the_learner_did_then(name):
+    settings = apps.find(name).recipe.settings()
+    assert settings["learner"]["ordered"] and apps.recipe_of(settings).learner.ordered
+    del settings["learner"]["ordered"]
+    assert not apps.recipe_of(settings).learner.ordered

@@ -298,8 +298,11 @@ def context_of(
     """
     rows, mask = _pairs(shape, structure, support), support.mask
     if shape.ordered:
+        by = support.y
+        if shape.num_ways is None:  # the input itself, not what learned features make of it
+            by = jax.tree.leaves(support.x)[0].reshape((len(mask), -1))[:, 0]
         # Masked rows last, so that what they hold changes no place before them.
-        order = jnp.lexsort((rows[:, 0] if shape.num_ways is None else support.y, ~mask))
+        order = jnp.lexsort((by, ~mask))
         rows, mask = rows[order], mask[order]
     embedding = EMBEDDINGS[shape.aggregator]
     examples = linear(structure["example"], rows)

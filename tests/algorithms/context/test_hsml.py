@@ -170,9 +170,10 @@ def test_keeps_the_contract_with_the_recurrent_aggregator():
     check_learner(learner(aggregator="gru"), blob_batch(), order_invariant=False)
 
 
-@pytest.mark.parametrize("kind", ["curves", "classes"])
+@pytest.mark.parametrize("kind", ["curves", "classes", "curves by their features"])
 def test_an_ordered_set_is_read_in_the_order_of_its_inputs_or_classes(x64, kind):
     """As the plain learner reads the same set when it is sorted by hand."""
+    kind, _, by_features = kind.partition(" by ")
     rng = np.random.default_rng(0)
     x = rng.normal(size=(6, 2))
     y = rng.normal(size=(6, 1)) if kind == "curves" else np.asarray([2, 0, 3, 1, 4, 5]) % 3
@@ -182,6 +183,10 @@ def test_an_ordered_set_is_read_in_the_order_of_its_inputs_or_classes(x64, kind)
         "classes": (CE, WAYS, WAYS),
     }[kind]
     options = {**SMALL, "num_ways": ways, "num_steps": 0}
+    if by_features:  # which turn the order around
+        options["features"] = ml.from_apply_fn(
+            lambda key, x: {"w": jnp.ones(2)}, lambda params, x: -params["w"][None] * x
+        )
     made, reads = (
         ml.hsml(plain(outputs), loss, optax.sgd(INNER), ordered=flag, **options)
         for flag in (False, True)
