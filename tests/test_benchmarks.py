@@ -217,6 +217,7 @@ def test_where_a_system_fails_stands_beside_where_it_succeeds():
     assert "`sinusoid-cavia` MSE" in row and "`small-cavia` " in row
 
 
+@pytest.mark.slow
 def test_a_comparison_from_training_to_its_table(tmp_path):
     """Two steps of one run, which is judged twice and differs from itself by nothing."""
     few = ["steps=2", "validate_every=2", "validation_tasks=2", "test_tasks=4"]

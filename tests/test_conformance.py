@@ -75,7 +75,6 @@ CHUNKED = ("maml", "reptile_batches", "protonet")  # the three mechanisms
 ALSO = {
     "maml": ("apply_fn", "nnx"),
     "protonet": ("apply_fn", "nnx"),
-    "maml_transductive": ("nnx",),
 }
 CASES = [(name, model) for name in LEARNERS for model in ("linen", *ALSO.get(name, ()))]
 

@@ -64,7 +64,7 @@ RECORDS: tuple[Record, ...] = (
         "Oh et al., ICLR 2021",
         good_for="other domains: the body adapts, the head does not",
         published="mini 49.65 ± 0.19 against their MAML 48.47 ± 0.26 [P]",
-        result="against-small-boil",
+        result="against-small-boil-steps=1500-inner_rate=0.2",
     ),
     _record(
         gradient.meta_sgd,
@@ -89,7 +89,7 @@ RECORDS: tuple[Record, ...] = (
         "Alpha MAML",
         "Behl et al., ICML workshop 2019",
         good_for="no search for the inner and the outer rate",
-        result="against-small-alpha-maml-inner_rate=0.1-steps=2000",
+        result="against-small-alpha-maml-steps=2000",
         outer=gradient.alpha_maml_optimiser,
     ),
     _record(

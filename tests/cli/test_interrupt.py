@@ -87,7 +87,7 @@ def test_a_process_that_only_calls_commands_keeps_its_handlers():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1.5])
+@pytest.mark.parametrize("seconds", [pytest.param(0.3, marks=pytest.mark.slow), 1.5])
 def test_training_that_is_interrupted_while_it_compiles_says_how_to_go_on(
     tmp_path, sine, seconds
 ):

@@ -136,6 +136,7 @@ def test_tasks_that_do_not_divide():
         trained(LEARNERS["maml"](), 4, tasks_per_step=3)
 
 
+@pytest.mark.slow
 def test_tasks_at_once_are_not_those_of_the_remainder():
     trainer = ml.meta_trainer(LEARNERS["maml"](), optax.sgd(0.1))
     for devices, at_once in ((1, 7), (2, 3)):  # the second is not the first's either

@@ -81,6 +81,7 @@ def test_two_processes_train_what_one_trains(alone, tmp_path):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_when_one_process_dies_the_other_stops_and_the_run_goes_on(tmp_path):
     folder = tmp_path / "killed"
     both = start_two(folder, "--steps=1000000", devices=2)

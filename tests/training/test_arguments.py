@@ -139,7 +139,7 @@ WRONG = [
     ("evaluate", {"learner": plain()}, "learner is a Model; .*only within a learner"),
     ("evaluate", {"learner": ml.maml}, "Call the function maml"),
     ("evaluate", {"learner": None}, "learner is a NoneType"),
-    ("evaluate", {"variables": {"n": 1}}, r"a dict; .*ml.Variables\(params"),
+    ("evaluate", {"variables": {"n": 1}}, r"a dict; .*result\.variables or"),
     ("evaluate", {"variables": None}, "variables is a NoneType"),
     ("evaluate", {"variables": (NOTHING, 1)}, "variables is a tuple"),
     ("evaluate", {"loss_fn": lambda outputs: 0}, r"loss_fn takes \(outputs\); expected"),

@@ -35,7 +35,7 @@ def estimate(factors, **options):
 # -- Against MAML -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("psd", [False, True])
+@pytest.mark.parametrize("psd", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_identities_that_keep_still_are_maml(x64, psd):
     maml = ml.maml(plain(), CE, optax.sgd(INNER), num_steps=2, task_chunk=9)
     expected = model_grads(maml, network(), wide_blobs())
@@ -220,7 +220,7 @@ def test_one_step_adapts_no_factor(x64):
     close(first, factors, rtol=0)
 
 
-@pytest.mark.parametrize("psd", [False, True])
+@pytest.mark.parametrize("psd", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_meta_gradients_match_the_steps_by_hand(x64, psd):
     """Of the model and of the factors, through three steps; and by differences."""
     learned = {"model": network(), "inner": turned(identities(network()))}
