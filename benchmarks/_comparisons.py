@@ -53,7 +53,9 @@ def choice_table(stored: list[Row]) -> list[str]:
     for row in stored:
         cells = []
         for value, found in row["rows"].items():
-            text = f"{value}: {_plain(row['measure'], found)}"
+            diverged = found["mean"] is None
+            shown = "diverged" if diverged else _plain(row["measure"], found)
+            text = f"{value}: {shown}"
             cells.append(f"**{text}**" if value == row["best"] else text)
         name = " ".join([row["recipe"], *row["overrides"]])
         lines.append(

@@ -125,7 +125,8 @@ def _left_out(name: str, error: Exception) -> None:
     no_room = "RESOURCE_EXHAUSTED" in words or "out of memory" in words.lower()
     if not (no_room or isinstance(error, ImportError)):
         raise error
-    print(f"{name}: left out, {words.splitlines()[0]}", flush=True)
+    line = words.partition("\n")[0] or type(error).__name__
+    print(f"{name}: left out, {line}", flush=True)
 
 
 def ratios(rows: Mapping[str, Mapping[str, Any]], ours: str) -> dict[str, Any]:

@@ -264,6 +264,15 @@ def test_contenders_that_end_in_memory_leave_the_others(threads, capsys):
     assert "absent: left out, No module" in said and "late: left out, CUDA out of" in said
 
 
+def test_a_value_that_diverged_is_stored_and_shown():
+    rows = {"0.1": {"mean": 0.5, "ci95": 0.1}, "9": {"mean": float("nan"), "ci95": 0.0}}
+    assert choose.choice(rows, "query/accuracy") == "0.1"
+    stored = json.loads(json.dumps(choose._finite(rows), allow_nan=False))
+    row = {"recipe": "r", "overrides": [], "field": "f", "seeds": [0], "num_tasks": 3}
+    row |= {"measure": "query/accuracy", "rows": stored, "best": "0.1"}
+    assert "**0.1: 50.0 ± 10.0 %**; 9: diverged" in _comparisons.choice_table([row])[-2]
+
+
 def test_errors_of_contenders_are_raised():
     def wrong():
         raise ValueError("a bug")

@@ -94,7 +94,7 @@ def _note_seen_classes(run: runs.Run, data: Any) -> None:
     """Says which test classes of another data set are no new ones."""
     try:
         seen = runs.trained_on(run, data)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         note(
             "Note: whether the run was trained on some of these classes is not known, for "
             f"its training data could not be read ({error})."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -244,26 +244,34 @@ def same_test_data(run: Run, record: DataRecord) -> bool:
     return _test_part(run.record) == _test_part(record)
 
 
-def trained_on(run: Run, data: ImageDataset) -> list[Shared]:
-    """Test classes of another data set that the run was trained on under any name.
+def trained_on(run: Run, data: ImageDataset | Mapping[str, ImageDataset]) -> list[Shared]:
+    """Test classes of other data that the run was trained on under any name.
 
     Args:
-      run: A run on images.
-      data: The other data set.
+      run: A run on images, or on a mixture of image sets.
+      data: The other data: a set, or the sets of a mixture by name.
 
     Returns:
-      One entry for each kind of class, see `ml.data.shared_classes`; an image set that
-      mixes several is compared by none of them, so that nothing is found.
+      One entry for each kind of class, see `ml.data.shared_classes`.
 
     Raises:
-      OSError, ValueError: the training data cannot be read where the run found it.
+      OSError, ValueError, ImportError: the training data cannot be read where the run
+        found it.
     """
     known = run.recipe.app.load(stored_data_dir(run.folder), ("train",))
-    if not isinstance(known, ImageDataset):
-        return []
-    seen = dataclasses.replace(known, validation=None, test=None)
-    tested = dataclasses.replace(data, train=None, validation=None)
-    return shared_classes({f"{known.name}, as the run saw it": seen, data.name: tested})
+    seen = {
+        f"{name}, as the run saw it": dataclasses.replace(one, validation=None, test=None)
+        for name, one in _sets(known).items()
+    }
+    tested = {
+        name: dataclasses.replace(one, train=None, validation=None)
+        for name, one in _sets(data).items()
+    }
+    return shared_classes(seen | tested)
+
+
+def _sets(data: ImageDataset | Mapping[str, ImageDataset]) -> dict[str, ImageDataset]:
+    return {data.name: data} if isinstance(data, ImageDataset) else dict(data)
 
 
 def _test_part(record: DataRecord) -> Any:

@@ -165,3 +165,11 @@ def test_reptile_with_fewer_ways_predicts_none_of_the_absent_classes():
     assert set(
         np.asarray(full.predict(adapted.replace(present=None), 100 * x).argmax(-1)).tolist()
     ) - {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", ["families-hsml", "families-mumomaml"])
+def test_a_run_from_before_an_option_has_what_the_learner_did_then(name):
+    settings = apps.find(name).recipe.settings()
+    assert settings["learner"]["ordered"] and apps.recipe_of(settings).learner.ordered
+    del settings["learner"]["ordered"]
+    assert not apps.recipe_of(settings).learner.ordered

@@ -1,13 +1,15 @@
 """Published settings, from the papers and their released code."""
 
+import dataclasses
+import functools
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from metalearn import apps
-from metalearn.apps import (
-    adam,
-    sgd,
-)
+from metalearn.apps import Outer, adam, sgd
 from metalearn.core import trees
 
 IMAGES = {"name": "made", "image_shape": [28, 28, 1], "num_classes": 12}
@@ -215,3 +217,15 @@ def test_the_control_of_cavia_adapts_one_norm():
     film = apps.find("small-cavia").recipe
     cavia = jax.eval_shape(film.build(IMAGES).init, jax.random.key(0), task)
     assert "Norm_2/BatchNorm_0/scale" in trees.leaf_paths(cavia.params["model"])
+
+
+def test_decay_of_the_halving_schedule():
+    """CAVIA's code: 0.9 every 5,000 steps."""
+    outer = Outer(rate=1e-3, schedule="halving", halve_every=5000, halve_by=0.9)
+    rates = []
+    for count in (0, 4999, 5000, 59_999):
+        opt = dataclasses.replace(outer, name="sgd").build(60_000)
+        fill = functools.partial(jnp.full_like, fill_value=count)
+        state = jax.tree.map(fill, opt.init(jnp.ones(())))
+        rates.append(-float(opt.update(jnp.ones(()), state)[0]))
+    np.testing.assert_allclose(rates, [1e-3, 1e-3, 9e-4, 1e-3 * 0.9**11], rtol=1e-5)

@@ -1,7 +1,6 @@
 """Recipes: every setting is read, every entry builds, nonsense is refused."""
 
 import dataclasses
-import functools
 import json
 import sys
 
@@ -396,23 +395,3 @@ def test_clipping_of_coordinates_and_of_single_arrays():
         updates, _ = opt.update(grads, opt.init(grads), grads)
         for name, g in wanted.items():
             np.testing.assert_allclose(-updates[name], g, rtol=1e-6)
-
-
-def test_decay_of_the_halving_schedule():
-    """CAVIA's code: 0.9 every 5,000 steps."""
-    outer = Outer(rate=1e-3, schedule="halving", halve_every=5000, halve_by=0.9)
-    rates = []
-    for count in (0, 4999, 5000, 59_999):
-        opt = dataclasses.replace(outer, name="sgd").build(60_000)
-        fill = functools.partial(jnp.full_like, fill_value=count)
-        state = jax.tree.map(fill, opt.init(jnp.ones(())))
-        rates.append(-float(opt.update(jnp.ones(()), state)[0]))
-    np.testing.assert_allclose(rates, [1e-3, 1e-3, 9e-4, 1e-3 * 0.9**11], rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["families-hsml", "families-mumomaml"])
-def test_a_run_from_before_an_option_has_what_the_learner_did_then(name):
-    settings = apps.find(name).recipe.settings()
-    assert settings["learner"]["ordered"] and apps.recipe_of(settings).learner.ordered
-    del settings["learner"]["ordered"]
-    assert not apps.recipe_of(settings).learner.ordered

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shutil
+import types
 import zipfile
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 from commands import PER_CLASS, _png, ok, refused, rows, run
+from image_folders import image_set
 
-from metalearn import apps
+from metalearn import apps, runs
 from metalearn.apps.images.few_shot import FewShotImages
 from metalearn.cli import evaluate
 from metalearn.cli import options as cli_options
@@ -131,6 +133,19 @@ def test_classes_that_training_saw_are_pointed_out(base, trained, capsys, name):
     said = capsys.readouterr().err
     assert ("trained on classes that are tested here" in said) == (name == "train_1")
     assert ("'train-1' in test" in said) == (name == "train_1")
+
+
+def test_classes_that_a_mixture_saw_are_found_too(tmp_path):
+    mixed = {
+        "a": image_set({"train": ["lion", "cup"]}),
+        "b": image_set({"train": ["bee"], "test": ["owl"]}),
+    }
+    app = types.SimpleNamespace(load=lambda data_dir, parts: mixed)
+    made = types.SimpleNamespace(
+        recipe=types.SimpleNamespace(app=app), folder=tmp_path / "run"
+    )
+    (found,) = runs.trained_on(made, image_set({"test": ["Bee", "owl", "yak"]}))
+    assert found.classes == ("bee",) and found.other_classes == ("Bee",)
 
 
 def test_training_data_that_is_gone_is_said(base, trained, capsys, monkeypatch):

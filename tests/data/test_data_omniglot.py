@@ -320,7 +320,7 @@ def test_import_is_cheap_and_nothing_needs_tensorflow(archives, cache):
 
 
 @pytest.mark.data
-@pytest.mark.slow  # half a minute; the classes of its training are those of the names
+@pytest.mark.slow  # half a minute; the next test reads one of both archives
 def test_real_archives(shared_dir):
     dataset = data.load("omniglot", data_dir=shared_dir / "data" / "omniglot")
     train, validation, test = dataset.train, dataset.validation, dataset.test
