@@ -19,7 +19,7 @@ import metalearn as ml
 FAST = bool(os.environ.get("METALEARN_FAST"))  # fewer steps, for continuous integration
 STEPS = 300 if FAST else 6_000
 TASKS = 50 if FAST else 600
-INNER, LAST = (1, 2) if FAST else (5, 10)  # inner steps; at test, at most
+INNER, LAST = (1, 1) if FAST else (5, 10)  # inner steps; at test, at most
 
 # %% [markdown]
 # ## Tasks

@@ -22,7 +22,7 @@ def evaluate(argv: list[str]) -> int:
     options = cli_options.parse(cli_options.EvaluateOptions, argv, "evaluate")
     cli_options.check_seed(options.seed)
     with quiet_stdout(options.json):
-        results, words = _evaluate(options)
+        results, words = judged(options)
     if options.json:
         print_json(results)
     else:
@@ -30,7 +30,7 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
-def _evaluate(options: cli_options.EvaluateOptions) -> tuple[dict[str, Any], str]:
+def judged(options: cli_options.EvaluateOptions) -> tuple[dict[str, Any], str]:
     """The results as JSON values, and in words."""
     run = cli_options.load_run(options.run)
     recipe = cli_options.for_evaluation(run.recipe, options)

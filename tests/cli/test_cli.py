@@ -74,17 +74,16 @@ def test_evaluate_repeats_the_number_of_training(trained):
 
 
 def test_evaluate_other_tasks(trained):
-    found = json.loads(
-        ok("evaluate", trained, "--json", "--ways=2", "--shots=2", "--tasks=4", "--seed=3")
+    options = ("--ways=2", "--shots=2", "--tasks=4", "--seed=3")
+    parsed = cli_options.parse(
+        cli_options.EvaluateOptions, [str(trained), *options], "evaluate"
     )
+    found, words = evaluate.judged(parsed)
     assert (found["test_ways"], found["test_shots"], found["test_seed"]) == (2, 2, 3)
     assert found["num_tasks"] == 4
     assert found["query/accuracy"]["mean"] > 0
     assert not found["transductive"]
-    assert re.search(
-        r"2-way 2-shot: .* ± ",
-        ok("evaluate", trained, "--ways=2", "--shots=2", "--tasks=4"),
-    )
+    assert re.search(r"2-way 2-shot: .* ± ", words)
 
 
 def test_evaluate_with_other_statistics(trained):
@@ -159,7 +158,16 @@ def test_training_data_that_is_gone_is_said(base, trained, capsys, monkeypatch):
     )
 
 
-def test_other_test_images_are_pointed_out(trained, monkeypatch):
+def loaded_for_test(trained, *options):
+    """What `metalearn evaluate` would test on."""
+    words = [str(trained), *options]
+    options = cli_options.parse(cli_options.EvaluateOptions, words, "evaluate")
+    loaded = runs.load(trained)
+    recipe = cli_options.for_evaluation(loaded.recipe, options)
+    return evaluate.load_data(loaded, recipe, options)
+
+
+def test_other_test_images_are_pointed_out(trained, monkeypatch, capsys):
     describe = FewShotImages.describe
 
     def other(self, data):
@@ -169,10 +177,10 @@ def test_other_test_images_are_pointed_out(trained, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(FewShotImages, "describe", other)
-        code, _, err = run("evaluate", trained)
-    assert code == 0
-    assert "not those" in err
-    assert "not those" not in run("evaluate", trained)[2]
+        loaded_for_test(trained)
+    assert "not those" in capsys.readouterr().err
+    loaded_for_test(trained)
+    assert "not those" not in capsys.readouterr().err
 
 
 def test_images_that_do_not_fit_are_refused(base, trained):
@@ -186,7 +194,8 @@ def test_images_that_do_not_fit_are_refused(base, trained):
     assert "trained on 28x28 grey images" in err
     assert "12x12 colour" in err
     assert "--image-size 28 --channels 1" in err
-    ok("evaluate", trained, *dataset, "--image-size=28", "--channels=1")
+    data, _ = loaded_for_test(trained, *dataset, "--image-size=28", "--channels=1")
+    assert data.test.image_shape == (28, 28, 1)
 
 
 def test_more_ways_than_logits_are_refused(trained):
