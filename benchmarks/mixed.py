@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ class Mixed:
     """Compares runs of mixed-* or styled-* task by task, the first being the baseline.
 
     Attributes:
-      runs: Run folders of the same image sets, ways and shots.
+      runs: Run folders of the same image sets, ways and shots; runs of one recipe differ by
+        options of their learner.
       data_dir: Folder of the image sets; that of the first run if None.
       tasks: Meta-test tasks over all sets.
       json: Where to write; by default `mixed.json` in `benchmarks/results`, or
-        `styled.json`. A picture of the tree of clusters is written beside.
+        `styled.json`. A picture of the first tree of clusters is written beside.
     """
 
     runs: tuple[str, ...]
@@ -36,7 +38,8 @@ class Mixed:
         _runs.check_finished([run.folder for run in loaded])
         baseline = data = None
         kind = loaded[0].name.partition("-")[0]
-        for run in loaded:
+        drawn = False
+        for run, label in zip(loaded, labels(loaded), strict=True):
             variables, progress = runs.best(run)
             recipe = dataclasses.replace(run.recipe, test_tasks=self.tasks)
             if data is None:
@@ -80,20 +83,41 @@ class Mixed:
                         info["style"], route.leaves, len(recipe.app.styles)
                     )
                 folder = Path(self.json).parent if self.json else _harness.RESULTS
-                _clusters.draw(
-                    folder / f"clusters-{kind}.png",
-                    info["family"],
-                    route,
-                    names,
-                    f"Clusters of {run.name}: shares of image sets",
-                )
-            rows[run.name] = row
-            print(run.name, {k: v for k, v in row.items() if k != "settings"})
+                if not drawn:
+                    _clusters.draw(
+                        folder / f"clusters-{kind}.png",
+                        info["family"],
+                        route,
+                        names,
+                        f"Clusters of {label}: shares of image sets",
+                    )
+                drawn = True
+            rows[label] = row
+            print(label, {k: v for k, v in row.items() if k != "settings"})
         _harness.store(
             kind,
             {"kind": "mixed", "test_seed": 0, "num_tasks": self.tasks, "rows": rows},
             self.json,
         )
+
+
+def labels(loaded: Sequence[runs.Run]) -> list[str]:
+    """A name for each run: that of its recipe and, if several share it, what is its own.
+
+    Raises:
+      ValueError: two runs of one recipe have the same options.
+    """
+    options = [(run.name, frozenset(run.recipe.settings()["options"])) for run in loaded]
+    found = []
+    for run, (name, mine) in zip(loaded, options, strict=True):
+        shared = frozenset.intersection(*(each for other, each in options if other == name))
+        found.append(" ".join([name, *sorted(mine - shared)]))
+        if found.count(found[-1]) > 1:
+            raise ValueError(
+                f"{run.folder} and another run here are both {found[-1]}. Give runs of "
+                "other recipes or of other options of the learner."
+            )
+    return found
 
 
 def _groups(
