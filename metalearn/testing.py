@@ -36,6 +36,7 @@ from metalearn.core.task import (
     take,
 )
 from metalearn.core.types import Array, Key, PyTree
+from metalearn.core.updates import is_transformation
 
 PADDING = 2  # rows added to every set
 GARBAGE = 100.0  # value of the added rows; finite, as the contract asks of masked rows
@@ -85,6 +86,11 @@ def check_learner(
     key = of_seed(0) if key is None else key
     check_key(key)
     tasks = tasks if isinstance(tasks, Task) else _three(tasks, key)
+    if jnp.ndim(tasks.support.mask) != 2:
+        raise TypeError(
+            f"tasks has a support mask of shape {jnp.shape(tasks.support.mask)}; expected "
+            "a batch of tasks, [T, N]. Give a sampler, or ml.stack_tasks([task, another])."
+        )
     first = jax.tree.map(lambda leaf: leaf[0], tasks)
     check_signatures(learner)
     variables = jax.jit(learner.init)(key, first)
@@ -124,7 +130,7 @@ def _three(tasks: Tasks, key: Key) -> Task:
     """A batch of three tasks."""
     tasks = as_tasks(tasks)
     if isinstance(tasks, TaskStream):
-        batch = next_batch(iter(tasks.batches(3, 0)), 0)
+        batch = next_batch(iter(tasks.batches(3, 0)), 0, 3)
         return jax.tree.map(jnp.asarray, batch)
     draw = jax.jit(lambda data, keys: sample_batch(tasks, data, keys))
     return draw(tasks.data, jax.random.split(key, 3))
@@ -134,9 +140,20 @@ def assert_differentiable(inner_opt: optax.GradientTransformation) -> None:
     """Asserts that second-order meta-gradients through an optimiser are finite.
 
     Raises:
-      AssertionError: the update has no finite derivative where a gradient is zero.
+      AssertionError: the update has no finite derivative where a gradient is zero, or
+        cannot be asked.
+      TypeError: no optax transformation.
     """
-    assert checks.is_differentiable(inner_opt) is not False, (
+    if not is_transformation(inner_opt):
+        raise TypeError(
+            f"inner_opt is a {type(inner_opt).__name__}; expected an optax transformation."
+        )
+    found = checks.is_differentiable(inner_opt)
+    assert found is not None, (
+        "the update does not take gradients of a matrix and a vector alone, so nothing is "
+        "known of its derivative. Check it on the parameters that it is made for."
+    )
+    assert found is not False, (
         "the update has no finite derivative where a gradient is zero, so meta-gradients "
         "through it become NaN. Square roots need a positive number under them: "
         "optax.adam(rate, eps_root=1e-8), for example."

@@ -87,6 +87,19 @@ def sine():
     return ["sinusoid-maml", *(f"--{name}={value}" for name, value in options.items())]
 
 
+def programs():
+    """Variables by which another process shares the compiled programs of this one.
+
+    The limit of the size goes with the folder: a process without it writes programs that
+    the others cannot read.
+    """
+    return {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.jax_compilation_cache_max_size),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+
+
 def run(*words):
     """Exit code, standard output and standard error of one command."""
     out, err = io.StringIO(), io.StringIO()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import jax
 import pytest
+from commands import programs
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SOURCES = sorted(NOTEBOOKS.glob("[0-9]*.py"))
@@ -40,8 +40,8 @@ def test_notebook_runs(source, monkeypatch):
     pytest.importorskip("nbclient")
     monkeypatch.setenv("METALEARN_FAST", "1")
     # Programs that differ in nothing, as those of MAML and fine-tuning, are compiled once.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    for name, value in programs().items():
+        monkeypatch.setenv(name, value)
     spec = importlib.util.spec_from_file_location("build", NOTEBOOKS / "build.py")
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)

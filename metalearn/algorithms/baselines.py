@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.core import checks, kinds, metrics
+from metalearn.core import checks, kinds, metrics, trees
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
@@ -88,11 +88,7 @@ def fine_tune(
     """
     checks.model(model)
     checks.inner_optimiser(opt, None, second_order=False)
-    if (num_classes is None) != (num_ways is None):
-        raise ValueError(
-            f"num_classes={num_classes} and num_ways={num_ways}: give both (features and "
-            "a new linear head for each task) or neither (the model as it is)."
-        )
+    _check_counts(num_classes, num_ways)
     with_head = num_classes is not None
     network = _with_head(model) if with_head else model
     if with_head and adapt_filter is None:
@@ -120,6 +116,7 @@ def fine_tune(
         features = jax.eval_shape(
             lambda v, x: model.apply(v, x, train=True)[0], body, task.support.x
         )
+        trees.one_array(features, "the output of the model", "features [N, D]")
         head = _linear(features.shape[-1], num_classes, features.dtype)
         params = {"body": body.params, "head": head}
         return Variables(params=params, state=body.state)
@@ -182,6 +179,17 @@ def _with_head(body: Model) -> Model:
 
     split = None if body.split is None else of(body.split)
     return Model(body.init, of(body.apply), split, f"{body.about}, with a linear head")
+
+
+def _check_counts(num_classes: int | None, num_ways: int | None) -> None:
+    if (num_classes is None) != (num_ways is None):
+        raise ValueError(
+            f"num_classes={num_classes} and num_ways={num_ways}: give both (features and "
+            "a new linear head for each task) or neither (the model as it is)."
+        )
+    for name, value in (("num_classes", num_classes), ("num_ways", num_ways)):
+        if value is not None:
+            checks.whole_number(name, value, least=2)
 
 
 def _linear(num_in: int, num_out: int, dtype: Any) -> dict[str, jax.Array]:

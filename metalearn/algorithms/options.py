@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypedDict, TypeVar
 
+from metalearn.core import kinds
 from metalearn.core.types import PathFilter, TaskChunk
 from metalearn.inner.differentiate import Differentiation
 from metalearn.inner.norm import NormPolicy
@@ -120,9 +121,14 @@ def takes_options(*, but: Sequence[str] = ()) -> Callable[[Callable[P, R]], Call
             if name not in names.union(but)
         ]
 
+        # A word, or a rate for the flag that it is learned, would count as True.
+        flags = {p.name for p in [*own, *shared] if p.annotation is bool}
+
         @functools.wraps(constructor)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             check(constructor, [name for name in kwargs if name not in names], but)
+            for flag in flags & kwargs.keys():
+                kinds.flag(flag, kwargs[flag])
             return constructor(*args, **kwargs)
 
         checked.__signature__ = signature.replace(parameters=[*own, *shared])

@@ -64,17 +64,35 @@ def _dispatch(argv: list[str]) -> int:
         "data": _data,
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
+        _alone(argv, 1)
         print(HELP.format(default=apps.DEFAULT), end="")
         return 0 if argv else USER_ERROR
-    if argv[0] == "--version":
+    if argv[0] in ("--version", "version"):
+        _alone(argv, 1)
         print(f"metalearn {ml.__version__}")
         return 0
-    if argv[0] == "--print-completion":
-        print(completion.script(argv[1] if len(argv) > 1 else ""), end="")
+    word, equals, shell = argv[0].partition("=")
+    if word == "--print-completion":
+        words = [word, shell, *argv[1:]] if equals else argv
+        _alone(words, 2)
+        print(completion.script(words[1] if len(words) > 1 else ""), end="")
         return 0
     if argv[0] not in commands:
         raise ValueError(_unknown("command", argv[0], commands))
     return commands[argv[0]](argv[1:])
+
+
+def _alone(argv: list[str], most: int) -> None:
+    """Refuses words that would be ignored.
+
+    Raises:
+      ValueError: there are more than `most` words.
+    """
+    if len(argv) > most:
+        raise ValueError(
+            f"{' '.join(argv[:most])} takes nothing more, and got "
+            f"{' '.join(argv[most:])!r}. Help on a command: metalearn COMMAND --help."
+        )
 
 
 def _list(argv: list[str]) -> int:
@@ -120,6 +138,7 @@ def _data(argv: list[str]) -> int:
     if not argv or argv[0] not in commands:
         if argv and argv[0] not in ("-h", "--help"):
             raise ValueError(_unknown("data command", argv[0], commands))
+        _alone(argv, 1)
         print("usage: metalearn data list [--json] | metalearn data prepare NAME [OPTIONS]")
         return 0 if argv else USER_ERROR
     return commands[argv[0]](argv[1:])

@@ -36,6 +36,8 @@ def model_of(
       lower: Whether convolutions become matrix products.
       about: What the model is, for `print`.
     """
+    if not isinstance(lower, bool):
+        raise TypeError(f"lower is {lower!r}; expected True or False.")
     passed: set = set()  # shapes of which the module was found to be well told
 
     def fresh(key: Key, x: PyTree) -> Variables:

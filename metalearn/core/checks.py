@@ -27,7 +27,9 @@ __all__ = [
     "inner_rate",
     "is_differentiable",
     "loss",
+    "mask_of_bools",
     "model",
+    "network",
     "number",
     "one_of",
     "one_set",
@@ -95,12 +97,18 @@ def model(value: Any, name: str = "model") -> None:
       TypeError: it is not a `Model`; says which adapter makes one of it.
     """
     if isinstance(value, Model):
+        for part in ("init", "apply"):
+            if not callable(getattr(value, part)):
+                raise TypeError(
+                    f"{name}.{part} is a {type(getattr(value, part)).__name__}; expected a "
+                    "function. A flax module is wrapped by ml.from_linen(module)."
+                )
         return
-    given, made = _network(value)
+    given, made = network(value)
     raise TypeError(f"{name} is {given}; expected an ml.Model. {made}")
 
 
-def _network(value: Any) -> tuple[str, str]:
+def network(value: Any) -> tuple[str, str]:
     """What was given in place of a `Model`, and what makes a model of it."""
     is_class = inspect.isclass(value)
     kind = value if is_class else type(value)
@@ -157,7 +165,12 @@ def loss(value: Any, name: str = "loss_fn") -> None:
       TypeError: it is not a function.
     """
     if callable(value) and not inspect.isclass(value) and not isinstance(value, Model):
-        return
+        if _takes_two(value):
+            return
+        raise TypeError(
+            f"{name} takes {inspect.signature(value)}; expected a function (outputs, "
+            "examples) -> scalar, such as ml.losses.mse."
+        )
     hint = "such as ml.losses.mse or ml.losses.cross_entropy"
     given = f"a {type(value).__name__}"
     if inspect.isclass(value):
@@ -175,11 +188,22 @@ def loss(value: Any, name: str = "loss_fn") -> None:
     )
 
 
+def _takes_two(fn: Any) -> bool:
+    """Whether a function can be called with outputs and examples."""
+    try:
+        inspect.signature(fn).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # written in C: nothing is known
+        pass
+    return True
+
+
 def one_set(examples: Examples, name: str) -> None:
     """Checks that `examples` are of one task and agree on their leading axis.
 
     Raises:
-      TypeError: `examples` are not `Examples`.
+      TypeError: `examples` are not `Examples`, or the mask is not of bools.
       ValueError: the leading axes differ, or the mask is not `[N]`.
     """
     if not isinstance(examples, Examples):
@@ -192,6 +216,7 @@ def one_set(examples: Examples, name: str) -> None:
             f"{name}.mask has shape {jnp.shape(examples.mask)}; expected [N]. For a "
             "batch of tasks call estimate or evaluate, not adapt."
         )
+    mask_of_bools(examples.mask, f"{name}.mask")
     num = jnp.shape(examples.mask)[0]
     for part in ("x", "y"):
         for leaf in jax.tree.leaves(getattr(examples, part)):
@@ -200,6 +225,16 @@ def one_set(examples: Examples, name: str) -> None:
                     f"{name}.{part} has shape {jnp.shape(leaf)} but {name}.mask has "
                     f"{num} rows. All need the same leading axis [N]."
                 )
+
+
+def mask_of_bools(mask: Any, name: str) -> None:
+    """Raises a `TypeError` for a mask of numbers, which would pick rows by their index."""
+    if jnp.result_type(mask) != jnp.bool_:
+        raise TypeError(
+            f"{name} has the dtype {jnp.result_type(mask)}; expected bool, True for a "
+            "valid row. Write mask.astype(bool), or make the set by ml.Examples.of(x, y, "
+            "mask)."
+        )
 
 
 def one_task(task: Task, *keys: Any) -> None:

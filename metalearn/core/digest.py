@@ -13,6 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 SEAL = "digest"
@@ -31,6 +32,17 @@ def damaged(where: object, what: str, remedy: str) -> Damaged:
       remedy: What to do, in a sentence.
     """
     return Damaged(f"{where} is not as it was written: {what}. {remedy}")
+
+
+def of_tree(tree: Any) -> str:
+    """Digest of the structure and of all arrays of a tree, keys of random numbers too."""
+    leaves, structure = jax.tree.flatten(tree)
+    found = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        found.update(of_array(leaf).encode())
+    return found.hexdigest()
 
 
 def of_array(array: Any) -> str:

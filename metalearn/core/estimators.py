@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import cost, mesh, trees
+from metalearn.core import cost, kinds, mesh, trees
 from metalearn.core.keys import check_key
 from metalearn.core.learner import Estimate
 from metalearn.core.model import Variables
@@ -146,6 +146,10 @@ def _mean_over_tasks(
 
     def estimate(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
         check_key(key)
+        kinds.variables(variables)
+        kinds.instance(
+            tasks, Task, "tasks", "Draw a batch by ml.sample_batch(sampler, data, keys)."
+        )
         leaves = jax.tree.leaves((variables, tasks, key))
         # Nothing is compiled where the caller compiles nothing.
         compiling = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 
 from metalearn import lowering
 from metalearn.core import flags as flags_
-from metalearn.core import probe
+from metalearn.core import kinds, probe
 from metalearn.core.keys import check_key
 from metalearn.core.model import Model, Variables
 from metalearn.core.types import Key, PyTree
@@ -48,6 +50,13 @@ def from_apply_fn(
     optional = [name for name in ("key", "mask") if flags_.accepts(apply, name)]
     owner = getattr(apply, "__name__", type(apply).__name__)
     flags = flags_.find(apply, "auto", owner)
+    kinds.function("init", init, ("key", "x"), "lambda key, x: {'w': jnp.zeros(3)}")
+    told = [*optional, *flags_.values(flags, noise=False, batch=False)]
+    if not kinds.takes(functools.partial(apply, **dict.fromkeys(told)), 2):
+        raise TypeError(
+            f"apply takes {inspect.signature(apply)}; expected (params, x), and beside "
+            "them at most key, mask and a training flag."
+        )
 
     def outputs_of(params: PyTree, x: PyTree, train: bool, **given) -> PyTree:
         given = {name: given[name] for name in optional}

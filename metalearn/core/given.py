@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 import jax
@@ -26,6 +27,21 @@ def check_kept(tree: PyTree, name: str) -> None:
         check_unmasked(leaf, name)
         if not isinstance(leaf, jax.Array) and hasattr(leaf, "__array__"):
             _check_width(np.asarray(leaf), name)
+
+
+def flag(name: str, value: Any) -> None:
+    """Raises a `TypeError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; expected True or False.")
+
+
+def one_form(words: np.ndarray) -> np.ndarray:
+    """Text with one form of each accented letter (NFC), so that equal words are equal."""
+    if words.dtype.kind not in "UT":
+        return words
+    found, place = np.unique(words.astype(str), return_inverse=True)
+    clean = [unicodedata.normalize("NFC", str(word)) for word in found]
+    return np.asarray(clean, dtype=str)[place].reshape(words.shape)
 
 
 def check_unmasked(values: Any, name: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from metalearn.core import checks
+from metalearn.core.given import flag as flag
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
 
@@ -27,12 +28,6 @@ def count(name: str, value: Any, *, least: int = 1, most: int = MOST) -> int:
     if value > most:
         raise ValueError(f"{name} is {value}; expected an integer of {most} or less.")
     return int(value)
-
-
-def flag(name: str, value: Any) -> None:
-    """Raises a `TypeError` unless `value` is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; expected True or False.")
 
 
 def function(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metalearn.core import trees
 from metalearn.core.task import Examples
 from metalearn.core.trees import masked_mean, widened
 from metalearn.core.types import Array
@@ -289,9 +290,17 @@ def present_classes(support: Examples, num_ways: int) -> Array:
 
 
 def mask_absent(logits: Array, present: Array) -> Array:
-    """Gives absent classes of a task with fewer ways a logit that never wins."""
+    """Gives absent classes of a task with fewer ways a logit that never wins.
+
+    Raises:
+      TypeError: the outputs are a container of arrays.
+    """
+    trees.one_array(logits, "the output of the network", "logits [N, W], to mask classes")
     absent = jnp.asarray(absent_logit(logits.dtype), logits.dtype)
-    return jnp.where(present[None], logits, absent)
+    # Without any class the logits stay: beside one another, those of absent classes would
+    # swallow every difference, and the loss would be 0.
+    shown = present | ~jnp.any(present)
+    return jnp.where(shown[None], logits, absent)
 
 
 def absent_logit(dtype: Any) -> float:

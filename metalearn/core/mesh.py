@@ -41,7 +41,7 @@ def task_mesh(devices: int | None = None) -> Mesh:
     """
     found = jax.devices()
     num = len(found) if devices is None else devices
-    whole = isinstance(num, int) and not isinstance(num, bool)
+    whole = isinstance(num, (int, np.integer)) and not isinstance(num, bool)
     if not whole or not 1 <= num <= len(found):
         hint = ""
         if found[0].platform == "cpu" and whole and 1 <= num <= MOST_CPU_DEVICES:
@@ -50,7 +50,7 @@ def task_mesh(devices: int | None = None) -> Mesh:
                 f"jax.config.update('jax_num_cpu_devices', {num})."
             )
         raise ValueError(
-            f"devices is {devices}; expected 1 to {len(found)}, the number of "
+            f"devices is {devices!r}; expected 1 to {len(found)}, the number of "
             f"{found[0].platform} devices here.{hint}"
         )
     processes = jax.process_count()

@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 
+from metalearn.core import checks, probe
 from metalearn.core import flags as flags_
-from metalearn.core import probe
 from metalearn.core.adapted import model_of
 from metalearn.core.keys import of_seed
 from metalearn.core.model import Model
@@ -45,6 +45,11 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
     Example:
       >>> model = ml.from_nnx(lambda rngs: Net(num_ways=5, rngs=rngs))
     """
+    if not callable(make) or _is_module(make):
+        given, made = checks.network(make)
+        raise TypeError(
+            f"make is {given}; expected a function (rngs) -> nnx.Module. {made}"
+        )
     wrapped = _Module(make)
     said = ", ".join(["train() and eval()", *map(str, wrapped.flags)])
     return model_of(
@@ -55,6 +60,13 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
         lower=lower,
         about=f"nnx {wrapped.name}, {said}",
     )
+
+
+def _is_module(make: Any) -> bool:
+    """Whether it is a module that was made already, of flax.nnx or of flax.linen."""
+    from flax import linen, nnx
+
+    return isinstance(make, (nnx.Module, linen.Module))
 
 
 class _Module:

@@ -94,6 +94,29 @@ def inner_optimiser_on(
         raise ValueError(_not_differentiable(inner_opt))
 
 
+def outer_optimiser_on(params: Any, outer_opt: Any) -> None:
+    """Checks an outer optimiser on the parameters that it will move, by shapes alone.
+
+    Raises:
+      ValueError: the optimiser does not take these parameters.
+    """
+    like = jax.eval_shape(lambda: params)  # no arrays, however many the parameters are
+
+    def step(params: Any) -> Any:
+        updates, _ = outer_opt.update(params, outer_opt.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    try:
+        jax.eval_shape(step, like)
+    except Exception as error:  # of many kinds, see `_differentiable`
+        raise ValueError(
+            f"outer_opt does not take the parameters of the learner ({type(error).__name__}"
+            f": {error}). Masks and labels by name need their structure, whose paths are: "
+            f"{', '.join(trees.leaf_paths(like))}. A function of the parameters, as in "
+            "mask=lambda params: jax.tree.map(...), fits any."
+        ) from error
+
+
 def _concrete(hparams: Any) -> Any:
     """Hyper-parameters as arrays, with typical numbers in place of traced ones.
 
@@ -163,6 +186,11 @@ def _needs_on_sample(inner_opt: Any) -> str:
 def _needs(text: str) -> str:
     """The refusal of an optimiser that needs more than gradients, from what it raised."""
     owner = found = None
+    if "must be provided" in text:
+        return (
+            f"the inner optimiser needs more than gradients, state and params ({text}), "
+            "and an inner loop has no more to give. Use one such as optax.sgd(0.01)."
+        )
     if match := re.search(r"missing \d+ required [\w-]+ arguments?: (.+)", text):
         found = re.findall(r"'(\w+)'", match.group(1))
         owner = re.match(r"(\w+)\.<locals>", text)

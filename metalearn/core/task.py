@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metalearn.core import given, mesh
 from metalearn.core.keys import check_key
@@ -151,14 +152,17 @@ class TaskStream:
         `start`. If the slice `share` is given, each batch has the rows of that slice only.
         Equal arguments give equal batches.
       name: Name in logs and results, which includes the seed.
+      num_tasks: Number of different tasks, after which they come again; `None` if all are
+        different.
     """
 
     batches: Callable[..., Iterator[Task]]
     name: str = "stream"
+    num_tasks: int | None = None
 
     def first(self, key: Key | None = None) -> Task:
         """The first task of the stream, whatever the key, to take shapes from."""
-        batch = _drawn(next_batch(iter(self.batches(1, 0)), 0), self.name)
+        batch = _drawn(next_batch(iter(self.batches(1, 0)), 0, 1), self.name)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), batch)
 
 
@@ -166,13 +170,31 @@ class TaskStream:
 Tasks = TaskSampler | TaskStream | Callable[[Key], Task]
 
 
-def next_batch(batches: Iterator[Task], number: int) -> Task:
+def next_batch(batches: Iterator[Task], number: int, size: int) -> Task:
     """The next batch of a stream.
 
+    Args:
+      batches: The stream.
+      number: Number of the batch, for messages.
+      size: Number of tasks that it has to have.
+
     Raises:
-      ValueError: the stream has ended.
+      TypeError: the stream gives something else than tasks.
+      ValueError: the stream has ended, or the batch has another number of tasks.
     """
     for batch in batches:
+        if not isinstance(batch, Task):
+            raise TypeError(
+                f"the stream gave a {type(batch).__name__} for a task, in batch {number}; "
+                "expected an ml.Task whose leaves are [T, ...]."
+            )
+        found = jnp.shape(batch.support.mask)[:1]
+        if found != (size,):
+            raise ValueError(
+                f"batch {number} of the stream has masks of shape "
+                f"{jnp.shape(batch.support.mask)}; expected {size} tasks, [{size}, N]: "
+                "`batches(num_tasks, start, share)` gives as many as it is asked for."
+            )
         return batch
     raise ValueError(
         f"the stream of tasks ended before batch {number}; it has to go on for as long as "
@@ -246,7 +268,17 @@ class _Plain:
 
 
 def sample_batch(sampler: TaskSampler, data: PyTree, keys: Key) -> Task:
-    """A batch of tasks, one for each key of `keys` `[T]`."""
+    """A batch of tasks, one for each key of `keys` `[T]`.
+
+    Raises:
+      TypeError: no sampler, or no batch of keys.
+    """
+    if not isinstance(sampler, TaskSampler):
+        raise TypeError(
+            f"sampler is a {getattr(sampler, '__name__', type(sampler).__name__)}; "
+            "expected a TaskSampler. A function `key -> Task` is one as ml.TaskSampler("
+            "lambda data, key: fn(key)); a TaskStream gives batches by itself."
+        )
     check_key(keys, "keys", batch=True)
 
     def drawn(data: PyTree, keys: Key) -> tuple[tuple, Task]:
@@ -263,7 +295,18 @@ def stack_tasks(tasks: Sequence[Task]) -> Task:
       >>> batch = ml.stack_tasks([sine(jax.random.key(seed)) for seed in range(3)])
       >>> batch.support.x.shape
       (3, 5, 1)
+
+    Raises:
+      TypeError: something else than tasks.
+      ValueError: there is none, or shapes and kinds of numbers differ.
     """
+    given = type(tasks).__name__
+    if isinstance(tasks, (Task, TaskSampler)) or not hasattr(tasks, "__iter__"):
+        raise TypeError(f"tasks is a {given}; expected a list of ml.Task.")
+    tasks = list(tasks)
+    for i, task in enumerate(tasks):
+        if not isinstance(task, Task):
+            raise TypeError(f"task {i} is a {type(task).__name__}; expected ml.Task.")
     if not tasks:
         raise ValueError("stack_tasks needs at least one task, got none.")
     shapes = [jax.tree.map(jnp.shape, t) for t in tasks]
@@ -294,13 +337,22 @@ def pad_examples(examples: Examples, size: int) -> Examples:
     """Pads examples to `size` rows; the new rows are zero and have the mask False.
 
     Raises:
-      ValueError: the examples have more than `size` rows already.
+      TypeError: not `Examples` of one task.
+      ValueError: `size` is no integer, or the examples have more rows already.
 
     Example:
       >>> examples = ml.Examples.of(jnp.ones((2, 1)), jnp.ones((2, 1)))
       >>> ml.pad_examples(examples, 4).mask.tolist()
       [True, True, False, False]
     """
+    if not isinstance(examples, Examples) or jnp.ndim(examples.mask) != 1:
+        raise TypeError(
+            f"examples is a {type(examples).__name__}; expected ml.Examples of one task, "
+            "mask [N], such as task.support."
+        )
+    whole = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
+    if not whole or size < 0:
+        raise ValueError(f"size is {size!r}; expected an integer of 0 or more.")
     num = examples.mask.shape[0]
     if num > size:
         raise ValueError(f"examples has {num} rows, more than the asked size {size}.")

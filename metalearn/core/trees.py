@@ -69,6 +69,21 @@ def widened(leaf: Array) -> Array:
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
+def one_array(value: PyTree, name: str, wanted: str) -> None:
+    """Raises a `TypeError` for containers of arrays where one array is wanted.
+
+    Args:
+      value: What was found.
+      name: What it is called in the message.
+      wanted: What is expected, such as "logits [N, W]".
+    """
+    if not hasattr(value, "dtype"):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}; expected one array, {wanted}. Let the "
+            "network return that array alone."
+        )
+
+
 def masked_mean(values: Array, mask: Array) -> Array:
     """Mean over axis 0 of the rows whose mask is set; 0 if no mask is set.
 
@@ -81,11 +96,21 @@ def masked_mean(values: Array, mask: Array) -> Array:
       hundred rows. Masked rows influence neither the value nor the gradient, even if the
       rows hold NaN.
 
+    Raises:
+      ValueError: the mask is not of bools, or has other rows than the values.
+
     Example:
       >>> values = jnp.array([1.0, 3.0, jnp.nan])
       >>> float(ml.masked_mean(values, jnp.array([True, True, False])))
       2.0
     """
+    values, mask = jnp.asarray(values), jnp.asarray(mask)
+    if mask.dtype != jnp.bool_ or mask.shape != values.shape[: mask.ndim]:
+        raise ValueError(
+            f"masked_mean got values {list(values.shape)} and a mask {mask.dtype}"
+            f"{list(mask.shape)}; expected [N, ...] and bool [N]. A weighted mean is "
+            "jnp.sum(weights * values) / jnp.sum(weights)."
+        )
     values = widened(values)
     weights = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
     # Replaced and not multiplied by 0, because 0 times NaN is NaN. The derivative of a

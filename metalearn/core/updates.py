@@ -38,6 +38,11 @@ NOT_FINITE = (
     "the inner optimiser makes updates that are not finite from a finite gradient, so its "
     "rate is not a finite number. Expected e.g. optax.sgd(0.01)."
 )
+UP = (
+    "the inner optimiser moves up the gradient, so it would raise the support loss: its "
+    "rate is negative, or it has none (optax.scale_by_adam() in place of "
+    "optax.adam(rate)). Expected e.g. optax.sgd(0.01)."
+)
 # What it is made of: a matrix and a vector.
 SAMPLE = [np.zeros((2, 2)), np.zeros(2)]
 
@@ -207,9 +212,5 @@ def fault(inner_opt: Any, num_steps: int, x64: bool) -> str:
             "in optax.sgd(0.01). A learner that does not adapt has num_steps=0."
         )
     if slopes.max() > 1e-3 * np.abs(slopes).max():  # rounding error aside
-        return (
-            "the inner optimiser moves up the gradient, so it would raise the support "
-            "loss: its rate is negative, or it has none (optax.scale_by_adam() in place of "
-            "optax.adam(rate)). Expected e.g. optax.sgd(0.01)."
-        )
+        return UP
     return ""

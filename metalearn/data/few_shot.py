@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metalearn.core import given
 from metalearn.core.pixels import check_finite, check_values
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import Array, Key, PyTree
@@ -82,12 +83,16 @@ def few_shot(
     """
     if rotations is None:
         rotations = getattr(images, "rotations", False)
+    flags = {"unequal_shots": unequal_shots, "check_images": check_images}
+    for flag, value in (flags | {"rotations": rotations}).items():
+        given.flag(flag, value)
     images, labels, known = unpack(images, labels, "few_shot")
     images, names, starts, counts = _by_class(images, labels, check_images)
     ways = range_of(num_ways, "num_ways", 2)
     shots = range_of(num_support, "num_support", 1)
-    if not isinstance(num_query, (int, np.integer)) or num_query < 1:
-        raise ValueError(f"num_query is {num_query}; expected an integer of 1 or more.")
+    whole = isinstance(num_query, (int, np.integer)) and not isinstance(num_query, bool)
+    if not whole or num_query < 1:
+        raise ValueError(f"num_query is {num_query!r}; expected an integer of 1 or more.")
     turns = 4 if rotations else 1
     # Unequal classes give what they have, but at least the fewest shots and one query.
     needed = shots[0] + 1 if unequal_shots else shots[1] + num_query

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Any
 
 import numpy as np
+
+from metalearn.core import given
 
 
 def as_labels(labels: Any) -> np.ndarray:
@@ -33,9 +34,7 @@ def as_labels(labels: Any) -> np.ndarray:
     if found.dtype.kind == "S":
         found = np.char.decode(found, "utf-8")
     if found.dtype.kind in "UT":
-        words, place = np.unique(found.astype(str), return_inverse=True)
-        clean = [unicodedata.normalize("NFC", str(word)) for word in words]
-        return np.asarray(clean, dtype=str)[place].reshape(found.shape)
+        return given.one_form(found)
     if found.dtype.kind == "f" and np.isnan(found).any():
         raise _missing(np.isnan(found.reshape(-1)))
     if found.dtype.kind not in "iu":

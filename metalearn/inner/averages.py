@@ -49,6 +49,9 @@ def batch_statistics(
     found = kinds(model, params, state, examples.x)
     if set(found) <= {"kept"}:
         return state
+    narrow = state
+    # The decay is a difference of two numbers near one another: 16 bits do not hold it.
+    state = jax.tree.map(lambda s: trees.widened(s) if _is_float(s) else s, state)
 
     # No weight is above 1, so the threshold 2 means that nothing moves. The test is part of
     # the threshold because an `&` in `solve` was seen to change last digits.
@@ -86,6 +89,8 @@ def batch_statistics(
 
     leaves = zip(*map(jax.tree.leaves, (state, first, second, fresh)), strict=True)
     solved = [value(kind, *each) for kind, each in zip(found, leaves, strict=True)]
+    pairs = zip(solved, jax.tree.leaves(narrow), strict=True)
+    solved = [s.astype(n.dtype) if _is_float(n) else s for s, n in pairs]
     return jax.tree.unflatten(jax.tree.structure(state), solved)
 
 

@@ -174,6 +174,7 @@ def _present(model: Model, variables: Variables, support: Examples) -> Array:
     outputs = jax.eval_shape(
         lambda v, x: model.apply(v, x, train=True)[0], variables, support.x
     )
+    trees.one_array(outputs, "the output of the network", "logits [N, W], to mask classes")
     return present_classes(support, outputs.shape[-1])
 
 

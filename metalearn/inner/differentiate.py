@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
-from metalearn.core import loops
+from metalearn.core import checks, loops
 from metalearn.core.types import Array, PyTree
 from metalearn.inner.conjugate import conjugate_gradients
 from metalearn.inner.hoist import explicit
@@ -72,8 +72,8 @@ class Implicit:
 def check(choice: Differentiation | Implicit) -> None:
     """Raises a `ValueError` unless `choice` is one of the choices."""
     if isinstance(choice, Implicit):
-        if choice.cg_steps < 1 or choice.damping < 0:
-            raise ValueError(f"{choice}; expected cg_steps >= 1 and damping >= 0.")
+        checks.whole_number("cg_steps", choice.cg_steps, least=1)
+        checks.number("damping", choice.damping)
     elif choice not in DIFFERENTIATION:
         raise ValueError(
             f"differentiation is {choice!r}; expected one of "

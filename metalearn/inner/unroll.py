@@ -70,9 +70,15 @@ def unroll(
       An `Unrolled`.
 
     Raises:
+      TypeError: `inner_opt` is no transformation.
       ValueError: `num_steps` is negative, or `differentiation` is unknown.
     """
     checks.whole_number("num_steps", num_steps, least=0)
+    if not isinstance(inner_opt, optax.GradientTransformation):
+        raise TypeError(
+            f"inner_opt is a {type(inner_opt).__name__}; expected an optax transformation "
+            "such as optax.sgd(0.01)."
+        )
     differentiate.check(differentiation)
     if num_steps > 1:
         # A single step has nothing to repeat, so hoisting would only cost a trace.

@@ -60,6 +60,12 @@ def lower(fun):
     Convolutional Neural Networks for Document Processing.
     """
 
+    if not callable(fun):
+        hint = " of a model: lower(model.apply)" if hasattr(fun, "apply") else ""
+        raise TypeError(
+            f"fun is a {type(fun).__name__}; expected a function of pytrees{hint}."
+        )
+
     @functools.wraps(fun)
     def wrapped(*args, **kwargs):
         leaves, structure = jax.tree.flatten((args, kwargs))

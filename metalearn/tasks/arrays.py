@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import given, pixels, trees
+from metalearn.core import checks, given, pixels, trees
 from metalearn.core.task import Examples, Task
 from metalearn.core.types import Array, PyTree
 
@@ -74,6 +74,7 @@ def _rows(examples: Examples, where: str) -> Rows:
             f"{where} has a mask of shape {mask.shape}; expected [N] of one task. Give the "
             "tasks of a batch one by one."
         )
+    checks.mask_of_bools(mask, f"the mask of {where}")
     keep = lambda leaf: np.asarray(leaf)[mask]
     return _checked(*jax.tree.map(keep, (examples.x, examples.y)), where)
 
@@ -129,7 +130,7 @@ def _target(array: np.ndarray, where: str) -> np.ndarray:
         array = array.astype(str)
     kind = array.dtype.kind
     if kind == "U":
-        return array
+        return given.one_form(array)
     if kind in "iub":
         return _int32(array, where)
     if kind == "f" or jnp.issubdtype(array.dtype, jnp.floating):
@@ -210,7 +211,7 @@ def labels_of(tasks: Sequence[HostTask], how: str | Sequence[str] | None) -> Lab
         said what that means.
     """
     if isinstance(how, (list, tuple, np.ndarray)) and len(how):
-        names = tuple(str(name) for name in how)
+        names = tuple(given.one_form(np.asarray([str(name) for name in how])).tolist())
         if len(set(names)) < len(names):
             raise ValueError(f"labels is {how!r}; expected every name once.")
         return Labels(names)

@@ -54,6 +54,11 @@ def mixture(
       >>> sorted(tasks(jax.random.key(0)).info)
       ['amplitude', 'coefficients', 'family', 'kind', 'phase']
     """
+    if isinstance(samplers, TaskSampler) or not isinstance(samplers, Sequence):
+        given = type(samplers).__name__
+        raise TypeError(f"samplers is a {given}; expected a list of distributions.")
+    if not isinstance(label, str) or not label:
+        raise TypeError(f"label is {label!r}; expected the name of an entry of info.")
     samplers = [as_tasks(sampler) for sampler in samplers]
     if not samplers:
         raise ValueError("samplers is empty; expected at least one distribution of tasks.")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metalearn.core import kinds
 from metalearn.core.keys import of_seed
 from metalearn.core.task import Examples, Task, TaskSampler, TaskStream
 from metalearn.core.types import Array, Key, PyTree
@@ -93,6 +94,7 @@ def in_order(tasks: TaskSampler, *, seed: int = 0) -> TaskStream:
       >>> every = ml.tasks.in_order(tasks)
       >>> ml.evaluate(learner, variables, every, num_tasks=tasks.sample.num_tasks, key=key)
     """
+    kinds.count("seed", seed, least=0)
     sample = getattr(tasks, "sample", None)
     if not isinstance(tasks, TaskSampler) or not hasattr(sample, "one"):
         given = getattr(tasks, "name", type(tasks).__name__)
@@ -117,7 +119,8 @@ def in_order(tasks: TaskSampler, *, seed: int = 0) -> TaskStream:
             yield jax.device_get(drawn(tasks.data, key, numbers.astype(np.int32)))
             start += 1
 
-    return TaskStream(batches=batches, name=f"{tasks.name} in order seed {seed}")
+    name = f"{tasks.name} in order seed {seed}"
+    return TaskStream(batches=batches, name=name, num_tasks=sample.num_tasks)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import checks
+from metalearn.core import checks, kinds
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.tasks import columns
@@ -215,6 +215,8 @@ def _meaning(
                     "encode='codes' for a network with an embedding, or leave it out."
                 )
     values, order = table[y], table.order_of(y)
+    if classes is not None:
+        kinds.flag("classes", classes)
     if classes is None:
         truth = values.dtype.kind == "b"
         classes = truth or order is not None or not columns.is_number(values)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
-from metalearn.core import checks, trees
+from metalearn.core import checks, kinds, trees
 from metalearn.core.model import Variables
 from metalearn.core.types import Array, PyTree
 from metalearn.training.trainer import TrainState
@@ -106,14 +107,18 @@ def averaging(
 def judged(state: TrainState) -> Variables:
     """The variables to judge and to keep: averaged ones under `averaging`.
 
+    Schedule-free optimisers of optax keep an average too, which is returned.
+
     The state of the model, such as running statistics, is that of the last step.
 
     Raises:
+      TypeError: not a `TrainState`.
       ValueError: there are several averages, or one of a part of the parameters.
     """
+    kinds.instance(state, TrainState, "state", "Give that of a result: result.state.")
     found = _averages(state.opt_state)
     if not found:
-        return state.variables
+        return _free_of_schedule(state)
     average, params = found[0].average, state.variables.params
     if len(found) > 1 or jax.tree.structure(average) != jax.tree.structure(params):
         raise ValueError(
@@ -125,6 +130,25 @@ def judged(state: TrainState) -> Variables:
         lambda a, p: a if a.dtype == p.dtype else a.astype(p.dtype), average, params
     )
     return Variables(params=average, state=state.variables.state)
+
+
+def _free_of_schedule(state: TrainState) -> Variables:
+    """The variables, or what schedule-free optimisers evaluate in their place.
+
+    These hand the points to step from to the gradient, and keep the average of the steps.
+    """
+    is_one = lambda node: isinstance(node, optax.contrib.ScheduleFreeState)
+    nodes = jax.tree.leaves(state.opt_state, is_leaf=is_one)
+    found, params = [node for node in nodes if is_one(node)], state.variables.params
+    if not found:
+        return state.variables
+    if len(found) > 1 or jax.tree.structure(found[0].z) != jax.tree.structure(params):
+        raise ValueError(
+            f"the optimiser holds {len(found)} schedule-free optimisers, of parts of the "
+            "parameters; expected one of all, whose evaluation is known."
+        )
+    params = optax.contrib.schedule_free_eval_params(found[0], params)
+    return Variables(params=params, state=state.variables.state)
 
 
 def _averages(state: PyTree) -> list[Averaging]:

@@ -112,7 +112,8 @@ class Checkpoints:
                 f"step is {step}, but {self.folder} holds checkpoint {last} already; "
                 "expected a later step. Give that, or another folder."
             )
-        leaves = _to_list(tree)
+        given.check_kept(tree, "a checkpoint")
+        leaves = [_as_of_jax(leaf) for leaf in _to_list(tree)]
         record = {
             "format": FORMAT,
             "step": step,
@@ -360,6 +361,14 @@ def _storable(leaf: Any) -> Any:
     return leaf if np.size(leaf) else np.zeros(1, bool)
 
 
+def _as_of_jax(leaf: Any) -> Any:
+    """An array of NumPy in the dtype in which it will be restored."""
+    if not isinstance(leaf, (np.ndarray, np.generic)):
+        return leaf
+    leaf = np.asarray(leaf)
+    return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype.newbyteorder("=")))
+
+
 def _digest(leaf: Any) -> str | None:
     """Digest of an array that this process can see whole."""
     if isinstance(leaf, jax.Array) and not (
@@ -385,4 +394,5 @@ def _abstract(leaf: Any) -> Any:
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         sharding = mesh.sharding()
+    leaf = _as_of_jax(leaf)
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)

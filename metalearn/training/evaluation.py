@@ -146,6 +146,13 @@ def evaluate(
     tasks_per_call = kinds.count("tasks_per_call", tasks_per_call)
     judged = check_judgement(loss_fn, metrics)
     tasks = as_tasks(tasks)
+    different = getattr(tasks, "num_tasks", None)
+    if different is not None and num_tasks > different:
+        raise ValueError(
+            f"num_tasks is {num_tasks}, but {tasks.name!r} has {different} different "
+            "tasks: an interval over repeated ones would be far too narrow. Give "
+            f"num_tasks={different} or fewer."
+        )
     first = tasks.first(jax.random.split(jax.random.fold_in(key, 0), 3)[0])
     check_task(learner, variables, first, loss_fn, metrics)
     batch, shares = min(tasks_per_call, num_tasks), mesh.shares()
@@ -183,6 +190,8 @@ def _measured(
         draw, batches = _row, tasks.batches(batch, 0)
     else:
         draw, data = _Drawn(tasks.sample), mesh.everywhere(tasks.data)
+    if progress is not None:
+        kinds.flag("progress", progress)
     key, variables = mesh.everywhere((key, variables))
     run, parts, transductive = None, [], False
     with Progress(num_tasks, show=progress, label="evaluate", unit="task") as bar:
@@ -190,7 +199,7 @@ def _measured(
             # The last batch runs over the end and is cut, so that all share one program.
             numbers = jnp.arange(start, start + batch, dtype=jnp.int32)
             if draw is _row:
-                data = mesh.everywhere(next_batch(batches, start // batch))
+                data = mesh.everywhere(next_batch(batches, start // batch, batch))
             common = (variables, data, key)
             if run is None:
                 make = functools.partial(_evaluator, learner, draw, judged)
@@ -309,11 +318,23 @@ def _digest(task: Task) -> Array:
     """A checksum of the examples of a task, uint32."""
     total = jnp.zeros((), jnp.uint32)
     for number, leaf in enumerate(jax.tree.leaves((task.support, task.query))):
-        bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+        else:
+            bits = leaf.astype(jnp.uint32)
         places = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(2654435761)
         places = places + jnp.uint32(2 * number + 1)
-        total = total + jnp.sum(bits.reshape(-1) * places, dtype=jnp.uint32)
+        # Not linear in the bits: in a weighted sum the top bits of many numbers, their
+        # signs, cancel, and tasks that differ by a factor of two look alike.
+        total = total + jnp.sum(_mixed(bits.reshape(-1) + _mixed(places)), dtype=jnp.uint32)
     return total
+
+
+def _mixed(bits: Array) -> Array:
+    """A one-to-one map of uint32 whose every bit depends on every bit (MurmurHash3)."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
 
 
 def paired_difference(

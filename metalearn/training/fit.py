@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,12 +11,19 @@ from typing import Any
 import jax
 
 from metalearn.core import cost, kinds, mesh
-from metalearn.core.learner import describe
 from metalearn.core.model import Variables
 from metalearn.core.task import Task, Tasks, TaskSampler, TaskStream, as_tasks
 from metalearn.core.types import Key
 from metalearn.training.arguments import check_fit, intervals
 from metalearn.training.averaging import judged
+from metalearn.training.bookkeeping import (
+    Run,
+    judge,
+    keep_last,
+    kept_if_it_fails,
+    log,
+    save,
+)
 from metalearn.training.checkpoint import Checkpoints
 from metalearn.training.diagnosis import not_finite
 from metalearn.training.judgement import logits_of
@@ -30,15 +36,15 @@ from metalearn.training.loop import (
     check_labels,
     copied,
     no_totals,
-    row_of,
     tasks_of_step,
 )
-from metalearn.training.notes import FIELDS, Notes, beside_the_bar
+from metalearn.training.notes import FIELDS, Notes
 from metalearn.training.resume import (
     alone,
     check_folder,
     check_same_run,
     check_same_start,
+    identity,
     place_of_run,
     restore_latest,
     restored_totals,
@@ -151,9 +157,11 @@ def fit(
     first = tasks.first(k_first)
     cost.check_room("tasks_per_step", tasks_per_step, first)
     run = _begin(trainer, state, k_init, first, tasks_per_step)
-    run.notes.identity = _identity(trainer, tasks, tasks_per_step, key)
     if validation:
         validation = prepared(validation, trainer.learner, run.state.variables)
+    if checkpoints is not None:
+        asked = (trainer.learner, tasks, tasks_per_step, key)
+        run.notes.identity = identity(*asked, run.state.opt_state, validation)
     if not mesh.leads():
         sinks, progress = (), False
 
@@ -168,19 +176,20 @@ def fit(
         while run.step < num_steps and not run.notes.stopped:
             stop = _next_stop(run.step, num_steps, log_every, every, checkpoint_every)
             done = _advance(run, calls, stop, stops, again, bar)
-            if is_due(run.step, log_every):
-                _log(run, tasks_per_step, sinks)
-            bar.update(done, run.shown)
-            if validation is None:
-                _keep_last(run)
-            elif is_due(run.step, every):
-                _judge(run, validation, sinks)
-            due = is_due(run.step, checkpoint_every) or run.notes.stopped
-            if checkpoints is not None and due:
-                _save(run, checkpoints)
+            with kept_if_it_fails(run, checkpoints):
+                if validation is None:
+                    keep_last(run)
+                if is_due(run.step, log_every):
+                    log(run, tasks_per_step, sinks)
+                bar.update(done, run.shown)
+                if validation is not None and is_due(run.step, every):
+                    judge(run, validation, sinks)
+                due = is_due(run.step, checkpoint_every) or run.notes.stopped
+                if checkpoints is not None and due:
+                    save(run, checkpoints)
     skipped = _skipped(run)
     if validation is None or run.notes.best is None:  # none, or none that was a number
-        _keep_last(run)
+        keep_last(run)
     return FitResult(
         variables=run.best,
         state=run.state,
@@ -189,31 +198,6 @@ def fit(
         tasks_at_once=calls.at_once,
         skipped=skipped,
     )
-
-
-@dataclasses.dataclass(kw_only=True)
-class _Run:
-    """What changes while training goes on.
-
-    Attributes:
-      step: Number of outer steps done.
-      state: State after them.
-      best: Variables that are returned if nothing better comes.
-      fresh: Sums of a window without steps.
-      totals: Sums of the open window.
-      ways: Number of logits that labels have to be within, if targets are classes.
-      notes: Bookkeeping of the host.
-      shown: Numbers beside the progress bar.
-    """
-
-    step: int
-    state: TrainState
-    best: Variables
-    fresh: Totals
-    totals: Totals
-    ways: int | None
-    notes: Notes
-    shown: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def _check_shares(tasks: TaskSampler | TaskStream, tasks_per_step: int) -> None:
@@ -229,7 +213,7 @@ def _begin(
     key: Key,
     first: Task,
     tasks_per_step: int,
-) -> _Run:
+) -> Run:
     """A run that has done nothing yet, or only what its state has behind it."""
     if state is None:
         state = jax.jit(trainer.init)(key, first)
@@ -239,7 +223,7 @@ def _begin(
     fresh = no_totals(trainer, state, first, tasks_per_step)
     step = int(state.step)
     notes = Notes(totals=as_numbers(fresh), begun=step, place=place_of_run())
-    return _Run(
+    return Run(
         step=step,
         state=state,
         best=best,
@@ -250,28 +234,21 @@ def _begin(
     )
 
 
-def _identity(
-    trainer: MetaTrainer, tasks: TaskSampler | TaskStream, tasks_per_step: int, key: Key
-) -> dict[str, Any]:
-    return {
-        "learner": describe(trainer.learner),
-        "tasks": tasks.name,
-        "tasks_per_step": tasks_per_step,
-        "key": jax.random.key_data(key).tolist(),
-    }
-
-
-def _go_on(run: _Run, checkpoints: Checkpoints, calls: Calls) -> None:
+def _go_on(run: Run, checkpoints: Checkpoints, calls: Calls) -> None:
     """Takes up the run of the newest checkpoint."""
     like = {"state": run.state, "best": run.best}
     restored, notes = restore_latest(checkpoints, like, writer="fit", holds=FIELDS)
     here, there = run.notes, Notes(**notes)
-    check_same_run(checkpoints, there.identity, here.identity)
+    # Runs of before have fewer entries, and one without a validation may begin to have one.
+    mine = {k: v for k, v in here.identity.items() if k in there.identity}
+    check_same_run(checkpoints, there.identity, mine)
     if there.first:
         # The program is that which goes on; to run one step of it costs next to nothing.
         _, totals, _ = calls(run.state, copied(run.fresh), run.step, run.step + 1)
         same = here.place == there.place
-        check_same_start(checkpoints, there.first, _first_of(totals), same)
+        first = _first_of(totals)
+        first = {k: v for k, v in first.items() if k in there.first or "meta/" not in k}
+        check_same_start(checkpoints, there.first, first, same)
     run.state, run.best, run.notes = restored["state"], restored["best"], there
     run.step = int(run.state.step)
     run.totals = restored_totals(checkpoints, there.totals, run.fresh)
@@ -280,7 +257,13 @@ def _go_on(run: _Run, checkpoints: Checkpoints, calls: Calls) -> None:
 def _first_of(totals: Totals) -> dict[str, float]:
     """What tells the first step of a run from that of another run."""
     numbers = as_numbers(totals)
-    return {**numbers["sums"], "meta/skipped": numbers["bad"]}
+    return {
+        **numbers["sums"],
+        "meta/skipped": numbers["bad"],
+        # Inner rates that no metric shows, and the momentum of batch norm, are seen here.
+        "meta/gradient": numbers["gradient"],
+        "meta/state": numbers["state"],
+    }
 
 
 def _check_left(step: int, num_steps: int) -> None:
@@ -302,7 +285,7 @@ def _is_due(num_steps: int, step: int, every: int | None) -> bool:
 
 
 def _advance(
-    run: _Run,
+    run: Run,
     calls: Calls,
     stop: int,
     stops: bool,
@@ -331,17 +314,7 @@ def _advance(
     return done
 
 
-def _log(run: _Run, tasks_per_step: int, sinks: Sequence[Sink]) -> None:
-    """Closes the window: its row goes out, and sums begin anew."""
-    notes = run.notes
-    row = row_of(run.step, run.totals, tasks_per_step, notes.window, notes.seconds)
-    run.shown = beside_the_bar(row)
-    notes.skipped += int(run.totals["bad"])
-    run.totals, notes.window = copied(run.fresh), 0.0
-    _emit(row, notes, sinks)
-
-
-def _skipped(run: _Run) -> int:
+def _skipped(run: Run) -> int:
     """Number of skipped steps; refuses a run without a good one, warns of few."""
     skipped = run.notes.skipped + int(run.totals["bad"])
     steps = run.step - run.notes.begun
@@ -358,37 +331,3 @@ def _skipped(run: _Run) -> int:
             stacklevel=3,
         )
     return skipped
-
-
-def _emit(row: dict[str, Any], notes: Notes, sinks: Sequence[Sink]) -> None:
-    notes.history.append(row)
-    for sink in sinks:
-        sink(dict(row))  # a sink may change what it is given
-
-
-def _keep_last(run: _Run) -> None:
-    run.best, run.notes.best_step = judged(run.state), run.step
-
-
-def _judge(run: _Run, validation: Validation, sinks: Sequence[Sink]) -> None:
-    """Validates; keeps the variables if they are better, or counts towards the patience."""
-    notes, began = run.notes, time.perf_counter()
-    means = validation.measure(judged(run.state))
-    notes.seconds += time.perf_counter() - began
-    value = means[validation.metric]
-    if validation.improves(value, notes.best):
-        # Copies, for the next outer step overwrites the arrays of the state.
-        run.best = copied(judged(run.state))
-        notes.best, notes.best_step, notes.stale = value, run.step, 0
-    else:
-        notes.stale += 1
-    if validation.patience is not None and notes.stale >= validation.patience:
-        notes.stopped = True
-    named = {f"validation/{k.removeprefix('query/')}": v for k, v in means.items()}
-    _emit({"step": run.step, **named, "best_step": notes.best_step}, notes, sinks)
-
-
-def _save(run: _Run, checkpoints: Checkpoints) -> None:
-    run.notes.totals = as_numbers(run.totals)
-    arrays = {"state": run.state, "best": run.best}
-    checkpoints.save(run.step, arrays, dataclasses.asdict(run.notes))

@@ -160,15 +160,17 @@ def _streamed(
     step: Callable, stream: TaskStream, num: int, key: Key, num_steps: int
 ) -> Advance:
     key = mesh.everywhere(key)
+    share = mesh.local_share(num)
+    size = num if share is None else share.stop - share.start
     batches, place = None, None
     ahead, next_one = None, None
 
     def fetch(number: int) -> Task:
         nonlocal batches, place
         if place != number:
-            batches = stream.batches(num, number, mesh.local_share(num))
+            batches = stream.batches(num, number, share)
         place = number + 1
-        return mesh.place_tasks(next_batch(batches, number))
+        return mesh.place_tasks(next_batch(batches, number, size))
 
     def advance(state: TrainState, totals: Totals, stop: int):
         nonlocal ahead, next_one
@@ -188,7 +190,8 @@ def tasks_of_step(
 ) -> Task:
     """The batch of an outer step once more, to look at what it holds."""
     if isinstance(tasks, TaskStream):
-        return next_batch(iter(tasks.batches(tasks_per_step, number)), number)
+        batches = iter(tasks.batches(tasks_per_step, number))
+        return next_batch(batches, number, tasks_per_step)
     k_tasks = _step_keys(key, jnp.asarray(number, jnp.int32))[0]
     draw = jax.jit(_sampled, static_argnums=(0, 3))
     return draw(tasks.sample, tasks.data, k_tasks, tasks_per_step)
@@ -260,6 +263,9 @@ def no_totals(trainer: MetaTrainer, state: TrainState, task: Task, num: int) -> 
         # metrics, by the bits of their places.
         "fault": jnp.zeros((), jnp.int32),
         "not_finite": jnp.zeros((), jnp.uint32),
+        # Sizes of the gradient and of the state in the last step.
+        "gradient": jnp.zeros((), jnp.float32),
+        "state": jnp.zeros((), jnp.float32),
         # Labels that no logit stands for, those whose logit is masked, and where the first
         # of them are.
         "outside": _none_outside(none),
@@ -272,7 +278,7 @@ def _none_outside(none: Array) -> Totals:
     return {"labels": jnp.zeros((), jnp.int32), **places}
 
 
-_OF_THE_STEP = ("meta/finite", "meta/fault")
+_OF_THE_STEP = ("meta/finite", "meta/fault", "meta/gradient", "meta/state")
 
 
 def _wide(dtype: Any) -> Any:
@@ -307,6 +313,12 @@ def _accumulate(totals: Totals, report: Metrics, number: Array) -> Totals:
         "first_bad": jnp.where(first, number, totals["first_bad"]),
         "fault": jnp.where(first, fault, totals["fault"]),
         "not_finite": jnp.where(first, _not_finite(sums), totals["not_finite"]),
+        **{
+            name: jnp.where(finite, report[f"meta/{name}"][0], totals[name])
+            if f"meta/{name}" in report
+            else totals[name]
+            for name in ("gradient", "state")
+        },
         "outside": totals["outside"],
         "absent": totals["absent"],
     }

@@ -83,6 +83,7 @@ def predict(
     check_key(key)
     outputs, flag = _predictor(learner)(variables, support, x, key)
     outputs = jax.device_get(outputs)
+    _check_outputs(outputs)
     probabilities = _probabilities(outputs, support)
     return Prediction(
         outputs=outputs,
@@ -168,6 +169,16 @@ def _check_finite(tree: PyTree, name: str) -> None:
                 f"{name} holds {bad} non-finite values; expected finite numbers. Clean the "
                 "data."
             )
+
+
+def _check_outputs(outputs: PyTree) -> None:
+    leaves = [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(outputs)]
+    if bad := sum(int(np.sum(~np.isfinite(leaf))) for leaf in leaves):
+        raise ValueError(
+            f"the predictions hold {bad} non-finite values: adaptation to this support set "
+            "diverges, or the inputs are far from those of training. Look at the range of "
+            "support.x, and at the inner rate."
+        )
 
 
 def _probabilities(outputs: PyTree, support: Examples) -> np.ndarray | None:

@@ -1,10 +1,11 @@
 """Going on with a run: what a folder may hold, and whether the run is the same one.
 
 A run is the same if what the library controls is: the learner's name and numbers, the
-tasks, the key, and the structure of variables and optimiser state, which
-`Checkpoints.restore` compares. Functions tell nothing about themselves, but the first step
-does: its metrics depend on the loss, the model, the inner rates and the variables to start
-from. The rates of the outer optimiser are for the caller to keep.
+tasks and their data, the key, the judgement, the kind of the optimiser, and the structure
+of variables and optimiser state, which `Checkpoints.restore` compares. Functions tell
+nothing about themselves, but the first step does: its metrics, its gradient and the state
+after it depend on the loss, the model, the inner rates and the variables to start from. The
+rates of the outer optimiser are for the caller to keep.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 
-from metalearn.core import mesh
-from metalearn.core.types import PyTree
+from metalearn.core import digest, mesh
+from metalearn.core.learner import MetaLearner, describe
+from metalearn.core.task import TaskSampler, TaskStream
+from metalearn.core.types import Key, PyTree
 from metalearn.training.checkpoint import CheckpointMismatch, Checkpoints
+from metalearn.training.validation import Validation
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -118,6 +122,39 @@ def check_same_run(
             + "\n  ".join(lines)
             + f"\nGive the same to go on with it exactly{but}."
         )
+
+
+def kinds_of_state(state: PyTree) -> str:
+    """Names of the parts that the state of an optimiser is made of."""
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        inside = "".join(kinds_of_state(part) for part in state)
+        return f"{type(state).__name__}({inside})"
+    if isinstance(state, tuple):
+        return "".join(kinds_of_state(part) for part in state)
+    return ""
+
+
+def identity(
+    learner: MetaLearner,
+    tasks: TaskSampler | TaskStream,
+    tasks_per_step: int,
+    key: Key,
+    opt_state: PyTree,
+    validation: Validation | None,
+) -> dict[str, Any]:
+    """What a resume has to repeat, as JSON values by name."""
+    found = {
+        "learner": describe(learner),
+        "tasks": tasks.name,
+        "tasks_per_step": tasks_per_step,
+        "key": jax.random.key_data(key).tolist(),
+        "optimiser": kinds_of_state(opt_state),
+    }
+    if isinstance(tasks, TaskSampler):
+        found["data"] = digest.of_tree(tasks.data)
+    if validation is not None:
+        found["validation"] = validation.identity()
+    return found
 
 
 def check_same_start(

@@ -42,8 +42,11 @@ def json_lines(path: str | Path) -> Sink:
     """Appends each row as one line of JSON; creates file and folder when missing.
 
     Raises:
+      TypeError: not a path.
       CannotWrite: the file cannot be written; before training, as far as can be known.
     """
+    if not isinstance(path, (str, Path)) or not str(path):
+        raise TypeError(f"path is {path!r}; expected that of a file, as 'metrics.jsonl'.")
     path = Path(path)
 
     def append(text: str) -> None:
@@ -78,7 +81,16 @@ def _line(row: Row) -> str:
 
 
 def printer(file: TextIO | None = None) -> Sink:
-    """Prints each row on one line, to the standard output unless a file is given."""
+    """Prints each row on one line, to the standard output unless a file is given.
+
+    Raises:
+      TypeError: the file is none that is open for writing.
+    """
+    if file is not None and not callable(getattr(file, "write", None)):
+        raise TypeError(
+            f"file is {file!r}; expected one that is open for writing, such as sys.stderr "
+            "or open('log.txt', 'w'). ml.sinks.json_lines takes a path."
+        )
 
     def write(row: Row) -> None:
         parts = [

@@ -14,9 +14,10 @@ from metalearn.core import kinds, trees
 from metalearn.core.keys import check_key
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Variables
+from metalearn.core.optimisers import outer_optimiser_on
 from metalearn.core.task import Task
 from metalearn.core.types import Array, Key, Metrics, PyTree
-from metalearn.core.updates import NOT_FINITE, fault
+from metalearn.core.updates import NOT_FINITE, UP, fault
 
 
 @jax.tree_util.register_dataclass
@@ -70,6 +71,9 @@ class MetaTrainer(NamedTuple):
     learner: MetaLearner
 
 
+_BATCH = "Draw a batch by ml.sample_batch(sampler, sampler.data, keys)."
+
+
 def meta_trainer(
     learner: MetaLearner, outer_opt: optax.GradientTransformation
 ) -> MetaTrainer:
@@ -94,6 +98,7 @@ def meta_trainer(
         """The state before the first step, of variables for tasks like `task`."""
         check_key(key)
         variables = learner.init(key, task)
+        outer_optimiser_on(variables.params, outer_opt)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             variables=variables,
@@ -103,6 +108,7 @@ def meta_trainer(
     def step(state: TrainState, tasks: Task, *, key: Key) -> tuple[TrainState, Metrics]:
         """One outer step on a batch of tasks `[T, ...]`; see `MetaTrainer.step`."""
         kinds.instance(state, TrainState, "state", "Give trainer.init(key, task).")
+        kinds.instance(tasks, Task, "tasks", _BATCH)
         estimate = learner.estimate(state.variables, tasks, key=key)
         params = state.variables.params
         carried = _as_before(estimate.state, state.variables.state)
@@ -128,6 +134,8 @@ def meta_trainer(
             **estimate.metrics,
             "meta/finite": jnp.broadcast_to(finite.astype(jnp.float32), (num,)),
             "meta/fault": jnp.broadcast_to(fault, (num,)),
+            "meta/gradient": jnp.broadcast_to(_size(estimate.grads), (num,)),
+            "meta/state": jnp.broadcast_to(_size(carried), (num,)),
         }
 
     return MetaTrainer(init, step, learner)
@@ -158,6 +166,13 @@ def _as_before(new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(_cast, new, old)
 
 
+def _size(tree: PyTree) -> Array:
+    """Euclidean norm of all real numbers, a float32 scalar."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves]
+    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
+
+
 def _cast(new: Array, old: Array) -> Array:
     """A real number in the dtype of the one before; others as they are."""
     if getattr(new, "dtype", None) == getattr(old, "dtype", None):
@@ -172,7 +187,7 @@ def check_outer(outer_opt: optax.GradientTransformation) -> None:
     Raises:
       TypeError: not an optax transformation, or one that needs more than gradients and
         parameters.
-      ValueError: its updates are NaN.
+      ValueError: its updates are NaN, or go up the gradient.
     """
     if not isinstance(outer_opt, optax.GradientTransformation):
         raise TypeError(
@@ -185,9 +200,10 @@ def check_outer(outer_opt: optax.GradientTransformation) -> None:
 
     try:
         jax.eval_shape(once, {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)})
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ValueError) as error:
         # Others may only refuse the structure of these parameters.
         needs_more = "required keyword-only argument" in str(error)
+        needs_more = needs_more or "must be provided" in str(error)
         if needs_more or "has no attribute 'fast'" in str(error):
             raise TypeError(
                 f"outer_opt needs more than a gradient and parameters ({error}), as "
@@ -197,7 +213,14 @@ def check_outer(outer_opt: optax.GradientTransformation) -> None:
             ) from None
     except Exception:  # it looks at the structure: judged on the learner's parameters
         return
-    if fault(outer_opt, 1, jax.config.jax_enable_x64) == NOT_FINITE:
+    found = fault(outer_opt, 1, jax.config.jax_enable_x64)
+    if found == UP:
+        raise ValueError(
+            "outer_opt moves up the gradient, so the loss would rise: its rate is "
+            "negative, or it has none (optax.scale_by_adam() in place of "
+            "optax.adam(rate)). Expected e.g. optax.adam(1e-3)."
+        )
+    if found == NOT_FINITE:
         raise ValueError(
             "outer_opt makes updates that are NaN from finite gradients; its rate or its "
             "schedule is NaN. Give a finite rate."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,15 @@ class Validation:
             checks.whole_number("patience of a validation", self.patience, least=1)
         kinds.count("seed of a validation", self.seed, least=0)
         metrics.higher_is_better(self.metric, self.higher_is_better)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides between variables, as JSON values."""
+        return {
+            "metric": self.metric,
+            "tasks": as_tasks(self.tasks).name,
+            "num_tasks": int(self.num_tasks),
+            "seed": int(self.seed),
+        }
 
     def improves(self, value: float, best: float | None) -> bool:
         """Whether a value is better than the best so far; never if it is no number."""

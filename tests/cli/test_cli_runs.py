@@ -11,10 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import orbax.checkpoint as ocp
 import pytest
-from commands import assert_same_run, ok, refused, rows, run
+from commands import assert_same_run, ok, programs, refused, rows, run
 from flips import flipped
 
 from metalearn import runs
@@ -240,15 +239,9 @@ def test_killed_run_goes_on_exactly(base, kind, request):
 
 def start(*words):
     """The command in a process of its own, with the compiled programs of this one."""
-    environ = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.jax_compilation_cache_max_size),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
     return subprocess.Popen(
         [sys.executable, "-m", "metalearn", *words],
-        env=environ,
+        env={**os.environ, **programs()},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -7,10 +7,9 @@ import subprocess
 import sys
 import time
 
-import jax
 import jax.numpy as jnp
 import pytest
-from commands import ok
+from commands import ok, programs
 from jax.flatten_util import ravel_pytree
 
 from metalearn import runs
@@ -33,9 +32,7 @@ def start(*words):
     flags = os.environ["XLA_FLAGS"].split()
     environ = os.environ | {
         "XLA_FLAGS": " ".join(flag for flag in flags if "device_count" not in flag),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.jax_compilation_cache_max_size),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        **programs(),
     }
     return subprocess.Popen(
         [sys.executable, "-m", "metalearn", "train", *map(str, words)],

@@ -92,7 +92,7 @@ SOURCES = {
     "function": lambda: blobs,
     "sampler": lambda: ml.TaskSampler(lambda data, key: blobs(key)),
     "stream": lambda: ml.TaskStream(
-        lambda num, start, share=None: iter([jax.tree.map(np.asarray, blob_batch())])
+        lambda num, start, share=None: iter([jax.tree.map(np.asarray, blob_batch(num))])
     ),
 }
 

@@ -7,8 +7,8 @@ MUTATIONS: list[Mutation] = [
         "protonet",
         (
             "algorithms/metric/protonet.py",
-            "cross = 2 * embedded @ adapted.means.T",
-            "cross = embedded @ adapted.means.T",
+            "cross = 2 * trees.widened(embedded) @ adapted.means.T",
+            "cross = trees.widened(embedded) @ adapted.means.T",
             "test_protonet_is_a_linear_classifier_and_a_distance",
         ),
         # Sums in place of means.

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from metalearn.core import trees
 from metalearn.core.types import Array, Key, PyTree
 
 Combine = Literal["probabilities", "mean"]
@@ -38,6 +39,7 @@ def combine_outputs(outputs: Array, combine: Combine) -> Array:
       ValueError: `combine` is neither, or "probabilities" gets outputs that are no logits.
     """
     check_combine(combine)
+    trees.one_array(outputs, "the output of the network", "to be combined over members")
     if combine == "mean":
         return jnp.mean(outputs, axis=0)
     if outputs.ndim < 3 or outputs.shape[-1] < 2:

@@ -298,6 +298,7 @@ def _posterior(
 
     like = jax.eval_shape(predict, adapted, support.x)
     rows = jax.vmap(outputs, in_axes=(None, 0))(params, support.x)
+    trees.one_array(rows, "the output of the network", "[N, W], for its curvature")
     jacobian = jax.vmap(jax.jacrev(outputs), in_axes=(None, 0))(params, support.x)
     hessian = output_hessian(loss_fn, rows.reshape(like.shape), support)
     return laplace(jacobian, weight * hessian, precision, curvature)

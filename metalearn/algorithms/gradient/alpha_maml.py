@@ -6,7 +6,7 @@ ICML 2019 AutoML workshop, arXiv 1905.07435.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Unpack, get_args
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from metalearn.core import checks
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model
 from metalearn.core.types import Array, LossFn, PyTree
+from metalearn.core.updates import UP, fault, is_transformation
 
 Rule = Literal["additive", "multiplicative"]
 RULES: tuple[str, ...] = get_args(Rule)
@@ -173,7 +174,9 @@ def hypergradient_descent(
       An optax transformation with a `HypergradientState`: one further copy of the params.
 
     Raises:
-      ValueError: an argument is out of range, or an unknown `rule`.
+      TypeError: `inner` is no optax transformation.
+      ValueError: an argument is out of range, `inner` has a rate and with it the sign, or
+        an unknown `rule`.
 
     Example:
       >>> opt = ml.hypergradient_descent(1e-3, 0.02, optax.scale_by_adam(),
@@ -193,6 +196,7 @@ def hypergradient_descent(
             "least. Try 0.02."
         )
     direct = optax.identity() if inner is None else inner
+    _check_direction(direct)
 
     def init(params: PyTree) -> HypergradientState:
         dtype = jnp.result_type(*map(jnp.result_type, jax.tree.leaves(params)))
@@ -215,6 +219,21 @@ def hypergradient_descent(
         return updates, HypergradientState(rate, direction, inner_state)
 
     return optax.GradientTransformation(init, update)
+
+
+def _check_direction(inner: Any) -> None:
+    wanted = "expected a direction without rate and sign, such as optax.scale_by_adam()"
+    if not is_transformation(inner):
+        given = (
+            repr(inner) if isinstance(inner, (str, float, int)) else type(inner).__name__
+        )
+        raise TypeError(f"inner is {given}; {wanted}.")
+    against = optax.chain(inner, optax.scale(-1.0))
+    if fault(against, 1, jax.config.jax_enable_x64) == UP:
+        raise ValueError(
+            f"inner moves down the gradient by itself; {wanted}, and not optax.adam(rate): "
+            "the learned rate multiplies it, and brings the sign."
+        )
 
 
 def _exponentiated(rate: float) -> optax.GradientTransformation:

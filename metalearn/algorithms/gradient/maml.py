@@ -220,7 +220,18 @@ def meta_sgd(
     Returns:
       A `MetaLearner` with params `{"model": ..., "inner": rates}`, rates being like the
       parameters that adapt.
+
+    Raises:
+      ValueError: an option is out of range.
     """
+
+    rates = initial_rate if isinstance(initial_rate, tuple) else (initial_rate,) * 2
+    for rate in rates:
+        checks.number("initial_rate", rate)
+    if len(rates) != 2 or rates[0] > rates[1]:
+        raise ValueError(
+            f"initial_rate is {initial_rate!r}; expected a number, or a range (low, high)."
+        )
 
     def initial(key: Key, params: PyTree) -> PyTree:
         leaves, treedef = jax.tree.flatten(params)

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from metalearn.core import checks, kinds, metrics
+from metalearn.core import checks, kinds, metrics, trees
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.learner import MetaLearner, config_of
 from metalearn.core.losses import cross_entropy, mask_absent
@@ -76,6 +76,7 @@ def protonet(
     checks.model(encoder, "encoder")
     checks.one_of("norm", norm, get_args(EncoderNorm))
     checks.whole_number("num_ways", num_ways, least=2)
+    checks.number("scale", scale, positive=True)
 
     def embed(variables: Variables, x, *, key, train, mask=None):
         batch = train or norm == "batch"
@@ -84,6 +85,7 @@ def protonet(
         outputs, state = run(
             encoder, variables, x, key=key, noise=train, batch=batch, mask=mask
         )
+        trees.one_array(outputs, "the output of the encoder", "embeddings [N, D]")
         if outputs.ndim != 2:
             raise ValueError(
                 f"the encoder gave embeddings of shape {outputs.shape}; expected [N, D]. "
@@ -92,7 +94,9 @@ def protonet(
         return outputs, state
 
     def prototypes(embedded: Array, support: Examples, encoder_: Variables):
-        members = jax.nn.one_hot(support.y, num_ways, dtype=embedded.dtype)
+        # A sum of many rows, and differences of squares, need more than 16 bits.
+        embedded = trees.widened(embedded)
+        members = jax.nn.one_hot(_labels(support), num_ways, dtype=embedded.dtype)
         # A masked row is nobody's example. What it holds is set to zero as well, for 0
         # times NaN is NaN.
         members = jnp.where(support.mask[:, None], members, 0)
@@ -102,7 +106,7 @@ def protonet(
         return Prototypes(means=means, present=counts > 0, encoder=encoder_)
 
     def logits(adapted: Prototypes, embedded: Array) -> Array:
-        cross = 2 * embedded @ adapted.means.T
+        cross = 2 * trees.widened(embedded) @ adapted.means.T
         distance = jnp.sum(jnp.square(adapted.means), -1)[None] - cross
         return mask_absent(-scale * distance, adapted.present)
 
@@ -136,3 +140,13 @@ def protonet(
     return MetaLearner(
         init, adapt, predict, estimate, config, cross_entropy, masks_absent=True
     )
+
+
+def _labels(support: Examples) -> Array:
+    """Class indices, wider than bytes, which hold no 300 classes; int32 `[N]`."""
+    if not jnp.issubdtype(support.y.dtype, jnp.integer):
+        raise TypeError(
+            f"the labels of the support set have dtype {support.y.dtype}; expected class "
+            "indices, integers [N]."
+        )
+    return support.y.astype(jnp.int32)

@@ -105,7 +105,7 @@ RECIPES: dict[str, Entry] = {
     "glyphs-maml": Entry(
         "MAML on printed characters, 5-way 1-shot; the default",
         _glyphs(_MAML),
-        "91.4 ± 0.7 % inductive; 5 minutes of training on two cores",
+        "91.3 ± 0.7 % inductive; 5 minutes of training on two cores",
     ),
     "glyphs-maml-long": Entry("the same for longer", _glyphs(_MAML, steps=10_000)),
     "glyphs-protonet": Entry(

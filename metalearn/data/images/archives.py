@@ -59,7 +59,7 @@ class ImageTree:
     def __init__(self, root: str | Path, limits: Limits | None = None):
         self.root, self.limits = Path(root), limits or limits_of()
         self.hidden = self.special = 0
-        self.paths: dict[str, tuple[int, int]] = {}
+        self.paths: dict[str, tuple[int, ...]] = {}
         self.empty: list[str] = []
         self._zip, self._members = None, {}
         if self.root.is_dir():
@@ -135,7 +135,9 @@ class ImageTree:
 
     def _read_folder(self):
         for path, status in self._walk():
-            self.paths[path] = (status.st_size, status.st_mtime_ns)
+            # The time of change too: copying tools set that of modification as they like.
+            times = (status.st_mtime_ns, status.st_ctime_ns)
+            self.paths[path] = (status.st_size, *times)
             self._check_count(len(self.paths))
 
     def _walk(self) -> Iterator[tuple[str, os.stat_result]]:

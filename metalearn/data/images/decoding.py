@@ -9,6 +9,7 @@ black everywhere. Colour profiles are not applied.
 from __future__ import annotations
 
 import io
+import zlib
 from typing import Any
 
 import numpy as np
@@ -77,12 +78,13 @@ def decode(
     """
     Image, limits = pillow(), limits or limits_of()
     try:
+        _check_png(data, where)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
             # Before decoding: a small file may hold any number of pixels.
             if width * height > limits.max_pixels:
                 raise _too_large(where, f"{width}x{height}", limits)
-            shown, notes = _shown(image, Image, where)
+            shown, notes = _shown(image, Image, where, data)
             pixels = np.asarray(shown.convert(mode))
     except _Refused as error:
         raise ValueError(str(error)) from None
@@ -104,6 +106,45 @@ class _Refused(Exception):
     """A sound image that is refused; the text is for users."""
 
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _check_png(data: bytes, where: str) -> None:
+    """Compares the checksum of each part of a PNG; Pillow leaves those of pixels out."""
+    at = len(_PNG)
+    while data.startswith(_PNG) and at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        end = at + 8 + size
+        if end + 4 <= len(data) and zlib.crc32(data[at + 4 : end]) != int.from_bytes(
+            data[end : end + 4], "big"
+        ):
+            part = data[at + 4 : at + 8].decode("latin-1")
+            raise _Refused(
+                f"{where} is damaged: the part {part!r} at byte {at} differs from its "
+                "checksum. Replace or remove the file."
+            )
+        at = end + 4
+
+
+def _check_tiff(image: Any, where: str) -> None:
+    """Refuses what Pillow decodes otherwise than it is meant.
+
+    These are signed numbers, grey of 9 to 15 bits, and wide grey of which 0 is white.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits, white = tags.get(258, (1,)), tags.get(262) == 0
+    bits = bits if isinstance(bits, tuple) else (bits,)
+    if max(bits) > 16:  # refused, or read, as what they are
+        return
+    signed = 2 in np.atleast_1d(tags.get(339, 1))
+    if signed or any(8 < b < 16 for b in bits) or (white and max(bits) > 8):
+        raise _Refused(
+            f"{where} is a TIFF of {bits[0]}{' signed' if signed else ''} bits a value"
+            f"{', of which 0 is white' if white else ''}, which Pillow reads otherwise; "
+            "expected 1 to 8 bits, or 16 with 0 for black. Convert the file to PNG."
+        )
+
+
 def _too_large(where: str, pixels: str, limits: Limits) -> _Refused:
     return _Refused(
         f"{where} has {pixels} pixels; expected at most max_pixels={limits.max_pixels} in "
@@ -111,12 +152,14 @@ def _too_large(where: str, pixels: str, limits: Limits) -> _Refused:
     )
 
 
-def _shown(image: Any, Image: Any, where: str) -> tuple[Any, list[str]]:
+def _shown(image: Any, Image: Any, where: str, data: bytes) -> tuple[Any, list[str]]:
     """The first frame, turned, in bytes and on white; and what was done."""
     notes = []
     # The further pictures of an MPO photograph are its thumbnails or other views.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         notes.append(FIRST_FRAME)
+    if image.format == "TIFF":
+        _check_tiff(image, where)
     stored = _turn(image)
     image.load()
     # Pillow has turned a TIFF while loading, and has removed the note.
@@ -129,6 +172,9 @@ def _shown(image: Any, Image: Any, where: str) -> tuple[Any, list[str]]:
     if image.mode.startswith("I") or image.mode == "F":
         image = _in_bytes(image, Image, where)
         notes += [SIXTEEN, TRANSPARENT] if isinstance(clear, int) else [SIXTEEN]
+    elif isinstance(clear, int) and image.mode == "L" and image.format == "PNG":
+        # Pillow widens grey of 2 and 4 bits to 8, and leaves its transparent shade narrow.
+        image.info["transparency"] = clear * 255 // (2 ** _png_bits(data) - 1)
     elif isinstance(clear, tuple) and max(clear) > 255:
         # Pillow reads colours of 16 bits in 8, but their transparent one in 16.
         image.info["transparency"] = tuple(value >> 8 for value in clear)
@@ -142,6 +188,11 @@ def _shown(image: Any, Image: Any, where: str) -> tuple[Any, list[str]]:
             image = Image.alpha_composite(ground, image)
         image = image.convert("RGB")
     return image, notes
+
+
+def _png_bits(data: bytes) -> int:
+    """Bits a value, which stand behind the size in the head of a PNG."""
+    return data[24]
 
 
 def _turn(image: Any) -> str | None:

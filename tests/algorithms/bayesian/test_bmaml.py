@@ -31,7 +31,8 @@ KEY = jax.random.key(0)
 @functools.cache
 def wide_sines():
     with jax.enable_x64(True):
-        return jax.tree.map(lambda x: x.astype(jnp.float64), sine_batch())
+        wide = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x
+        return jax.tree.map(wide, sine_batch())
 
 
 def classifier(posterior=FLAT, num=3, **options):
