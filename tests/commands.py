@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 
 import jax
 import numpy as np
@@ -34,6 +35,15 @@ def _images(root, seed=0):
             (root / name / f"{i}.png").write_bytes(_png(rng))
     (root / "splits.json").write_text(json.dumps(splits))
     return root
+
+
+@pytest.fixture(scope="session")
+def glyphs_cache(tmp_path_factory):
+    """A cache of all workers, in which the glyphs are drawn once; or that of the caller."""
+    root = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        root = root.parent
+    return os.environ.get("METALEARN_CACHE") or str(root / "glyphs")
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,14 @@ CACHE = os.environ.get("METALEARN_TEST_CACHE") or str(
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from commands import base, sine, tiny, trained, trained_sine  # noqa: E402, F401
+from commands import (  # noqa: E402, F401
+    base,
+    glyphs_cache,
+    sine,
+    tiny,
+    trained,
+    trained_sine,
+)
 
 from metalearn.runs import environment  # noqa: E402
 

@@ -36,9 +36,10 @@ HEAVY = "03_heterogeneous_tasks"
         for p in SOURCES
     ],
 )
-def test_notebook_runs(source, monkeypatch):
+def test_notebook_runs(source, monkeypatch, glyphs_cache):
     pytest.importorskip("nbclient")
     monkeypatch.setenv("METALEARN_FAST", "1")
+    monkeypatch.setenv("METALEARN_CACHE", glyphs_cache)
     # Programs that differ in nothing, as those of MAML and fine-tuning, are compiled once.
     for name, value in programs().items():
         monkeypatch.setenv(name, value)

@@ -1,7 +1,6 @@
 """The embedded glyphs: drawn here once, then looked at as a whole."""
 
 import hashlib
-import os
 import unicodedata
 from collections import Counter
 
@@ -30,15 +29,11 @@ NUM_CLASSES = {"train": 653, "validation": 107, "test": 253}
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
+def dataset(glyphs_cache):
     """Prepared once, whatever the number of workers and whether or not a cache is named."""
-    root = tmp_path_factory.getbasetemp()
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        root = root.parent  # of all workers
     with pytest.MonkeyPatch.context() as patch:
-        if not os.environ.get("METALEARN_CACHE"):
-            patch.setenv("METALEARN_CACHE", str(root / "glyphs"))
-        with filelock.FileLock(root / "glyphs.lock"):
+        patch.setenv("METALEARN_CACHE", glyphs_cache)
+        with filelock.FileLock(f"{glyphs_cache}.lock"):
             found = data.load("glyphs")
         yield found
 
