@@ -59,6 +59,11 @@ def step_of(outer):
     return trainer.init(KEY, TASK)
 
 
+def maml_of(loss_fn):
+    learner = ml.maml(plain(), loss_fn, SGD, num_steps=1)
+    return learner.adapt(learner.init(KEY, TASK), TASK.support)
+
+
 MISTAKES = {
     # Masks.
     "mask of ints": (
@@ -315,6 +320,21 @@ MISTAKES = {
         ),
         TypeError,
         "output of the model is a dict",
+    ),
+    "loss of a value a row": (
+        lambda: maml_of(lambda o, e: (o**2).sum(-1)),
+        TypeError,
+        r"loss_fn gave float32\[6\]; expected one real number",
+    ),
+    "loss of a tuple": (
+        lambda: maml_of(lambda o, e: (o.mean(), 1)),
+        TypeError,
+        "loss_fn gave a tuple",
+    ),
+    "loss of an integer": (
+        lambda: maml_of(lambda o, e: jnp.argmax(o)),
+        TypeError,
+        r"loss_fn gave int32\[\]",
     ),
     # One attribute away.
     "judged a number": (lambda: ml.judged(5), TypeError, "expected TrainState"),

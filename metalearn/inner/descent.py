@@ -142,7 +142,7 @@ def descent(
                 key=fold_key(k_model, step),
                 train=train,
             )
-            return loss_fn(hide_absent(outputs, present), examples), state
+            return _scalar(loss_fn(hide_absent(outputs, present), examples)), state
 
         result = unroll(
             loss if around is None else around(loss, moving),
@@ -167,6 +167,18 @@ def descent(
         return policy.collect(state, unrolled.aux, query_state)
 
     return Descent(init, adapt, predict, collect)
+
+
+def _scalar(loss: Any) -> Array:
+    """The loss of a set, or a `TypeError` that says what the function gave instead."""
+    shape, dtype = getattr(loss, "shape", None), getattr(loss, "dtype", None)
+    if shape == () and jnp.issubdtype(dtype, jnp.floating):
+        return loss
+    given = f"a {type(loss).__name__}" if shape is None else f"{dtype}{list(shape)}"
+    raise TypeError(
+        f"loss_fn gave {given}; expected one real number, the mean over the valid examples "
+        "of a task, as ml.masked_mean(values, examples.mask) of one value for each."
+    )
 
 
 def _present(model: Model, variables: Variables, support: Examples) -> Array:
