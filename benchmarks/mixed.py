@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks import _clusters, _harness, _runs
 from metalearn import runs
+from metalearn.apps import find
 from metalearn.runs import folder as run_folder
 
 
@@ -24,7 +25,8 @@ class Mixed:
       data_dir: Folder of the image sets; that of the first run if None.
       tasks: Meta-test tasks over all sets.
       json: Where to write; by default `mixed.json` in `benchmarks/results`, or
-        `styled.json`. A picture of the first tree of clusters is written beside.
+        `styled.json`. The name of the file is the name of the result. A picture of the
+        first tree of clusters is written beside.
     """
 
     runs: tuple[str, ...]
@@ -38,6 +40,7 @@ class Mixed:
         _runs.check_finished([run.folder for run in loaded])
         baseline = data = None
         kind = loaded[0].name.partition("-")[0]
+        kind = Path(self.json).stem if self.json else kind
         drawn = False
         for run, label in zip(loaded, labels(loaded), strict=True):
             variables, progress = runs.best(run)
@@ -102,16 +105,16 @@ class Mixed:
 
 
 def labels(loaded: Sequence[runs.Run]) -> list[str]:
-    """A name for each run: that of its recipe and, if several share it, what is its own.
+    """A name for each run: that of its recipe, and options that the recipe has not.
 
     Raises:
-      ValueError: two runs of one recipe have the same options.
+      ValueError: two runs have the same recipe and options.
     """
-    options = [(run.name, frozenset(run.recipe.settings()["options"])) for run in loaded]
     found = []
-    for run, (name, mine) in zip(loaded, options, strict=True):
-        shared = frozenset.intersection(*(each for other, each in options if other == name))
-        found.append(" ".join([name, *sorted(mine - shared)]))
+    for run in loaded:
+        usual = find(run.name).recipe.settings()["options"]
+        own = [o for o in run.recipe.settings()["options"] if o not in usual]
+        found.append(" ".join([run.name, *own]))
         if found.count(found[-1]) > 1:
             raise ValueError(
                 f"{run.folder} and another run here are both {found[-1]}. Give runs of "

@@ -451,25 +451,3 @@ def test_stacking_takes_any_iterable():
 
 def test_numbers_of_numpy_count_devices():
     assert ml.task_mesh(np.int64(1)).size == 1
-
-
-def test_schedule_free_optimisers_are_judged_by_their_average():
-    """They step from other points than those they are evaluated at."""
-    opt = optax.chain(optax.clip_by_global_norm(10.0), optax.contrib.schedule_free_sgd(0.1))
-    params = {"w": jnp.ones(3)}
-    state = opt.init(params)
-    points, z = [], params["w"]
-    for _ in range(3):
-        grads = {"w": params["w"]}  # of |w|^2 / 2
-        z = z - 0.1 * grads["w"]
-        points.append(z)
-        updates, state = opt.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-    held = ml.TrainState(
-        step=jnp.asarray(3),
-        variables=ml.Variables(params=params, state={}),
-        opt_state=state,
-    )
-    found = ml.judged(held).params["w"]
-    np.testing.assert_allclose(found, np.mean(points, 0), rtol=1e-5)
-    assert not np.allclose(found, params["w"])

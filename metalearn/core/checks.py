@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metalearn.core import given as given_
 from metalearn.core import losses, trees
 from metalearn.core.keys import check_key
 from metalearn.core.model import Model
@@ -165,7 +166,7 @@ def loss(value: Any, name: str = "loss_fn") -> None:
       TypeError: it is not a function.
     """
     if callable(value) and not inspect.isclass(value) and not isinstance(value, Model):
-        if _takes_two(value):
+        if given_.takes(value, 2):
             return
         raise TypeError(
             f"{name} takes {inspect.signature(value)}; expected a function (outputs, "
@@ -186,17 +187,6 @@ def loss(value: Any, name: str = "loss_fn") -> None:
     raise TypeError(
         f"{name} is {given}; expected a function (outputs, examples) -> scalar, {hint}."
     )
-
-
-def _takes_two(fn: Any) -> bool:
-    """Whether a function can be called with outputs and examples."""
-    try:
-        inspect.signature(fn).bind(None, None)
-    except TypeError:
-        return False
-    except ValueError:  # written in C: nothing is known
-        pass
-    return True
 
 
 def one_set(examples: Examples, name: str) -> None:

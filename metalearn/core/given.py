@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,8 +37,31 @@ def flag(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {value!r}; expected True or False.")
 
 
+def takes(given: Callable[..., Any], num: int) -> bool:
+    """Whether a function can be called with `num` arguments by position."""
+    try:
+        signature = inspect.signature(given)
+    except (TypeError, ValueError):  # written in C: nothing is known
+        return True
+    try:
+        signature.bind(*[None] * num)
+    except TypeError:
+        return False
+    return True
+
+
 def one_form(words: np.ndarray) -> np.ndarray:
-    """Text with one form of each accented letter (NFC), so that equal words are equal."""
+    """Text with one form of each accented letter (NFC), so that equal words are equal.
+
+    Numbers stay as they are, and so does what is no text among other objects.
+    """
+    if words.dtype.kind == "O":
+        clean = np.empty_like(words)
+        for place in np.ndindex(words.shape):
+            value = words[place]
+            text = type(value) is str
+            clean[place] = unicodedata.normalize("NFC", value) if text else value
+        return clean
     if words.dtype.kind not in "UT":
         return words
     found, place = np.unique(words.astype(str), return_inverse=True)

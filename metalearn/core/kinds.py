@@ -7,11 +7,12 @@ place of its learner. The messages name that attribute.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from metalearn.core import checks
 from metalearn.core.given import flag as flag
+from metalearn.core.given import takes as takes
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
 
@@ -56,19 +57,6 @@ def function(
             f"{name} takes {inspect.signature(given)}; expected {wanted}, such as "
             f"{example}."
         )
-
-
-def takes(given: Callable[..., Any], num: int) -> bool:
-    """Whether a function can be called with `num` arguments by position."""
-    try:
-        signature = inspect.signature(given)
-    except (TypeError, ValueError):  # written in C: nothing is known
-        return True
-    try:
-        signature.bind(*[None] * num)
-    except TypeError:
-        return False
-    return True
 
 
 def learner(given: Any, name: str = "learner") -> None:

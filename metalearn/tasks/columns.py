@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,12 +97,14 @@ class Table:
                 f"column {name!r} has shape {values.shape}; expected [R], or [R, D] for "
                 "several numbers a row."
             )
-        return _one_form(values)
+        return given.one_form(values)
 
     def order_of(self, name: str) -> list[Any] | None:
         """Values of a categorical column of a data frame, in its own order."""
         categories = getattr(getattr(self._table[name], "cat", None), "categories", None)
-        return None if categories is None else _one_form(np.asarray(categories)).tolist()
+        return (
+            None if categories is None else given.one_form(np.asarray(categories)).tolist()
+        )
 
     def check_names(self, option: str, names: Sequence[str]) -> None:
         """Raises a `ValueError` if the table lacks a column that an option names."""
@@ -115,17 +116,6 @@ class Table:
                     f"{option} names the column {name!r}; there are "
                     f"{', '.join(map(repr, self.names))}.{hint}"
                 )
-
-
-def _one_form(values: np.ndarray) -> np.ndarray:
-    """Text in one Unicode form, also among other objects."""
-    if values.dtype.kind != "O":
-        return given.one_form(values)
-    clean = np.empty_like(values)
-    for place in np.ndindex(values.shape):
-        value = values[place]
-        clean[place] = unicodedata.normalize("NFC", value) if type(value) is str else value
-    return clean
 
 
 def is_number(values: np.ndarray) -> bool:
