@@ -118,7 +118,8 @@ def fit(
       checkpoint_every: Steps between checkpoints; only at the end when `None`.
       resume: Whether to go on from the latest checkpoint, if there is one. The run must
         be the same: the learner by its name and numbers (`describe`), the tasks by their
-        name and data, the optimiser by its kind, the judgement, `tasks_per_step`, `key`, and the variables and the state of the optimiser by
+        name and data, the optimiser by its kind, the judgement, `tasks_per_step`, `key`,
+        and the variables and the state of the optimiser by
         their structure. The first step is done once more, and its metrics have to be those
         of then: another loss, model, inner rate or state to start from is refused. The
         rate of the outer optimiser is not seen: keep it yourself.
