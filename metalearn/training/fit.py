@@ -119,10 +119,9 @@ def fit(
       resume: Whether to go on from the latest checkpoint, if there is one. The run must
         be the same: the learner by its name and numbers (`describe`), the tasks by their
         name and data, the optimiser by its kind, the judgement, `tasks_per_step`, `key`,
-        and the variables and the state of the optimiser by
-        their structure. The first step is done once more, and its metrics have to be those
-        of then: another loss, model, inner rate or state to start from is refused. The
-        rate of the outer optimiser is not seen: keep it yourself.
+        and the variables and the optimiser's state by their structure. The first step is
+        done once more and must have the metrics of then: another loss, model, inner rate
+        or state to start from is refused. The outer rate is not seen: keep it yourself.
       nonfinite: Word for what to do at a step that is not finite: "stop" raises at the
         first, "skip" leaves its update out and counts it in `meta/skipped`. Such a step
         has a NaN or an infinity in its meta-gradient, its update or its metrics. Where
