@@ -4,6 +4,7 @@ Rank promotion raises in every test, so a hidden broadcast is an error. Strict d
 promotion is a fixture of its own, `strict_dtypes`: optax.adam does not keep to it.
 """
 
+import gc
 import os
 import tempfile
 import threading
@@ -25,6 +26,9 @@ os.environ["XLA_FLAGS"] = " ".join(
         *(["--xla_cpu_use_fusion_emitters=false"] if JAX_0_10 else []),
     ]
 )
+# Tracing makes millions of objects that live long. Python's collector looks through all of
+# them again and again, which is a tenth of the time of the tests.
+gc.set_threshold(200_000, 20, 100)
 CACHE = os.environ.get("METALEARN_TEST_CACHE") or str(
     Path(tempfile.gettempdir()) / f"metalearn-test-cache-{os.getuid()}"
 )
