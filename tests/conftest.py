@@ -70,6 +70,8 @@ if JAX_0_10:
 
 environment.share_compilations(CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# Where in Python each operation comes from is written into programs for profilers.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 IGNORED_WARNINGS = (

@@ -7,11 +7,13 @@ and tells `nn.BatchNorm` which statistics to use.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from metalearn.core import flags as flags_
 from metalearn.core import probe
@@ -44,8 +46,8 @@ def from_linen(
 
     Raises:
       TypeError: `module` is not a linen module, or has no argument `train_kw`.
-      ValueError: `init` finds that evaluation draws at random or moves the state, or batch
-        statistics that no training pass would move.
+      ValueError: `init` finds that evaluation draws at random or moves the state, batch
+        statistics that no training pass would move, or dropout that drops in none.
 
     Example:
       >>> model = ml.from_linen(MyConvNet(num_ways=5))
@@ -222,6 +224,7 @@ def _check(
             params, state, x, key, noise=train, batch=train
         )
 
+    idle: list[str] = []
     if evaluation:
         remedy = (
             f"The training flag taken is {flags_.described(flags)}. If a flag has the "
@@ -230,13 +233,53 @@ def _check(
             "in BatchNorm(use_running_average=not train). A module that is meant to be "
             "the same in both has train_kw=None."
         )
-        probe.check_evaluation(pass_(False), params, state, x, owner=name, remedy=remedy)
+        with _noting_idle_dropout() as idle:
+            probe.check_evaluation(
+                pass_(False), params, state, x, owner=name, remedy=remedy
+            )
+    if not idle and "batch_stats" not in state:
+        return
+    with _noting_idle_dropout() as idle:
+        traced = probe.trace(pass_(True), params, state, x)
+    if evaluation and idle:
+        raise ValueError(
+            f"{name} drops nothing in training: {', '.join(dict.fromkeys(idle))}. The "
+            f"training flag taken is {flags_.described(flags)}. Only arguments of "
+            "__call__ are set, not attributes of the module and no words: write "
+            "__call__(self, x, train=False) and Dropout(0.5, deterministic=not train), or "
+            "name the argument: from_linen(module, train_kw='NAME'). A module whose "
+            "dropout is meant to be off has train_kw=None."
+        )
     if "batch_stats" not in state:
         return
-    moved = probe.moved_paths(probe.trace(pass_(True), params, state, x), state)
+    moved = probe.moved_paths(traced, state)
     if not any(path.startswith("batch_stats") for path in moved):
         raise ValueError(
             f"{name} keeps batch statistics, but no training flag moves them (taken: "
             f"{flags_.described(flags)}; no training flag of another name was found "
             "among its arguments). Name the flag: from_linen(module, train_kw='...')."
         )
+
+
+@contextlib.contextmanager
+def _noting_idle_dropout() -> Iterator[list[str]]:
+    """Gives a list that gets the layers that could drop and are told not to."""
+    import flax.linen as nn
+
+    found: list[str] = []
+
+    def note(next_fun: Any, args: tuple, kwargs: dict, context: Any) -> Any:
+        layer = context.module
+        kinds = {nn.Dropout: "rate", nn.MultiHeadDotProductAttention: "dropout_rate"}
+        rate = next((n for kind, n in kinds.items() if isinstance(layer, kind)), None)
+        if rate and context.method_name == "__call__" and getattr(layer, rate) > 0:
+            told = kwargs.get("deterministic")
+            told = layer.deterministic if told is None else told
+            # A flag that is traced is no decision yet.
+            if isinstance(told, (bool, np.bool_)) and told:
+                path = "/".join(layer.path) or type(layer).__name__
+                found.append(f"{path} ({rate} {getattr(layer, rate):g})")
+        return next_fun(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        yield found

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from metalearn.core import checks, probe
 from metalearn.core import flags as flags_
@@ -40,7 +41,8 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
 
     Raises:
       TypeError: `make` does not return an nnx module.
-      ValueError: `init` finds that evaluation draws at random or moves the state.
+      ValueError: `init` finds that evaluation draws at random or moves the state, or dropout
+        that drops in no training pass.
 
     Example:
       >>> model = ml.from_nnx(lambda rngs: Net(num_ways=5, rngs=rngs))
@@ -89,6 +91,7 @@ class _Module:
         call = type(module).__call__
         self.flags = flags_.find(call, "auto", self.name)
         self.takes_mask = flags_.accepts(call, "mask")
+        self._dropout = _dropout(module)
         self._graphs = {}
         for noise, batch, both in itertools.product((False, True), repeat=3):
             module.train() if both else module.eval()
@@ -106,6 +109,23 @@ class _Module:
         )
         evaluation = functools.partial(self, noise=False, batch=False)
         probe.check_evaluation(evaluation, params, state, x, owner=self.name, remedy=remedy)
+        if self._dropout and not self._drops(params, state, x):
+            raise ValueError(
+                f"{self.name} drops nothing in training, though it has "
+                f"{', '.join(self._dropout)}. {remedy}"
+            )
+
+    def _drops(self, params: PyTree, state: PyTree, x: PyTree) -> bool:
+        """Whether a training pass moves a random stream."""
+        drawn = []
+
+        def training(params: PyTree, state: PyTree, x: PyTree) -> PyTree:
+            *found, moved = self._pass(params, state, x, None, None, True, True, True)
+            drawn.append(moved)
+            return found
+
+        jax.eval_shape(training, *map(probe.like, (params, state, x)))
+        return drawn[0]
 
     def _build(self, key: Key) -> Any:
         from flax import nnx
@@ -147,36 +167,50 @@ class _Module:
         batch: bool,
     ) -> tuple[PyTree, PyTree]:
         """Outputs and state of one pass."""
+        given = (params, state, x, key, mask, noise, batch)
+        outputs, new, drawn = self._pass(*given, noise or batch)
+        # A flag of both means both. Where a layer draws that should not, or moves its
+        # averages, evaluation does neither, and layers of nnx are spoken to by themselves.
+        hidden = state.get("nnx", {})
+        if noise != batch and (drawn if batch else probe.moves(hidden, new)):
+            outputs, new, _ = self._pass(*given, False)
+        return outputs, {**state, "nnx": new} if "nnx" in state else state
+
+    def _pass(
+        self,
+        params: PyTree,
+        state: PyTree,
+        x: PyTree,
+        key: Key | None,
+        mask: Array | None,
+        noise: bool,
+        batch: bool,
+        both: bool,
+    ) -> tuple[PyTree, PyTree, bool]:
+        """Outputs, state, and whether a random stream was drawn from."""
         from flax import nnx
 
         params_like, rng_like, state_like = self._like
         streams, hidden = state.get("rng", {}), state.get("nnx", {})
-
-        def go(both: bool) -> tuple[PyTree, PyTree, bool]:
-            start = _filled(rng_like, _reseeded(streams, key))
-            before = _values(start)  # the merged module moves the streams in place
-            module = nnx.merge(
-                self._graphs[noise, batch, both],
-                _filled(params_like, params),
-                start,
-                _filled(state_like, hidden),
-            )
-            given = flags_.values(self.flags, noise=noise, batch=batch, both=both)
-            if self.takes_mask:
-                given["mask"] = mask
-            outputs = module(x, **given)
-            _, _, rng, new = self._parts(module)
-            pairs = zip(before, _values(rng), strict=True)
-            drawn = any(old is not now for old, now in pairs)
-            # What the pass has sown is a result, and no state.
-            return outputs, _as_before(hidden, nnx.to_pure_dict(new)), drawn
-
-        outputs, new, drawn = go(noise or batch)
-        # A flag of both means both. Where a layer draws that should not, or moves its
-        # averages, evaluation does neither, and layers of nnx are spoken to by themselves.
-        if noise != batch and (drawn if batch else probe.moves(hidden, new)):
-            outputs, new, _ = go(False)
-        return outputs, {**state, "nnx": new} if "nnx" in state else state
+        start = _filled(rng_like, _reseeded(streams, key))
+        before = _values(start)  # the merged module moves the streams in place
+        module = nnx.merge(
+            self._graphs[noise, batch, both],
+            _filled(params_like, params),
+            start,
+            _filled(state_like, hidden),
+        )
+        given: dict[str, Any] = flags_.values(
+            self.flags, noise=noise, batch=batch, both=both
+        )
+        if self.takes_mask:
+            given["mask"] = mask
+        outputs = module(x, **given)
+        _, _, rng, new = self._parts(module)
+        pairs = zip(before, _values(rng), strict=True)
+        drawn = any(old is not now for old, now in pairs)
+        # What the pass has sown is a result, and no state.
+        return outputs, _as_before(hidden, nnx.to_pure_dict(new)), drawn
 
 
 def _values(state: Any) -> list[Any]:
@@ -200,7 +234,20 @@ def _set_modes(module: Any, *, noise: bool, batch: bool, both: bool) -> None:
 
 
 def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
+    return value is None or isinstance(value, (bool, np.bool_))
+
+
+def _dropout(module: Any) -> list[str]:
+    """Layers of a module that could drop, in words."""
+    from flax import nnx
+
+    kinds = {nnx.Dropout: "rate", nnx.MultiHeadAttention: "dropout_rate"}
+    return [
+        f"{type(layer).__name__} ({name} {getattr(layer, name):g})"
+        for _, layer in nnx.iter_modules(module)
+        for kind, name in kinds.items()
+        if isinstance(layer, kind) and getattr(layer, name) > 0
+    ]
 
 
 def _as_before(old: Any, new: Any) -> Any:

@@ -180,3 +180,82 @@ def test_a_rate_of_zero_is_no_noise():
         lambda key, x: {}, lambda p, x, key: x + 0 * jax.random.normal(key, x.shape)
     )
     model.init(KEY, X)
+
+
+class LinenField(nn.Module):
+    training: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.5, deterministic=not self.training)(nn.Dense(2)(x))
+
+
+class LinenOtherName(nn.Module):
+    @nn.compact
+    def __call__(self, x, dropout=False):
+        return nn.Dropout(0.5)(nn.Dense(2)(x), deterministic=not dropout)
+
+
+class LinenAnyArgument(nn.Module):
+    @nn.compact
+    def __call__(self, x, **given):
+        evaluation = np.bool_(given.get("deterministic", True))
+        return nn.Dropout(0.5, deterministic=evaluation)(nn.Dense(2)(x))
+
+
+class LinenWord(nn.Module):
+    @nn.compact
+    def __call__(self, x, mode="eval"):
+        return nn.Dropout(0.5, deterministic=mode == "eval")(nn.Dense(2)(x))
+
+
+class LinenAttention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        attend = nn.MultiHeadDotProductAttention(1, dropout_rate=0.5, deterministic=True)
+        return nn.Dense(2)(attend(x[:, None], x[:, None])[:, 0])
+
+
+class NnxWord(nnx.Module):
+    def __init__(self, rngs):
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x, mode="eval"):
+        return self.dropout(x, deterministic=mode == "eval")
+
+
+class NnxArray(nnx.Module):
+    """Its attribute is a bool of NumPy, which is a flag like Python's."""
+
+    def __init__(self, rngs):
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.training = np.bool_(False)
+
+    def __call__(self, x):
+        return self.dropout(x, deterministic=not self.training)
+
+
+IDLE = [LinenField(), LinenOtherName(), LinenAnyArgument(), LinenWord(), LinenAttention()]
+
+
+@pytest.mark.parametrize("module", [*IDLE, NnxWord], ids=str)
+def test_dropout_that_never_drops_is_refused(module):
+    linen = isinstance(module, nn.Module)
+    model = ml.from_linen(module) if linen else ml.from_nnx(module)
+    with pytest.raises(ValueError, match=r"drops nothing in training.*rate 0\.5"):
+        model.init(KEY, X)
+    if linen:  # unless it is meant so
+        ml.from_linen(module, train_kw=None).init(KEY, X)
+
+
+def test_a_flag_of_numpy_is_a_flag():
+    model = ml.from_nnx(NnxArray)
+    variables = model.init(KEY, X)
+    assert (np.asarray(model.apply(variables, X, key=KEY, train=True)[0]) == 0).any()
+    np.testing.assert_array_equal(model.apply(variables, X, key=KEY)[0], X)
+
+
+def test_other_names_of_dropout_are_given():
+    model = ml.from_linen(LinenOtherName(), train_kw="dropout")
+    variables = model.init(KEY, X)
+    assert (np.asarray(model.apply(variables, X, key=KEY, train=True)[0]) == 0).any()
