@@ -336,6 +336,35 @@ MISTAKES = {
         TypeError,
         r"loss_fn gave int32\[\]",
     ),
+    "objective": (lambda: ml.gradient_estimator(5), TypeError, "objective is a int"),
+    "parts of a learner": (
+        lambda: ml.meta_trainer(ml.MetaLearner(5, 5, 5, 5), SGD),
+        TypeError,
+        r"learner\.init is a int; expected a function",
+    ),
+    "steps that wait, inside": (
+        lambda: ml.maml(plain(), CE, optax.MultiSteps(SGD, 2), num_steps=1),
+        TypeError,
+        "adds up the gradients of several calls",
+    ),
+    "steps that wait, outside": (
+        lambda: ml.meta_trainer(maml(), optax.MultiSteps(SGD, 2)),
+        TypeError,
+        r"MultiSteps.*tasks_per_step",
+    ),
+    "families": (lambda: ml.tasks.function_families(families=5), TypeError, "names out of"),
+    "a family": (lambda: ml.tasks.function_families(families="sine"), TypeError, "a list"),
+    "parts": (lambda: ml.data.load("omniglot", parts=5), TypeError, "parts is 5; expected"),
+    "a leaf of maml": (
+        lambda: ml.algorithms.add_leaf(variables(), KEY),
+        ValueError,
+        "expected those of hsml",
+    ),
+    "rate of nothing": (
+        lambda: ml.kfo(plain(), CE, num_steps=1, rate=0.0),
+        ValueError,
+        "above 0",
+    ),
     # One attribute away.
     "judged a number": (lambda: ml.judged(5), TypeError, "expected TrainState"),
     "judged variables": (

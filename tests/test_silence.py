@@ -353,3 +353,42 @@ def test_encoders_of_every_kind_are_still_read():
     learner = ml.protonet(linen(None), num_ways=WAYS)
     adapted = learner.adapt(learner.init(KEY, TASK), TASK.support)
     assert learner.predict(adapted, TASK.query.x).dtype == jnp.float32
+
+
+# -- Losses of one's own ------------------------------------------------------------------
+
+
+def column():
+    return ml.from_apply_fn(
+        lambda key, x: {"w": jnp.ones((x.shape[-1], 1))}, lambda params, x: x @ params["w"]
+    )
+
+
+def against_all(outputs, examples):
+    return jnp.mean((outputs - examples.y) ** 2)
+
+
+def against_its_own(outputs, examples):
+    return jnp.mean((outputs.reshape(examples.y.shape) - examples.y) ** 2)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1])
+def test_a_loss_of_each_output_against_each_target_is_refused(num_steps):
+    """Outputs [N, 1] less targets [N] are [N, N], whose mean learns the mean target."""
+    rng = np.random.default_rng(0)
+    part = ml.Examples.of(rng.normal(size=(6, 2)), rng.normal(size=6))
+    task = ml.Task(support=part, query=part)
+    with jax.numpy_rank_promotion("allow"):  # as it is outside of these tests
+        for loss_fn in (against_its_own, against_all):
+            learner = ml.maml(column(), loss_fn, optax.sgd(0.1), num_steps=num_steps)
+            estimate = lambda learner=learner: learner.estimate(
+                learner.init(KEY, task), ml.stack_tasks([task, task]), key=KEY
+            )
+            if loss_fn is against_its_own:
+                loss = estimate().metrics["query/loss"]
+                if not num_steps:
+                    expected = np.mean((np.asarray(part.x).sum(1) - part.y) ** 2)
+                    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+                continue
+            with pytest.raises(ValueError, match=r"outputs of shape \(6, 1\) against"):
+                estimate()

@@ -133,6 +133,7 @@ def fine_tune(
         return inner.adapt(variables, None, support, key=key)[0]
 
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:
+        kinds.adapted(adapted, Adapted)
         return inner.predict(adapted, x, key=key, mask=mask)[0]
 
     def objective(variables: Variables, task: Task, *, key: Key):

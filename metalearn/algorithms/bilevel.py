@@ -168,9 +168,7 @@ def bilevel(
         return _adapt(loop, variables, support, key, train=False)[1]
 
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:
-        kinds.instance(
-            adapted, Adapted, "adapted", "Give learner.adapt(variables, support)."
-        )
+        kinds.adapted(adapted, Adapted)
         return loop.whole.predict(adapted, x, key=key, mask=mask)[0]
 
     def objective(variables: Variables, task: Task, *, key: Key):

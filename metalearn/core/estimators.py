@@ -56,6 +56,7 @@ def gradient_estimator(
       Python of the objective runs once for each shape of its arguments.
 
     Raises:
+      TypeError: what should be a function is none.
       ValueError: `task_chunk` is neither `"auto"` nor a positive integer.
 
     Example:
@@ -81,6 +82,7 @@ def gradient_estimator(
             variables.params, variables.state, tasks, keys
         )
 
+    _check_function("objective", objective, "(loss, (state, metrics))")
     return _mean_over_tasks(chunk_fn, task_chunk, reduce_state)
 
 
@@ -106,6 +108,7 @@ def mean_estimator(
       `estimate(variables, tasks, *, key) -> Estimate` of the mean over tasks.
 
     Raises:
+      TypeError: what should be a function is none.
       ValueError: `task_chunk` is neither `"auto"` nor a positive integer.
 
     Example:
@@ -119,7 +122,16 @@ def mean_estimator(
         grads, aux = jax.vmap(one)(tasks, keys)
         return jax.tree.map(lambda g: g.sum(0), grads), aux
 
+    _check_function("gradient", gradient, "(gradient, (state, metrics))")
     return _mean_over_tasks(chunk_fn, task_chunk, reduce_state, divisor)
+
+
+def _check_function(name: str, given: Any, result: str) -> None:
+    if not callable(given):
+        raise TypeError(
+            f"{name} is a {type(given).__name__}; expected a function "
+            f"(variables, task, *, key) -> {result} of one task."
+        )
 
 
 def check_chunk(task_chunk: Any) -> None:

@@ -62,6 +62,13 @@ def function(
 def learner(given: Any, name: str = "learner") -> None:
     """Raises a `TypeError` unless `given` is a `MetaLearner`; says how to get one."""
     if isinstance(given, MetaLearner):
+        for part in ("init", "adapt", "predict", "estimate"):
+            fn = getattr(given, part)
+            if not callable(fn):
+                raise TypeError(
+                    f"{name}.{part} is a {type(fn).__name__}; expected a function. See "
+                    "ml.MetaLearner for the arguments of each."
+                )
         return
     remedy = "Make one, such as ml.maml(model, ml.losses.mse, optax.sgd(0.01))."
     if isinstance(getattr(given, "learner", None), MetaLearner):
@@ -98,6 +105,11 @@ def variables(given: Any, name: str = "variables") -> None:
     elif isinstance(given, (tuple, list)) and not hasattr(given, "_fields"):
         remedy = "Give one of its parts, such as variables[0]."
     raise TypeError(f"{name} is a {type(given).__name__}; expected Variables. {remedy}")
+
+
+def adapted(given: Any, kind: type) -> None:
+    """Raises a `TypeError` unless `given` is of the class that `adapt` returns."""
+    instance(given, kind, "adapted", "Give learner.adapt(variables, support).")
 
 
 def adaptation(given: Any, support: Any) -> None:

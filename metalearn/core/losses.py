@@ -52,6 +52,37 @@ def _check_equal(outputs: Array, examples: Examples, loss: str) -> None:
         )
 
 
+def of_rows(loss_fn: Callable, outputs: Any, examples: Examples) -> Any:
+    """What a loss says of a set, if it holds each output against its own target.
+
+    A loss of one's own that subtracts targets `[N]` from outputs `[N, 1]` gets `[N, N]` by
+    broadcasting: every output against every target, whose mean learns the mean target.
+
+    Args:
+      loss_fn: Function `(outputs, examples) -> scalar`.
+      outputs: Outputs of the network, `[N, ...]`.
+      examples: Examples, `[N, ...]`.
+
+    Raises:
+      ValueError: outputs and targets have as many numbers and another rank, and the loss
+        broadcasts over ranks.
+    """
+    shapes = [getattr(part, "shape", None) for part in (outputs, examples.y)]
+    if None in shapes or shapes[0] == shapes[1] or np.prod(shapes[0]) != np.prod(shapes[1]):
+        return loss_fn(outputs, examples)
+    try:
+        with jax.numpy_rank_promotion("raise"):
+            return loss_fn(outputs, examples)
+    except ValueError as error:
+        if "rank_promotion" not in str(error):
+            raise
+        raise ValueError(
+            f"loss_fn broadcasts outputs of shape {shapes[0]} against targets y of shape "
+            f"{shapes[1]}, each output against each target. Bring both to one shape, such "
+            "as outputs.reshape(examples.y.shape), before they are subtracted."
+        ) from error
+
+
 def mse(outputs: Array, examples: Examples) -> Array:
     """Mean squared error over the valid examples of one task.
 

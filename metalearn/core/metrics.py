@@ -116,7 +116,7 @@ def of_task(loss_fn: LossFn, outputs: Array, examples: Examples) -> dict[str, Ar
     Returns:
       `{"loss": scalar}` and, for integer `y` `[N]` with logits `[N, W]`, `"accuracy"`.
     """
-    result = {"loss": loss_fn(outputs, examples)}
+    result = {"loss": losses.of_rows(loss_fn, outputs, examples)}
     if labels.num_classes(loss_fn, outputs, examples.y) is not None:
         result["accuracy"] = accuracy(outputs, examples)
     return result

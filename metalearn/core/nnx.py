@@ -41,8 +41,8 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
 
     Raises:
       TypeError: `make` does not return an nnx module.
-      ValueError: `init` finds that evaluation draws at random or moves the state, or dropout
-        that drops in no training pass.
+      ValueError: `init` finds that evaluation draws at random or moves the state, or
+        dropout that drops in no training pass.
 
     Example:
       >>> model = ml.from_nnx(lambda rngs: Net(num_ways=5, rngs=rngs))

@@ -46,6 +46,8 @@ def inner_optimiser(inner_opt: Any, hparams: Any, *, second_order: bool) -> None
         given = f"a {type(inner_opt).__name__}"
         if isinstance(inner_opt, numbers.Number):
             given = f"{given}, {inner_opt!r}"
+        if isinstance(inner_opt, optax.MultiSteps):
+            given = f"{given}, which adds up the gradients of several calls"
         rate = inner_opt if isinstance(inner_opt, float) else 0.01
         raise TypeError(
             f"inner_opt is {given}; expected an optax transformation such as "

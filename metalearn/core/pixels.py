@@ -32,14 +32,14 @@ def check_values(
     Args:
       images: uint8 or float `[I, ...]`. Arrays `[I, H, W]` with sides of 8 or more and
         `[I, H, W, C]` with up to four channels are images. Others are features, which may
-        have any range; only flattened images of whole 0..255 or 0..16 are refused.
+        have any range; only flattened images of whole 0..255, 0..16 or 0..15 are refused.
       numbers: Number of each image for messages; its row if None.
       few: Whether these are the few images of one task, whose range says less than that of
         a set. Only images that are surely unscaled are refused then.
 
     Raises:
-      ValueError: images are not finite, are floats far from 0..1, bytes of 0..1, or have
-        their channels first.
+      ValueError: images are not finite, are floats far from 0..1 or whole numbers beyond 1,
+        bytes of 0..1, or have their channels first.
     """
     _check_layout(images)
     if images.dtype == np.uint8:
@@ -56,7 +56,7 @@ def check_values(
     if few and (sides is None or max(-low, high) <= _LARGEST_OF_FEW):
         return
     if sides is None:
-        top = 16 if high == 16 else 255 if 127 < high <= 255 else None
+        top = int(high) if high in (15, 16) else 255 if 127 < high <= 255 else None
         if low >= 0 and top and _flattened(images[0].size) and _whole(images):
             raise ValueError(
                 f"{told} in whole numbers, as flattened images do; expected about 0..1. "
@@ -69,6 +69,11 @@ def check_values(
             f"255. {REMEDY}"
         )
     largest = _LARGEST if min(sides) >= _PIXELS else _LARGEST_OF_FEW
+    if low >= 0 and 1 < high <= largest and min(sides) >= _PIXELS and _whole(images):
+        raise ValueError(
+            f"{told} in whole numbers, as levels of grey do; expected about 0..1. Divide "
+            f"them by their largest value. {REMEDY}"
+        )
     # Negative values are those of standardised images, which may have bright pixels.
     if max(-low, high) <= largest or (low < 0 and _is_standard(images, few)):
         return

@@ -346,7 +346,11 @@ def _text(name):
 
 
 def _several(parts):
-    return (parts,) if isinstance(parts, str) else parts
+    if parts is None or isinstance(parts, str):
+        return parts if parts is None else (parts,)
+    if not isinstance(parts, Sequence) or not all(isinstance(p, str) for p in parts):
+        raise TypeError(f"parts is {parts!r}; expected some of {', '.join(PARTS)}.")
+    return parts
 
 
 def _image_path(name):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.core import checks, trees
+from metalearn.core import checks, losses, trees
 from metalearn.core.keys import fold_key, split_key
 from metalearn.core.losses import mask_absent, present_classes
 from metalearn.core.model import Model, Variables
@@ -142,7 +142,8 @@ def descent(
                 key=fold_key(k_model, step),
                 train=train,
             )
-            return _scalar(loss_fn(hide_absent(outputs, present), examples)), state
+            hidden = hide_absent(outputs, present)
+            return _scalar(losses.of_rows(loss_fn, hidden, examples)), state
 
         result = unroll(
             loss if around is None else around(loss, moving),

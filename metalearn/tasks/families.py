@@ -47,6 +47,7 @@ def function_families(
       `[4]`, which `curve` reads.
 
     Raises:
+      TypeError: `families` is no list or tuple.
       ValueError: a number of points is below one, or `families` is empty or has an unknown
         name.
 
@@ -57,6 +58,10 @@ def function_families(
     """
     checks.whole_number("num_support", num_support, least=1)
     checks.whole_number("num_query", num_query, least=1)
+    if isinstance(families, str) or not isinstance(families, Sequence):
+        raise TypeError(
+            f"families is {families!r}; expected a list of names out of {FAMILIES}."
+        )
     if not families or not set(families) <= set(FAMILIES):
         raise ValueError(f"families is {families}; expected some of {FAMILIES}.")
     return _sampler(num_support, num_query, tuple(families))

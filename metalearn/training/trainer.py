@@ -189,6 +189,13 @@ def check_outer(outer_opt: optax.GradientTransformation) -> None:
         parameters.
       ValueError: its updates are NaN, or go up the gradient.
     """
+    if isinstance(outer_opt, optax.MultiSteps):
+        raise TypeError(
+            "outer_opt is an optax.MultiSteps, which adds up the gradients of several "
+            "steps; expected an optax transformation. Give more tasks to one step, "
+            "tasks_per_step, and let them wait their turn by the task_chunk of the "
+            "learner; or write MultiSteps(...).gradient_transformation()."
+        )
     if not isinstance(outer_opt, optax.GradientTransformation):
         raise TypeError(
             f"outer_opt is a {type(outer_opt).__name__}; expected an optax "

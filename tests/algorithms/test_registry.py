@@ -72,6 +72,15 @@ def test_what_stands_for_variables_is_named(record):
             learner.adapt(given, one(tasks).support, key=jax.random.key(0))
 
 
+@pytest.mark.parametrize("record", registry.RECORDS, ids=lambda record: record.name)
+def test_variables_do_not_predict(record):
+    """Variables in place of what `adapt` returns, which have attributes of its names."""
+    learner, tasks = tiny_learner(record)
+    given = ml.Variables(params={}, state={})
+    with pytest.raises(TypeError, match=r"adapted is a Variables.*Give learner\.adapt\("):
+        learner.predict(given, one(tasks).query.x)
+
+
 def test_unknown_learner_suggests():
     with pytest.raises(ValueError, match="Did you mean maml"):
         registry.find("mamal")

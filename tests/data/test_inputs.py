@@ -53,6 +53,8 @@ UNSCALED = {
     "standardised after bytes": ((BYTES - 0.5) / 0.25, "standardise"),
     "overshoot": (BYTES * 1.02 - 2, "standardise"),
     "0..255 twice divided": (UNIT / 255, "divided by 255 twice"),
+    "levels of grey": (np.round(UNIT * 10), "whole numbers.*largest value"),
+    "flattened 0..15": (np.round(UNIT * 15).reshape(NUM, -1), "Divide them by 15"),
     "bytes of 0 and 1": ((BYTES > 99).astype(np.uint8), "bytes .* from 0 to 1.* 255"),
     "channels first": (np.moveaxis(BYTES, -1, 1), r"channels first.*moveaxis"),
     "channels first, floats": (np.moveaxis(UNIT, -1, 1), r"channels first.*moveaxis"),
@@ -81,6 +83,8 @@ SCALED = {
     "black": (UNIT * 0, UNIT * 0),
     "black bytes": (BYTES * 0, UNIT * 0),
     "half precision": (UNIT.astype(np.float16), UNIT.astype(np.float16)),
+    "drawings": (np.round(UNIT), np.round(UNIT)),
+    "counts": (np.round(UNIT * 9).reshape(NUM, -1), np.round(UNIT * 9).reshape(NUM, -1)),
     "features": (STANDARD.reshape(NUM, -1) * 300, STANDARD.reshape(NUM, -1) * 300),
     "small table": (BYTES.reshape(NUM, -1)[:, :8] * 1.0, BYTES.reshape(NUM, -1)[:, :8]),
     "maps of features": (

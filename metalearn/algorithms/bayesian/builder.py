@@ -125,6 +125,7 @@ def particle_learner(
         return combine_outputs(outputs, posterior.combine)
 
     def predict(adapted, x, *, key=None, mask=None) -> Array:
+        kinds.adapted(adapted, Adapted)
         return combined(inner.members(adapted, x, key=key, train=False, mask=mask)[0])
 
     def objective(variables: Variables, task: Task, *, key: Key):

@@ -47,7 +47,7 @@ from metalearn.algorithms.bayesian.laplace import (
 )
 from metalearn.algorithms.bilevel import AdaptedTask, Hooks, bilevel, last_step
 from metalearn.algorithms.options import Options, takes_options
-from metalearn.core import checks, losses, trees
+from metalearn.core import checks, kinds, losses, trees
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples
@@ -244,6 +244,7 @@ def _with_samples(
     def predict(adapted, x, *, key=None, mask=None) -> Array:
         if not num_samples:
             return learner.predict(adapted, x, key=key, mask=mask)
+        kinds.adapted(adapted, Adapted)
         each = jax.vmap(lambda one: learner.predict(one, x, key=key, mask=mask))(adapted)
         return combine_outputs(each, combine)
 

@@ -158,6 +158,8 @@ def platipus(
         return jax.vmap(one)(jax.random.split(k_draw, num_samples))
 
     def predict(adapted, x, *, key=None, mask=None) -> Array:
+        kinds.adapted(adapted, Adapted)
+
         def one(adapted: Adapted) -> Array:
             return parts.frame.predict(adapted, x, key=key, mask=mask)[0]
 

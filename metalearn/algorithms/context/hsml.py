@@ -29,6 +29,7 @@ from metalearn.algorithms.context.clusters import (
 )
 from metalearn.algorithms.options import Options, takes_options
 from metalearn.core import checks, kinds
+from metalearn.core.keys import check_key
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
@@ -230,11 +231,17 @@ def add_leaf(variables: Variables, key: Key) -> Variables:
       key: Key for the centre and the map of the new cluster.
 
     Raises:
+      TypeError: not `Variables`, or not a key.
       ValueError: there is no tree, as in variables of `mumomaml`.
     """
-    structure = variables.params["structure"]
-    if not structure["tree"]:
-        raise ValueError("variables have no tree of clusters to grow; they are mumomaml's.")
+    kinds.variables(variables)
+    check_key(key)
+    structure = variables.params.get("structure", {})
+    if not structure.get("tree"):
+        raise ValueError(
+            "variables have no tree of clusters to grow; expected those of hsml. They are "
+            "mumomaml's, or another learner's."
+        )
     leaves, *upper = structure["tree"]
     (fresh,) = tree_init(key, (1,), leaves["b"].shape[-1], "gaussian")
     leaves = jax.tree.map(

@@ -180,6 +180,7 @@ def leo(
 
     def predict(adapted, x, *, key=None, mask=None) -> Array:
         del key, mask
+        kinds.adapted(adapted, Generated)
         return _logits(adapted.weights, adapted.present, x)
 
     def objective(variables: Variables, task: Task, *, key: Key):

@@ -150,6 +150,7 @@ def es_maml(
         return adapt_to(variables, support, key=key)[0]
 
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:
+        kinds.adapted(adapted, Adapted)
         return frame.predict(adapted, x, key=key, mask=mask)[0]
 
     policy = normaliser(model, norm, num_steps)

@@ -157,6 +157,7 @@ def imaml(
         return end.adapted(end.phi, end.fixed)
 
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:
+        kinds.adapted(adapted, Adapted)
         return frame.predict(adapted, x, key=key, mask=mask)[0]
 
     config = config_of(

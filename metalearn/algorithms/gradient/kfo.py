@@ -85,7 +85,7 @@ def kfo(
     Example:
       >>> learner = ml.kfo(model, ml.losses.cross_entropy, num_steps=5, rate=0.1)
     """
-    checks.number("rate", rate)
+    checks.number("rate", rate, positive=True)
     alpha, adapts, psd = float(rate), bool(adapt_transform), bool(psd)
 
     def initial(key: Key, params: PyTree) -> PyTree:

@@ -118,6 +118,7 @@ def reptile(
         return testing.adapt(inner, None, support, key=key, opt_state=opt_state)[0]
 
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:
+        kinds.adapted(adapted, Adapted)
         return testing.predict(adapted, x, key=key, mask=mask)[0]
 
     gradient = _path_gradient(training, carry_opt_state)

@@ -139,6 +139,7 @@ def warpgrad(
         return frames.whole.adapt(variables, None, support, key=key)[0]
 
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:
+        kinds.adapted(adapted, Adapted)
         return frames.whole.predict(adapted, x, key=key, mask=mask)[0]
 
     def gradient(variables: Variables, task: Task, *, key: Key) -> tuple[PyTree, tuple]:

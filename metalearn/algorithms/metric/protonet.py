@@ -122,6 +122,7 @@ def protonet(
         return prototypes(embedded, support, variables)
 
     def predict(adapted, x, *, key=None, mask=None) -> Array:
+        kinds.adapted(adapted, Prototypes)
         embedded, _ = embed(adapted.encoder, x, key=key, train=False, mask=mask)
         return logits(adapted, embedded)
 
