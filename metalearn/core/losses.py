@@ -8,6 +8,7 @@ A loss with numbers of its own becomes a loss by `functools.partial`:
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -67,8 +68,11 @@ def of_rows(loss_fn: Callable, outputs: Any, examples: Examples) -> Any:
       ValueError: outputs and targets have as many numbers and another rank, and the loss
         broadcasts over ranks.
     """
-    shapes = [getattr(part, "shape", None) for part in (outputs, examples.y)]
-    if None in shapes or shapes[0] == shapes[1] or np.prod(shapes[0]) != np.prod(shapes[1]):
+    given = getattr(outputs, "shape", None)
+    wanted = getattr(examples.y, "shape", None)
+    if given is None or wanted is None or given == wanted:
+        return loss_fn(outputs, examples)
+    if math.prod(given) != math.prod(wanted):
         return loss_fn(outputs, examples)
     try:
         with jax.numpy_rank_promotion("raise"):
@@ -77,8 +81,8 @@ def of_rows(loss_fn: Callable, outputs: Any, examples: Examples) -> Any:
         if "rank_promotion" not in str(error):
             raise
         raise ValueError(
-            f"loss_fn broadcasts outputs of shape {shapes[0]} against targets y of shape "
-            f"{shapes[1]}, each output against each target. Bring both to one shape, such "
+            f"loss_fn broadcasts outputs of shape {given} against targets y of shape "
+            f"{wanted}, each output against each target. Bring both to one shape, such "
             "as outputs.reshape(examples.y.shape), before they are subtracted."
         ) from error
 
