@@ -347,13 +347,27 @@ MISTAKES = {
         TypeError,
         "adds up the gradients of several calls",
     ),
+    "steps that wait, as a transformation": (
+        lambda: ml.maml(
+            plain(),
+            CE,
+            optax.MultiSteps(SGD, 2).gradient_transformation(),
+            num_steps=1,
+        ),
+        ValueError,
+        "an inner step that waits adapts nothing",
+    ),
     "steps that wait, outside": (
         lambda: ml.meta_trainer(maml(), optax.MultiSteps(SGD, 2)),
         TypeError,
         r"MultiSteps.*tasks_per_step",
     ),
     "families": (lambda: ml.tasks.function_families(families=5), TypeError, "names out of"),
-    "a family": (lambda: ml.tasks.function_families(families="sine"), TypeError, "a list"),
+    "a family": (
+        lambda: ml.tasks.function_families(families="sine"),
+        TypeError,
+        "several names",
+    ),
     "parts": (lambda: ml.data.load("omniglot", parts=5), TypeError, "parts is 5; expected"),
     "a leaf of maml": (
         lambda: ml.algorithms.add_leaf(variables(), KEY),

@@ -357,38 +357,93 @@ def test_encoders_of_every_kind_are_still_read():
 
 # -- Losses of one's own ------------------------------------------------------------------
 
+SGD = optax.sgd(0.1)
 
-def column():
+
+def net(width):
     return ml.from_apply_fn(
-        lambda key, x: {"w": jnp.ones((x.shape[-1], 1))}, lambda params, x: x @ params["w"]
+        lambda key, x: {"w": jnp.ones((x.shape[-1], width))},
+        lambda params, x: x @ params["w"],
     )
 
 
-def against_all(outputs, examples):
+def square(outputs, examples):
     return jnp.mean((outputs - examples.y) ** 2)
 
 
-def against_its_own(outputs, examples):
-    return jnp.mean((outputs.reshape(examples.y.shape) - examples.y) ** 2)
+def gaussian(outputs, examples):
+    mean, log = jnp.split(outputs, 2, axis=-1)
+    return jnp.mean((mean - examples.y) ** 2 * jnp.exp(-log) + log)
 
 
-@pytest.mark.parametrize("num_steps", [0, 1])
-def test_a_loss_of_each_output_against_each_target_is_refused(num_steps):
-    """Outputs [N, 1] less targets [N] are [N, N], whose mean learns the mean target."""
+def binary(outputs, examples):
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(outputs, examples.y > 0))
+
+
+def centred(outputs, examples):
+    x = examples.x - examples.x.mean(0)
+    return jnp.mean((outputs[:, 0] - examples.y) ** 2) + 1e-3 * jnp.mean(x**2)
+
+
+def pinball(outputs, examples):
+    error = examples.y - outputs[:, 0]
+    shares = jnp.array([0.1, 0.5, 0.9])
+    return jnp.mean(jnp.maximum(shares * error[:, None], (shares - 1) * error[:, None]))
+
+
+def sets(dtype=np.float32):
     rng = np.random.default_rng(0)
-    part = ml.Examples.of(rng.normal(size=(6, 2)), rng.normal(size=6))
-    task = ml.Task(support=part, query=part)
-    with jax.numpy_rank_promotion("allow"):  # as it is outside of these tests
-        for loss_fn in (against_its_own, against_all):
-            learner = ml.maml(column(), loss_fn, optax.sgd(0.1), num_steps=num_steps)
-            estimate = lambda learner=learner: learner.estimate(
-                learner.init(KEY, task), ml.stack_tasks([task, task]), key=KEY
-            )
-            if loss_fn is against_its_own:
-                loss = estimate().metrics["query/loss"]
-                if not num_steps:
-                    expected = np.mean((np.asarray(part.x).sum(1) - part.y) ** 2)
-                    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-                continue
-            with pytest.raises(ValueError, match=r"outputs of shape \(6, 1\) against"):
-                estimate()
+    y = np.sign(rng.normal(size=6)).astype(dtype)
+    part = ml.Examples.of(rng.normal(size=(6, 2)).astype(np.float32), y)
+    return ml.Task(support=part, query=part)
+
+
+MIXING = [(square, 1, np.float32), (gaussian, 2, np.float32), (binary, 1, np.int32)]
+MAKERS = {
+    "maml": lambda model, fn: ml.maml(model, fn, SGD, num_steps=1),
+    "no step": lambda model, fn: ml.maml(model, fn, SGD, num_steps=0),
+    "imaml": lambda model, fn: ml.imaml(model, fn, SGD, num_steps=1, lam=1.0),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize(("fn", "width", "dtype"), MIXING, ids=lambda part: str(part)[:12])
+def test_a_loss_of_each_output_against_each_target_is_refused(fn, width, dtype, make):
+    """Outputs [N, 1] less targets [N] are [N, N], whose mean learns the mean target."""
+    task, learner = sets(dtype), MAKERS[make](net(width), fn)
+    variables = learner.init(KEY, task)
+    with (
+        jax.numpy_rank_promotion("allow"),  # as it is outside of these tests
+        pytest.raises(ValueError, match=r"outputs of shape \(6, \d\) against targets"),
+    ):
+        if make == "imaml":
+            learner.adapt(variables, task.support)
+        learner.estimate(variables, ml.stack_tasks([task, task]), key=KEY)
+
+
+@pytest.mark.parametrize("fn", [centred, pinball])
+def test_losses_that_broadcast_something_else_are_taken(fn):
+    task, learner = sets(), ml.maml(net(1), fn, SGD, num_steps=0)
+    variables = learner.init(KEY, task)
+    with jax.numpy_rank_promotion("allow"):
+        found = learner.estimate(variables, ml.stack_tasks([task, task]), key=KEY)
+        outputs = np.asarray(task.query.x).sum(-1, keepdims=True)
+        expected = fn(outputs, task.query)
+    np.testing.assert_allclose(found.metrics["query/loss"], expected, rtol=1e-5)
+
+
+def test_a_metric_of_each_output_against_each_target_is_refused():
+    task = sets()
+    learner = ml.maml(net(1), centred, SGD, num_steps=0)
+    with (
+        jax.numpy_rank_promotion("allow"),
+        pytest.raises(ValueError, match="each output against each target"),
+    ):
+        ml.evaluate(
+            learner,
+            learner.init(KEY, task),
+            lambda key: task,
+            num_tasks=2,
+            key=KEY,
+            metrics={"query/square": square},
+        )

@@ -63,6 +63,8 @@ def gradient_estimator(
       >>> learner = ml.MetaLearner(init, adapt, predict, ml.gradient_estimator(objective))
     """
 
+    _check_function("objective", objective, "(loss, (state, metrics))")
+
     def summed(params: PyTree, state: PyTree, tasks: Task, keys: Key):
         def one(task: Task, key: Key):
             variables = Variables(params=params, state=state)
@@ -82,7 +84,6 @@ def gradient_estimator(
             variables.params, variables.state, tasks, keys
         )
 
-    _check_function("objective", objective, "(loss, (state, metrics))")
     return _mean_over_tasks(chunk_fn, task_chunk, reduce_state)
 
 
@@ -115,6 +116,8 @@ def mean_estimator(
       >>> estimate = mean_estimator(lambda variables, task, *, key: (grads, (state, {})))
     """
 
+    _check_function("gradient", gradient, "(gradient, (state, metrics))")
+
     def chunk_fn(variables: Variables, tasks: Task, keys: Key):
         def one(task: Task, key: Key):
             return gradient(variables, task, key=key)
@@ -122,7 +125,6 @@ def mean_estimator(
         grads, aux = jax.vmap(one)(tasks, keys)
         return jax.tree.map(lambda g: g.sum(0), grads), aux
 
-    _check_function("gradient", gradient, "(gradient, (state, metrics))")
     return _mean_over_tasks(chunk_fn, task_chunk, reduce_state, divisor)
 
 

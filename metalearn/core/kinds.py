@@ -64,7 +64,7 @@ def learner(given: Any, name: str = "learner") -> None:
     if isinstance(given, MetaLearner):
         for part in ("init", "adapt", "predict", "estimate"):
             fn = getattr(given, part)
-            if not callable(fn):
+            if fn is not None and not callable(fn):
                 raise TypeError(
                     f"{name}.{part} is a {type(fn).__name__}; expected a function. See "
                     "ml.MetaLearner for the arguments of each."

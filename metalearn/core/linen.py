@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from metalearn.core import flags as flags_
 from metalearn.core import probe
@@ -47,7 +47,8 @@ def from_linen(
     Raises:
       TypeError: `module` is not a linen module, or has no argument `train_kw`.
       ValueError: `init` finds that evaluation draws at random or moves the state, batch
-        statistics that no training pass would move, or dropout that drops in none.
+        statistics that no training pass would move, or dropout of which no layer drops in
+        any.
 
     Example:
       >>> model = ml.from_linen(MyConvNet(num_ways=5))
@@ -224,7 +225,7 @@ def _check(
             params, state, x, key, noise=train, batch=train
         )
 
-    idle: list[str] = []
+    dropouts: dict[str, bool] = {}
     if evaluation:
         remedy = (
             f"The training flag taken is {flags_.described(flags)}. If a flag has the "
@@ -233,26 +234,30 @@ def _check(
             "in BatchNorm(use_running_average=not train). A module that is meant to be "
             "the same in both has train_kw=None."
         )
-        with _noting_idle_dropout() as idle:
+        with _noting_dropout() as dropouts:
             probe.check_evaluation(
                 pass_(False), params, state, x, owner=name, remedy=remedy
             )
-    if not idle and "batch_stats" not in state:
+    if not dropouts and "batch_stats" not in state:
         return
-    with _noting_idle_dropout() as idle:
+    with _noting_dropout() as dropouts:
         traced = probe.trace(pass_(True), params, state, x)
-    if evaluation and idle:
+    if evaluation and dropouts and not any(dropouts.values()):
         raise ValueError(
-            f"{name} drops nothing in training: {', '.join(dict.fromkeys(idle))}. The "
+            f"{name} drops nothing in training: {', '.join(dropouts)}. The "
             f"training flag taken is {flags_.described(flags)}. Only arguments of "
             "__call__ are set, not attributes of the module and no words: write "
             "__call__(self, x, train=False) and Dropout(0.5, deterministic=not train), or "
             "name the argument: from_linen(module, train_kw='NAME'). A module whose "
             "dropout is meant to be off has train_kw=None."
         )
-    if "batch_stats" not in state:
-        return
-    moved = probe.moved_paths(traced, state)
+    if "batch_stats" in state:
+        _check_statistics(name, flags, probe.moved_paths(traced, state))
+
+
+def _check_statistics(
+    name: str, flags: Sequence[flags_.Flag], moved: Sequence[str]
+) -> None:
     if not any(path.startswith("batch_stats") for path in moved):
         raise ValueError(
             f"{name} keeps batch statistics, but no training flag moves them (taken: "
@@ -262,23 +267,30 @@ def _check(
 
 
 @contextlib.contextmanager
-def _noting_idle_dropout() -> Iterator[list[str]]:
-    """Gives a list that gets the layers that could drop and are told not to."""
+def _noting_dropout() -> Iterator[dict[str, bool]]:
+    """Gives a dictionary of the layers that could drop: path and rate, whether they may.
+
+    A layer may drop if one of its calls may. A flag that is traced is no decision yet.
+    """
     import flax.linen as nn
 
-    found: list[str] = []
+    found: dict[str, bool] = {}
+    kinds = {nn.Dropout: "rate", nn.MultiHeadDotProductAttention: "dropout_rate"}
 
     def note(next_fun: Any, args: tuple, kwargs: dict, context: Any) -> Any:
         layer = context.module
-        kinds = {nn.Dropout: "rate", nn.MultiHeadDotProductAttention: "dropout_rate"}
-        rate = next((n for kind, n in kinds.items() if isinstance(layer, kind)), None)
-        if rate and context.method_name == "__call__" and getattr(layer, rate) > 0:
-            told = kwargs.get("deterministic")
-            told = layer.deterministic if told is None else told
-            # A flag that is traced is no decision yet.
-            if isinstance(told, (bool, np.bool_)) and told:
-                path = "/".join(layer.path) or type(layer).__name__
-                found.append(f"{path} ({rate} {getattr(layer, rate):g})")
+        name = next((n for kind, n in kinds.items() if isinstance(layer, kind)), None)
+        if name is None or context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
+        rate, told = getattr(layer, name), kwargs.get("deterministic")
+        if told is None and isinstance(layer, nn.Dropout) and len(args) > 1:
+            told = args[1]
+        told = layer.deterministic if told is None else told
+        if isinstance(rate, numbers.Real) and rate > 0:
+            path = "/".join(layer.path) or type(layer).__name__
+            words = f"{path} ({name} {rate:g})"
+            live = isinstance(told, jax.core.Tracer) or not told
+            found[words] = found.get(words, False) or live
         return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(note):

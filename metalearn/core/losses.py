@@ -8,7 +8,6 @@ A loss with numbers of its own becomes a loss by `functools.partial`:
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,40 +50,6 @@ def _check_equal(outputs: Array, examples: Examples, loss: str) -> None:
             f"{examples.y.shape}; they must be equal. Targets of one number an example "
             "are [N, 1] for a network that ends in Dense(1)."
         )
-
-
-def of_rows(loss_fn: Callable, outputs: Any, examples: Examples) -> Any:
-    """What a loss says of a set, if it holds each output against its own target.
-
-    A loss of one's own that subtracts targets `[N]` from outputs `[N, 1]` gets `[N, N]` by
-    broadcasting: every output against every target, whose mean learns the mean target.
-
-    Args:
-      loss_fn: Function `(outputs, examples) -> scalar`.
-      outputs: Outputs of the network, `[N, ...]`.
-      examples: Examples, `[N, ...]`.
-
-    Raises:
-      ValueError: outputs and targets have as many numbers and another rank, and the loss
-        broadcasts over ranks.
-    """
-    given = getattr(outputs, "shape", None)
-    wanted = getattr(examples.y, "shape", None)
-    if given is None or wanted is None or given == wanted:
-        return loss_fn(outputs, examples)
-    if math.prod(given) != math.prod(wanted):
-        return loss_fn(outputs, examples)
-    try:
-        with jax.numpy_rank_promotion("raise"):
-            return loss_fn(outputs, examples)
-    except ValueError as error:
-        if "rank_promotion" not in str(error):
-            raise
-        raise ValueError(
-            f"loss_fn broadcasts outputs of shape {given} against targets y of shape "
-            f"{wanted}, each output against each target. Bring both to one shape, such "
-            "as outputs.reshape(examples.y.shape), before they are subtracted."
-        ) from error
 
 
 def mse(outputs: Array, examples: Examples) -> Array:
@@ -237,13 +202,22 @@ def focal(
 
 def takes_classes(loss_fn: Callable | None) -> bool:
     """Whether targets of a loss are known to be class indices."""
+    return _unwrapped(loss_fn) in (cross_entropy, focal)
+
+
+def is_own(loss_fn: Callable | None) -> bool:
+    """Whether a loss is one of this package, with numbers of its own or without."""
+    return _unwrapped(loss_fn) in (cross_entropy, focal, mse, huber)
+
+
+def _unwrapped(loss_fn: Callable | None) -> Callable | None:
     while True:
         if isinstance(loss_fn, functools.partial):
             loss_fn = loss_fn.func
         elif hasattr(loss_fn, "__wrapped__"):
             loss_fn = loss_fn.__wrapped__
         else:
-            return loss_fn is cross_entropy or loss_fn is focal
+            return loss_fn
 
 
 def check_classes(outputs: Array, examples: Examples, loss: str) -> None:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalearn.core import checks, labels, losses
+from metalearn.core.pairing import paired
 from metalearn.core.task import Examples
 from metalearn.core.trees import masked_mean
 from metalearn.core.types import Array, LossFn
@@ -116,7 +117,7 @@ def of_task(loss_fn: LossFn, outputs: Array, examples: Examples) -> dict[str, Ar
     Returns:
       `{"loss": scalar}` and, for integer `y` `[N]` with logits `[N, W]`, `"accuracy"`.
     """
-    result = {"loss": losses.of_rows(loss_fn, outputs, examples)}
+    result = {"loss": paired(loss_fn, outputs, examples)}
     if labels.num_classes(loss_fn, outputs, examples.y) is not None:
         result["accuracy"] = accuracy(outputs, examples)
     return result

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import numbers
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,8 +43,8 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
 
     Raises:
       TypeError: `make` does not return an nnx module.
-      ValueError: `init` finds that evaluation draws at random or moves the state, or
-        dropout that drops in no training pass.
+      ValueError: `init` finds that evaluation draws at random or moves the state. It warns
+        of dropout that draws nothing in training.
 
     Example:
       >>> model = ml.from_nnx(lambda rngs: Net(num_ways=5, rngs=rngs))
@@ -109,23 +111,15 @@ class _Module:
         )
         evaluation = functools.partial(self, noise=False, batch=False)
         probe.check_evaluation(evaluation, params, state, x, owner=self.name, remedy=remedy)
-        if self._dropout and not self._drops(params, state, x):
-            raise ValueError(
-                f"{self.name} drops nothing in training, though it has "
-                f"{', '.join(self._dropout)}. {remedy}"
+        if not self._dropout:
+            return
+        training = functools.partial(self, noise=True, batch=True)
+        if not probe.trace(training, params, state, x).draws():
+            warnings.warn(
+                f"{self.name} draws nothing at random in training, though it has "
+                f"{', '.join(self._dropout)}. {remedy}",
+                stacklevel=2,
             )
-
-    def _drops(self, params: PyTree, state: PyTree, x: PyTree) -> bool:
-        """Whether a training pass moves a random stream."""
-        drawn = []
-
-        def training(params: PyTree, state: PyTree, x: PyTree) -> PyTree:
-            *found, moved = self._pass(params, state, x, None, None, True, True, True)
-            drawn.append(moved)
-            return found
-
-        jax.eval_shape(training, *map(probe.like, (params, state, x)))
-        return drawn[0]
 
     def _build(self, key: Key) -> Any:
         from flax import nnx
@@ -167,13 +161,15 @@ class _Module:
         batch: bool,
     ) -> tuple[PyTree, PyTree]:
         """Outputs and state of one pass."""
-        given = (params, state, x, key, mask, noise, batch)
-        outputs, new, drawn = self._pass(*given, noise or batch)
+        run = functools.partial(
+            self._pass, params, state, x, key, mask, noise=noise, batch=batch
+        )
+        outputs, new, drawn = run(both=noise or batch)
         # A flag of both means both. Where a layer draws that should not, or moves its
         # averages, evaluation does neither, and layers of nnx are spoken to by themselves.
         hidden = state.get("nnx", {})
         if noise != batch and (drawn if batch else probe.moves(hidden, new)):
-            outputs, new, _ = self._pass(*given, False)
+            outputs, new, _ = run(both=False)
         return outputs, {**state, "nnx": new} if "nnx" in state else state
 
     def _pass(
@@ -183,6 +179,7 @@ class _Module:
         x: PyTree,
         key: Key | None,
         mask: Array | None,
+        *,
         noise: bool,
         batch: bool,
         both: bool,
@@ -238,15 +235,20 @@ def _is_plain(value: Any) -> bool:
 
 
 def _dropout(module: Any) -> list[str]:
-    """Layers of a module that could drop, in words."""
+    """Paths and rates of the layers of a module that could drop a part."""
     from flax import nnx
 
     kinds = {nnx.Dropout: "rate", nnx.MultiHeadAttention: "dropout_rate"}
-    return [
-        f"{type(layer).__name__} ({name} {getattr(layer, name):g})"
-        for _, layer in nnx.iter_modules(module)
+    found = [
+        (path, name, getattr(layer, name))
+        for path, layer in nnx.iter_modules(module)
         for kind, name in kinds.items()
-        if isinstance(layer, kind) and getattr(layer, name) > 0
+        if isinstance(layer, kind)
+    ]
+    return [
+        f"{'/'.join(map(str, path))} ({name} {rate:g})"
+        for path, name, rate in found
+        if isinstance(rate, numbers.Real) and 0 < rate < 1
     ]
 
 
@@ -280,7 +282,8 @@ def _reseeded(streams: PyTree, key: Key | None) -> PyTree:
 
     def fresh(leaf: Array) -> Array:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return next(keys)
+            fresh_key = next(keys)  # of stacked layers each has one
+            return jax.random.split(fresh_key, leaf.shape) if leaf.shape else fresh_key
         # A stream is a key and a count; a new key starts to count from 0.
         return leaf * 0
 

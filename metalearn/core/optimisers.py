@@ -54,6 +54,12 @@ def inner_optimiser(inner_opt: Any, hparams: Any, *, second_order: bool) -> None
             f"optax.sgd({rate}), or a function `hparams -> transformation` together with "
             "inner_hparams."
         )
+    if _waits(inner_opt):
+        raise ValueError(
+            "inner_opt adds up the gradients of several calls before it moves "
+            "(optax.MultiSteps); an inner step that waits adapts nothing. Give the "
+            "optimiser inside it."
+        )
     needs = _needs_on_sample(inner_opt)
     if needs:
         raise TypeError(needs)
@@ -178,6 +184,16 @@ def _failure_on_sample(inner_opt: Any) -> str | None:
     """What an update on the sample raises as text; `None` if nothing."""
     error = _failure(inner_opt, SAMPLE)
     return None if error is None else str(error)
+
+
+def _waits(inner_opt: Any) -> bool:
+    try:
+        state = inner_opt.init({"w": np.zeros(1, np.float32)})
+    except Exception:  # it looks for parameters of its own
+        return False
+    kind = optax.MultiStepsState
+    leaves = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, kind))
+    return any(isinstance(leaf, kind) for leaf in leaves)
 
 
 def _needs_on_sample(inner_opt: Any) -> str:

@@ -43,10 +43,12 @@ def check_values(
     """
     _check_layout(images)
     if images.dtype == np.uint8:
-        if images.size and images.max() == 1:
+        top = int(images.max()) if images.size else 0
+        if top == 1 or (1 < top <= 16 and not few):
             raise ValueError(
-                "images are bytes (uint8) that run from 0 to 1; expected 0..255, which "
-                "becomes 0..1. Use images * 255, or images.astype(np.float32)."
+                f"images are bytes (uint8) that run from 0 to {top}; expected 0..255, "
+                f"which becomes 0..1. Use images * {255 // top}, or floats of 0..1: "
+                f"(images / {top}).astype(np.float32)."
             )
         return
     check_finite(images, numbers)
@@ -56,7 +58,7 @@ def check_values(
     if few and (sides is None or max(-low, high) <= _LARGEST_OF_FEW):
         return
     if sides is None:
-        top = int(high) if high in (15, 16) else 255 if 127 < high <= 255 else None
+        top = 255 if 127 < high <= 255 else int(high) if _bright(images, high) else None
         if low >= 0 and top and _flattened(images[0].size) and _whole(images):
             raise ValueError(
                 f"{told} in whole numbers, as flattened images do; expected about 0..1. "
@@ -69,7 +71,8 @@ def check_values(
             f"255. {REMEDY}"
         )
     largest = _LARGEST if min(sides) >= _PIXELS else _LARGEST_OF_FEW
-    if low >= 0 and 1 < high <= largest and min(sides) >= _PIXELS and _whole(images):
+    # Up to 3 they may be kinds of cells, such as the stones of a board.
+    if low >= 0 and 3 < high <= largest and min(sides) >= _PIXELS and _whole(images):
         raise ValueError(
             f"{told} in whole numbers, as levels of grey do; expected about 0..1. Divide "
             f"them by their largest value. {REMEDY}"
@@ -163,6 +166,14 @@ def _flattened(size):
     sides = [round(n**0.5) for n in (size, size / 3)]
     square = sides[0] ** 2 == size or 3 * sides[1] ** 2 == size
     return square and size >= _FLATTENED
+
+
+def _bright(images, high):
+    """Whether images of 4 bits: most of them reach the two largest levels."""
+    if high not in (15, 16):
+        return False
+    most = [rows.reshape(len(rows), -1).max(1) for _, rows in _chunks(images)]
+    return np.mean(np.concatenate(most) >= high - 1) > 0.5
 
 
 def _whole(images):

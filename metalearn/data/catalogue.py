@@ -346,10 +346,14 @@ def _text(name):
 
 
 def _several(parts):
-    if parts is None or isinstance(parts, str):
-        return parts if parts is None else (parts,)
+    if parts is None:
+        return None
+    if isinstance(parts, str):
+        return (parts,)
     if not isinstance(parts, Sequence) or not all(isinstance(p, str) for p in parts):
-        raise TypeError(f"parts is {parts!r}; expected some of {', '.join(PARTS)}.")
+        raise TypeError(
+            f"parts is {parts!r}; expected a list of some of {', '.join(PARTS)}."
+        )
     return parts
 
 

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.core import checks, losses, trees
+from metalearn.core import checks, trees
 from metalearn.core.keys import fold_key, split_key
 from metalearn.core.losses import mask_absent, present_classes
 from metalearn.core.model import Model, Variables
+from metalearn.core.pairing import paired
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, InnerOpt, Key, LossFn, PathFilter, PyTree
 from metalearn.inner import differentiate
@@ -128,9 +129,7 @@ def descent(
         moving, fixed = trees.split(variables.params, adapt_filter)
         k_order, k_model, k_settle = split_key(key, 3)
         batches = _batches(k_order, support, batch_size, num_steps)
-        present = None
-        if mask_absent_classes:
-            present = _present(model, variables, support)
+        present = _present(model, variables, support) if mask_absent_classes else None
 
         def loss(moving: PyTree, step: Array) -> tuple[Array, PyTree]:
             examples = support if batches is None else batches(step)
@@ -143,7 +142,7 @@ def descent(
                 train=train,
             )
             hidden = hide_absent(outputs, present)
-            return _scalar(losses.of_rows(loss_fn, hidden, examples)), state
+            return _scalar(paired(loss_fn, hidden, examples)), state
 
         result = unroll(
             loss if around is None else around(loss, moving),

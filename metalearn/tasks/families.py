@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ _RANGES = {
 def function_families(
     num_support: int = 10,
     num_query: int = 10,
-    families: Sequence[str] = FAMILIES,
+    families: Collection[str] = FAMILIES,
 ) -> TaskSampler:
     """Sines, lines, quadratics and cubics without noise; each task has one family.
 
@@ -47,7 +47,7 @@ def function_families(
       `[4]`, which `curve` reads.
 
     Raises:
-      TypeError: `families` is no list or tuple.
+      TypeError: `families` is not several names.
       ValueError: a number of points is below one, or `families` is empty or has an unknown
         name.
 
@@ -58,9 +58,10 @@ def function_families(
     """
     checks.whole_number("num_support", num_support, least=1)
     checks.whole_number("num_query", num_query, least=1)
-    if isinstance(families, str) or not isinstance(families, Sequence):
+    several = isinstance(families, Collection) and not isinstance(families, str)
+    if not several or not all(isinstance(name, str) for name in families):
         raise TypeError(
-            f"families is {families!r}; expected a list of names out of {FAMILIES}."
+            f"families is {families!r}; expected several names out of {FAMILIES}."
         )
     if not families or not set(families) <= set(FAMILIES):
         raise ValueError(f"families is {families}; expected some of {FAMILIES}.")

@@ -13,6 +13,7 @@ from metalearn.core import metrics as metrics_of
 from metalearn.core.keys import of_seed
 from metalearn.core.learner import MetaLearner, hashable
 from metalearn.core.model import Variables
+from metalearn.core.pairing import paired
 from metalearn.core.programs import kept_with_owner
 from metalearn.core.task import Examples, Task
 from metalearn.core.types import Array, LossFn, PyTree
@@ -130,7 +131,7 @@ def judge(
     loss_fn = judged[0] or learner.loss_fn or _guessed(query)
     report = metrics_of.of_task(loss_fn, outputs, query)
     report = {f"query/{name}": value for name, value in report.items()}
-    report |= {name: jnp.asarray(fn(outputs, query)) for name, fn in judged[1]}
+    report |= {name: jnp.asarray(paired(fn, outputs, query)) for name, fn in judged[1]}
     return {name: _real(value) for name, value in report.items()}
 
 

@@ -235,17 +235,93 @@ class NnxArray(nnx.Module):
         return self.dropout(x, deterministic=not self.training)
 
 
+class LinenPosition(nn.Module):
+    @nn.compact
+    def __call__(self, x, on=0):
+        return nn.Dropout(0.5)(nn.Dense(2)(x), 1 - on)
+
+
+class LinenFrozen(nn.Module):
+    """One layer is off for good, and one drops in training."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dropout(0.1, deterministic=True)(x)
+        return nn.Dropout(0.5, deterministic=not train)(x)
+
+
+class LinenTwice(nn.Module):
+    """One layer, called with noise and without."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        drop = nn.Dropout(0.5)
+        return drop(x, deterministic=True) + drop(x, deterministic=not train)
+
+
 IDLE = [LinenField(), LinenOtherName(), LinenAnyArgument(), LinenWord(), LinenAttention()]
 
 
-@pytest.mark.parametrize("module", [*IDLE, NnxWord], ids=str)
+@pytest.mark.parametrize("module", [*IDLE, LinenPosition()], ids=str)
 def test_dropout_that_never_drops_is_refused(module):
-    linen = isinstance(module, nn.Module)
-    model = ml.from_linen(module) if linen else ml.from_nnx(module)
+    model = ml.from_linen(module)
     with pytest.raises(ValueError, match=r"drops nothing in training.*rate 0\.5"):
         model.init(KEY, X)
-    if linen:  # unless it is meant so
-        ml.from_linen(module, train_kw=None).init(KEY, X)
+    ml.from_linen(module, train_kw=None).init(KEY, X)  # unless it is meant so
+
+
+@pytest.mark.parametrize("module", [LinenFrozen(), LinenTwice()], ids=str)
+def test_dropout_of_which_a_part_is_off_is_taken(module):
+    model = ml.from_linen(module)
+    variables = model.init(KEY, X)
+    outputs = [model.apply(variables, X, key=KEY, train=on)[0] for on in (True, False)]
+    assert not np.allclose(*outputs)
+
+
+def test_idle_dropout_of_nnx_is_warned_of():
+    with pytest.warns(UserWarning, match=r"nothing at random.*dropout \(rate 0\.5\)"):
+        ml.from_nnx(NnxWord).init(KEY, X)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, None])
+def test_dropout_of_nnx_that_draws_nothing_by_its_rate_is_taken(rate):
+    class Unused(nnx.Module):
+        def __init__(self, rngs):
+            self.dropout = nnx.Dropout(rate, rngs=rngs)
+
+        def __call__(self, x):
+            return x
+
+    ml.from_nnx(Unused).init(KEY, X)
+
+
+class Stacked(nnx.Module):
+    """Three layers of dropout as one, each with a key of its own."""
+
+    def __init__(self, rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap
+        def make(rngs):
+            return nnx.Dropout(0.5, rngs=rngs)
+
+        self.layers = make(rngs)
+
+    def __call__(self, x):
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def forward(x, layer):
+            return layer(x)
+
+        return forward(x, self.layers)
+
+
+def test_stacked_layers_of_nnx_draw_each_from_its_own_key():
+    model = ml.from_nnx(Stacked)
+    x = np.ones((40, 50), np.float32)
+    variables = model.init(KEY, x)
+    kept = np.asarray(model.apply(variables, x, key=KEY, train=True)[0])
+    assert set(np.unique(kept)) == {0.0, 8.0}  # doubled three times
+    assert abs((kept > 0).mean() - 1 / 8) < 0.03  # 1/2, were their draws the same
+    np.testing.assert_array_equal(model.apply(variables, x, key=KEY)[0], x)
 
 
 def test_a_flag_of_numpy_is_a_flag():

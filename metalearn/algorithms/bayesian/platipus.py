@@ -159,10 +159,7 @@ def platipus(
 
     def predict(adapted, x, *, key=None, mask=None) -> Array:
         kinds.adapted(adapted, Adapted)
-
-        def one(adapted: Adapted) -> Array:
-            return parts.frame.predict(adapted, x, key=key, mask=mask)[0]
-
+        one = lambda adapted: parts.frame.predict(adapted, x, key=key, mask=mask)[0]
         return combine_outputs(jax.vmap(one)(adapted), combine)
 
     def objective(variables: Variables, task: Task, *, key: Key):

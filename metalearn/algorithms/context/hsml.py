@@ -9,7 +9,7 @@ shared initialisation. From there on it is MAML.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 import jax
@@ -236,8 +236,9 @@ def add_leaf(variables: Variables, key: Key) -> Variables:
     """
     kinds.variables(variables)
     check_key(key)
-    structure = variables.params.get("structure", {})
-    if not structure.get("tree"):
+    params = variables.params
+    structure = params.get("structure") if isinstance(params, Mapping) else None
+    if not isinstance(structure, Mapping) or not structure.get("tree"):
         raise ValueError(
             "variables have no tree of clusters to grow; expected those of hsml. They are "
             "mumomaml's, or another learner's."

@@ -179,7 +179,6 @@ def leo(
         return _adapt(how, variables.params, support, None)[0]
 
     def predict(adapted, x, *, key=None, mask=None) -> Array:
-        del key, mask
         kinds.adapted(adapted, Generated)
         return _logits(adapted.weights, adapted.present, x)
 

@@ -45,6 +45,7 @@ from metalearn.core.keys import split_key
 from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.losses import mask_absent, present_classes
 from metalearn.core.model import Model, Variables
+from metalearn.core.pairing import paired
 from metalearn.core.task import Examples, Task
 from metalearn.core.types import Array, Key, LossFn, PathFilter, PyTree, TaskChunk
 from metalearn.inner import Adapted, Descent, Unrolled, descent, normaliser, unroll
@@ -222,7 +223,7 @@ def _solver(
             if mask_absent_classes:
                 present = present_classes(support, outputs.shape[-1])
                 outputs = mask_absent(outputs, present)
-            return loss_fn(outputs, support), present
+            return paired(loss_fn, outputs, support), present
 
         def inner_loss(phi: PyTree, step: Any) -> tuple[Array, Array | None]:
             del step
