@@ -42,7 +42,8 @@ def arm() -> None:
 def at_once(say: Callable[[], str]) -> None:
     """From here on SIGINT and SIGTERM end the process at once, with a message.
 
-    Without effect in a process that only calls the commands, such as a test.
+    Without effect in a process that only calls the commands, such as a test. A signal that
+    the process was started to ignore is ignored from here on as well.
 
     Args:
       say: Function that returns the message, for standard error.
@@ -50,7 +51,10 @@ def at_once(say: Callable[[], str]) -> None:
     _state["say"] = say
     if _state["armed"] and not _at_once.is_set():
         for number in STATUS:
-            signal.signal(number, _nothing)
+            # A shell lets what a script runs in the background ignore SIGINT: who
+            # interrupts the script does not mean it.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _nothing)
         _at_once.set()
 
 

@@ -188,7 +188,7 @@ def _failure_on_sample(inner_opt: Any) -> str | None:
 
 def _waits(inner_opt: Any) -> bool:
     try:
-        state = inner_opt.init({"w": np.zeros(1, np.float32)})
+        state = jax.eval_shape(inner_opt.init, {"w": np.zeros(1, np.float32)})
     except Exception:  # it looks for parameters of its own
         return False
     kind = optax.MultiStepsState

@@ -12,8 +12,11 @@ import pytest
 from metalearn.cli import interrupt
 
 BUSY = """
-import gc, sys, threading
+import gc, signal, sys, threading
 from metalearn.cli import interrupt
+
+if sys.argv[2:] != ["ignored"]:  # as it may be where these tests run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Callback:
     def __call__(self, *args):
@@ -70,6 +73,28 @@ def test_a_signal_is_never_lost(busy, number):
     assert process.returncode == {"SIGINT": 130, "SIGTERM": 143}[number.name]
     words = "Interrupted." if busy == "early" else "go on with \\udcff --resume"
     assert err == f"\n{words}\n"
+
+
+def test_a_command_that_was_started_to_ignore_a_signal_ignores_it():
+    """As a shell starts what a script runs in the background."""
+    code = BUSY.replace("from metalearn.cli import interrupt", LOAD)
+    command = [sys.executable, "-c", code, "caught", "ignored"]
+    with subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 143
 
 
 # The file alone: the package takes seconds to import.

@@ -91,7 +91,7 @@ def test_results_without_a_mesh_are_those_of_one_device():
 
 
 def test_a_run_goes_on_with_fewer_devices(tmp_path):
-    learner = LEARNERS["batch_norm"]()
+    learner = LEARNERS["protonet"]()  # it has batch norm, and few programs to compile
     whole, _ = trained(learner, 4, num_steps=4)
     for devices, steps, resume in ((4, 2, False), (2, 4, True)):
         checkpoints = ml.Checkpoints(tmp_path / "run")
