@@ -44,7 +44,7 @@ def paired(fn: Callable, outputs: PyTree, examples: Examples) -> Any:
         if "rank_promotion" not in str(error):
             raise
         if _mixes(fn, outputs, examples):
-            raise ValueError(_told(outputs, examples)) from error
+            raise ValueError(_told(fn, outputs, examples)) from error
     return fn(outputs, examples)
 
 
@@ -71,22 +71,23 @@ def _mixes(fn: Callable, outputs: PyTree, examples: Examples) -> bool:
 
 
 def _targets(leaf: jax.ShapeDtypeStruct) -> Any:
-    """Targets of which no two neighbours are equal."""
+    """Targets that are others when they are turned by one."""
     if jnp.issubdtype(leaf.dtype, jnp.inexact):
         return probe.sample(leaf, 1)
-    first = np.arange(leaf.shape[0]) == 0 if leaf.shape else np.zeros(())
+    first = np.arange(leaf.shape[0]) == 0
     return jnp.asarray(
         np.broadcast_to(first.reshape(-1, *[1] * (leaf.ndim - 1)), leaf.shape), leaf.dtype
     )
 
 
-def _told(outputs: PyTree, examples: Examples) -> str:
+def _told(fn: Callable, outputs: PyTree, examples: Examples) -> str:
     def shapes(tree: PyTree) -> str:
         pairs = zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)
         return ", ".join(f"{p} {jnp.shape(v)}".strip() for p, v in pairs)
 
+    name = getattr(fn, "__name__", "the loss")
     return (
-        f"loss_fn broadcasts outputs of shape {shapes(outputs)} against targets y of shape "
+        f"{name} broadcasts outputs of shape {shapes(outputs)} against targets y of shape "
         f"{shapes(examples.y)}, each output against each target: it stays the same when "
         "targets change places. Bring both to one shape, such as "
         "outputs.reshape(examples.y.shape), before they are subtracted."

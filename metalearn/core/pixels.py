@@ -38,8 +38,8 @@ def check_values(
         a set. Only images that are surely unscaled are refused then.
 
     Raises:
-      ValueError: images are not finite, are floats far from 0..1 or whole numbers beyond 1,
-        bytes of 0..1, or have their channels first.
+      ValueError: images are not finite, are floats far from 0..1 or whole numbers beyond 3,
+        bytes of few levels (0..16 at most), or have their channels first.
     """
     _check_layout(images)
     if images.dtype == np.uint8:

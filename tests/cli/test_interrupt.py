@@ -1,5 +1,6 @@
 """Signals end a command at once, with one message, whatever it is at."""
 
+import contextlib
 import json
 import os
 import signal
@@ -54,22 +55,28 @@ SIGNALS = [
 ]
 
 
-@pytest.mark.parametrize(("number", "busy"), [*SIGNALS, (signal.SIGINT, "early")])
-def test_a_signal_is_never_lost(busy, number):
-    code = BUSY.replace("from metalearn.cli import interrupt", LOAD)
-    with subprocess.Popen(
-        [sys.executable, "-c", code, busy],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+def code():
+    return BUSY.replace("from metalearn.cli import interrupt", LOAD)
+
+
+@contextlib.contextmanager
+def started(*command):
+    """A process that has said that it is ready; it does not outlive the test."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True) as process:
         try:
             assert process.stdout.readline() == "ready\n"
-            time.sleep(0.05)
-            process.send_signal(number)
-            _, err = process.communicate(timeout=20)
+            yield process
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(("number", "busy"), [*SIGNALS, (signal.SIGINT, "early")])
+def test_a_signal_is_never_lost(busy, number):
+    with started(sys.executable, "-c", code(), busy) as process:
+        time.sleep(0.05)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
     assert process.returncode == {"SIGINT": 130, "SIGTERM": 143}[number.name]
     words = "Interrupted." if busy == "early" else "go on with \\udcff --resume"
     assert err == f"\n{words}\n"
@@ -77,23 +84,13 @@ def test_a_signal_is_never_lost(busy, number):
 
 def test_a_command_that_was_started_to_ignore_a_signal_ignores_it():
     """As a shell starts what a script runs in the background."""
-    code = BUSY.replace("from metalearn.cli import interrupt", LOAD)
-    command = [sys.executable, "-c", code, "caught", "ignored"]
-    with subprocess.Popen(
-        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout.readline() == "ready\n"
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.3)
-            assert process.poll() is None
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=20)
-        finally:
-            process.kill()
+    python = [sys.executable, "-c", code(), "caught", "ignored"]
+    with started("sh", "-c", 'trap "" INT; exec "$@"', "sh", *python) as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
     assert process.returncode == 143
 
 
