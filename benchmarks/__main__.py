@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tyro
 
+from benchmarks.accelerator import Accelerator
 from benchmarks.adapt import Adapt
 from benchmarks.against import Against
 from benchmarks.calibration import Calibration
@@ -30,6 +31,7 @@ from metalearn.runs import environment
 BENCHMARKS = {
     "throughput": Throughput,
     "peers": Peers,
+    "accelerator": Accelerator,
     "ceiling": Ceiling,
     "chunks": Chunks,
     "adapt": Adapt,

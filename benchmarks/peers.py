@@ -121,10 +121,8 @@ def _ours(work: workloads.Workload, plain: bool) -> dict[str, Contender]:
         found["metalearn, one device"] = workloads.metalearn_step(work, devices=1)
     else:
         found |= {
-            "metalearn, a task at a time": workloads.metalearn_step(work, task_chunk=1),
-            "metalearn, native convolutions": workloads.metalearn_step(work, lower=False),
-            "metalearn, native, a task at a time": workloads.metalearn_step(
-                work, lower=False, task_chunk=1
+            "metalearn, native convolutions, a task at a time": workloads.metalearn_step(
+                work, lower="pooling", task_chunk=1
             ),
             "metalearn, bfloat16": workloads.metalearn_step(work, dtype=jnp.bfloat16),
         }

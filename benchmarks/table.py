@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _comparisons, _pictures, _systems, mixed, online
+from benchmarks import _card_table, _comparisons, _pictures, _systems, mixed, online
 from benchmarks._harness import RESULTS
 
 START, END = "<!-- results -->", "<!-- end of results -->"
@@ -300,6 +300,7 @@ def _continual_rows(row: dict[str, Any]) -> list[str]:
 
 
 KINDS = {
+    "accelerator": _card_table.table_rows,
     "mixed": mixed.table_rows,
     "online": online.table_rows,
     "calibration": _systems.calibration_rows,

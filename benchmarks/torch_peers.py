@@ -23,6 +23,7 @@ def prepare(precision: str) -> None:
     """Sets the precision of float32 products on a card: "tf32" or "float32"."""
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = True  # its own search, as the other side has one
 
 
 def waited(contender: Contender) -> Contender:

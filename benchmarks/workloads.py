@@ -27,7 +27,7 @@ import optax
 
 import metalearn as ml
 from benchmarks._harness import Contender
-from metalearn.core import mesh
+from metalearn.core import mesh, programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +140,12 @@ def learner_of(
     work: Workload,
     *,
     task_chunk: int | str = "auto",
-    lower: bool = True,
+    lower: Any = True,
     width: int = 64,
     dtype: Any = None,
     **options: Any,
 ) -> ml.MetaLearner:
-    """The learner of a workload; `options` are those of `ml.maml`."""
+    """The learner of a workload; `lower` as of `ml.from_linen`, `options` of `ml.maml`."""
     if work.kind == "prototypes":
         encoder = ml.from_linen(UserConv4(None, width, dtype), lower=lower)
         return ml.protonet(encoder, num_ways=work.ways, norm="batch", task_chunk=task_chunk)
@@ -209,7 +209,7 @@ def metalearn_step(
                 return trainer.step(state, tasks, key=keys[0])
             return jax.lax.scan(lambda s, k: trainer.step(s, tasks, key=k), state, keys)
 
-        run = jax.jit(steps, donate_argnums=0)
+        run = programs.compiled(steps, donate_argnums=0)
 
         def step() -> None:
             holder[0], metrics = run(holder[0], tasks)

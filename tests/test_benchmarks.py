@@ -11,12 +11,15 @@ import pytest
 
 import metalearn as ml
 from benchmarks import (
+    _card_rows,
+    _card_worker,
     _comparisons,
     _count,
     _harness,
     _routing,
     _runs,
     _systems,
+    accelerator,
     against,
     ceiling,
     choose,
@@ -338,3 +341,46 @@ def test_lanes_of_routing_are_the_learners_of_the_library(tree, ordered):
         for ours, theirs in pairs:
             scale = np.abs(theirs).max()
             np.testing.assert_allclose(ours, theirs, atol=1e-4 * scale)
+
+
+def test_rows_of_a_card_are_stored_one_by_one_and_gone_on_with(
+    tmp_path, monkeypatch, capfd
+):
+    """What works is kept, what fails says why and is tried again."""
+    good = _card_rows.Row("good", 0, "ceilings", {"side": 8, "copied": 64})
+    bad = _card_rows.Row("bad", 0, "ceilings", {"side": "eight", "copied": 64})
+    later = dataclasses.replace(good, name="later", batch=1)
+    card = accelerator.Accelerator(json=str(tmp_path), seconds=0.01, at_once=2)
+    monkeypatch.setattr(_card_rows, "all_rows", lambda tiny: [good, bad])
+    card.run_benchmark()
+    stored = json.loads((tmp_path / "accelerator.json").read_text())["rows"]
+    assert stored["good"]["float32_tflops"] >= 0
+    assert stored["good"]["environment"]["device"]["platform"] == "cpu"
+    assert "TypeError" in stored["bad"]["error"]
+
+    monkeypatch.setattr(_card_rows, "all_rows", lambda tiny: [good, bad, later])
+    slow = dataclasses.replace(card, minutes=0.0)
+    slow.run_benchmark()  # no time: nothing begins, nothing is lost
+    assert json.loads((tmp_path / "accelerator.json").read_text())["rows"] == stored
+    capfd.readouterr()
+    card.run_benchmark()
+    said = capfd.readouterr().out
+    assert "good: " not in said and "bad: " in said and "later: " in said
+
+
+def test_rows_of_a_card_are_the_workloads_with_their_peers():
+    for tiny in (False, True):
+        rows = _card_rows.all_rows(tiny=tiny)
+        named = {row.name.partition(" ")[0] for row in rows if row.job == "step"}
+        assert named == set(workloads.WORKLOADS)
+        assert named == {r.name.partition(" ")[0] for r in rows if r.job == "torch_step"}
+        assert {row.job for row in rows} == set(_card_worker.JOBS)
+
+
+def test_a_worker_that_hangs_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerator, "WORKER", ("-c", "import time; time.sleep(60)"))
+    hanging = _card_rows.Row("hanging", 0, "ceilings", {}, limit=0.2)
+    monkeypatch.setattr(_card_rows, "all_rows", lambda tiny: [hanging])
+    accelerator.Accelerator(json=str(tmp_path)).run_benchmark()
+    stored = json.loads((tmp_path / "accelerator.json").read_text())["rows"]
+    assert stored["hanging"]["error"] == "not done in its time"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from metalearn import lowering
 from metalearn.core import probe
@@ -13,6 +13,24 @@ from metalearn.core.types import Key, PyTree
 
 # `(params, state, x, key, mask, *, noise, batch) -> (outputs, state)`.
 Pass = Callable[..., tuple[PyTree, PyTree]]
+# What of a model is exchanged for forms that are fast under the weights of each task:
+# convolutions and pooling, pooling alone, nothing.
+Lowering = bool | Literal["pooling"]
+
+
+def check_lowering(lower: Any) -> None:
+    """Raises a `TypeError` unless it is a `Lowering`."""
+    if not isinstance(lower, bool) and not (isinstance(lower, str) and lower == "pooling"):
+        raise TypeError(
+            f"lower is {lower!r}; expected True, False or 'pooling' (convolutions stay)."
+        )
+
+
+def lowered(run: Callable, lower: Lowering) -> Callable:
+    """One pass in the chosen forms; as it is where a probe asks what the model does."""
+    if not lower or probe.probing():
+        return run
+    return lowering.lower(run, convolutions=lower is True)
 
 
 def model_of(
@@ -21,7 +39,7 @@ def model_of(
     check: Callable[[PyTree, PyTree, PyTree], None],
     *,
     takes_mask: bool,
-    lower: bool,
+    lower: Lowering,
     about: str,
 ) -> Model:
     """A model from one pass that takes noise and batch statistics apart.
@@ -33,11 +51,10 @@ def model_of(
       check: Function `(params, state, x)` that refuses what is no model; called once for
         each structure and shapes.
       takes_mask: Whether the pass looks at the mask of valid rows.
-      lower: Whether convolutions become matrix products.
+      lower: See `lowered`.
       about: What the model is, for `print`.
     """
-    if not isinstance(lower, bool):
-        raise TypeError(f"lower is {lower!r}; expected True or False.")
+    check_lowering(lower)
     passed: set = set()  # shapes of which the module was found to be well told
 
     def fresh(key: Key, x: PyTree) -> Variables:
@@ -49,19 +66,18 @@ def model_of(
             passed.add(asked)
         return Variables(params=params, state=state)
 
-    def lowered(variables: Variables, x: PyTree, key: Any, mask: Any, **switches: bool):
+    def passed_by(variables: Variables, x: PyTree, key: Any, mask: Any, **switches: bool):
         def run(variables, x, key, mask):
             return pass_(variables.params, variables.state, x, key, mask, **switches)
 
-        run = lowering.lower(run) if lower and not probe.probing() else run
-        outputs, new = run(variables, x, key, mask)
+        outputs, new = lowered(run, lower)(variables, x, key, mask)
         return outputs, new if switches["batch"] else variables.state
 
     def apply(variables, x, *, key=None, train=False, mask=None):
-        return lowered(variables, x, key, mask, noise=train, batch=train)
+        return passed_by(variables, x, key, mask, noise=train, batch=train)
 
     def split(variables, x, *, key=None, noise=False, batch=False, mask=None):
-        return lowered(variables, x, key, mask, noise=noise, batch=batch)
+        return passed_by(variables, x, key, mask, noise=noise, batch=batch)
 
     if takes_mask:
         apply, split = with_a_row(apply, "train"), with_a_row(split, "batch")

@@ -6,9 +6,9 @@ import functools
 import inspect
 from collections.abc import Callable
 
-from metalearn import lowering
 from metalearn.core import flags as flags_
 from metalearn.core import kinds, probe
+from metalearn.core.adapted import Lowering, check_lowering, lowered
 from metalearn.core.keys import check_key
 from metalearn.core.model import Model, Variables
 from metalearn.core.types import Key, PyTree
@@ -18,7 +18,7 @@ def from_apply_fn(
     init: Callable[[Key, PyTree], PyTree],
     apply: Callable[..., PyTree],
     *,
-    lower: bool = True,
+    lower: Lowering = True,
 ) -> Model:
     """A model without state from two plain functions.
 
@@ -27,7 +27,9 @@ def from_apply_fn(
       apply: Function `(params, x) -> outputs`, which may also take `key`, `mask` and a
         training flag: `train`, or another name that tells its sense, such as
         `deterministic` or `inference` (see `metalearn.core.flags`).
-      lower: Whether convolutions become matrix products (see `metalearn.lowering`).
+      lower: Whether convolutions become matrix products, and pooling selections (see
+        `metalearn.lowering`); "pooling" leaves convolutions as they are, which a card
+        prefers for wide networks with `task_chunk=1`.
 
     Returns:
       A `Model` whose state is `{}`. As there are no running averages, its training flag
@@ -35,7 +37,7 @@ def from_apply_fn(
       prediction at test.
 
     Raises:
-      TypeError: `init` or `apply` is not a function.
+      TypeError: `init` or `apply` is not a function; `lower` is something else.
       ValueError: `init` finds that evaluation draws at random.
 
     Example:
@@ -47,6 +49,7 @@ def from_apply_fn(
     for name, fn in (("init", init), ("apply", apply)):
         if not callable(fn):
             raise TypeError(f"{name} is a {type(fn).__name__}; expected a function.")
+    check_lowering(lower)
     optional = [name for name in ("key", "mask") if flags_.accepts(apply, name)]
     owner = getattr(apply, "__name__", type(apply).__name__)
     flags = flags_.find(apply, "auto", owner)
@@ -82,8 +85,7 @@ def from_apply_fn(
         def run(variables, x, key, mask):
             return outputs_of(variables.params, x, train, key=key, mask=mask)
 
-        run = lowering.lower(run) if lower and not probe.probing() else run
-        return run(variables, x, key, mask), variables.state
+        return lowered(run, lower)(variables, x, key, mask), variables.state
 
     about = f"function {owner}, {flags_.described(flags)}"
     return Model(model_init, model_apply, None, about)

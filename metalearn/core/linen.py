@@ -17,14 +17,14 @@ import jax
 
 from metalearn.core import flags as flags_
 from metalearn.core import probe
-from metalearn.core.adapted import model_of
+from metalearn.core.adapted import Lowering, model_of
 from metalearn.core.keys import of_seed
 from metalearn.core.model import Model
 from metalearn.core.types import Array, Key, PyTree
 
 
 def from_linen(
-    module: Any, *, train_kw: str | Sequence[str] | None = "auto", lower: bool = True
+    module: Any, *, train_kw: str | Sequence[str] | None = "auto", lower: Lowering = True
 ) -> Model:
     """A model from a `flax.linen` module, unchanged.
 
@@ -37,7 +37,9 @@ def from_linen(
         evaluation, `eval`, `inference`. Of any other name truth means training, unless
         it is given as "not NAME". `None` passes no flag. `print(model)` says which flag
         and which sense were taken.
-      lower: Whether convolutions become matrix products (see `metalearn.lowering`).
+      lower: Whether convolutions become matrix products, and pooling selections (see
+        `metalearn.lowering`); "pooling" leaves convolutions as they are, which a card
+        prefers for wide networks with `task_chunk=1`.
 
     Returns:
       A `Model`. All collections other than `params`, such as `batch_stats`, are the state,
@@ -45,7 +47,8 @@ def from_linen(
       stream. Without a key the stream repeats the same values.
 
     Raises:
-      TypeError: `module` is not a linen module, or has no argument `train_kw`.
+      TypeError: `module` is not a linen module, or has no argument `train_kw`; `lower` is
+        something else.
       ValueError: `init` finds that evaluation draws at random or moves the state, batch
         statistics that no training pass would move, or dropout of which no layer drops in
         any.

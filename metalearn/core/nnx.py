@@ -18,13 +18,13 @@ import numpy as np
 
 from metalearn.core import checks, probe
 from metalearn.core import flags as flags_
-from metalearn.core.adapted import model_of
+from metalearn.core.adapted import Lowering, model_of
 from metalearn.core.keys import of_seed
 from metalearn.core.model import Model
 from metalearn.core.types import Array, Key, PyTree
 
 
-def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
+def from_nnx(make: Callable[[Any], Any], *, lower: Lowering = True) -> Model:
     """A model from a `flax.nnx` module.
 
     The module is split once into its graph and pure dictionaries of arrays. A compiled step
@@ -32,7 +32,9 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
 
     Args:
       make: Function `(rngs: nnx.Rngs) -> nnx.Module`.
-      lower: Whether convolutions become matrix products (see `metalearn.lowering`).
+      lower: Whether convolutions become matrix products, and pooling selections (see
+        `metalearn.lowering`); "pooling" leaves convolutions as they are, which a card
+        prefers for wide networks with `task_chunk=1`.
 
     Returns:
       A `Model`. The argument `train` selects the `train()` or the `eval()` mode of the
@@ -42,7 +44,7 @@ def from_nnx(make: Callable[[Any], Any], *, lower: bool = True) -> Model:
       the same values.
 
     Raises:
-      TypeError: `make` does not return an nnx module.
+      TypeError: `make` does not return an nnx module; `lower` is something else.
       ValueError: `init` finds that evaluation draws at random or moves the state. It warns
         of dropout that draws nothing in training.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 Value = TypeVar("Value")
 
@@ -76,6 +78,44 @@ def kept_with_owner(make: Callable[..., Value]) -> Callable[..., Value]:
         return value
 
     return found
+
+
+# Without these the compiler of a card compiles each fusion by two emitters and each product
+# by dozens of tiles, and times them: minutes before the first step of MAML, for nothing on
+# an H100 (benchmarks/NOTES.md, "On a card"). A flag in XLA_FLAGS is the user's word.
+ON_A_CARD = {
+    "xla_gpu_experimental_enable_fusion_autotuner": False,
+    "xla_gpu_enable_triton_gemm": False,
+}
+
+
+def compiled(fn: Callable, **options: Any) -> Callable:
+    """`jax.jit` with what the compiler of the default backend is told.
+
+    Args:
+      fn: Function that no other compiled function calls.
+      **options: Of `jax.jit`.
+    """
+    return jax.jit(fn, compiler_options=compiler_options(), **options)
+
+
+def compiler_options() -> dict[str, Any] | None:
+    """Options of the compiler for the default backend, of those that it knows."""
+    if jax.default_backend() != "gpu":
+        return None
+    given = os.environ.get("XLA_FLAGS", "")
+    return {k: v for k, v in ON_A_CARD.items() if k not in given and _knows(k, v)} or None
+
+
+@functools.cache
+def _knows(name: str, value: Any) -> bool:
+    """Whether the compiler takes an option: another release, another list of them."""
+    nothing = jax.jit(lambda: jnp.zeros(()), compiler_options={name: value})
+    try:
+        nothing.lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def clear_caches() -> None:

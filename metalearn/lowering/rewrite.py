@@ -24,13 +24,11 @@ from jax.extend.core import primitives
 from metalearn.lowering.convolution import convolution_rule
 from metalearn.lowering.pooling import max_pool_rule
 
-_RULES = {
-    primitives.conv_general_dilated_p: convolution_rule,
-    primitives.reduce_window_max_p: max_pool_rule,
-}
+_POOLING = {primitives.reduce_window_max_p: max_pool_rule}
+_RULES = _POOLING | {primitives.conv_general_dilated_p: convolution_rule}
 
 
-def lower(fun):
+def lower(fun, *, convolutions=True):
     """Exchanges the operations of a model that are slow under per-task weights.
 
     Convolutions become matrix products and max-pooling over disjoint windows becomes
@@ -49,6 +47,7 @@ def lower(fun):
       fun: Function of pytrees, for example ``model.apply`` of a flax module.  Arrays
         in its positional and keyword arguments are traced, all other leaves (Python
         numbers, strings, functions) pass through as they are.
+      convolutions: Whether convolutions are exchanged, or pooling alone.
     Returns:
       Function with the signature of ``fun`` and outputs of the same structure,
       shapes and dtypes.
@@ -65,6 +64,7 @@ def lower(fun):
         raise TypeError(
             f"fun is a {type(fun).__name__}; expected a function of pytrees{hint}."
         )
+    rules = _RULES if convolutions else _POOLING
 
     @functools.wraps(fun)
     def wrapped(*args, **kwargs):
@@ -84,7 +84,7 @@ def lower(fun):
             return fun(*merged_args, **merged_kwargs)
 
         closed, out_shape = jax.make_jaxpr(flat_fun, return_shape=True)(*arrays)
-        lowered = closed.replace(jaxpr=_rewrite(closed.jaxpr, _RULES))
+        lowered = closed.replace(jaxpr=_rewrite(closed.jaxpr, rules))
         # Also where nothing was exchanged: calling `fun` would run its Python again.
         outputs = core.jaxpr_as_fun(lowered)(*arrays)
         return jax.tree.unflatten(jax.tree.structure(out_shape), outputs)

@@ -18,7 +18,7 @@ from metalearn.core import metrics as metrics_of
 from metalearn.core.keys import check_key
 from metalearn.core.learner import MetaLearner, describe, is_transductive
 from metalearn.core.model import Variables
-from metalearn.core.programs import kept_with_owner
+from metalearn.core.programs import compiled, kept_with_owner
 from metalearn.core.task import (
     Task,
     Tasks,
@@ -311,7 +311,7 @@ def _evaluator(
         flag = is_transductive(learner, adapted, task.query.x, key=key)
         return mesh.replicated((values, flag))
 
-    return jax.jit(run), choice
+    return compiled(run), choice
 
 
 def _digest(task: Task) -> Array:

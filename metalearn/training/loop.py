@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from metalearn.core import cost, labels, mesh, trees
 from metalearn.core.keys import of_seed
-from metalearn.core.programs import kept_with_owner
+from metalearn.core.programs import compiled, kept_with_owner
 from metalearn.core.task import Task, TaskSampler, TaskStream, next_batch, sample_batch
 from metalearn.core.types import Array, Key, Metrics, PyTree
 from metalearn.training.trainer import MetaTrainer, TrainState
@@ -153,7 +153,7 @@ def _compiled_loop(
         with cost.choosing(choice):
             return mesh.replicated(jax.lax.while_loop(goes_on, body, (state, totals)))
 
-    return jax.jit(run, donate_argnums=(0, 1)), choice
+    return compiled(run, donate_argnums=(0, 1)), choice
 
 
 def _streamed(
@@ -216,7 +216,7 @@ def _compiled_step(trainer: MetaTrainer, stops: bool, ways: int | None, limit: i
                 )
             )
 
-    return jax.jit(run, donate_argnums=(0, 1)), choice
+    return compiled(run, donate_argnums=(0, 1)), choice
 
 
 def _step_keys(key: Key, number: Array) -> Key:

@@ -20,7 +20,7 @@ import numpy as np
 from metalearn.core import checks, cost, kinds, labels, mesh, metrics
 from metalearn.core.keys import check_key
 from metalearn.core.learner import MetaLearner
-from metalearn.core.programs import kept_with_owner
+from metalearn.core.programs import compiled, kept_with_owner
 from metalearn.core.task import Examples, Task, TaskSampler, stack_tasks
 from metalearn.core.types import Array, Key, LossFn, PyTree
 from metalearn.training.diagnosis import not_finite
@@ -356,7 +356,7 @@ def _compiled_judge(learner: MetaLearner, judged: Judgement):
         key = jax.random.fold_in(jax.random.fold_in(key, number), have)
         return _report(learner, judged, variables, task, key)[1]
 
-    return jax.jit(run)
+    return compiled(run)
 
 
 def _rows(tasks: Task) -> list[Task]:

@@ -145,3 +145,17 @@ def test_adapting_outside_of_jit_leaves_nothing_behind():
         deep.adapt(variables, task.support)
     gc.collect()
     assert len([t for t in gc.get_objects() if isinstance(t, Jaxpr)]) <= before
+
+
+@pytest.mark.parametrize("flags", ["", "--xla_gpu_enable_triton_gemm=true"])
+def test_a_card_is_told_what_it_knows_and_the_user_has_not_said(monkeypatch, flags):
+    told = programs.ON_A_CARD | {"xla_no_such_option": False}
+    monkeypatch.setattr(programs, "ON_A_CARD", told)
+    assert programs.compiler_options() is None  # a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    expected = set(told) - {"xla_no_such_option"}
+    if flags:
+        expected -= {"xla_gpu_enable_triton_gemm"}
+    assert set(programs.compiler_options()) == expected
+    assert programs.compiled(lambda x: x + 1)(1) == 2

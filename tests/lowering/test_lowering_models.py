@@ -11,6 +11,7 @@ from flax import nnx
 from jax import lax
 from lowered import NHWC, assert_close, convolution, jit, normal, num_convolutions
 
+import metalearn as ml
 from metalearn.lowering import lower
 
 # -- Whole models -------------------------------------------------------------------
@@ -53,6 +54,42 @@ def test_linen_model(x64, padding):
     assert num_convolutions(original, variables) > 0
     assert num_convolutions(lowered, variables) == 0
     assert_close(jit(lowered)(variables), jit(original)(variables))
+
+
+@pytest.mark.parametrize("of", ["linen", "nnx", "function"])
+def test_a_model_of_which_only_pooling_is_lowered(of):
+    """The primitives of a model by what of it is exchanged; its values stay."""
+    images = normal(0, 2, 6, 6, 1, dtype=jnp.float32)
+
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.max_pool(nn.Conv(2, (3, 3))(x), (2, 2), (2, 2)).sum((1, 2))
+
+    class Nnx(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(1, 2, (3, 3), rngs=rngs)
+
+        def __call__(self, x):
+            return nnx.max_pool(self.conv(x), (2, 2), (2, 2)).sum((1, 2))
+
+    makers = {
+        "linen": lambda how: ml.from_linen(Linen(), lower=how),
+        "nnx": lambda how: ml.from_nnx(lambda rngs: Nnx(rngs), lower=how),
+        "function": lambda how: ml.from_apply_fn(Linen().init, Linen().apply, lower=how),
+    }
+    found = {}
+    for how in (True, "pooling", False):
+        model = makers[of](how)
+        variables = model.init(jax.random.key(0), images)
+        run = lambda v, model=model: model.apply(v, images)[0]
+        pooled = "reduce_window_max" in str(jax.make_jaxpr(run)(variables))
+        found[how] = num_convolutions(run, variables), pooled
+        plain = makers[of](False).apply(variables, images)[0]
+        assert_close(run(variables), plain, rtol=1e-5)
+    assert found == {True: (0, False), "pooling": (1, False), False: (1, True)}
+    with pytest.raises(TypeError, match="lower is 'convolutions'; expected"):
+        makers[of]("convolutions")
 
 
 def test_nnx_model():

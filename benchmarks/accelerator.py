@@ -1,0 +1,157 @@
+"""What an accelerator does with every workload: one command on a bare machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import _card_rows, _harness
+from benchmarks._card_rows import Row
+from benchmarks._card_worker import MARK
+
+WORKER = ("-m", "benchmarks._card_worker")
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """Measures rows in the order of their value, and goes on where it stopped.
+
+    Each row has a process of its own, which is ended when its time is over. What failed is
+    stored with its reason, and tried again by the next call.
+
+    Attributes:
+      minutes: Time after which no further row is begun.
+      json: Folder of `accelerator.json`, which is read first and stored after each row.
+      tiny: Small sizes, to see on any machine that the rows run.
+      at_once: Rows that are made ready at once. Too many share the memory of a card.
+      seconds: Length of a timing.
+      containing: Part of the names of the rows to measure; all if empty.
+    """
+
+    minutes: float = 9.0
+    json: str = str(_harness.RESULTS)
+    tiny: bool = False
+    at_once: int = 4
+    seconds: float = 1.5
+    containing: str = ""
+
+    def run_benchmark(self) -> None:
+        end = time.monotonic() + 60 * self.minutes
+        path = Path(self.json) / "accelerator.json"
+        found = json.loads(path.read_text())["rows"] if path.is_file() else {}
+        done = {name for name, row in found.items() if "error" not in row}
+        rows = _card_rows.all_rows(tiny=self.tiny)
+        rows = [r for r in rows if self.containing in r.name and r.name not in done]
+        for batch in sorted({row.batch for row in rows}):
+            chosen = [row for row in rows if row.batch == batch]
+            for name, said in self._measured(chosen, end):
+                # Each with its own environment: the next call may have another machine.
+                found[name] = said | {"environment": _harness.where()}
+                shown = {k: v for k, v in said.items() if k != "kernels"}
+                print(f"{name}: {shown}", flush=True)
+                result = {"kind": "accelerator", "tiny": self.tiny, "rows": found}
+                _harness.store("accelerator", result, path)
+
+    def _measured(self, rows: list[Row], end: float) -> Iterator[tuple[str, dict]]:
+        """Names and results of rows, made ready side by side and timed in turn."""
+        waiting, working, ready = list(rows), [], []
+        with contextlib.ExitStack() as stack:
+            while working or (waiting and time.monotonic() < end):
+                while waiting and len(working) < self.at_once and time.monotonic() < end:
+                    worker = _Worker(waiting.pop(0), self.seconds, end)
+                    stack.callback(worker.end)
+                    working.append(worker)
+                for worker in list(working):
+                    if (said := worker.said(0.05)) is None:
+                        continue
+                    working.remove(worker)
+                    if "ready_s" in said:
+                        ready.append((worker, said))
+                    else:
+                        yield worker.row.name, said
+            for worker, said in ready:
+                worker.go(end)
+                while (result := worker.said(0.5)) is None:
+                    pass
+                worker.end()  # its memory is for the next
+                yield worker.row.name, said | result
+
+
+class _Worker:
+    """The process of one row.
+
+    Attributes:
+      row: The row.
+    """
+
+    def __init__(self, row: Row, seconds: float, end: float):
+        self.row = row
+        self._deadline = min(end, time.monotonic() + row.limit)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
+        self._process = subprocess.Popen(
+            [sys.executable, *WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            # Rows share the memory of the card.
+            env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+        )
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        spec = {"job": row.job, "spec": row.spec, "seconds": seconds}
+        self._write(json.dumps(spec))
+
+    def go(self, end: float) -> None:
+        """Lets it measure. What is ready is worth some seconds after the end."""
+        self._deadline = min(end + 10, time.monotonic() + self.row.limit)
+        self._write("go")
+
+    def said(self, seconds: float) -> dict[str, Any] | None:
+        """What it says next; `None` if it says nothing within the seconds."""
+        try:
+            line = self._lines.get(timeout=seconds)
+        except queue.Empty:
+            if time.monotonic() < self._deadline:
+                return None
+            self.end()
+            return {"error": "not done in its time"}
+        if line is not None:
+            return json.loads(line)
+        status = self._process.wait()
+        self._errors.seek(0)
+        words = self._errors.read()[-500:].decode(errors="replace")
+        return {"error": f"ended with status {status}: {words}"}
+
+    def end(self) -> None:
+        """Ends the process, whatever it does; for the second time it is nothing."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        with contextlib.suppress(OSError):  # what it never read
+            self._process.stdin.close()
+        self._errors.close()
+
+    def _read(self) -> None:
+        with self._process.stdout as lines:
+            for line in lines:
+                if line.startswith(MARK):
+                    self._lines.put(line.removeprefix(MARK))
+        self._lines.put(None)
+
+    def _write(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # it has ended, and `said` tells
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
