@@ -56,10 +56,6 @@ LEARNERS = {
         lambda m, **o: ml.protonet(m(None), num_ways=WAYS, **o),
         {"relabelling": True},
     ),
-    "fine_tune": (
-        lambda m, **o: ml.fine_tune(m(), CE, optax.sgd(0.1), num_steps=2, **o),
-        {},
-    ),
     "maml_transductive": (
         lambda m, **o: _maml(m, norm="batch", **o),
         {"transductive": True},

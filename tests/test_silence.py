@@ -1,6 +1,7 @@
 """Numbers that were wrong, and work that was lost, without a word."""
 
 import dataclasses
+import functools
 import io
 import os
 import struct
@@ -28,10 +29,13 @@ def maml(**options):
     return ml.maml(plain(), CE, optax.sgd(0.1), num_steps=1, **options)
 
 
-def fit(folder=None, learner=None, num_steps=2, outer=None, tasks=blobs, **options):
-    trainer = ml.meta_trainer(learner or maml(), outer or optax.adam(1e-2))
+MAML, ADAM = maml(), optax.adam(1e-2)
+trainer_of = functools.cache(ml.meta_trainer)  # it keeps what it compiled
+
+
+def fit(folder=None, learner=MAML, num_steps=2, outer=ADAM, tasks=blobs, **options):
     return ml.fit(
-        trainer,
+        trainer_of(learner, outer),
         tasks,
         num_steps=num_steps,
         tasks_per_step=2,
@@ -111,7 +115,7 @@ OTHERS = {
         {"learner": reptile(10.0)},
     ),
     "images": ({"tasks": images(1.0)}, {"tasks": images(0.9)}),
-    "optimiser": ({"outer": optax.adam(1e-2)}, {"outer": optax.adabelief(1e-2)}),
+    "optimiser": ({"outer": ADAM}, {"outer": optax.adabelief(1e-2)}),
     "metric": (
         {"validation": judged("query/accuracy")},
         {"validation": judged("query/loss")},

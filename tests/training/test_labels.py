@@ -128,13 +128,14 @@ WAYS_TO_TAKE = {
 }
 
 
-TAKEN = [(taken, "protonet", WAYS) for taken in WAYS_TO_TAKE] + [("fit", "maml", WAYS)]
-# One function counts labels, whoever asks.
-TAKEN += [("evaluate", "protonet", label) for label in (200, -1)]
+# One function counts labels, whoever asks: who asks, of which part, what is wrong there.
+TAKEN = [(taken, "protonet", WAYS, "support") for taken in WAYS_TO_TAKE]
+TAKEN += [(taken, "protonet", WAYS, "query") for taken in ("fit", "evaluate")]
+TAKEN += [("fit", "maml", WAYS, "query")]
+TAKEN += [("evaluate", "protonet", 200, "support"), ("evaluate", "protonet", -1, "query")]
 
 
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize(("taken", "kind", "label"), TAKEN)
+@pytest.mark.parametrize(("taken", "kind", "label", "part"), TAKEN)
 def test_a_sampler_with_wrong_labels_now_and_then(taken, kind, label, part):
     words = rf"outside the logits of the model in {part}\.y: .* not in 0\.\.{WAYS - 1}"
     with pytest.raises(ValueError, match=words):
