@@ -16,6 +16,7 @@ from benchmarks.continual import ContinualFamilies
 from benchmarks.data import Data
 from benchmarks.families import Families
 from benchmarks.features import Features
+from benchmarks.growth import Growth
 from benchmarks.memory import Memory
 from benchmarks.mixed import Mixed
 from benchmarks.online import Online
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "chunks": Chunks,
     "adapt": Adapt,
     "memory": Memory,
+    "growth": Growth,
     "compiling": Compiling,
     "scaling": Scaling,
     "data": Data,

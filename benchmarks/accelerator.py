@@ -49,7 +49,7 @@ class Accelerator:
     def run_benchmark(self) -> None:
         end = time.monotonic() + 60 * self.minutes
         path = Path(self.json) / "accelerator.json"
-        found = json.loads(path.read_text())["rows"] if path.is_file() else {}
+        found = self._stored(path)
         done = {name for name, row in found.items() if "error" not in row}
         rows = _card_rows.all_rows(tiny=self.tiny)
         rows = [r for r in rows if self.containing in r.name and r.name not in done]
@@ -62,6 +62,21 @@ class Accelerator:
                 print(f"{name}: {shown}", flush=True)
                 result = {"kind": "accelerator", "tiny": self.tiny, "rows": found}
                 _harness.store("accelerator", result, path)
+
+    def _stored(self, path: Path) -> dict[str, Any]:
+        """Rows of an earlier call on such a device."""
+        if not path.is_file():
+            return {}
+        stored = json.loads(path.read_text())
+        here = (self.tiny, _harness.where()["device"]["kind"])
+        there = (stored["tiny"], stored["environment"]["device"]["kind"])
+        if here != there:
+            raise SystemExit(
+                f"{path} holds rows of {there[1]}{' in tiny form' * there[0]}; these "
+                f"would be of {here[1]}{' in tiny form' * here[0]}. Give another folder "
+                "by --json."
+            )
+        return stored["rows"]
 
     def _measured(self, rows: list[Row], end: float) -> Iterator[tuple[str, dict]]:
         """Names and results of rows, made ready side by side and timed in turn."""

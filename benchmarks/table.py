@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _card_table, _comparisons, _pictures, _systems, mixed, online
+from benchmarks import _card_table, _comparisons, _pictures, _systems, growth, mixed, online
 from benchmarks._harness import RESULTS
 
 START, END = "<!-- results -->", "<!-- end of results -->"
@@ -311,6 +311,7 @@ KINDS = {
     "chunks": _chunk_rows,
     "adapt": _adapt_rows,
     "memory": _memory_rows,
+    "growth": growth.table_rows,
     "compiling": _compiling_rows,
     "scaling": _scaling_rows,
     "data": _data_rows,

@@ -6,6 +6,7 @@ promotion is a fixture of its own, `strict_dtypes`: optax.adam does not keep to 
 
 import gc
 import os
+import signal
 import tempfile
 import threading
 from importlib.metadata import version
@@ -29,6 +30,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 # Tracing makes millions of objects that live long. Python's collector looks through all of
 # them again and again, which is a tenth of the time of the tests.
 gc.set_threshold(200_000, 20, 100)
+# Where a shell starts the tests in the background they ignore this signal, and so would the
+# commands that they start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 CACHE = os.environ.get("METALEARN_TEST_CACHE") or str(
     Path(tempfile.gettempdir()) / f"metalearn-test-cache-{os.getuid()}"
 )

@@ -366,6 +366,10 @@ def test_rows_of_a_card_are_stored_one_by_one_and_gone_on_with(
     card.run_benchmark()
     said = capfd.readouterr().out
     assert "good: " not in said and "bad: " in said and "later: " in said
+    with pytest.raises(SystemExit, match=r"holds rows of cpu; .* in tiny form. Give anoth"):
+        dataclasses.replace(card, tiny=True).run_benchmark()
+    with pytest.raises(SystemExit, match=r"holds rows of NVIDIA H100"):
+        accelerator.Accelerator().run_benchmark()  # what is stored with the project
 
 
 def test_rows_of_a_card_are_the_workloads_with_their_peers():

@@ -216,8 +216,11 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("policy", ["support", "batch", "running"])
-@pytest.mark.parametrize("name", MODELS)
+OF_DROPOUT = [(name, "support") for name in MODELS]
+OF_DROPOUT += [("batch norm", policy) for policy in ("batch", "running")]
+
+
+@pytest.mark.parametrize(("name", "policy"), OF_DROPOUT)
 def test_dropout_is_on_in_meta_training_and_off_at_test(name, policy):
     learner = ml.fomaml(MODELS[name](), CE, optax.sgd(0.5), norm=policy, task_chunk=8)
     tasks = blob_batch()

@@ -23,8 +23,9 @@ pytestmark = pytest.mark.usefixtures("x64")
 PADDINGS = {"same": "SAME", "valid": "VALID", "uneven": [(0, 3), (2, 1)]}
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("side", [10, 11])
+@pytest.mark.parametrize(
+    ("padding", "side"), [("same", 10), ("same", 11), ("valid", 11), ("uneven", 10)]
+)
 def test_values_and_derivatives(padding, side):
     images, kernels = normal(0, 2, side, 12, 32), normal(1, 3, 3, 32, 33) / 17
     fun = convolution(NHWC, {"padding": PADDINGS[padding]})
