@@ -70,6 +70,6 @@ def table_rows(row: dict[str, Any]) -> list[str]:
     megabytes, settled = row["megabytes"], row["settled"]
     return [
         f"Memory of a process that makes {len(megabytes)} learners: {megabytes[0]} MB "
-        f"after the first, {megabytes[settled - 1]} after {settled}, {max(megabytes)} at most, "
-        f"{megabytes[-1]} after the last.",
+        f"after the first, {megabytes[settled - 1]} after {settled}, {max(megabytes)} at "
+        f"most, {megabytes[-1]} after the last.",
     ]

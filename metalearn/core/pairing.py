@@ -25,9 +25,9 @@ def paired(fn: Callable, outputs: PyTree, examples: Examples) -> Any:
     """What a loss or metric says of a set, if it pairs each output with its own target.
 
     A broadcast over ranks, such as `x - x.mean(0)`, or an array `[N, N]` is a suspicion and
-    no more. What is mixed is then found by numbers: a function that pairs outputs and targets changes when
-    the targets alone change places, and one that heeds the mask does not look at the target
-    of a masked row.
+    no more. What is mixed is then found by numbers: a function that pairs outputs and
+    targets changes when the targets alone change places, and one that heeds the mask does
+    not look at the target of a masked row.
 
     Args:
       fn: Function `(outputs, examples) -> scalar`.
