@@ -15,14 +15,14 @@ def table_rows(result: dict[str, Any]) -> list[str]:
         "memory: the most that a process held; ready: tracing and compiling, or "
         "the first steps of PyTorch, on 16 cores beside up to 13 others:",
         "",
-        "| row | tasks/s | step (ms) | memory (GB) | ready (s) | |",
-        "|---|---|---|---|---|---|",
+        "| row | tasks/s | step (ms) | memory (GB) | ready (s) |",
+        "|---|---|---|---|---|",
     ]
     for name in sorted(steps, key=_order):
         row = steps[name]
         ready = row.get("trace_and_compile_s", row.get("first_steps_s", ""))
         cells = [f"{row['tasks_per_s']:,.1f}", f"{1e3 * row['step_s']:.2f}"]
-        cells += [str(row["peak_gb"]), str(ready), row.get("compiler", "")]
+        cells += [str(row["peak_gb"]), str(ready)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     gradients = {n: row for n, row in rows.items() if "relative_error" in row}
     if gradients:

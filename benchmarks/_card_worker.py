@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Lines of a worker that are meant for `accelerator`.
-MARK = "ROW "
+# Lines of a worker that are meant for `accelerator`, and the word that it waits for.
+MARK, GO = "ROW ", "go\n"
 Measure = Callable[[], dict[str, Any]]
 
 
@@ -29,14 +29,16 @@ def main() -> None:
     try:
         measure = JOBS[row["job"]](**row["spec"], seconds=row["seconds"])
         _say({"ready_s": round(time.perf_counter() - began, 2)})
-        sys.stdin.readline()
+        if sys.stdin.readline() != GO:  # whoever asked has ended
+            return
         _say(measure())
     except Exception as error:  # told, and the next row goes on
         _say({"error": f"{type(error).__name__}: {error}"[:600]})
 
 
 def _say(words: dict[str, Any]) -> None:
-    print(MARK + json.dumps(words), flush=True)
+    # A library may have left a line without its end.
+    print("\n" + MARK + json.dumps(words), flush=True)
 
 
 def ceilings(side: int, copied: int, seconds: float) -> Measure:
@@ -161,7 +163,10 @@ def step(
         stats = jax.local_devices()[0].memory_stats() or {}
         found["trace_and_compile_s"] = round(ready - began, 2)
         found["peak_gb"] = round(stats.get("peak_bytes_in_use", 0) / 1e9, 2)
-        return found | {"kernels": _kernels(once)}
+        try:
+            return found | {"kernels": _kernels(once)}
+        except Exception as error:  # a machine may not let its card be profiled
+            return found | {"no_kernels": f"{type(error).__name__}: {error}"[:200]}
 
     return measure
 
@@ -263,7 +268,7 @@ def _rounds(
     once: Callable[[], Any], seconds: float, tasks: int, wait: Callable | None = None
 ) -> dict[str, Any]:
     """Five timings of a step after two that do not count."""
-    _seconds(once, 0.0, wait)
+    _seconds(once, 0.0, wait, warm=0)
     found = [_seconds(once, seconds / 5, wait, warm=0, least=1) for _ in range(5)]
     median = statistics.median(found)
     return {

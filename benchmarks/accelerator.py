@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from typing import Any
 
 from benchmarks import _card_rows, _harness
 from benchmarks._card_rows import Row
-from benchmarks._card_worker import MARK
+from benchmarks._card_worker import GO, MARK
 
 WORKER = ("-m", "benchmarks._card_worker")
 
@@ -47,12 +48,29 @@ class Accelerator:
     containing: str = ""
 
     def run_benchmark(self) -> None:
+        for name, least in (("at_once", 1), ("minutes", 0.01), ("seconds", 1e-3)):
+            if not getattr(self, name) >= least:
+                raise SystemExit(
+                    f"{name} is {getattr(self, name)}; expected {least} or more."
+                )
         end = time.monotonic() + 60 * self.minutes
         path = Path(self.json) / "accelerator.json"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SystemExit(
+                f"{self.json} cannot be a folder of results: {error}"
+            ) from None
         found = self._stored(path)
         done = {name for name, row in found.items() if "error" not in row}
         rows = _card_rows.all_rows(tiny=self.tiny)
-        rows = [r for r in rows if self.containing in r.name and r.name not in done]
+        rows = [row for row in rows if self.containing in row.name]
+        if not rows:
+            raise SystemExit(f"no row's name contains {self.containing!r}.")
+        rows = [row for row in rows if row.name not in done]
+        print(f"{len(rows)} rows to measure; {path} has {len(done)}.")
+        # What ends this process ends the workers, which hold the card.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         for batch in sorted({row.batch for row in rows}):
             chosen = [row for row in rows if row.batch == batch]
             for name, said in self._measured(chosen, end):
@@ -67,16 +85,23 @@ class Accelerator:
         """Rows of an earlier call on such a device."""
         if not path.is_file():
             return {}
-        stored = json.loads(path.read_text())
         here = (self.tiny, _harness.where()["device"]["kind"])
-        there = (stored["tiny"], stored["environment"]["device"]["kind"])
+        try:
+            stored = json.loads(path.read_text())
+            there = (stored["tiny"], stored["environment"]["device"]["kind"])
+            rows = {name: dict(row) for name, row in stored["rows"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SystemExit(
+                f"{path} is no result of this command ({type(error).__name__}: {error}). "
+                "Move it away, or give another folder by --json."
+            ) from None
         if here != there:
             raise SystemExit(
                 f"{path} holds rows of {there[1]}{' in tiny form' * there[0]}; these "
                 f"would be of {here[1]}{' in tiny form' * here[0]}. Give another folder "
                 "by --json."
             )
-        return stored["rows"]
+        return rows
 
     def _measured(self, rows: list[Row], end: float) -> Iterator[tuple[str, dict]]:
         """Names and results of rows, made ready side by side and timed in turn."""
@@ -84,9 +109,8 @@ class Accelerator:
         with contextlib.ExitStack() as stack:
             while working or (waiting and time.monotonic() < end):
                 while waiting and len(working) < self.at_once and time.monotonic() < end:
-                    worker = _Worker(waiting.pop(0), self.seconds, end)
-                    stack.callback(worker.end)
-                    working.append(worker)
+                    working.append(_Worker(waiting.pop(0), self.seconds, end))
+                    stack.callback(working[-1].end)
                 for worker in list(working):
                     if (said := worker.said(0.05)) is None:
                         continue
@@ -95,6 +119,8 @@ class Accelerator:
                         ready.append((worker, said))
                     else:
                         yield worker.row.name, said
+            if waiting:
+                print(f"out of time: {len(waiting)} rows of this batch were not begun")
             for worker, said in ready:
                 worker.go(end)
                 while (result := worker.said(0.5)) is None:
@@ -120,6 +146,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            start_new_session=True,  # so that its children end with it
             # Rows share the memory of the card.
             env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         )
@@ -132,7 +159,7 @@ class _Worker:
     def go(self, end: float) -> None:
         """Lets it measure. What is ready is worth some seconds after the end."""
         self._deadline = min(end + 10, time.monotonic() + self.row.limit)
-        self._write("go")
+        self._write(GO.strip())
 
     def said(self, seconds: float) -> dict[str, Any] | None:
         """What it says next; `None` if it says nothing within the seconds."""
@@ -145,16 +172,20 @@ class _Worker:
             return {"error": "not done in its time"}
         if line is not None:
             return json.loads(line)
-        status = self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=2)  # its output has ended, and so will it
+        status = self._process.poll()
         self._errors.seek(0)
         words = self._errors.read()[-500:].decode(errors="replace")
+        self.end()
         return {"error": f"ended with status {status}: {words}"}
 
     def end(self) -> None:
         """Ends the process, whatever it does; for the second time it is nothing."""
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._reader.join()
+        self._reader.join(timeout=5)
         with contextlib.suppress(OSError):  # what it never read
             self._process.stdin.close()
         self._errors.close()

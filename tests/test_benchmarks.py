@@ -1,7 +1,11 @@
 """The benchmarks run, and count what they say they count."""
 
 import dataclasses
+import io
+import itertools
 import json
+import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +27,7 @@ from benchmarks import (
     against,
     ceiling,
     choose,
+    growth,
     table,
     throughput,
     workloads,
@@ -354,13 +359,15 @@ def test_rows_of_a_card_are_stored_one_by_one_and_gone_on_with(
     monkeypatch.setattr(_card_rows, "all_rows", lambda tiny: [good, bad])
     card.run_benchmark()
     stored = json.loads((tmp_path / "accelerator.json").read_text())["rows"]
-    assert stored["good"]["float32_tflops"] >= 0
+    assert stored["good"]["copy_gb_per_s"] >= 0 and stored["good"]["ready_s"] > 0
     assert stored["good"]["environment"]["device"]["platform"] == "cpu"
     assert "TypeError" in stored["bad"]["error"]
 
     monkeypatch.setattr(_card_rows, "all_rows", lambda tiny: [good, bad, later])
-    slow = dataclasses.replace(card, minutes=0.0)
-    slow.run_benchmark()  # no time: nothing begins, nothing is lost
+    with monkeypatch.context() as patch:
+        clock = types.SimpleNamespace(monotonic=itertools.count(0, 600).__next__)
+        patch.setattr(accelerator, "time", clock)
+        card.run_benchmark()  # no time: nothing begins, nothing is lost
     assert json.loads((tmp_path / "accelerator.json").read_text())["rows"] == stored
     capfd.readouterr()
     card.run_benchmark()
@@ -368,8 +375,10 @@ def test_rows_of_a_card_are_stored_one_by_one_and_gone_on_with(
     assert "good: " not in said and "bad: " in said and "later: " in said
     with pytest.raises(SystemExit, match=r"holds rows of cpu; .* in tiny form. Give anoth"):
         dataclasses.replace(card, tiny=True).run_benchmark()
+    project = (_harness.RESULTS / "accelerator.json").read_text()
+    (tmp_path / "accelerator.json").write_text(project)
     with pytest.raises(SystemExit, match=r"holds rows of NVIDIA H100"):
-        accelerator.Accelerator().run_benchmark()  # what is stored with the project
+        card.run_benchmark()
 
 
 def test_rows_of_a_card_are_the_workloads_with_their_peers():
@@ -381,10 +390,57 @@ def test_rows_of_a_card_are_the_workloads_with_their_peers():
         assert {row.job for row in rows} == set(_card_worker.JOBS)
 
 
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"tiny": false, "environment": 3}', "\x00"]
+)
+def test_what_is_no_result_of_a_card_is_left_alone(tmp_path, content):
+    path = tmp_path / "accelerator.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit, match="is no result of this command"):
+        accelerator.Accelerator(json=str(tmp_path)).run_benchmark()
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"at_once": 0}, "at_once is 0; expected 1"),
+        ({"minutes": float("nan")}, "minutes is nan"),
+        ({"containing": "xyz"}, "no row's name contains 'xyz'"),
+    ],
+)
+def test_mistakes_of_who_measures_a_card_are_told(tmp_path, options, words):
+    with pytest.raises(SystemExit, match=words):
+        accelerator.Accelerator(json=str(tmp_path), **options).run_benchmark()
+
+
 def test_a_worker_that_hangs_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(accelerator, "WORKER", ("-c", "import time; time.sleep(60)"))
-    hanging = _card_rows.Row("hanging", 0, "ceilings", {}, limit=0.2)
+    """Whatever it holds open: here a child has its output."""
+    code = "import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)"
+    monkeypatch.setattr(accelerator, "WORKER", ("-c", code))
+    hanging = _card_rows.Row("hanging", 0, "ceilings", {}, limit=1.0)
     monkeypatch.setattr(_card_rows, "all_rows", lambda tiny: [hanging])
+    began = time.monotonic()
     accelerator.Accelerator(json=str(tmp_path)).run_benchmark()
+    assert time.monotonic() - began < 20
     stored = json.loads((tmp_path / "accelerator.json").read_text())["rows"]
     assert stored["hanging"]["error"] == "not done in its time"
+
+
+def test_a_worker_whose_caller_has_ended_measures_nothing(capfd, monkeypatch):
+    spec = {"job": "ceilings", "spec": {"side": 8, "copied": 8}, "seconds": 0.01}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(spec) + "\n"))
+    _card_worker.main()
+    assert capfd.readouterr().out.count(_card_worker.MARK) == 1  # that it is ready
+
+
+def test_growth_is_told_from_where_a_process_has_settled(tmp_path, monkeypatch, capsys):
+    sizes = iter(range(100, 120))
+    monkeypatch.setattr(growth, "_one_learner", lambda number: None)
+    monkeypatch.setattr(growth, "_resident", lambda: next(sizes) * 2**20)
+    growth.Growth(learners=20, json=str(tmp_path / "found.json")).run_benchmark()
+    assert "+10.0 MB from learner 10 to 20" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "found.json").read_text())
+    assert "100.0 MB after the first, 109.0 after 10" in growth.table_rows(stored)[0]
+    with pytest.raises(SystemExit, match="learners is 5; expected 20"):
+        growth.Growth(learners=5).run_benchmark()

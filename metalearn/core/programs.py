@@ -80,9 +80,11 @@ def kept_with_owner(make: Callable[..., Value]) -> Callable[..., Value]:
     return found
 
 
-# Without these the compiler of a card compiles each fusion by two emitters and each product
-# by dozens of tiles, and times them: minutes before the first step of MAML, for nothing on
-# an H100 (benchmarks/NOTES.md, "On a card"). A flag in XLA_FLAGS is the user's word.
+# Without these the compiler of a CUDA card compiles each fusion by two emitters and each
+# product by dozens of tiles, and times them. On an H200 the first step of MAML was then not
+# ready within two minutes; what the first search finds is no faster on an H100, what the
+# second finds was not timed (benchmarks/NOTES.md, "On a card"). A flag in XLA_FLAGS is the
+# user's word.
 ON_A_CARD = {
     "xla_gpu_experimental_enable_fusion_autotuner": False,
     "xla_gpu_enable_triton_gemm": False,
@@ -93,7 +95,8 @@ def compiled(fn: Callable, **options: Any) -> Callable:
     """`jax.jit` with what the compiler of the default backend is told.
 
     Args:
-      fn: Function that no other compiled function calls.
+      fn: Function that is called neither by another compiled one nor under `grad`, where
+        jax takes no options.
       **options: Of `jax.jit`.
     """
     return jax.jit(fn, compiler_options=compiler_options(), **options)
@@ -101,10 +104,17 @@ def compiled(fn: Callable, **options: Any) -> Callable:
 
 def compiler_options() -> dict[str, Any] | None:
     """Options of the compiler for the default backend, of those that it knows."""
-    if jax.default_backend() != "gpu":
+    if not _on_cuda():
         return None
-    given = os.environ.get("XLA_FLAGS", "")
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    given = {flag.lstrip("-").partition("=")[0] for flag in flags}
     return {k: v for k, v in ON_A_CARD.items() if k not in given and _knows(k, v)} or None
+
+
+def _on_cuda() -> bool:
+    if jax.default_backend() != "gpu":
+        return False
+    return "cuda" in jax.devices()[0].client.platform_version.lower()
 
 
 @functools.cache
@@ -113,7 +123,9 @@ def _knows(name: str, value: Any) -> bool:
     nothing = jax.jit(lambda: jnp.zeros(()), compiler_options={name: value})
     try:
         nothing.lower().compile()
-    except jax.errors.JaxRuntimeError:
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
         return False
     return True
 

@@ -14,7 +14,7 @@ from metalearn.core import checks, given, kinds, pixels
 from metalearn.core.keys import check_key, of_seed
 from metalearn.core.learner import MetaLearner, is_transductive
 from metalearn.core.model import Variables
-from metalearn.core.programs import kept_with_owner
+from metalearn.core.programs import compiled, kept_with_owner
 from metalearn.core.task import Examples
 from metalearn.core.types import Key, PyTree
 
@@ -95,14 +95,13 @@ def predict(
 
 @kept_with_owner
 def _predictor(learner: MetaLearner) -> Any:
-    @jax.jit
     def run(variables: Variables, support: Examples, x: PyTree, key: Key):
         k_adapt, k_predict = jax.random.split(key)
         adapted = learner.adapt(variables, support, key=k_adapt)
         outputs = learner.predict(adapted, x, key=k_predict)
         return outputs, is_transductive(learner, adapted, x, key=k_predict)
 
-    return run
+    return compiled(run)
 
 
 def _check_inputs(support: PyTree, x: PyTree) -> None:

@@ -77,6 +77,7 @@ BUILT = [pytest.param(n, marks=[pytest.mark.slow] * n.endswith("-paper")) for n 
 
 # Without inner steps, for the picture of an episode, the network alone is asked.
 START = ("glyphs-maml", "mixed-hsml", "sinusoid-maml")
+assert set(START) <= set(TRACED)
 
 
 @pytest.mark.parametrize("name", BUILT)

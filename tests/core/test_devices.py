@@ -80,7 +80,7 @@ def judges_as_one_does(learner):
 
 
 def test_results_without_a_mesh_are_those_of_one_device():
-    learner = LEARNERS["protonet"]()
+    learner = LEARNERS["maml"]()
     alone = ml.fit(
         trainer_of(learner, SGD),
         blobs,

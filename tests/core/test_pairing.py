@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import metalearn as ml
+from metalearn.core.pairing import paired
 
 KEY = jax.random.key(0)
 
@@ -44,6 +45,25 @@ def pinball(outputs, examples):
     return jnp.mean(jnp.maximum(shares * error[:, None], (shares - 1) * error[:, None]))
 
 
+def weighed_by_inputs(outputs, examples):
+    return jnp.mean(examples.x[:, -1] ** 2 * (outputs - examples.y) ** 2)
+
+
+def of_chances(outputs, examples):
+    """A cross-entropy of chances, which no logarithm takes of other numbers."""
+    p, y = jax.nn.sigmoid(outputs) ** 2, examples.y**2 / 10
+    return -jnp.mean(y * jnp.log(p) + (1 - y) * jnp.log1p(-p))
+
+
+def poisson(outputs, examples):
+    return jnp.mean(outputs - examples.y * jnp.log(outputs))
+
+
+def hits(outputs, examples):
+    """The accuracy of logits that an offset decides in most draws."""
+    return jnp.mean(jnp.argmax(outputs - jnp.array([0.0, 3.0]), -1) == examples.y)
+
+
 def sets(dtype=np.float32):
     rng = np.random.default_rng(0)
     y = np.sign(rng.normal(size=6)).astype(dtype)
@@ -52,6 +72,7 @@ def sets(dtype=np.float32):
 
 
 MIXING = [(square, 1, np.float32), (gaussian, 2, np.float32), (binary, 1, np.int32)]
+MIXING += [(fn, 1, np.float32) for fn in (weighed_by_inputs, of_chances, poisson)]
 MAKERS = {
     "maml": lambda model, fn: ml.maml(model, fn, SGD, num_steps=1),
     "no step": lambda model, fn: ml.maml(model, fn, SGD, num_steps=0),
@@ -118,6 +139,13 @@ def chosen(outputs, examples):
     return jnp.mean(jnp.where(examples.mask, errors, 0.0))
 
 
+def beside_a_good_one(outputs, examples):
+    """Of the two parts one weighs the size of all outputs."""
+    errors = (outputs[:, 0] - examples.y) ** 2
+    size = jnp.sum(outputs**2 * examples.mask) / jnp.sum(examples.mask)
+    return ml.masked_mean(errors, examples.mask) + 0.1 * size
+
+
 def heeding(outputs, examples):
     """Broadcasts over ranks, and weighs each error by its own mask."""
     errors = (outputs[:, 0] - examples.y) ** 2 + 0 * (examples.x - examples.x.mean(0))[:, 0]
@@ -129,14 +157,65 @@ def unmasked(outputs, examples):
     return jnp.mean((outputs[:, 0] - examples.y) ** 2) + 0 * (examples.x[0] * outputs).sum()
 
 
-@pytest.mark.parametrize("fn", [heeding, unmasked])
+def of_positive_outputs(outputs, examples):
+    """A logarithm of what the network makes positive, beside a square of all inputs."""
+    x = jnp.where(examples.mask[:, None], examples.x, 0.0)
+    losses = outputs[:, 0] - examples.y * jnp.log(outputs[:, 0] ** 3)
+    return ml.masked_mean(losses, examples.mask) + 1e-3 * jnp.mean((x @ x.T) ** 2)
+
+
+def distance_of_sets(outputs, examples):
+    """The energy distance of outputs and targets, by explicit axes."""
+
+    def between(a, b):
+        return jnp.mean(jnp.abs(a[:, None] - b[None, :]))
+
+    a, b = outputs[:, 0], examples.y
+    return 2 * between(a, b) - between(a, a) - between(b, b)
+
+
+def ranked(outputs, examples):
+    """Pairs of examples in their order, each pair of two valid ones."""
+    gaps = outputs[:, 0][:, None] - outputs[:, 0][None, :]
+    above = (examples.y[:, None] > examples.y[None, :]) & examples.mask[:, None]
+    above = above & examples.mask[None, :]
+    return jnp.sum(jnp.where(above, jnp.logaddexp(0.0, -gaps), 0.0)) / above.size
+
+
+TAKEN = [heeding, unmasked, of_positive_outputs, distance_of_sets, ranked]
+
+
+@pytest.mark.parametrize("fn", TAKEN)
 def test_losses_that_heed_the_mask_or_do_not_read_it_are_taken(fn):
     task, learner = sets(), ml.maml(net(1), fn, SGD, num_steps=0)
     with jax.numpy_rank_promotion("allow"):
         learner.estimate(learner.init(KEY, task), ml.stack_tasks([task, task]), key=KEY)
 
 
-@pytest.mark.parametrize("fn", [weighed, chosen])
+@pytest.mark.parametrize("num", [2, 3, 6])
+def test_a_metric_that_counts_hits_is_taken(num):
+    rows = jax.tree.map(lambda leaf: leaf[:num], sets(np.int32).support)
+    with jax.numpy_rank_promotion("allow"):
+        found = paired(hits, jnp.ones((num, 2)), rows)
+        assert found == hits(jnp.ones((num, 2)), rows)
+
+
+def test_a_function_is_asked_once_for_each_shape():
+    calls, task = [], sets()
+
+    def counted(outputs, examples):
+        calls.append(0)
+        return distance_of_sets(outputs, examples)
+
+    outputs = jnp.ones((6, 1))
+    paired(counted, outputs, task.support)
+    first = len(calls)
+    for _ in range(3):
+        paired(counted, outputs, task.support)
+    assert len(calls) == first + 3
+
+
+@pytest.mark.parametrize("fn", [weighed, chosen, beside_a_good_one])
 def test_a_loss_of_each_error_by_each_mask_is_refused(fn):
     """It is N times what it should be, and masked rows count."""
     task, learner = sets(), ml.maml(net(1), fn, SGD, num_steps=0)

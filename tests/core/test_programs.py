@@ -152,10 +152,30 @@ def test_a_card_is_told_what_it_knows_and_the_user_has_not_said(monkeypatch, fla
     told = programs.ON_A_CARD | {"xla_no_such_option": False}
     monkeypatch.setattr(programs, "ON_A_CARD", told)
     assert programs.compiler_options() is None  # a CPU
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(programs, "_on_cuda", lambda: True)
+    monkeypatch.setenv("XLA_FLAGS", flags + " --xla_gpu_enable_triton_gemm_int4=true")
     expected = set(told) - {"xla_no_such_option"}
     if flags:
         expected -= {"xla_gpu_enable_triton_gemm"}
     assert set(programs.compiler_options()) == expected
     assert programs.compiled(lambda x: x + 1)(1) == 2
+
+
+def test_training_and_evaluation_take_options_of_the_compiler(monkeypatch):
+    """jax refuses them where a compiled function calls another."""
+    told = {"xla_cpu_enable_fast_min_max": False}
+    monkeypatch.setattr(programs, "compiler_options", lambda: told)
+    tasks = ml.tasks.sinusoid(num_support=2, num_query=2)
+    model = ml.from_linen(ml.models.MLP(widths=(2,)))
+    learner = ml.maml(model, ml.losses.mse, optax.sgd(0.1))
+    result = ml.fit(
+        ml.meta_trainer(learner, optax.sgd(0.1)),
+        tasks,
+        num_steps=1,
+        tasks_per_step=2,
+        key=jax.random.key(0),
+        validation=ml.Validation(tasks=tasks, num_tasks=2, every=1, metric="query/loss"),
+        progress=False,
+    )
+    support = tasks(jax.random.key(1)).support
+    ml.predict(learner, result.variables, support, support.x, key=jax.random.key(2))

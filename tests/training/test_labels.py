@@ -130,7 +130,7 @@ WAYS_TO_TAKE = {
 
 # One function counts labels, whoever asks: who asks, of which part, what is wrong there.
 TAKEN = [(taken, "protonet", WAYS, "support") for taken in WAYS_TO_TAKE]
-TAKEN += [(taken, "protonet", WAYS, "query") for taken in ("fit", "evaluate")]
+TAKEN += [(taken, "protonet", WAYS, "query") for taken in ("fit", "validation")]
 TAKEN += [("fit", "maml", WAYS, "query")]
 TAKEN += [("evaluate", "protonet", 200, "support"), ("evaluate", "protonet", -1, "query")]
 
