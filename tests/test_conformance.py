@@ -26,22 +26,9 @@ def _reptile(model, **options):
     return ml.reptile(model(), CE, opt, num_steps=2, **options)
 
 
-def _learned_rate(model, **options):
-    return ml.maml(model(), CE, optax.sgd, inner_hparams=0.1, **options)
-
-
-def _features(outputs=None):
-    """A network without a head: the learner brings its own."""
-    return ml.from_apply_fn(
-        lambda key, x: {"w": jax.random.normal(key, (x.shape[-1], 5))},
-        lambda params, x: jnp.tanh(x @ params["w"]),
-    )
-
-
 # Name: (learner of a model, its properties).
 LEARNERS = {
     "maml": (_maml, {}),
-    "maml_learned_rate": (_learned_rate, {}),
     "reptile_batches": (
         lambda m, **o: ml.reptile(m(), CE, optax.sgd(0.1), num_steps=2, batch_size=3, **o),
         {"order_invariant": False, "padding_invariant": False},
@@ -68,10 +55,7 @@ LEARNERS = {
 CHUNKED = ("maml", "reptile_batches", "protonet")  # the three mechanisms
 # A kind of model goes through the same adapter whoever calls it: the mechanisms with all
 # three kinds, every learner with one.
-ALSO = {
-    "maml": ("apply_fn", "nnx"),
-    "protonet": ("apply_fn", "nnx"),
-}
+ALSO = {"maml": ("apply_fn", "nnx"), "protonet": ("nnx",)}
 CASES = [(name, model) for name in LEARNERS for model in ("linen", *ALSO.get(name, ()))]
 
 
@@ -81,8 +65,6 @@ def test_learner_keeps_the_contract(name, model, request):
         request.getfixturevalue("strict_dtypes")
     make, properties = LEARNERS[name]
     network = MODELS[model]
-    if model == "apply_fn" and name == "protonet":
-        network = _features
     with_chunk = None
     if name in CHUNKED and model == "linen":
         with_chunk = lambda chunk: make(network, task_chunk=chunk)

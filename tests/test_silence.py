@@ -153,7 +153,7 @@ def test_a_validation_that_is_no_number_is_told_and_no_reason_to_stop():
 @pytest.mark.parametrize("change", [lambda x: 2 * x, lambda x: -x, lambda x: x[::-1]])
 def test_other_tasks_have_other_fingerprints(change):
     """A weighted sum of bits is linear: signs and powers of two cancel in it."""
-    learner = maml()
+    learner = MAML
     variables = learner.init(KEY, TASK)
 
     def changed(key):
@@ -171,7 +171,7 @@ def test_other_tasks_have_other_fingerprints(change):
 
 def test_repeated_tasks_make_no_interval():
     tasks = ml.tasks.in_order(ml.tasks.from_tasks([one(blob_batch(), i) for i in range(3)]))
-    learner = maml()
+    learner = MAML
     with pytest.raises(ValueError, match=r"has 3 different tasks.*num_tasks=3 or fewer"):
         ml.evaluate(learner, learner.init(KEY, TASK), tasks, num_tasks=50, key=KEY)
 
