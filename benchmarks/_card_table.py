@@ -10,10 +10,11 @@ def table_rows(result: dict[str, Any]) -> list[str]:
     rows = {name: row for name, row in result["rows"].items() if "error" not in row}
     steps = {name: row for name, row in rows.items() if "tasks_per_s" in row}
     device = result["environment"]["device"]
+    at_once = max((row["made_ready_at_once"] for row in rows.values()), default=1)
     lines = [
         f"One {device['kind']}; steps in turn, not interleaved. `T`: tasks of a step; "
-        "memory: the most that a process held; ready: tracing and compiling, or "
-        "the first steps of PyTorch, on 16 cores beside up to 13 others:",
+        "memory: the most that a process held; ready: tracing and compiling, or the first "
+        f"steps of PyTorch, on {device['cores']} cores, up to {at_once} processes at once:",
         "",
         "| row | tasks/s | step (ms) | memory (GB) | ready (s) |",
         "|---|---|---|---|---|",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 # Lines of a worker that are meant for `accelerator`, and the word that it waits for.
-MARK, GO = "ROW ", "go\n"
+MARK, GO = "ROW ", "go"
 Measure = Callable[[], dict[str, Any]]
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     try:
         measure = JOBS[row["job"]](**row["spec"], seconds=row["seconds"])
         _say({"ready_s": round(time.perf_counter() - began, 2)})
-        if sys.stdin.readline() != GO:  # whoever asked has ended
+        if sys.stdin.readline() != GO + "\n":  # whoever asked has ended
             return
         _say(measure())
     except Exception as error:  # told, and the next row goes on

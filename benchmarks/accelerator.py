@@ -70,12 +70,24 @@ class Accelerator:
         rows = [row for row in rows if row.name not in done]
         print(f"{len(rows)} rows to measure; {path} has {len(done)}.")
         # What ends this process ends the workers, which hold the card.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            self._measure_and_store(rows, found, path, end)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _measure_and_store(
+        self, rows: list[Row], found: dict[str, Any], path: Path, end: float
+    ) -> None:
         for batch in sorted({row.batch for row in rows}):
             chosen = [row for row in rows if row.batch == batch]
             for name, said in self._measured(chosen, end):
                 # Each with its own environment: the next call may have another machine.
-                found[name] = said | {"environment": _harness.where()}
+                about = {
+                    "made_ready_at_once": self.at_once,
+                    "environment": _harness.where(),
+                }
+                found[name] = said | about
                 shown = {k: v for k, v in said.items() if k != "kernels"}
                 print(f"{name}: {shown}", flush=True)
                 result = {"kind": "accelerator", "tiny": self.tiny, "rows": found}
@@ -159,7 +171,7 @@ class _Worker:
     def go(self, end: float) -> None:
         """Lets it measure. What is ready is worth some seconds after the end."""
         self._deadline = min(end + 10, time.monotonic() + self.row.limit)
-        self._write(GO.strip())
+        self._write(GO)
 
     def said(self, seconds: float) -> dict[str, Any] | None:
         """What it says next; `None` if it says nothing within the seconds."""

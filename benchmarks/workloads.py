@@ -140,7 +140,7 @@ def learner_of(
     work: Workload,
     *,
     task_chunk: int | str = "auto",
-    lower: Any = True,
+    lower: bool | str = True,
     width: int = 64,
     dtype: Any = None,
     **options: Any,

@@ -35,8 +35,8 @@ def paired(fn: Callable, outputs: PyTree, examples: Examples) -> Any:
     A broadcast over ranks, such as `x - x.mean(0)`, or an array `[N, N]` is a suspicion and
     no more. What is mixed is then found by numbers, once for each function and shape: one
     that heeds the mask does not look at a masked row, and one that pairs outputs and
-    targets changes when either alone change places. The latter is asked
-    after a broadcast over ranks alone: a distance of two sets does not change either, and
+    targets changes when either alone changes places. The latter is asked only after a
+    broadcast over ranks: a distance of two sets does not change either, and
     who writes one says so by explicit axes.
 
     Args:
@@ -110,7 +110,7 @@ def _found_by_numbers(
     valid = jnp.ones(examples.mask.shape[0], bool)
     some = valid.at[0].set(False)
     at = jax.jit(
-        lambda out, x, y, mask: fn(out, Examples(x=x, y=y, mask=mask)).astype(float)
+        lambda out, x, y, mask: jnp.asarray(fn(out, Examples(x=x, y=y, mask=mask)), float)
     )
     found = []
     for out, x, y in _draws(outputs, examples):
@@ -134,7 +134,7 @@ def _found_by_numbers(
     if not found:
         return False, False
     turned, counts = (all(part) for part in zip(*found, strict=True))
-    if counts:  # if it reads the mask at all
+    if counts:  # a function that does not read the mask may count masked rows
         program = jax.make_jaxpr(lambda mask: at(out, x, y, mask))(valid)
         counts = 0 in flow.of_outputs(program.jaxpr, program.consts)[0].sources
     return turned, counts
@@ -193,6 +193,6 @@ def _told(fn: Callable, outputs: PyTree, examples: Examples) -> str:
     return (
         f"{name} broadcasts outputs of shape {shapes(outputs)} against targets y of shape "
         f"{shapes(examples.y)}, each output against each target: it stays the same when "
-        "either change places. Bring both to one shape, such as "
+        "either changes places. Bring both to one shape, such as "
         "outputs.reshape(examples.y.shape), before they are subtracted."
     )

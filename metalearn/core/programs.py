@@ -97,7 +97,7 @@ def compiled(fn: Callable, **options: Any) -> Callable:
     Args:
       fn: Function that is called neither by another compiled one nor under `grad`, where
         jax takes no options.
-      **options: Of `jax.jit`.
+      **options: Further arguments of `jax.jit`.
     """
     return jax.jit(fn, compiler_options=compiler_options(), **options)
 

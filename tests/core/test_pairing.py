@@ -157,7 +157,7 @@ def heeding(outputs, examples):
 
 
 def unmasked(outputs, examples):
-    """Looks at no mask, and says so by its code."""
+    """Looks at no mask."""
     return jnp.mean((outputs[:, 0] - examples.y) ** 2) + 0 * (examples.x[0] * outputs).sum()
 
 

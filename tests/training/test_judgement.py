@@ -72,6 +72,12 @@ CASES = {
 }
 
 
+def trained(learner, tasks, num_steps=1, **options):
+    trainer = ml.meta_trainer(learner, optax.sgd(0.01))
+    options = {"tasks_per_step": 2, "key": KEY, "progress": False, **options}
+    return ml.fit(trainer, tasks, num_steps=num_steps, **options)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_loss_of_the_learner_judges(case):
     make, loss, tasks, trains = CASES[case]
@@ -79,15 +85,7 @@ def test_the_loss_of_the_learner_judges(case):
     variables = learner.init(KEY, tasks(KEY))
     if trains:
         validation = ml.Validation(tasks=tasks, num_tasks=3, every=1, metric="query/loss")
-        variables = ml.fit(
-            ml.meta_trainer(learner, optax.sgd(0.01)),
-            tasks,
-            num_steps=1,
-            tasks_per_step=2,
-            key=KEY,
-            validation=validation,
-            progress=False,
-        ).variables
+        variables = trained(learner, tasks, validation=validation).variables
     found = ml.evaluate(learner, variables, tasks, num_tasks=3, key=KEY)
     assert list(found.values) == ["query/loss"]
 
@@ -118,14 +116,7 @@ def test_learners_that_carry_no_loss_train_whatever_would_judge_them():
     learner = made._replace(
         predict=lambda adapted, x, *, key=None, mask=None: {"mean": x + adapted[None]}
     )
-    result = ml.fit(
-        ml.meta_trainer(learner, optax.sgd(1.0)),
-        SINES,
-        num_steps=2,
-        tasks_per_step=2,
-        key=KEY,
-        progress=False,
-    )
+    result = trained(learner, SINES)
     evaluate = functools.partial(
         ml.evaluate, learner, result.variables, SINES, num_tasks=2, key=KEY
     )
@@ -146,14 +137,7 @@ class Unhashable:
 
 def test_losses_that_cannot_be_keys_of_a_cache():
     learner = ml.maml(plain(1), Unhashable(), optax.sgd(0.01), num_steps=1)
-    result = ml.fit(
-        ml.meta_trainer(learner, optax.sgd(0.01)),
-        SINES,
-        num_steps=1,
-        tasks_per_step=2,
-        key=KEY,
-        progress=False,
-    )
+    result = trained(learner, SINES)
     run = functools.partial(
         ml.evaluate, learner, result.variables, SINES, num_tasks=2, key=KEY
     )
@@ -212,15 +196,7 @@ def test_a_metric_of_the_user_may_decide_a_validation():
         metric="query/f1",
         metrics={"query/f1": ml.metrics.f1},
     )
-    result = ml.fit(
-        ml.meta_trainer(learner, optax.sgd(0.1)),
-        blobs,
-        num_steps=2,
-        tasks_per_step=2,
-        key=KEY,
-        validation=judged,
-        progress=False,
-    )
+    result = trained(learner, blobs, num_steps=2, validation=judged)
     rows = [row for row in result.history if "validation/f1" in row]
     assert len(rows) == 2
     best = max(rows, key=lambda row: row["validation/f1"])
