@@ -71,7 +71,7 @@ def test_files_import_only_lower_layers():
 
 
 FAMILIES = sorted(p.name for p in (ROOT / "algorithms").iterdir() if p.is_dir())
-SHARED = ("algorithms.bilevel", "algorithms.options")
+SHARED = ("algorithms.bilevel", "algorithms.embedding", "algorithms.options")
 
 
 def test_the_root_holds_four_files_and_folders():

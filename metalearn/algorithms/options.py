@@ -11,8 +11,8 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ParamSpec, TypedDict, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypedDict, TypeVar
 
 from metalearn.core import kinds
 from metalearn.core.types import PathFilter, TaskChunk
@@ -49,6 +49,18 @@ class Options(TypedDict, total=False):
     name: str
 
 
+class Shared(NamedTuple):
+    """Options that several constructors share.
+
+    Attributes:
+      options: A `TypedDict` that describes each under `Attributes`.
+      defaults: Defaults by name; that of `name` is the name of the constructor.
+    """
+
+    options: Any
+    defaults: Mapping[str, Any]
+
+
 DEFAULTS: Options = {
     "differentiation": "reverse",
     "adapt_filter": None,
@@ -56,22 +68,29 @@ DEFAULTS: Options = {
     "mask_absent_classes": False,
     "task_chunk": "auto",
 }
+ADAPTATION = Shared(Options, DEFAULTS)
 
 
-def check(owner: Callable[..., Any], given: Iterable[str], but: Sequence[str] = ()) -> None:
+def check(
+    owner: Callable[..., Any],
+    given: Iterable[str],
+    but: Sequence[str] = (),
+    of: Shared = ADAPTATION,
+) -> None:
     """Refuses what is no option of a constructor.
 
     Args:
       owner: The constructor that was called, with parameters of its own.
       given: Names of the options that it would hand on.
-      but: Those of `Options` that the constructor decides itself.
+      but: Shared options that the constructor decides itself.
+      of: The shared options.
 
     Raises:
       TypeError: an option is unknown, or decided by `owner`; names the constructor and
         the options that it takes.
     """
     own = inspect.signature(owner).parameters.values()
-    shared = Options.__annotations__.keys() - set(but)
+    shared = of.options.__annotations__.keys() - set(but)
     known = sorted(shared | {p.name for p in own if p.kind is p.KEYWORD_ONLY})
     for option in given:
         if option in but:
@@ -95,14 +114,17 @@ def complete(builder: Callable[..., Any], name: str, given: Options) -> Options:
     return {**DEFAULTS, "name": name, **given}
 
 
-def takes_options(*, but: Sequence[str] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def takes_options(
+    *, but: Sequence[str] = (), of: Shared = ADAPTATION
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Lets a constructor take `**options: Unpack[Options]`, and no other.
 
     The options that are not in `but` replace `**options` in the signature, which has
     their defaults, and in the docstring, unless its `Args` describe one already.
 
     Args:
-      but: Those of `Options` that the constructor decides itself.
+      but: Shared options that the constructor decides itself.
+      of: The shared options; those of learners that adapt a model unless given.
 
     Returns:
       A decorator. The constructor calls `check` before anything else.
@@ -112,12 +134,12 @@ def takes_options(*, but: Sequence[str] = ()) -> Callable[[Callable[P, R]], Call
         signature = inspect.signature(constructor, eval_str=True)
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         names = {parameter.name for parameter in own}
-        default = {**DEFAULTS, "name": constructor.__name__}
+        default = {**of.defaults, "name": constructor.__name__}
         shared = [
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=default[name], annotation=kind
             )
-            for name, kind in typing.get_type_hints(Options).items()
+            for name, kind in typing.get_type_hints(of.options).items()
             if name not in names.union(but)
         ]
 
@@ -126,24 +148,26 @@ def takes_options(*, but: Sequence[str] = ()) -> Callable[[Callable[P, R]], Call
 
         @functools.wraps(constructor)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            check(constructor, [name for name in kwargs if name not in names], but)
+            check(constructor, [name for name in kwargs if name not in names], but, of)
             for flag in flags & kwargs.keys():
                 kinds.flag(flag, kwargs[flag])
             return constructor(*args, **kwargs)
 
         checked.__signature__ = signature.replace(parameters=[*own, *shared])
-        checked.__doc__ = _with_options(constructor.__doc__, [p.name for p in shared])
+        checked.shared_options = of
+        described = [p.name for p in shared]
+        checked.__doc__ = _with_options(constructor.__doc__, described, of.options)
         return checked
 
     return decorate
 
 
-def _with_options(text: str | None, names: Sequence[str]) -> str | None:
+def _with_options(text: str | None, names: Sequence[str], options: Any) -> str | None:
     """A docstring whose line `**options:` has become the descriptions of the options."""
-    if text is None or Options.__doc__ is None:  # python -OO
+    if text is None or options.__doc__ is None:  # python -OO
         return text
     entries = dict(
-        re.findall(r"^  (\w+): (.*(?:\n    .*)*)", inspect.cleandoc(Options.__doc__), re.M)
+        re.findall(r"^  (\w+): (.*(?:\n    .*)*)", inspect.cleandoc(options.__doc__), re.M)
     )
     before, _, rest = inspect.cleandoc(text).partition("\n  **options:")
     after = rest.partition("\n")[2]

@@ -2,6 +2,7 @@
 
 from metalearn.models.context import ContextMLP, FilmConv4
 from metalearn.models.conv4 import Conv4
+from metalearn.models.maps import ConvMaps
 from metalearn.models.mlp import MLP
 from metalearn.models.norm import Norm
 from metalearn.models.resnet12 import ResNet12
@@ -12,6 +13,7 @@ __all__ = [
     "MLP",
     "ContextMLP",
     "Conv4",
+    "ConvMaps",
     "FilmConv4",
     "Norm",
     "ResNet12",

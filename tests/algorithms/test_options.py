@@ -16,12 +16,12 @@ import metalearn as ml
 from metalearn.algorithms.bayesian.builder import particle_learner
 from metalearn.algorithms.bayesian.posterior import CLASSIFICATION
 from metalearn.algorithms.bilevel import Hooks, bilevel
-from metalearn.algorithms.options import DEFAULTS, Options, check, takes_options
+from metalearn.algorithms.options import ADAPTATION, DEFAULTS, Options, check, takes_options
 
 SHARING = [
     name
     for name in CONSTRUCTORS
-    if hasattr(getattr(ml, name), "__wrapped__")  # by the decorator
+    if getattr(getattr(ml, name), "shared_options", None) is ADAPTATION
 ]
 OF_THE_BUILDER = [*Hooks._fields, "hooks", "count_steps", "mixing"]
 DECIDED = [

@@ -7,41 +7,41 @@ MUTATIONS: list[Mutation] = [
         "protonet",
         (
             "algorithms/metric/protonet.py",
-            "cross = 2 * trees.widened(embedded) @ adapted.means.T",
-            "cross = trees.widened(embedded) @ adapted.means.T",
+            "2 * x @ means.T",
+            "x @ means.T",
             "test_protonet_is_a_linear_classifier_and_a_distance",
         ),
         # Sums in place of means.
         (
-            "algorithms/metric/protonet.py",
-            "means = sums / jnp.maximum(counts, 1)[:, None]",
-            "means = sums",
+            "algorithms/embedding.py",
+            "return sums / counts",
+            "return sums + 0 * counts",
             "test_protonet_is_a_linear_classifier_and_a_distance",
         ),
         (
-            "algorithms/metric/protonet.py",
-            "        members = jnp.where(support.mask[:, None], members, 0)\n",
+            "algorithms/embedding.py",
+            "    members = jnp.where(support.mask[:, None], members, 0)\n",
             "",
             "test_protonet_with_ragged_classes_equals_a_loop",
         ),
         (
             "algorithms/metric/protonet.py",
-            "mask_absent(-scale * distance, adapted.present)",
-            "mask_absent(-distance, adapted.present)",
+            "return -scale * (",
+            "return -(",
             "test_scale_multiplies_the_distances_and_never_revives_an_absent_class",
         ),
         (
-            "algorithms/metric/protonet.py",
-            "mask_absent(-scale * distance, adapted.present)",
-            "-scale * distance",
+            "algorithms/embedding.py",
+            "return mask_absent(head.score(params, adapted.fitted, embeddings), "
+            "adapted.present)",
+            "return head.score(params, adapted.fitted, embeddings)",
             "test_protonet_with_ragged_classes_equals_a_loop",
         ),
         # Prototypes are held in training.
         (
-            "algorithms/metric/protonet.py",
-            "adapted = prototypes(embedded[:num], task.support, variables)",
-            "adapted = prototypes(\n            jax.lax.stop_gradient(embedded[:num]), "
-            "task.support, variables\n        )",
+            "algorithms/embedding.py",
+            "support = _seen(embeddings[:num], task.support)",
+            "support = _seen(jax.lax.stop_gradient(embeddings[:num]), task.support)",
             "test_prototypes_learn_as_centres_and_as_queries",
         ),
         tests="algorithms/metric/test_protonet.py",
