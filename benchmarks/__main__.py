@@ -25,6 +25,7 @@ from benchmarks.peers import Peers
 from benchmarks.recipe import RunRecipe
 from benchmarks.routing import Routing
 from benchmarks.scaling import Scaling
+from benchmarks.streams import Streams
 from benchmarks.table import Table
 from benchmarks.throughput import Throughput
 from metalearn.runs import environment
@@ -50,6 +51,7 @@ BENCHMARKS = {
     "routing": Routing,
     "mixed": Mixed,
     "online": Online,
+    "streams": Streams,
     "features": Features,
     "continual": ContinualFamilies,
     "table": Table,

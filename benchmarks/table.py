@@ -8,7 +8,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _card_table, _comparisons, _pictures, _systems, growth, mixed, online
+from benchmarks import (
+    _card_table,
+    _comparisons,
+    _pictures,
+    _systems,
+    growth,
+    mixed,
+    online,
+    streams,
+)
 from benchmarks._harness import RESULTS
 
 START, END = "<!-- results -->", "<!-- end of results -->"
@@ -303,6 +312,7 @@ KINDS = {
     "accelerator": _card_table.table_rows,
     "mixed": mixed.table_rows,
     "online": online.table_rows,
+    "streams": streams.table_rows,
     "calibration": _systems.calibration_rows,
     "continual": _continual_rows,
     "families": _families_rows,

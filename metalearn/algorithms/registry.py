@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from metalearn import models
-from metalearn.algorithms import baselines, bayesian, context, gradient, metric
+from metalearn.algorithms import baselines, bayesian, context, gradient, memory, metric
 from metalearn.algorithms.record import Card, Record, parameters
 from metalearn.core.learner import MetaLearner
 
@@ -250,6 +250,49 @@ RECORDS: tuple[Record, ...] = (
         result="families-10shot",
         since={"ordered": False},
         tiny={"num_steps": 1, "hidden": 4, "aggregator": "mean"},
+    ),
+    _record(
+        memory.rnn,
+        "RNN",
+        "Hochreiter et al., ICANN 2001",
+        good_for="streams: the state of a recurrent network is what it has learned",
+        result="streams",
+        start=False,
+        tiny={"hidden": 4},
+        traits={"order_invariant": False},
+    ),
+    _record(
+        memory.mann,
+        "MANN",
+        "Santoro et al., ICML 2016",
+        good_for="streams: an external memory binds examples to labels at once",
+        published="Omniglot 5-class streams: 2nd 82.8, 5th 94.9 [S]",
+        result="streams",
+        start=False,
+        tiny={"hidden": 5, "rows": 8, "width": 4, "reads": 2},
+        traits={"order_invariant": False},
+    ),
+    _record(
+        memory.snail,
+        "SNAIL",
+        "Mishra et al., ICLR 2018",
+        good_for="sequences: causal convolutions and attention over all that was seen",
+        published="mini 55.71 ± 0.99 [S]",
+        result="omniglot-snail-seed0",
+        start=False,
+        tiny={"key_sizes": (3, 4), "value_sizes": (2, 3), "filters": 2},
+        traits={"order_invariant": False},
+    ),
+    _record(
+        memory.meta_networks,
+        "Meta Networks",
+        "Munkhdalai & Yu, ICML 2017",
+        good_for="fast weights that are generated from the gradients of the examples",
+        published="mini 49.21 ± 0.96 [S]",
+        result="omniglot-meta-networks-seed0",
+        start=False,
+        tiny={"representation": 4, "hidden": 3, "generator": 3},
+        traits={"order_invariant": False},
     ),
     _record(
         metric.protonet,

@@ -1,0 +1,146 @@
+"""The recurrent learner: cells against flax, answers and gradients against loops."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from bench import close, wide_blobs
+from tiny import WAYS, one
+
+import metalearn as ml
+from metalearn.algorithms.memory import rnn
+from metalearn.algorithms.memory.cells import gru, lstm
+
+pytestmark = pytest.mark.usefixtures("x64")
+HIDDEN = 4
+GATES = {"lstm": "ifgo", "gru": "rzn"}
+
+
+def encoder():
+    return ml.from_apply_fn(
+        lambda key, x: {"w": jnp.eye(4)}, lambda p, x: jnp.tanh(x @ p["w"])
+    )
+
+
+def drawn(like, seed=0, scale=0.5):
+    """Numbers of the shapes of a tree, so that no bias is zero."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: scale * rng.normal(size=leaf.shape), like)
+
+
+def start_of(learner):
+    task = one(wide_blobs())
+    return jax.eval_shape(lambda: learner.init(jax.random.key(0), task)).params
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_cell_is_that_of_flax(name):
+    """Two items, and the derivatives of the last output in both."""
+    cell, gates = {"lstm": lstm, "gru": gru}[name], GATES[name]
+    theirs = nn.LSTMCell(HIDDEN) if name == "lstm" else nn.GRUCell(HIDDEN)
+    params = drawn(jax.eval_shape(lambda: cell.init(jax.random.key(0), 3, HIDDEN)))
+    parts = lambda leaf: np.split(leaf, len(gates), -1)
+    biases = parts(params["x"]["b"])
+    given = {f"i{g}": {"kernel": w} for g, w in zip(gates, parts(params["x"]["w"]))}
+    given |= {f"h{g}": {"kernel": w} for g, w in zip(gates, parts(params["h"]))}
+    for gate, bias in zip(gates, biases):
+        given[f"h{gate}" if name == "lstm" else f"i{gate}"]["bias"] = bias
+    if name == "gru":
+        given["hn"]["bias"] = params["n"]
+
+    def ours(x):
+        carry = cell.start(params)
+        for row in x:
+            carry, out = cell.step(params, carry, row)
+        return jnp.sum(out * jnp.arange(HIDDEN)), out
+
+    def flax(x):
+        carry = theirs.initialize_carry(jax.random.key(0), (3,))
+        for row in x:
+            carry, out = theirs.apply({"params": given}, carry, row)
+        return jnp.sum(out * jnp.arange(HIDDEN)), out
+
+    x = np.random.default_rng(1).normal(size=(2, 3))
+    found, wanted = jax.jit(
+        lambda x: [jax.value_and_grad(f, has_aux=True)(x) for f in (ours, flax)]
+    )(x)
+    close(found, wanted)
+
+
+def test_a_cell_starts_orthogonal_with_an_open_forget_gate():
+    params = jax.jit(lambda key: lstm.init(key, 3, HIDDEN))(jax.random.key(0))
+    close(params["x"]["b"], np.repeat([0, 1, 0, 0], HIDDEN))
+    blocks = np.split(params["h"], 4, -1)
+    for block in blocks:
+        close(block.T @ block, np.eye(HIDDEN), rtol=1e-6)
+    assert np.abs(blocks[0] - blocks[1]).max() > 0.1
+    # Drawn for each gate by itself, which has 3 inputs and 4 outputs.
+    assert 0.7 < np.abs(params["x"]["w"]).max() / np.sqrt(6 / (3 + HIDDEN)) <= 1
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def test_the_learner_is_a_loop_of_its_cell():
+    learner = rnn(encoder(), num_ways=WAYS, hidden=HIDDEN)
+    params, task = drawn(start_of(learner)), one(wide_blobs())
+    variables = ml.Variables(params=params, state={})
+
+    def episode(support, x):
+        adapted = learner.adapt(variables, support)
+        return adapted.fitted.logits, learner.predict(adapted, x)
+
+    found = jax.jit(episode)(task.support, task.query.x)
+    head, labels = params["head"], np.asarray(task.support.y)
+    embed = lambda x: np.tanh(np.asarray(x) @ params["encoder"]["w"])
+
+    def step(h, c, x, label):
+        layer = head["cell"]["x"]
+        z = x @ head["x"] + label @ layer["w"] + layer["b"] + h @ head["cell"]["h"]
+        i, f, g, o = np.split(z, 4)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        return h, c, h @ head["out"]["w"] + head["out"]["b"]
+
+    h, c, label, stream = np.zeros(HIDDEN), np.zeros(HIDDEN), np.zeros(WAYS), []
+    for x, y in zip(embed(task.support.x), labels):
+        h, c, answer = step(h, c, x, label)
+        stream, label = [*stream, answer], np.eye(WAYS)[y]
+    query = [step(h, c, x, label)[2] for x in embed(task.query.x)]
+    close(found, (np.array(stream), np.array(query)))
+
+
+def test_the_whole_loss_has_the_derivative_of_finite_differences():
+    """Over the items of the stream and the queries, in all params."""
+    learner = rnn(encoder(), num_ways=WAYS, hidden=HIDDEN, task_chunk=9)
+    params = drawn(start_of(learner))
+    way = drawn(params, seed=1, scale=1.0)
+
+    @jax.jit
+    def run(params, key):
+        variables = ml.Variables(params=params, state={})
+        found = learner.estimate(variables, wide_blobs(), key=key)
+        parts = found.metrics["support/loss"], found.metrics["query/loss"]
+        return jnp.mean(jnp.stack(parts)), found.grads  # six rows each
+
+    def at(step, seed=0):
+        moved = jax.tree.map(lambda p, d: p + step * d, params, way)
+        return run(moved, jax.random.key(seed))
+
+    loss, grads = at(0.0)
+    slope = sum(np.sum(g * d) for g, d in zip(*map(jax.tree.leaves, (grads, way))))
+    close(slope, (at(1e-5)[0] - at(-1e-5)[0]) / 2e-5, rtol=1e-7)
+    assert abs(at(0.0, seed=1)[0] - loss) > 1e-6  # another order of reading
+
+
+def test_the_cell_is_what_is_asked_for():
+    for cell, gates in (("lstm", 4), ("gru", 3)):
+        learner = rnn(encoder(), num_ways=WAYS, cell=cell, hidden=HIDDEN)
+        assert start_of(learner)["head"]["cell"]["h"].shape == (HIDDEN, gates * HIDDEN)
+        said = ml.describe(learner)
+        assert (said["cell"], said["hidden"], said["num_ways"]) == (cell, HIDDEN, WAYS)
+    for wrong in ({"cell": "rnn"}, {"hidden": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            rnn(encoder(), num_ways=WAYS, **wrong)
