@@ -29,7 +29,7 @@ Part = Literal["validation", "test"]
 Origin = dict[str, Any]
 
 # Settings stand in the record of a run, so that a new recipe is no new code.
-RECIPES = ("recipes.py", "sequences.py", "small.py", "published.py")
+RECIPES = ("recipes.py", "embedders.py", "sequences.py", "small.py", "published.py")
 
 
 KEYS = {"test": 0, "validation": 1}

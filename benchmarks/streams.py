@@ -39,7 +39,7 @@ class Streams:
       json: Where to write; `benchmarks/results/streams.json` by default.
     """
 
-    recipes: tuple[str, ...] = ("omniglot-mann", "omniglot-rnn")
+    recipes: tuple[str, ...]
     seeds: int = 3
     set: tuple[str, ...] = ()
     data_dir: str | None = None
@@ -114,8 +114,8 @@ def table_rows(row: dict[str, Any]) -> list[str]:
     first = next(iter(row["rows"].values()))
     most, ways = len(first["presentations"]), first["ways"]
     lines = [
-        f"Accuracy (%) at each presentation of a class, on {row['tasks']:,} streams of {ways} "
-        f"unseen classes with {most} drawings each, in random order, every item asked before "
+        f"Accuracy (%) at each presentation of a class, on {row['tasks']:,} streams of "
+        f"{ways} unseen classes with {most} drawings each, in random order, every item asked before "
         f"its class is told; {len(first['by_seed'])} training seeds, intervals over streams, "
         "σ over seeds:",
         "",

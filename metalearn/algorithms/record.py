@@ -95,6 +95,13 @@ class Record(Card):
         return self.build(**{k: v for k, v in offers.items() if k in taken}, **settings)
 
 
+def record(
+    build: Callable[..., MetaLearner], title: str, paper: str, **rest: Any
+) -> Record:
+    """The record of a constructor, whose name is that of the learner."""
+    return Record(build=build, name=build.__name__, title=title, paper=paper, **rest)
+
+
 def parameters(build: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Parameters of a constructor by name, those of its `Options` included."""
     try:

@@ -24,8 +24,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "algorithms/memory/rnn.py",
-            'z = z + linear(params["cell"]["x"], label)',
-            'z = z + linear(params["cell"]["x"], 0 * label)',
+            '"bias": z}, carry, label)',
+            '"bias": z}, carry, 0 * label)',
             f"{CAUSALITY}[gru]",
         ),
         # A masked row is read; its label counts; it moves the draws of the others.
@@ -83,27 +83,28 @@ MUTATIONS: list[Mutation] = [
         # What is read does not learn from what comes later.
         (
             "algorithms/memory/rnn.py",
-            'carry, h = cell.recur(params["cell"], carry, z)',
-            'carry, h = cell.recur(params["cell"], jax.lax.stop_gradient(carry), z)',
+            '"bias": z}, carry, label)',
+            '"bias": z}, jax.lax.stop_gradient(carry), label)',
             "test_the_whole_loss_has_the_derivative_of_finite_differences",
         ),
+        # The gates have no bias.
         (
             "algorithms/memory/cells.py",
-            "c = jax.nn.sigmoid(f) * c + ",
-            "c = c + ",
-            "test_a_cell_is_that_of_flax[lstm]",
+            'return x @ params["x"] + params["cell"]["bias"][None]',
+            'return x @ params["x"]',
+            "test_the_learner_is_a_loop_of_its_cell",
         ),
         (
             "algorithms/memory/cells.py",
-            'r * (of_state[2] + params["n"])',
-            'r * of_state[2] + params["n"]',
-            "test_a_cell_is_that_of_flax[gru]",
+            'r * (of_state[2] + params["state_bias"])',
+            'r * of_state[2] + params["state_bias"]',
+            "test_the_gru_is_that_of_flax",
         ),
         (
             "algorithms/memory/cells.py",
-            "jnp.repeat(jnp.eye(4)[1], hidden)",
-            "jnp.repeat(jnp.eye(4)[0], hidden)",
-            "test_a_cell_starts_orthogonal_with_an_open_forget_gate",
+            "hidden, hidden, _orthogonal)",
+            "hidden, hidden)",
+            "test_the_gru_starts_orthogonal",
         ),
         tests="algorithms/memory/test_rnn.py",
     ),

@@ -1,105 +1,97 @@
-"""Recurrent cells as plain parameters, for learners that read a sequence."""
+"""The recurrent cells that read a stream: the LSTM of `models.cells`, and a GRU.
+
+K. Cho et al. Learning Phrase Representations using RNN Encoder-Decoder for Statistical
+Machine Translation. EMNLP 2014; the reset acts after the product with the state, as in most
+libraries.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from metalearn.core.types import Array, Key, PyTree
-from metalearn.models.dense import linear
+from metalearn.models.cells import lstm_init, lstm_start, lstm_step
 
-glorot = nn.initializers.glorot_uniform()
-orthogonal = nn.initializers.orthogonal()
+_glorot = nn.initializers.glorot_uniform()
+_orthogonal = nn.initializers.orthogonal()
 
 
 class Cell(NamedTuple):
     """A recurrent cell of H units.
 
-    A step is two parts. What the input alone gives, `linear(params["x"], x)`, can be
-    computed for all items of a sequence at once; `recur` needs the state before.
+    The `bias` among the params is added to all gates. What a part of the input gives them
+    can take its place, so that this part is multiplied for all items at once.
 
     Attributes:
       gates: Number of gates G, the candidate included.
-      init: Function `(key, inputs, hidden) -> params` with `x`, a dense layer of
-        `[inputs, G H]`, and `h`, `[H, G H]`.
+      init: Function `(key, inputs, hidden) -> params` with `bias` `[G H]`.
       start: Function `params -> carry`: the state before the first item, zero.
-      recur: Function `(params, carry, z) -> (carry, output [H])`, where z `[G H]` is what
-        the input adds to the gates before their nonlinearities.
+      step: Function `(params, carry, x [inputs]) -> (carry, output [H])`.
     """
 
     gates: int
     init: Callable[[Key, int, int], PyTree]
     start: Callable[[PyTree], PyTree]
-    recur: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]
-
-    def step(self, params: PyTree, carry: PyTree, x: Array) -> tuple[PyTree, Array]:
-        """One item x `[D]`: the state after it, and the output `[H]`."""
-        return self.recur(params, carry, linear(params["x"], x))
+    step: Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]
 
 
 def of_gates(
-    key: Key, gates: int, inputs: int, hidden: int, init: Callable = glorot
+    key: Key, gates: int, inputs: int, hidden: int, draw: Callable = _glorot
 ) -> Array:
     """A matrix `[inputs, G H]` whose G blocks are drawn each by itself."""
-    draw = jax.vmap(lambda k: init(k, (inputs, hidden)))
-    blocks = draw(jax.random.split(key, gates))
+    keys = jax.random.split(key, gates)
+    blocks = jax.vmap(lambda k: draw(k, (inputs, hidden), jnp.float32))(keys)
     return jnp.moveaxis(blocks, 0, 1).reshape(inputs, gates * hidden)
 
 
-def _parts(key: Key, gates: int, inputs: int, hidden: int) -> PyTree:
-    k_x, k_h = jax.random.split(key)
+def of_embeddings(params: PyTree, x: Array) -> Array:
+    """What embeddings x `[N, D]` give the gates, in place of the bias; `[N, G H]`.
+
+    Args:
+      params: Matrix `x` `[D, G H]`, and `cell`, params of a cell that reads the rest.
+      x: Embeddings of all items.
+    """
+    return x @ params["x"] + params["cell"]["bias"][None]
+
+
+def gru_init(key: Key, inputs: int, hidden: int) -> PyTree:
+    """Parameters of a GRU; gates in the order reset, update, candidate.
+
+    Returns:
+      `{"input": [inputs, 3 H], "recurrent": [H, 3 H], "bias": [3 H], "state_bias": [H]}`.
+    """
+    k_input, k_recurrent = jax.random.split(key)
     return {
-        "x": {
-            "w": of_gates(k_x, gates, inputs, hidden),
-            "b": jnp.zeros((gates * hidden,)),
-        },
-        "h": of_gates(k_h, gates, hidden, hidden, orthogonal),
+        "input": of_gates(k_input, 3, inputs, hidden),
+        "recurrent": of_gates(k_recurrent, 3, hidden, hidden, _orthogonal),
+        "bias": jnp.zeros((3 * hidden,), jnp.float32),
+        "state_bias": jnp.zeros((hidden,), jnp.float32),
     }
 
 
-def _zeros(params: PyTree) -> Array:
-    return jnp.zeros(params["h"].shape[:1], params["h"].dtype)
+def gru_start(params: PyTree) -> Array:
+    """The state of zeros, `[H]`."""
+    return jnp.zeros_like(params["state_bias"])
 
 
-def _lstm_init(key: Key, inputs: int, hidden: int) -> PyTree:
-    params = _parts(key, 4, inputs, hidden)
-    # A forget gate that starts open keeps early items (Jozefowicz et al. 2015).
-    params["x"]["b"] = jnp.repeat(jnp.eye(4)[1], hidden)
-    return params
+def gru_step(params: PyTree, h: Any, x: Array) -> tuple[Array, Array]:
+    """One item x `[inputs]`: the new state, twice.
 
-
-def _lstm_start(params: PyTree) -> PyTree:
-    return _zeros(params), _zeros(params)
-
-
-def _lstm_recur(params: PyTree, carry: PyTree, z: Array) -> tuple[PyTree, Array]:
-    """Gates i, f, candidate g, gate o: `c' = f c + i g`, `h' = o tanh(c')`."""
-    h, c = carry
-    i, f, g, o = jnp.split(z + h @ params["h"], 4, axis=-1)
-    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-    h = jax.nn.sigmoid(o) * jnp.tanh(c)
-    return (h, c), h
-
-
-def _gru_init(key: Key, inputs: int, hidden: int) -> PyTree:
-    return {**_parts(key, 3, inputs, hidden), "n": jnp.zeros((hidden,))}
-
-
-def _gru_recur(params: PyTree, h: PyTree, z: Array) -> tuple[PyTree, Array]:
-    """Gates r, u and candidate n; the reset r acts on what the state gives n.
-
-    `n = tanh(z_n + r (h W_n + b_n))`, `h' = (1 - u) n + u h`.
+    `r, u = sigmoid(x W + h U + b)`; `n = tanh(x W_n + b_n + r (h U_n + b_u))`;
+    `h' = (1 - u) n + u h`.
     """
-    of_input, of_state = jnp.split(z, 3, axis=-1), jnp.split(h @ params["h"], 3, axis=-1)
+    of_input = jnp.split(x @ params["input"] + params["bias"], 3)
+    of_state = jnp.split(h @ params["recurrent"], 3)
     r, u = (jax.nn.sigmoid(a + b) for a, b in zip(of_input[:2], of_state[:2]))
-    n = jnp.tanh(of_input[2] + r * (of_state[2] + params["n"]))
+    n = jnp.tanh(of_input[2] + r * (of_state[2] + params["state_bias"]))
     h = (1 - u) * n + u * h
     return h, h
 
 
-lstm = Cell(4, _lstm_init, _lstm_start, _lstm_recur)
-gru = Cell(3, _gru_init, _zeros, _gru_recur)
+lstm = Cell(4, lstm_init, lstm_start, lstm_step)
+gru = Cell(3, gru_init, gru_start, gru_step)

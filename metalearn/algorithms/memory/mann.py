@@ -159,8 +159,7 @@ def _reader(hidden: int, rows: int, width: int, reads: int, decay: float) -> Rea
 
     def step(params: PyTree, state: State, z: Array, label: Array):
         known = jnp.concatenate([label, state.values.reshape(-1)])
-        z = z + linear(params["cell"]["x"], known)
-        cell, h = cells.lstm.recur(params["cell"], state.cell, z)
+        cell, h = cells.lstm.step({**params["cell"], "bias": z}, state.cell, known)
         keys = jnp.tanh(linear(params["keys"], h)).reshape(reads, width)
         gates = jax.nn.sigmoid(linear(params["gates"], h))
         memory, written = write(state.memory, state.usage, state.reads, keys, gates)
@@ -169,7 +168,7 @@ def _reader(hidden: int, rows: int, width: int, reads: int, decay: float) -> Rea
         usage = used(state.usage, found, written, decay)
         return State(cell, memory, found, values, usage), logits
 
-    return Reader(init=init, start=start, step=step, view=lambda params, x: x @ params["x"])
+    return Reader(init=init, start=start, step=step, view=cells.of_embeddings)
 
 
 def write(

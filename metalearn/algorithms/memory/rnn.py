@@ -87,13 +87,8 @@ def _reader(cell: cells.Cell, hidden: int) -> Reader:
         }
 
     def step(params: PyTree, carry: PyTree, z: Array, label: Array):
-        z = z + linear(params["cell"]["x"], label)
-        carry, h = cell.recur(params["cell"], carry, z)
+        carry, h = cell.step({**params["cell"], "bias": z}, carry, label)
         return carry, linear(params["out"], h)
 
-    return Reader(
-        init=init,
-        start=lambda params: cell.start(params["cell"]),
-        step=step,
-        view=lambda params, x: x @ params["x"],
-    )
+    start = lambda params: cell.start(params["cell"])
+    return Reader(init=init, start=start, step=step, view=cells.of_embeddings)

@@ -1,8 +1,4 @@
-"""Recipes of learners that read a task as a sequence or write it to a memory.
-
-Images are those of Omniglot at 28x28, and the classes of a test are of alphabets that
-training never sees.
-"""
+"""Recipes of learners that read a stream of examples: Omniglot at 28x28."""
 
 from __future__ import annotations
 
@@ -25,10 +21,11 @@ _OMNIGLOT: dict[str, Any] = {
 def _stream(learner: Learner) -> Recipe:
     """Streams of Santoro et al. 2016: five classes, ten drawings of each.
 
-    The support set is the stream, every item of which counts; one more drawing of each
-    class is asked at its end.
+    The support set is the stream, every item of which counts. More drawings are asked at
+    its end: which class is still to come in a stream can be counted, and a learner that has
+    found this out looks no further.
     """
-    app = {**_OMNIGLOT, "shots": 10, "queries": 1, "eval_queries": 1}
+    app = {**_OMNIGLOT, "shots": 10, "queries": 5, "eval_queries": 1}
     return Recipe(
         app=FewShotImages(**app),
         learner=learner,
@@ -42,19 +39,6 @@ def _stream(learner: Learner) -> Recipe:
     )
 
 
-def _one_shot(learner: Learner, **app: Any) -> Recipe:
-    return Recipe(
-        app=FewShotImages(**{**_OMNIGLOT, "width": 64, "queries": 5, **app}),
-        learner=learner,
-        outer=Outer(rate=1e-3),
-        steps=5000,
-        tasks_per_step=16,
-        log_every=200,
-        validate_every=1000,
-        checkpoint_every=2500,
-    )
-
-
 RECIPES: dict[str, Entry] = {
     "omniglot-rnn": Entry(
         "an LSTM as the learner, on streams of five classes of Omniglot",
@@ -62,9 +46,5 @@ RECIPES: dict[str, Entry] = {
     ),
     "omniglot-mann": Entry(
         "MANN, on streams of five classes of Omniglot", _stream(learners.MANN())
-    ),
-    "omniglot-snail": Entry("SNAIL on Omniglot, 5-way 1-shot", _one_shot(learners.SNAIL())),
-    "omniglot-meta-networks": Entry(
-        "meta networks on Omniglot, 5-way 1-shot", _one_shot(learners.MetaNetworks())
     ),
 }

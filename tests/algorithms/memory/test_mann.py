@@ -107,7 +107,7 @@ def stream(params, x, y):
     answers = []
     for row, told in zip(x, y):
         known, cell = np.concatenate([label, values.ravel()]), params["cell"]
-        z = row @ params["x"] + known @ cell["x"]["w"] + cell["x"]["b"] + h @ cell["h"]
+        z = row @ params["x"] + known @ cell["input"] + cell["bias"] + h @ cell["recurrent"]
         i, f, g, o = np.split(z, 4)
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)

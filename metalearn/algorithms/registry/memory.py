@@ -1,0 +1,52 @@
+"""Records of learners that read a sequence or write to a memory."""
+
+from __future__ import annotations
+
+from metalearn.algorithms import memory
+from metalearn.algorithms.record import Record, record
+
+RECORDS: tuple[Record, ...] = (
+    record(
+        memory.rnn,
+        "RNN",
+        "Hochreiter et al., ICANN 2001",
+        good_for="streams: the state of a recurrent network is what it has learned",
+        result="against-small-rnn",
+        start=False,
+        tiny={"hidden": 4},
+        traits={"order_invariant": False},
+    ),
+    record(
+        memory.mann,
+        "MANN",
+        "Santoro et al., ICML 2016",
+        good_for="streams: an external memory binds examples to labels at once",
+        published="Omniglot 5-class streams: 2nd 82.8, 5th 94.9 [S]",
+        result="against-small-mann",
+        start=False,
+        tiny={"hidden": 5, "rows": 8, "width": 4, "reads": 2},
+        traits={"order_invariant": False},
+    ),
+    record(
+        memory.snail,
+        "SNAIL",
+        "Mishra et al., ICLR 2018",
+        good_for="sequences: causal convolutions and attention over all that was seen",
+        published="mini 55.71 ± 0.99 [S]",
+        result="against-small-snail",
+        start=False,
+        tiny={"key_sizes": (3, 4), "value_sizes": (2, 3), "filters": 2},
+        traits={"order_invariant": False},
+    ),
+    record(
+        memory.meta_networks,
+        "Meta Networks",
+        "Munkhdalai & Yu, ICML 2017",
+        good_for="fast weights that are generated from the gradients of the examples",
+        published="mini 49.21 ± 0.96 [S]",
+        result="against-small-meta-networks",
+        start=False,
+        tiny={"representation": 4, "hidden": 3, "generator": 3},
+        traits={"order_invariant": False},
+    ),
+)

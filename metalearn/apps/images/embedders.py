@@ -1,0 +1,80 @@
+"""Recipes of learners that embed examples and classify among the embeddings.
+
+`omniglot-NAME` are on whole images, 28x28, and show the accuracy that a system reaches.
+`small-NAME` are on images of 14x14 with a network of width 16; they take a minute on a
+core, so that three seeds of each can be compared with prototypical networks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metalearn.apps import learners
+from metalearn.apps.base import Entry, Recipe
+from metalearn.apps.images.few_shot import FewShotImages
+from metalearn.apps.learners import Learner
+
+_OMNIGLOT: dict[str, Any] = {"dataset": "omniglot", "split": "lake", "downsample": "stride"}
+# More classes in training than at test, as Snell et al. 2017 have it.
+_MANY = {"ways": 20, "eval_ways": 5, "queries": 5}
+_FIVE = {"ways": 5, "queries": 5}
+
+
+def _whole(learner: Learner, app: dict[str, Any], **rest: Any) -> Recipe:
+    shared: dict[str, Any] = {
+        "steps": 5000,
+        "tasks_per_step": 4 if app["ways"] == 20 else 16,
+        "log_every": 200,
+        "validate_every": 1000,
+        "checkpoint_every": 1000,
+    }
+    return Recipe(app=FewShotImages(**_OMNIGLOT | app), learner=learner, **shared | rest)
+
+
+def _small(learner: Learner, app: dict[str, Any], **rest: Any) -> Recipe:
+    shared: dict[str, Any] = {
+        "steps": 2000,
+        "tasks_per_step": 4 if app["ways"] == 20 else 16,
+        "log_every": 500,
+        "validate_every": 500,
+        "checkpoint_every": 2000,
+    }
+    images = _OMNIGLOT | {"shrink": 2, "width": 16} | app
+    return Recipe(app=FewShotImages(**images), learner=learner, **shared | rest)
+
+
+_SYSTEMS: dict[str, tuple[str, Learner, dict[str, Any]]] = {
+    "matching": ("matching networks", learners.MatchingNetworks(), _MANY),
+    "matching-fce": (
+        "matching networks with full context embeddings",
+        learners.MatchingNetworks(context="full"),
+        _MANY,
+    ),
+    "relation": ("a relation network", learners.RelationNetwork(), _MANY),
+    "siamese": ("a siamese network", learners.SiameseNetwork(), _MANY),
+    "imp": ("infinite mixture prototypes", learners.IMP(), _MANY),
+    "rnn": ("an LSTM as the learner", learners.RNN(), _FIVE),
+    "mann": ("MANN", learners.MANN(rows=32), _FIVE),
+    "snail": ("SNAIL", learners.SNAIL(), _FIVE),
+    "meta-networks": ("meta networks", learners.MetaNetworks(), _FIVE),
+}
+
+RECIPES: dict[str, Entry] = {
+    **{
+        f"omniglot-{name}": Entry(
+            f"{title} on Omniglot, 5-way 1-shot", _whole(learner, app)
+        )
+        for name, (title, learner, app) in _SYSTEMS.items()
+        if name not in ("rnn", "mann")  # streams are what these are for
+    },
+    "small-protonet": Entry(
+        "prototypical networks; Omniglot at 14x14, 5-way 1-shot",
+        _small(learners.ProtoNet(), _MANY),
+    ),
+    **{
+        f"small-{name}": Entry(
+            f"{title}; Omniglot at 14x14, 5-way 1-shot", _small(learner, app)
+        )
+        for name, (title, learner, app) in _SYSTEMS.items()
+    },
+}
