@@ -115,9 +115,9 @@ def table_rows(row: dict[str, Any]) -> list[str]:
     most, ways = len(first["presentations"]), first["ways"]
     lines = [
         f"Accuracy (%) at each presentation of a class, on {row['tasks']:,} streams of "
-        f"{ways} unseen classes with {most} drawings each, in random order, every item asked before "
-        f"its class is told; {len(first['by_seed'])} training seeds, intervals over streams, "
-        "σ over seeds:",
+        f"{ways} unseen classes with {most} drawings each, in random order, every item "
+        f"asked before its class is told; {len(first['by_seed'])} training seeds, "
+        "intervals over streams, σ over seeds:",
         "",
         f"| | {' | '.join(str(1 + k) for k in range(most))} |",
         "|---" * (1 + most) + "|",
