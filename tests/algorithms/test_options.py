@@ -110,9 +110,10 @@ def test_an_expression_filters_as_a_function_does(name):
     """So that a recipe or a command line can say what adapts."""
 
     def shapes(select):
-        embeds = "features" in inspect.signature(getattr(ml, name)).parameters
-        ways = {"num_ways": WAYS} if embeds else {}
-        learner = make(name, model=plain(), adapt_filter=select, **ways)
+        takes = inspect.signature(getattr(ml, name)).parameters
+        own = {"num_ways": WAYS} if "features" in takes else {}
+        own |= {"remember": "all"} if "remember" in takes else {}  # of the head too
+        learner = make(name, model=plain(), adapt_filter=select, **own)
         variables = jax.eval_shape(learner.init, KEY, TASK)
         adapt = lambda v, support: learner.adapt(v, support, key=KEY)
         both = variables, jax.eval_shape(adapt, variables, TASK.support)

@@ -70,8 +70,7 @@ def meta_networks(
 ) -> MetaLearner:
     """Classifies by slow weights, and by fast weights that loss gradients are turned into.
 
-    With slow weights Q of the embedding function u and W of the base learner b, on
-    `h = f(x)`:
+    With slow weights Q of an embedding function u, W of a base learner b, and `h = f(x)`:
 
     1. `Q* = d(grad_Q L_u(h_1), ..., grad_Q L_u(h_T))`, where d is an LSTM and `L_u` is the
        cross-entropy of `relu(h Q) C`.
@@ -81,8 +80,8 @@ def meta_networks(
        Layers of b have slow and fast weights, `g = relu(h W1) + relu(h W1*)`; the logits
        are `g W2 + g W2*`.
 
-    Both m and d handle every weight by itself, from the logarithm and the sign of its
-    gradient. Layers with fast weights have no bias. Training holds some ten numbers times
+    Both m and d see the logarithm and the sign of the gradient of each weight by itself.
+    Layers with fast weights have no bias. Training holds some ten numbers times
     `generator` for each weight of these layers and support example, so the encoder should
     give few features.
 

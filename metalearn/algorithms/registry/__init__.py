@@ -15,6 +15,7 @@ from metalearn.algorithms.registry import (
     baselines,
     bayesian,
     context,
+    episodic,
     gradient,
     memory,
     metric,
@@ -25,6 +26,7 @@ RECORDS: tuple[Record, ...] = (
     *context.RECORDS,
     *bayesian.RECORDS,
     *memory.RECORDS,
+    *episodic.RECORDS,
     *metric.RECORDS,
     *baselines.RECORDS,
 )

@@ -1,0 +1,25 @@
+"""Records of learners that recall what they met in earlier tasks or episodes."""
+
+from __future__ import annotations
+
+from metalearn.algorithms import episodic
+from metalearn.algorithms.record import Record, record
+
+RECORDS: tuple[Record, ...] = (
+    record(
+        episodic.emo,
+        "EMO",
+        "Du et al., CoLLAs 2023",
+        good_for="few shots: inner gradients of similar past tasks are recalled",
+        tiny={"capacity": 4, "recall": 2},
+    ),
+    record(
+        episodic.episodic_lstm,
+        "Episodic LSTM",
+        "Ritter et al., ICML 2018",
+        good_for="bandits that come back: a solved one is recalled and not explored again",
+        start=False,
+        tiny={"pulls": 2, "hidden": 4},
+        traits={"order_invariant": False},
+    ),
+)
