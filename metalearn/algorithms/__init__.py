@@ -4,9 +4,18 @@ A new learner is four edits: its file, a line in the `__init__` of its family, i
 the registry, its test file.
 """
 
-from metalearn.algorithms import bayesian, context, episodic, gradient, memory, metric
+from metalearn.algorithms import (
+    bayesian,
+    closed_form,
+    context,
+    episodic,
+    gradient,
+    memory,
+    metric,
+)
 from metalearn.algorithms.baselines import fine_tune, no_adaptation
 from metalearn.algorithms.bayesian import *
+from metalearn.algorithms.closed_form import *
 from metalearn.algorithms.context import *
 from metalearn.algorithms.episodic import *
 from metalearn.algorithms.gradient import *
@@ -15,6 +24,7 @@ from metalearn.algorithms.metric import *
 
 __all__ = ["fine_tune", "no_adaptation"]
 __all__ += bayesian.__all__
+__all__ += closed_form.__all__
 __all__ += context.__all__
 __all__ += episodic.__all__
 __all__ += gradient.__all__

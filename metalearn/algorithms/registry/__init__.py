@@ -14,6 +14,7 @@ from metalearn.algorithms.record import Card, Record, parameters
 from metalearn.algorithms.registry import (
     baselines,
     bayesian,
+    closed_form,
     context,
     episodic,
     gradient,
@@ -28,6 +29,7 @@ RECORDS: tuple[Record, ...] = (
     *memory.RECORDS,
     *episodic.RECORDS,
     *metric.RECORDS,
+    *closed_form.RECORDS,
     *baselines.RECORDS,
 )
 # Drivers of whole trainings, which take any learner.
