@@ -5,6 +5,7 @@ from metalearn.apps.curves import Curves
 from metalearn.apps.images import FewShotFeatures, FewShotImages, MixedImages
 from metalearn.apps.optimisers import Optimiser, Outer, adam, sgd
 from metalearn.apps.registry import DEFAULT, KINDS, RECIPES, find, recipe_of
+from metalearn.apps.text import FewShotText
 
 __all__ = [
     "DEFAULT",
@@ -15,6 +16,7 @@ __all__ = [
     "Entry",
     "FewShotFeatures",
     "FewShotImages",
+    "FewShotText",
     "MixedImages",
     "Optimiser",
     "Outer",

@@ -19,6 +19,7 @@ PACKAGES = {
     "tyro": ("tyro", "cli"),
     "tqdm": ("tqdm", "cli"),
     "grain": ("grain", "stream"),
+    "wordllama": ("wordllama", "text"),
 }
 
 

@@ -27,6 +27,7 @@ from metalearn.apps.records import changed
 from metalearn.runs import run as run_module
 
 RECORDS = {
+    "text": {"num_features": 6, "num_classes": 25},
     "images": {"name": "made", "image_shape": [28, 28, 1], "num_classes": 12},
     "sinusoid": {"name": "sinusoid"},
     "mixed_images": {"name": "made", "image_shape": [28, 28, 1]},

@@ -180,7 +180,7 @@ MUTATIONS: list[Mutation] = [
             "residual=jnp.minimum(before, after))",
             "residual=jnp.zeros_like(before))",
             "algorithms/closed_form/test_svm.py::"
-            "test_too_few_iterations_show_in_the_residual",
+            "test_the_residual_shows_too_few_iterations",
         ),
         # What rounding leaves outside of the linear space grows.
         (

@@ -9,7 +9,7 @@ MUTATIONS: list[Mutation] = [
         (
             "algorithms/memory/snail.py",
             "jax.nn.softmax(scores, axis=-1)",
-            "jax.nn.softmax(scores, axis=0)",
+            "jax.nn.softmax(jnp.maximum(scores, -99), axis=0)",
             "test_weights_of_attention_sum_to_one",
         ),
         # A step sees all others.

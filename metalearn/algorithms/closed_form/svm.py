@@ -27,7 +27,10 @@ import jax.numpy as jnp
 
 from metalearn.core.types import Array
 
-RELAXATION = 1.7  # of ADMM; from 1.5 to 1.8 saves a third of the iterations
+# Of ADMM. For 5 and 20 Gaussian classes of 5 examples these find the bounds within 47
+# iterations; a penalty of 1 or 0.3 takes up to 77.
+RELAXATION = 1.7
+PENALTY = 0.5  # over the mean curvature
 MOST_STEPS = 200  # of conjugate gradients
 
 
@@ -83,7 +86,7 @@ def crammer_singer(
     )
     still = jax.lax.stop_gradient(problem)
     rate = _mean_curvature(still)
-    found = _admm(still, rate, iterations)
+    found = _admm(still, PENALTY * rate, iterations)
     # Compared with the bound, to which the projection sets what touches it.
     free = still.allowed & (found < still.upper)
     exact = found + _correction(problem, rate, free, found)
@@ -127,6 +130,8 @@ class _Problem(NamedTuple):
         """
         gaps = jnp.where(self.allowed, point - self.upper, jnp.inf)
         below = gaps[:, None] <= gaps[None]  # [W, W, N], classes up to each class
+        # A compiler may compute both sides apart, with other rounding.
+        below = below | jnp.eye(gaps.shape[0], dtype=bool)[:, :, None]
         sums = jnp.sum(jnp.where(below, gaps[:, None], 0), 0)
         counts = jnp.sum(below, 0).astype(gaps.dtype)
         shift = jnp.min((self.cost[None] + sums) / counts, 0)
@@ -141,15 +146,15 @@ def _mean_curvature(problem: _Problem) -> Array:
     return jnp.where(mean > 0, mean, 1)
 
 
-def _admm(problem: _Problem, rate: Array, iterations: int) -> Array:
+def _admm(problem: _Problem, penalty: Array, iterations: int) -> Array:
     """A point near the solution that keeps the constraints, `[W, N]`."""
     eye = jnp.eye(problem.gram.shape[0], dtype=problem.gram.dtype)
-    factor = jnp.linalg.cholesky(problem.gram + rate * eye)
+    factor = jnp.linalg.cholesky(problem.gram + penalty * eye)
     inverse = jax.scipy.linalg.cho_solve((factor, True), eye)
 
     def step(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         kept, dual = carry
-        alpha = (problem.linear + rate * (kept - dual)) @ inverse
+        alpha = (problem.linear + penalty * (kept - dual)) @ inverse
         alpha = RELAXATION * alpha + (1 - RELAXATION) * kept
         new = problem.project(alpha + dual)
         return new, dual + alpha - new
@@ -183,10 +188,9 @@ def _correction(problem: _Problem, rate: Array, free: Array, found: Array) -> Ar
         return tangent(inside @ problem.gram) + rate * (4 * eps * inside + outside)
 
     def solve(product: Callable[[Array], Array], right: Array) -> Array:
-        # Of steps, a fixed number would be needed by the slowest task.
-        tol = 100 * eps if found.dtype == jnp.float64 else 10 * eps
+        # Steps end early, for nothing differentiates them.
         steps = min(found.size, MOST_STEPS)
-        return jax.scipy.sparse.linalg.cg(product, right, tol=tol, maxiter=steps)[0]
+        return jax.scipy.sparse.linalg.cg(product, right, tol=100 * eps, maxiter=steps)[0]
 
     right = -tangent(problem.gradient(found))
     return tangent(jax.lax.custom_linear_solve(product, right, solve, symmetric=True))

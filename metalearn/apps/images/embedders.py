@@ -53,10 +53,16 @@ _SYSTEMS: dict[str, tuple[str, Learner, dict[str, Any]]] = {
     "relation": ("a relation network", learners.RelationNetwork(), _MANY),
     "siamese": ("a siamese network", learners.SiameseNetwork(), _MANY),
     "imp": ("infinite mixture prototypes", learners.IMP(), _MANY),
-    "r2d2": ("R2-D2", learners.R2D2(), _MANY),
-    "lr-d2": ("LR-D2", learners.LRD2(), _MANY),
-    "metaoptnet": ("MetaOptNet with an SVM", learners.MetaOptNet(), _MANY),
-    "metaoptnet-ridge": ("MetaOptNet with ridge", learners.MetaOptNetRidge(), _MANY),
+    # The published penalty of 50 belongs to thousands of features. Few and small ones are
+    # all but ignored by it, and training stalls.
+    "r2d2": ("R2-D2", learners.R2D2(regularisation=0.1, learn="all"), _MANY),
+    "lr-d2": ("LR-D2", learners.LRD2(regularisation=0.1, learn="all"), _MANY),
+    "metaoptnet": ("MetaOptNet with an SVM", learners.MetaOptNet(scale=10.0), _MANY),
+    "metaoptnet-ridge": (
+        "MetaOptNet with ridge regression",
+        learners.MetaOptNetRidge(regularisation=1.0, scale=5.0),
+        _MANY,
+    ),
     "dkt": ("deep kernel transfer", learners.DKT(), _MANY),
     "gnn": ("a graph network of the examples", learners.FewShotGNN(), _FIVE),
     "arc": ("an attentive recurrent comparator", learners.ARC(), _FIVE),

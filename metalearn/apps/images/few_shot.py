@@ -16,6 +16,7 @@ from metalearn.algorithms.record import parameters
 from metalearn.apps import plots
 from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.learners import Learner
+from metalearn.apps.ways import check_ways, head_offers
 from metalearn.core import losses
 from metalearn.core.linen import from_linen
 from metalearn.core.model import Model
@@ -103,23 +104,7 @@ class FewShotImages:
           ValueError: settings exclude one another; the message names the setting and the
             remedy.
         """
-        for name in ("ways", "test_ways"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 2 or more.")
-        if learner.record.fixed_head and self.test_ways > self.ways:
-            raise ValueError(
-                f"{self.test_ways}-way tasks need {self.test_ways} logits, but the head "
-                f"of {learner.name} is trained with {self.ways}. Train with "
-                f"--app.ways {self.test_ways}, or choose a learner that fits any number of "
-                "ways, such as a metric one."
-            )
-        if self.test_ways < self.ways and not learner.record.fits_fewer_ways:
-            raise ValueError(
-                f"{self.test_ways}-way tasks have fewer classes than {learner.name} has "
-                f"logits ({self.ways}), and it cannot leave classes out: it would predict "
-                f"absent ones. Train with --app.ways {self.test_ways}, or let its "
-                "constructor take mask_absent_classes."
-            )
+        check_ways(self, learner)
         if self.model != "conv4" and "conv4" in learner.record.networks:
             raise ValueError(
                 f"model is {self.model!r} with {learner.name}, whose layers only conv4 "
@@ -220,10 +205,8 @@ class FewShotImages:
             "model": self._network(learner, self.ways if fixed else None),
             "encoder": self._network(learner, None),
             "loss_fn": losses.cross_entropy,
-            # A head with fixed outputs keeps its training ways; fewer test ways are masked.
-            "num_ways": self.ways if fixed or not evaluating else self.test_ways,
             "num_classes": record.get("num_classes"),
-            "mask_absent_classes": fixed and evaluating and self.test_ways < self.ways,
+            **head_offers(self, learner, evaluating=evaluating),
         }
         if embeds(learner):
             embedding = models.Conv4(

@@ -28,7 +28,8 @@ def learner_of(**options):
 
 @functools.cache
 def params_of(**options):
-    init = lambda key: learner_of(**options).init(key, one(wide_blobs()))
+    task = one(wide_blobs())
+    init = lambda key: learner_of(**options).init(key, task)
     with jax.enable_x64(True):
         shapes = jax.eval_shape(init, jax.random.key(0)).params
     rng = np.random.default_rng(4)

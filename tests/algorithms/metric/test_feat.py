@@ -93,62 +93,64 @@ def test_what_attention_adds_has_its_limits():
     close(found, [block(head, x[4:5])[0]] * 2)
 
 
-def test_loss_and_derivatives_are_those_of_the_definition():
+WEIGHT, TEMPERATURES = 0.7, (2.0, 3.0)
+
+
+@functools.cache
+def trained(**options):
+    """What an estimate says at parameters of any values, and a direction of theirs."""
     learner = learner_of(
         lambda w, x: jnp.tanh(x @ w),
-        dropout=0.0,
-        temperature=2.0,
-        auxiliary=0.7,
-        auxiliary_temperature=3.0,
+        temperature=TEMPERATURES[0],
+        auxiliary_temperature=TEMPERATURES[1],
+        **options,
     )
-    rng = np.random.default_rng(0)
-    params = {"encoder": rng.normal(size=(4, SIZE)), "head": head_of(1)}
-    way = {"encoder": rng.normal(size=(4, SIZE)), "head": head_of(2)}
-
-    def cross_entropy(logits, y):
-        return -np.log(softmax(logits)[np.arange(len(y)), y]).mean()
-
-    def losses(step):
-        at, found = jax.tree.map(lambda p, w: p + step * w, params, way), []
-        for xs, ys, xq, yq in numpy_tasks():
-            support, query = (np.tanh(x @ at["encoder"]) for x in (xs, xq))
-            both, y = np.concatenate([support, query]), np.concatenate([ys, yq])
-            means = np.stack([support[ys == k].mean(0) for k in range(WAYS)])
-            prototypes = block(at["head"], means)
-            centres = np.stack(
-                [block(at["head"], both[y == k]).mean(0) for k in range(WAYS)]
-            )
-            found.append(
-                (
-                    cross_entropy(-distances(query, prototypes) / 2.0, yq),
-                    cross_entropy(-distances(both, centres) / 3.0, y),
-                )
-            )
-        return np.mean(found, 0)
-
+    draw = np.random.default_rng(0).normal
+    params = {"encoder": draw(size=(4, SIZE)), "head": head_of(1)}
+    way = {"encoder": draw(size=(4, SIZE)), "head": head_of(2)}
     found = grads_of(learner, params, wide_blobs())
-    told = [found.metrics[k].mean() for k in ("query/loss", "auxiliary/loss")]
-    close(told, list(losses(0.0)))
-    slope = (losses(1e-5) - losses(-1e-5)) @ np.array([1, 0.7]) / 2e-5
-    ours = sum(map(np.sum, jax.tree.leaves(jax.tree.map(np.multiply, found.grads, way))))
-    close(ours, slope, rtol=1e-6)
+    slope = jax.tree.map(lambda g, w: np.sum(g * w), found.grads, way)
+    return found.metrics, sum(jax.tree.leaves(slope)), params, way
+
+
+def cross_entropy(logits, y):
+    return -np.log(softmax(logits)[np.arange(len(y)), y]).mean()
+
+
+def losses(params):
+    """The loss of the queries and the auxiliary one, without dropout."""
+    found = []
+    for xs, ys, xq, yq in numpy_tasks():
+        support, query = (np.tanh(x @ params["encoder"]) for x in (xs, xq))
+        both, y = np.concatenate([support, query]), np.concatenate([ys, yq])
+        means = [support[ys == k].mean(0) for k in range(WAYS)]
+        prototypes = block(params["head"], np.stack(means))
+        centres = [block(params["head"], both[y == k]).mean(0) for k in range(WAYS)]
+        first = cross_entropy(-distances(query, prototypes) / TEMPERATURES[0], yq)
+        second = cross_entropy(-distances(both, np.stack(centres)) / TEMPERATURES[1], y)
+        found.append((first, second))
+    return np.mean(found, 0)
+
+
+def slopes(params, way):
+    at = lambda step: losses(jax.tree.map(lambda p, w: p + step * w, params, way))
+    return (at(1e-5) - at(-1e-5)) / 2e-5
+
+
+def test_loss_and_derivatives_are_those_of_the_definition():
+    told, slope, params, way = trained(auxiliary=WEIGHT, dropout=0.0)
+    names = ("query/loss", "auxiliary/loss")
+    close([told[name].mean() for name in names], list(losses(params)))
+    close(slope, slopes(params, way) @ np.array([1, WEIGHT]), rtol=1e-6)
 
 
 def test_dropout_is_of_training_and_moves_no_report():
-    """The report is that without noise; the loss of training is not."""
-    rng = np.random.default_rng(0)
-    params = {"encoder": rng.normal(size=(4, SIZE)), "head": head_of(1)}
-    plain, noisy = (
-        grads_of(
-            learner_of(lambda w, x: jnp.tanh(x @ w), auxiliary=0.0, dropout=rate),
-            params,
-            wide_blobs(),
-        )
-        for rate in (0.0, 0.5)
-    )
-    close(noisy.metrics["query/loss"], plain.metrics["query/loss"])
-    assert differs(noisy.grads, plain.grads)  # of the classes' rows
-    assert differs(noisy.metrics["auxiliary/loss"], plain.metrics["auxiliary/loss"])
+    """The report is that without noise; the loss of training, without the other, is not."""
+    told, slope, params, way = trained(auxiliary=0.0, dropout=0.5)
+    plain, other = losses(params)
+    close(told["query/loss"].mean(), plain)
+    assert differs(slope, slopes(params, way)[0])  # of the classes' rows
+    assert differs(told["auxiliary/loss"].mean(), other)
 
 
 def test_rows_are_dropped_by_their_own_numbers():
