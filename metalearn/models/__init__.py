@@ -5,6 +5,7 @@ from metalearn.models.conv4 import Conv4
 from metalearn.models.maps import ConvMaps
 from metalearn.models.mlp import MLP
 from metalearn.models.norm import Norm
+from metalearn.models.residual import ResidualMLP
 from metalearn.models.resnet12 import ResNet12
 from metalearn.models.tnet import TConv, TDense, TNetConv4, TNetMLP
 from metalearn.models.warp import Warp, WarpConv4, WarpMLP
@@ -17,6 +18,7 @@ __all__ = [
     "FilmConv4",
     "Norm",
     "ResNet12",
+    "ResidualMLP",
     "TConv",
     "TDense",
     "TNetConv4",

@@ -30,6 +30,10 @@ def _text(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> R
 
 
 RECIPES: dict[str, Entry] = {
+    "text-centroid": Entry(
+        "the nearest centroid of the vectors on intents (BANKING77): nothing is trained",
+        _text(learners.ProtoNet(scale=10.0), {"widths": ()}, steps=1, validate_every=1),
+    ),
     "text-protonet": Entry(
         "prototypical networks on intents (BANKING77), 5-way 1-shot",
         # Distances of unit vectors are at most 2, too little for a sharp softmax.
