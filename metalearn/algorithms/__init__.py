@@ -9,6 +9,7 @@ from metalearn.algorithms import (
     closed_form,
     context,
     episodic,
+    frozen,
     gradient,
     memory,
     metric,
@@ -18,6 +19,7 @@ from metalearn.algorithms.bayesian import *
 from metalearn.algorithms.closed_form import *
 from metalearn.algorithms.context import *
 from metalearn.algorithms.episodic import *
+from metalearn.algorithms.frozen import *
 from metalearn.algorithms.gradient import *
 from metalearn.algorithms.memory import *
 from metalearn.algorithms.metric import *
@@ -27,6 +29,7 @@ __all__ += bayesian.__all__
 __all__ += closed_form.__all__
 __all__ += context.__all__
 __all__ += episodic.__all__
+__all__ += frozen.__all__
 __all__ += gradient.__all__
 __all__ += memory.__all__
 __all__ += metric.__all__

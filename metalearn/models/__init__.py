@@ -1,5 +1,6 @@
 """Networks of the field, as `flax.linen` modules."""
 
+from metalearn.models.adapters import AdapterConv4, AdapterMLP
 from metalearn.models.context import ContextMLP, FilmConv4
 from metalearn.models.conv4 import Conv4
 from metalearn.models.maps import ConvMaps
@@ -12,6 +13,8 @@ from metalearn.models.warp import Warp, WarpConv4, WarpMLP
 
 __all__ = [
     "MLP",
+    "AdapterConv4",
+    "AdapterMLP",
     "ContextMLP",
     "Conv4",
     "ConvMaps",

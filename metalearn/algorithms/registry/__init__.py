@@ -17,6 +17,7 @@ from metalearn.algorithms.registry import (
     closed_form,
     context,
     episodic,
+    frozen,
     gradient,
     memory,
     metric,
@@ -30,6 +31,7 @@ RECORDS: tuple[Record, ...] = (
     *episodic.RECORDS,
     *metric.RECORDS,
     *closed_form.RECORDS,
+    *frozen.RECORDS,
     *baselines.RECORDS,
 )
 # Drivers of whole trainings, which take any learner.

@@ -28,7 +28,6 @@ RECORDS: tuple[Record, ...] = (
         "LR-D2",
         "Bertinetto et al., ICLR 2019",
         good_for="logistic regressions by a few steps of Newton's",
-        result="against-small-lr-d2",
         **_SHARED,
     ),
     record(
@@ -37,7 +36,6 @@ RECORDS: tuple[Record, ...] = (
         "Lee et al., CVPR 2019",
         good_for="support vector machines on learned features",
         published="mini 62.64 ± 0.61 (ResNet-12) [P]",
-        result="against-small-metaoptnet",
         tiny={"iterations": 20},
         **_SHARED,
     ),
@@ -55,7 +53,6 @@ RECORDS: tuple[Record, ...] = (
         "DKT",
         "Patacchiola et al., NeurIPS 2020",
         good_for="Gaussian processes whose kernel is learned by the marginal likelihood",
-        result="against-small-dkt",
         **_SHARED,
     ),
 )

@@ -21,24 +21,26 @@ def raw():
 
 
 @x64
-@pytest.mark.parametrize(("diagonal", "own"), [(0.0, 2 / 3), (1.0, 1 / 3)])
-def test_logits_are_products_with_sums_of_support_vectors(diagonal, own):
+def test_logits_are_products_with_sums_of_support_vectors():
     """Orthonormal embeddings of one example a class, for which alpha is known."""
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
-    rows = jnp.asarray(rotation[:WAYS])
-    query = one(wide_blobs()).query
-    task = ml.Task(support=ml.Examples.of(rows, jnp.array([2, 0, 1])), query=query)
-    learner = metaoptnet(raw(), num_ways=WAYS, cost=9.0, diagonal=diagonal, scale=2.5)
+    y, query = np.array([2, 0, 1]), one(wide_blobs()).query
+    support = ml.Examples.of(jnp.asarray(rotation[:WAYS]), jnp.asarray(y))
+    task = ml.Task(support=support, query=query)
+
+    options = {"cost": 9.0, "diagonal": 0.5, "scale": 2.5}
+    learner = metaoptnet(raw(), num_ways=WAYS, **options)
 
     def run(key, task):
         adapted = learner.adapt(learner.init(key, task), task.support)
         return adapted.fitted, learner.predict(adapted, task.query.x)
 
     fitted, logits = jax.jit(run)(jax.random.key(0), task)
-    alpha = np.full((3, 3), -own / 2)
-    alpha[np.arange(3), [2, 0, 1]] = own
+    own = (1 - 1 / WAYS) / (1 + 0.5)
+    alpha = np.full((WAYS, WAYS), -own / (WAYS - 1))
+    alpha[np.arange(WAYS), y] = own
     close(fitted.alpha, alpha)
-    close(logits, 2.5 * np.asarray(query.x) @ rotation[:3].T @ alpha)
+    close(logits, 2.5 * np.asarray(query.x) @ rotation[:WAYS].T @ alpha)
     assert fitted.residual < 1e-9
 
 
