@@ -184,8 +184,8 @@ MUTATIONS: list[Mutation] = [
         # Adapters learn in meta-training.
         (
             ADAPTERS,
-            "return trees.merge(jax.lax.stop_gradient(adapters), rest)",
-            "return trees.merge(adapters, rest)",
+            "encoder = trees.merge(jax.lax.stop_gradient(adapters), rest)",
+            "encoder = trees.merge(adapters, rest)",
             "test_meta_training_leaves_the_adapters_alone",
         ),
         (

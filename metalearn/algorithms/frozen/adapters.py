@@ -148,10 +148,7 @@ def tsa(
         return mask_absent(_cosines(embeddings, centroids), adapted.present)
 
     def objective(variables: Variables, task: Task, *, key: Key):
-        params = variables.params
-        params = {**params, "encoder": _with_still_adapters(params["encoder"])}
-        still = Variables(params=params, state=variables.state)
-        done = base.joint(still, task, key=key)
+        done = base.joint(_with_still_adapters(variables), task, key=key)
         return done.report["joint/loss"], (done.state, done.report)
 
     settings = {
@@ -162,7 +159,14 @@ def tsa(
         "adapt_filter": adapt_filter,
     }
     return learner_of(
-        "tsa", base, adapt, predict, settings, init=init, objective=objective, **options
+        "tsa",
+        base,
+        adapt,
+        predict,
+        settings,
+        init=init,
+        objective=objective,
+        task_chunk=options.get("task_chunk", "auto"),
     )
 
 
@@ -207,10 +211,12 @@ def _adapters(variables: Variables, adapt_filter: str) -> PyTree:
     return moving
 
 
-def _with_still_adapters(params: PyTree) -> PyTree:
-    adapters, rest = trees.split(params, ADAPTERS)
+def _with_still_adapters(variables: Variables) -> Variables:
+    adapters, rest = trees.split(variables.params["encoder"], ADAPTERS)
     # At zero they have a gradient, and the frozen network is to be the one without them.
-    return trees.merge(jax.lax.stop_gradient(adapters), rest)
+    encoder = trees.merge(jax.lax.stop_gradient(adapters), rest)
+    params = {**variables.params, "encoder": encoder}
+    return Variables(params=params, state=variables.state)
 
 
 def _adadelta(rates: dict[str, float], adapts: Adapts) -> optax.GradientTransformation:

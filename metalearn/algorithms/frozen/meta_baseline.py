@@ -70,12 +70,17 @@ def meta_baseline(
     """
     checks.whole_number("pretrain_steps", pretrain_steps, least=0)
     checks.number("scale", scale, positive=True)
-    task_chunk = options.pop("task_chunk", "auto")
-    base = pretraining(encoder, num_classes=num_classes, num_ways=num_ways, **options)
+    base = pretraining(
+        encoder,
+        num_classes=num_classes,
+        num_ways=num_ways,
+        norm=options.get("norm", "running"),
+    )
     head = cosine_head(num_ways, scale=scale, learned=True)
     adapt, predict = frozen(base, head, num_ways)
 
     def init(key: Key, task: Task) -> Variables:
+        assert head.init is not None  # its scale is learned
         made = base.init(key, task)
         params = {**made.params, "head": head.init(key, made.state["mean"])}
         return Variables(params=params, state=made.state)
@@ -102,5 +107,5 @@ def meta_baseline(
         {"pretrain_steps": pretrain_steps, "scale": scale},
         init=init,
         objective=objective,
-        task_chunk=task_chunk,
+        task_chunk=options.get("task_chunk", "auto"),
     )._replace(masks_absent=True)

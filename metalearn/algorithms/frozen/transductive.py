@@ -148,7 +148,14 @@ def transductive_fine_tune(
         "entropy_weight": entropy_weight,
         "eps": eps,
     }
-    return learner_of("transductive_fine_tune", base, adapt, predict, settings, **options)
+    return learner_of(
+        "transductive_fine_tune",
+        base,
+        adapt,
+        predict,
+        settings,
+        task_chunk=options.get("task_chunk", "auto"),
+    )
 
 
 def _beside(support: Examples, x: PyTree, mask: Array | None) -> tuple[PyTree, Array]:
