@@ -298,13 +298,19 @@ def _reduce_states(how: ReduceState, old: PyTree, states: PyTree) -> PyTree:
     if how == "keep":
         return old
     if how == "mean":
-        return jax.tree.map(_mean_state, states)
+        return jax.tree.map(mean_state, states)
     raise ValueError(
         f"reduce_state is {how!r}; expected 'mean', 'keep' or a function of the states."
     )
 
 
-def _mean_state(states: Array) -> Array:
+def gathered(states: PyTree) -> PyTree:
+    """States of all tasks `[T, ...]`, on every device: for what writes them in order."""
+    return mesh.replicated(states)
+
+
+def mean_state(states: Array) -> Array:
+    """One state from those of the tasks, `[T, ...]`; counters are the same in all."""
     if not jnp.issubdtype(states.dtype, jnp.inexact):
         return states[0]
     return trees.widened(states).mean(0).astype(states.dtype)

@@ -231,7 +231,8 @@ def test_python_of_a_loss_in_training_and_evaluation(num_steps):
 # -- Structure --------------------------------------------------------------------------
 
 ALGORITHMS = sorted((Path(ml.__file__).parent / "algorithms").rglob("*.py"))
-BUILDERS = {"gradient_estimator", "mean_estimator"}
+# Two builders, and what a learner with a state of its own does with states.
+BUILDERS = {"gradient_estimator", "mean_estimator", "gathered", "mean_state"}
 
 
 def maps_over_tasks(text):

@@ -281,6 +281,6 @@ MUTATIONS: list[Mutation] = [
             "(count - 1)",
             "test_one_class_alone_has_no_spread",
         ),
-        tests="algorithms/metric/test_mixture.py",
+        tests="algorithms/metric/test_infinite_mixtures.py",
     ),
 ]

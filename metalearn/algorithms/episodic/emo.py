@@ -42,8 +42,8 @@ from metalearn.algorithms.episodic.recall import (
 )
 from metalearn.algorithms.episodic.store import Eviction
 from metalearn.algorithms.options import Options, complete, takes_options
-from metalearn.core import checks, kinds, loops, mesh, metrics, trees
-from metalearn.core.estimators import gradient_estimator
+from metalearn.core import checks, kinds, loops, metrics, trees
+from metalearn.core.estimators import gathered, gradient_estimator, mean_state
 from metalearn.core.learner import Estimate, MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task
@@ -243,7 +243,7 @@ def _objective(
 def _after(how: How, old: PyTree, new: PyTree) -> PyTree:
     """The state after a batch of tasks, from the states `[T, ...]` of its tasks."""
     # On every device all of them, so that every device writes the same memory.
-    entries = mesh.replicated(new["memory"])
+    entries = gathered(new["memory"])
     memory = old["memory"]
     if entries.recall is not None and how.eviction != "fifo":
         # All of them have read before any of them writes.
@@ -255,17 +255,10 @@ def _after(how: How, old: PyTree, new: PyTree) -> PyTree:
     if how.num_steps:  # else there are no gradients
         memory = store.write_all(memory, entries.key, entries.grads, eviction=how.eviction)
     return {
-        "model": jax.tree.map(_mean, new["model"]),
+        "model": jax.tree.map(mean_state, new["model"]),
         "step": old["step"] + 1,
         "memory": memory,
     }
-
-
-def _mean(leaf: Array) -> Array:
-    """One state of the model from those of the tasks `[T, ...]`, as estimators do."""
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return leaf[0]
-    return trees.widened(leaf).mean(0).astype(leaf.dtype)
 
 
 def _outside(head: str) -> PathFilter:
