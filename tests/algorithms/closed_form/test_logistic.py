@@ -107,11 +107,11 @@ def test_encoder_and_numbers_learn_through_all_steps():
 def test_confident_examples_do_not_divide_by_zero():
     """Shares of exactly 0 and 1 in float32, whose weights would be 0."""
     rng = np.random.default_rng(0)
-    x = 30 * np.eye(4, 6) + rng.normal(size=(4, 6))
+    x = 1000 * np.eye(4, 6) + rng.normal(size=(4, 6))
     y = jnp.asarray(np.eye(2)[[0, 0, 1, 1]], jnp.float32)
 
     def spread(x):
-        weights = logistic(x, y, jnp.float32(1e-4), 12)
+        weights = logistic(x, y, jnp.float32(1e-6), 30)
         return jnp.sum(jnp.square(x @ weights)), x @ weights
 
     (_, scores), slope = jax.jit(jax.value_and_grad(spread, has_aux=True))(
