@@ -49,6 +49,7 @@ def _ceilings(tiny: bool) -> Iterator[Row]:
 # "pooling" or "False") or PyTorch's way, precision, and options.
 _REMAT, _MIXED = ({"differentiation": way} for way in ("remat", "mixed"))
 _ONE = {"task_chunk": 1}
+_HEADS = ("matching", "r2d2", "snail")  # beside protonet
 _STEPS = [
     (0, "mini", 16, ["True tf32", ("True tf32", _REMAT), ("True bfloat16", _MIXED)]),
     (1, "mini", 16, ["torch vmap", "torch loop"]),
@@ -63,6 +64,7 @@ _STEPS = [
     (5, "omniglot", 32, ["torch vmap", "torch loop"]),
     (5, "sine", 25, ["torch vmap", "torch loop"]),
     (5, "protonet", 32, ["torch prototypes"]),
+    *[(6, head, 32, ["True tf32", "torch prototypes"]) for head in _HEADS],
     (7, "mini", 16, ["False tf32", ("pooling tf32", _ONE), "pooling tf32"]),
     (8, "mini", 16, ["True bfloat16", ("True tf32", _MIXED)]),
     (8, "mini", 4, ["True tf32", ("True bfloat16", _MIXED)]),

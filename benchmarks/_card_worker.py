@@ -221,7 +221,7 @@ def torch_step(peer: str, precision: str, seconds: float, **sizes: Any) -> Measu
     makers = {
         "loop": torch_peers.loop,
         "vmap": torch_peers.vmap,
-        "prototypes": functools.partial(torch_peers.prototypes, batched=True),
+        "prototypes": functools.partial(torch_peers.embeddings, batched=True),
     }
     contender = torch_peers.waited(makers[peer](work))
 

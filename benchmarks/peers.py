@@ -134,10 +134,10 @@ def _ours(work: workloads.Workload, plain: bool) -> dict[str, Contender]:
 
 
 def _torch(work: workloads.Workload, torch_peers, torch_modules) -> dict[str, Contender]:
-    if work.kind == "prototypes":
+    if work.kind == "embeddings":
         return {
-            "torch loop": torch_peers.prototypes(work, batched=False),
-            "torch all tasks at once": torch_peers.prototypes(work, batched=True),
+            "torch loop": torch_peers.embeddings(work, batched=False),
+            "torch all tasks at once": torch_peers.embeddings(work, batched=True),
         }
     found = {
         "torch loop": torch_peers.loop(work),

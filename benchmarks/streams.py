@@ -1,8 +1,10 @@
 """Learners of sequences on streams of classes: accuracy by presentation of a class.
 
 The protocol of A. Santoro et al., Meta-Learning with Memory-Augmented Neural Networks, ICML
-2016: every item of a stream is asked before its class is told. Nothing but luck is right at
-the first presentation of a class; at the second one example has been seen, and so on.
+2016: every item of a stream is asked before its class is told. At the first presentation of
+a class nothing of it has been seen, at the second one example has been, and so on. The
+first is above chance all the same: a new class is none of those that were told, and the
+last new one of a stream is certain.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from benchmarks import _harness, _runs
 from benchmarks.against import spread
 from benchmarks.recipe import summary
 from metalearn import runs
+from metalearn.cli.train_options import parse_train
 from metalearn.core.metrics import mean_ci95
 from metalearn.runs import folder as run_folder
 
@@ -51,6 +54,8 @@ class Streams:
         if self.tasks < CHUNK or self.tasks % CHUNK:
             raise SystemExit(f"--tasks is {self.tasks}; expected a multiple of {CHUNK}.")
         plans = [_runs.Plan(recipe, self.seeds, self.set) for recipe in self.recipes]
+        for plan in plans:
+            check_reads(plan)
         origin = _runs.planned(plans, self.runs)
         rows = {plan.label: self._row(plan) for plan in plans}
         found = {"kind": "streams", "tasks": self.tasks, "origin": origin, "rows": rows}
@@ -82,12 +87,31 @@ class Streams:
         }
 
 
-def by_presentation(folder: Path, data_dir: str | None, num: int) -> np.ndarray:
-    """Accuracy at each presentation of a class, `[tasks, presentations]`.
+def check_reads(plan: _runs.Plan) -> None:
+    """Refuses recipes whose learner reads no stream, or sees later items of one.
 
     Raises:
-      SystemExit: the learner reads no stream.
+      SystemExit: says which; nothing was trained.
     """
+    pairs = [pair.partition("=") for pair in plan.overrides]
+    options = [
+        f"--{field.replace('_', '-')}={value}" for field, equals, value in pairs if equals
+    ]
+    learner = parse_train([plan.recipe, *options])[2].learner
+    if learner.record.build not in (ml.rnn, ml.mann):
+        raise SystemExit(
+            f"{plan.label} is a recipe of {learner.record.name}, which does not read a "
+            "stream; expected one of rnn or mann."
+        )
+    if getattr(learner, "norm", "running") != "running":
+        raise SystemExit(
+            f"{plan.label} has norm={learner.norm!r}, by which an answer depends on images "
+            "of later items; expected norm='running'."
+        )
+
+
+def by_presentation(folder: Path, data_dir: str | None, num: int) -> np.ndarray:
+    """Accuracy at each presentation of a class, `[tasks, presentations]`."""
     run = run_folder.load(folder)
     app, (variables, _) = run.recipe.app, runs.best(run)
     learner = run.recipe.build_judged(run.record)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks._harness import Contender
+from benchmarks.torch_heads import HEADS, params_of
 from benchmarks.workloads import RESNET12_WIDTHS, Workload, arrays
 
 
@@ -127,8 +128,8 @@ def adapt_and_predict(work: Workload):
     return call
 
 
-def prototypes(work: Workload, *, batched: bool) -> Contender:
-    """Prototypical networks: a loop over tasks, or all images in one convolution.
+def embeddings(work: Workload, *, batched: bool) -> Contender:
+    """A learner that embeds: a loop over tasks, or all images in one convolution.
 
     The second keeps the statistics of each task apart, as the others do: tasks times
     channels are the channels of its norm.
@@ -136,16 +137,17 @@ def prototypes(work: Workload, *, batched: bool) -> Contender:
 
     def setup():
         params, batch = _params(work)[:16], as_tensors(work)
-        outer = torch.optim.Adam(params, lr=1e-3)
+        width = 64 * (work.side // 16) ** 2
+        head = HEADS[work.head].logits
+        made = params_of(work.head, width, work.ways, work.support)
+        of_head = {k: v.detach().to(device()).requires_grad_() for k, v in made.items()}
+        outer = torch.optim.Adam([*params, *of_head.values()], lr=1e-3)
         x = torch.cat([batch["support_x"], batch["query_x"]], 1)
 
         def loss(embedded, support_y, query_y):
-            num = support_y.shape[-1]
-            members = F.one_hot(support_y, work.ways).to(embedded.dtype)
-            means = members.mT @ embedded[..., :num, :]
-            means = means / members.sum(-2).unsqueeze(-1)
-            apart = torch.cdist(embedded[..., num:, :], means).square()
-            return F.cross_entropy(-apart.flatten(0, -2), query_y.flatten())
+            support, query = embedded.split([work.support, work.query], -2)
+            logits = head(of_head, support, support_y, query, work.ways)
+            return F.cross_entropy(logits.flatten(0, -2), query_y.flatten())
 
         def step() -> None:
             outer.zero_grad()

@@ -6,6 +6,7 @@
 | `omniglot5` | the same | 5-way 1-shot, 15 queries a class | 5 SGD | 8 |
 | `sine` | MLP 1-40-40-1 | 10 support, 10 query points | 5 SGD | 25 |
 | `protonet` | Conv4-64 without head | 5-way 1-shot, 5 queries a class | none | 32 |
+| `matching`, `r2d2`, `snail` | the same | the same, in training mode | none | 32 |
 | `mini` | Conv4-64 at 84x84x3 | 5-way 1-shot, 15 queries a class | 5 SGD | 4 |
 | `resnet12` | ResNet-12 at 84x84x3 | the same | 5 SGD | 4 |
 
@@ -34,7 +35,7 @@ from metalearn.core import mesh, programs
 class Workload:
     """Sizes of a workload."""
 
-    kind: str  # "images", "sine" or "prototypes" (images without an inner loop)
+    kind: str  # "images", "sine" or "embeddings" (images without an inner loop)
     ways: int
     support: int  # examples of the support set
     query: int
@@ -44,15 +45,25 @@ class Workload:
     side: int = 28  # of an image, in pixels
     channels: int = 1  # of an image
     network: str = "conv4"  # of images: "conv4" or "resnet12"
+    head: str = "protonet"  # of embeddings: a key of `HEADS`
 
 
 WORKLOADS = {
     "omniglot": Workload("images", 5, 5, 5, 1, 0.4, 32),
     "omniglot5": Workload("images", 5, 5, 75, 5, 0.1, 8),
     "sine": Workload("sine", 1, 10, 10, 5, 0.01, 25),
-    "protonet": Workload("prototypes", 5, 5, 25, 0, 0.0, 32),
+    **{
+        head: Workload("embeddings", 5, 5, 25, 0, 0.0, 32, head=head)
+        for head in ("protonet", "matching", "r2d2", "snail")
+    },
 }
-FOR_CPUS = tuple(WORKLOADS)
+HEADS = {
+    "protonet": ml.protonet,
+    "matching": ml.matching_networks,
+    "r2d2": ml.r2d2,
+    "snail": ml.snail,
+}
+FOR_CPUS = ("omniglot", "omniglot5", "sine", "protonet")
 _MINI = Workload("images", 5, 5, 75, 5, 0.01, 4, side=84, channels=3)
 WORKLOADS |= {"mini": _MINI, "resnet12": dataclasses.replace(_MINI, network="resnet12")}
 
@@ -146,9 +157,9 @@ def learner_of(
     **options: Any,
 ) -> ml.MetaLearner:
     """The learner of a workload; `lower` as of `ml.from_linen`, `options` of `ml.maml`."""
-    if work.kind == "prototypes":
+    if work.kind == "embeddings":
         encoder = ml.from_linen(UserConv4(None, width, dtype), lower=lower)
-        return ml.protonet(encoder, num_ways=work.ways, norm="batch", task_chunk=task_chunk)
+        return HEADS[work.head](encoder, num_ways=work.ways, task_chunk=task_chunk)
     images = work.kind == "images"
     module: Any = UserConv4(work.ways, width, dtype) if images else UserMLP()
     if work.network == "resnet12":

@@ -314,6 +314,41 @@ def test_pytorch_computes_what_the_flax_networks_compute(network, side):
     np.testing.assert_allclose(found, theirs.detach().numpy(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["protonet", "matching", "r2d2", "snail"])
+def test_pytorch_heads_classify_as_the_learners_do(name):
+    """With the same embeddings and parameters the same probabilities."""
+    torch = pytest.importorskip("torch")
+    from benchmarks import torch_heads
+
+    ways, size = 3, 6
+    draw = np.random.default_rng(0).normal
+    x, query = (draw(size=(n, size)).astype(np.float32) for n in (5, 4))
+    y = np.array([0, 1, 2, 2, 0])
+    made = torch_heads.params_of(name, size, ways, 5)
+    there = [torch.from_numpy(a)[None] for a in (x, y, query)]
+    theirs = torch_heads.HEADS[name].logits(made, *there, ways)[0].detach()
+    encoder = ml.from_apply_fn(lambda key, x: jnp.ones(1), lambda params, x: x)
+    learner = workloads.HEADS[name](encoder, num_ways=ways)
+    head = {k: np.asarray(v.detach()) for k, v in made.items()}
+    if name == "snail":
+        layer = lambda part: {"w": head[part], "b": head[f"{part}_bias"]}
+        parts = ("query", "key", "value")
+        head = {
+            "attention": [{p: layer(f"{p}_{i}") for p in parts} for i in range(3)],
+            "convolutions": [
+                [layer(f"convolution_{i}_{j}") for j in range(3)] for i in (1, 2)
+            ],
+            "logits": layer("logits"),
+        }
+    params = {"encoder": jnp.ones(1), "head": head} if made else jnp.ones(1)
+    variables = ml.Variables(params=params, state={})
+    support = ml.Examples.of(jnp.asarray(x), jnp.asarray(y, jnp.int32))
+    ours = learner.predict(learner.adapt(variables, support), jnp.asarray(query))
+    np.testing.assert_allclose(
+        jax.nn.softmax(ours), torch.softmax(theirs, -1), rtol=1e-4, atol=1e-5
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("tree", "ordered"), [(1.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
 def test_lanes_of_routing_are_the_learners_of_the_library(tree, ordered):

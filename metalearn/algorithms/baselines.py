@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.core import checks, kinds, metrics, trees
+from metalearn.core import checks, kinds, labels, metrics, trees
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.model import Model, Variables
@@ -139,7 +139,7 @@ def fine_tune(
     def objective(variables: Variables, task: Task, *, key: Key):
         examples = concatenate(task.support, task.query)
         if with_head:
-            examples = _of_training_classes(examples, task.info)
+            examples = labels.of_training(examples, task.info)
         outputs, state = network.apply(
             variables, examples.x, key=key, train=True, mask=examples.mask
         )
@@ -152,18 +152,6 @@ def fine_tune(
     config = config_of("fine_tune", num_steps=num_steps, num_classes=num_classes, norm=norm)
     estimate = gradient_estimator(objective, task_chunk=task_chunk)
     return MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
-
-
-def _of_training_classes(examples: Examples, info: dict[str, Any]) -> Examples:
-    """Examples whose labels are classes of the training set."""
-    if "class_ids" not in info:
-        raise ValueError(
-            "fine_tune with num_classes needs task.info['class_ids'] [W], the "
-            f"training class of each label; got info {sorted(info)}. "
-            "Samplers of ml.data.few_shot provide it."
-        )
-    ids = info["class_ids"][examples.y]
-    return Examples(x=examples.x, y=ids, mask=examples.mask)
 
 
 def _with_head(body: Model) -> Model:

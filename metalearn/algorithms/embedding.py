@@ -19,8 +19,8 @@ from metalearn.algorithms.options import Shared
 from metalearn.core import checks, kinds, metrics, trees
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.learner import MetaLearner, config_of
-from metalearn.core.losses import cross_entropy, mask_absent
-from metalearn.core.model import Model, Variables, run
+from metalearn.core.losses import cross_entropy, mask_absent, present_classes
+from metalearn.core.model import Model, Variables, kept_without_rows, run
 from metalearn.core.task import Examples, Task, concatenate
 from metalearn.core.types import Array, Key, PyTree, TaskChunk
 from metalearn.inner.norm import check_still
@@ -34,7 +34,7 @@ class EmbeddingOptions(TypedDict, total=False):
     Attributes:
       norm: "running": batch norm of the encoder learns from support and query together in
         training and uses its running averages at test (inductive); "batch": statistics of
-        each batch at test too (transductive).
+        support and of query, each by itself, in training and at test (transductive).
       task_chunk: Tasks handled at once, or "auto".
     """
 
@@ -122,9 +122,9 @@ def embedded(
     parts = functools.partial(_parts, head)
 
     def fit(params, support: Examples, variables: Variables, key) -> Fitted:
-        rows = jax.nn.one_hot(support.y, num_ways, dtype=bool) & support.mask[:, None]
+        present = present_classes(support, num_ways)
         fitted = head.fit(params, support, key=key)
-        return Fitted(fitted=fitted, present=rows.any(0), variables=variables)
+        return Fitted(fitted=fitted, present=present, variables=variables)
 
     def logits_of(params, adapted: Fitted, embeddings: Array) -> Array:
         return mask_absent(head.score(params, adapted.fitted, embeddings), adapted.present)
@@ -147,7 +147,7 @@ def embedded(
         kinds.adaptation(variables, support)
         encoder_, params = parts(variables)
         embeddings, _ = embed(encoder_, support.x, key=key, train=False, mask=support.mask)
-        return fit(params, _seen(embeddings, support), variables, key)
+        return fit(params, seen(embeddings, support), variables, key)
 
     def predict(adapted, x, *, key=None, mask=None) -> Array:
         kinds.adapted(adapted, Fitted)
@@ -157,12 +157,10 @@ def embedded(
 
     def objective(variables: Variables, task: Task, *, key: Key):
         k_embed, k_fit, k_loss = jax.random.split(key, 3)
-        both = concatenate(task.support, task.query)
         encoder_, params = parts(variables)
-        embeddings, state = embed(encoder_, both.x, key=k_embed, train=True, mask=both.mask)
-        num = task.support.mask.shape[0]
-        support = _seen(embeddings[:num], task.support)
-        query = _seen(embeddings[num:], task.query)
+        together = functools.partial(_together, embed, apart=norm == "batch")
+        (of_support, of_query), state = together(encoder_, task, key=k_embed)
+        support, query = seen(of_support, task.support), seen(of_query, task.query)
         adapted = fit(params, support, variables, k_fit)
         logits = logits_of(params, adapted, query.x)
         report = metrics.of_task(cross_entropy, logits, task.query)
@@ -170,6 +168,9 @@ def embedded(
         if head.loss is None:
             return report["query/loss"], (state, report)
         loss, more = head.loss(params, adapted.fitted, support, query, logits, key=k_loss)
+        # The cross-entropy of a label outside is NaN, a loss that compares labels is not.
+        # As a factor, so that the gradient is NaN too.
+        loss = loss * jnp.where(jnp.isnan(report["query/loss"]), jnp.nan, 1)
         return loss, (state, report | more)
 
     config = config_of(name, num_ways=num_ways, **settings, norm=norm)
@@ -177,6 +178,25 @@ def embedded(
     return MetaLearner(
         init, adapt, predict, estimate, config, cross_entropy, masks_absent=True
     )
+
+
+def exact(head: Head) -> Head:
+    """The head with products in full precision, where a device has less by default.
+
+    What solves linear systems needs it: rounding in a Gram matrix may be larger than the
+    number on its diagonal that makes it positive.
+    """
+
+    def precisely(fn: Callable) -> Callable:
+        @functools.wraps(fn)
+        def run_(*args, **given):
+            with jax.default_matmul_precision("highest"):
+                return fn(*args, **given)
+
+        return run_
+
+    loss = None if head.loss is None else precisely(head.loss)
+    return head._replace(fit=precisely(head.fit), score=precisely(head.score), loss=loss)
 
 
 def embedder(
@@ -190,11 +210,13 @@ def embedder(
 
     def embed(variables: Variables, x, *, key, train, mask=None):
         batch = train or norm == "batch"
-        if batch and not train:
+        if norm == "batch":  # in training too: the first validation would be late
             check_still(encoder, variables.params, variables.state, x, norm)
         outputs, state = run(
             encoder, variables, x, key=key, noise=train, batch=batch, mask=mask
         )
+        if batch:
+            state = kept_without_rows(state, variables.state, mask)
         trees.one_array(outputs, "the output of the encoder", "embeddings [N, D]")
         if outputs.ndim != 2 and not (maps and outputs.ndim == 4):
             wanted = "[N, D], or maps [N, H, W, C]" if maps else "[N, D]"
@@ -209,9 +231,10 @@ def embedder(
 
 def labels_of(examples: Examples) -> Array:
     """Class indices, wider than bytes, which hold no 300 classes; int32 `[N]`."""
-    if not jnp.issubdtype(examples.y.dtype, jnp.integer):
+    y = examples.y
+    if not jnp.issubdtype(y.dtype, jnp.integer) or y.ndim != 1:
         raise TypeError(
-            f"the labels of the support set have dtype {examples.y.dtype}; expected class "
+            f"the labels of the examples are {y.dtype}{list(y.shape)}; expected class "
             "indices, integers [N]."
         )
     return examples.y.astype(jnp.int32)
@@ -219,11 +242,41 @@ def labels_of(examples: Examples) -> Array:
 
 def class_means(support: Examples, num_ways: int) -> Array:
     """Mean embedding of each class, `[W, ...]`; zero for a class without an example."""
+    shares = shares_of(support, num_ways)
+    return jnp.tensordot(shares.T, support.x, 1)
+
+
+def members_of(support: Examples, num_ways: int) -> Array:
+    """1 where an example belongs to a class, `[N, W]`; nowhere for a masked row."""
     members = jax.nn.one_hot(support.y, num_ways, dtype=support.x.dtype)
-    members = jnp.where(support.mask[:, None], members, 0)
-    sums = jnp.tensordot(members.T, support.x, 1)
-    counts = jnp.maximum(members.sum(0), 1)
-    return sums / counts.reshape((-1,) + (1,) * (support.x.ndim - 1))
+    return jnp.where(support.mask[:, None], members, 0)
+
+
+def shares_of(support: Examples, num_ways: int) -> Array:
+    """Share of each example in its class, `[N, W]`; they sum to 1 in a class."""
+    members = members_of(support, num_ways)
+    return members / jnp.maximum(members.sum(0), 1)[None]
+
+
+def _together(
+    embed: Callable, variables: Variables, task: Task, *, key: Key, apart: bool
+) -> tuple[tuple[Array, Array], PyTree]:
+    """Embeddings of support and query in training, and the state after them.
+
+    Both are one batch, whose statistics the averages are of. Where batches are normalised
+    by themselves at test they are `apart` here too, as they will be there.
+    """
+    if not apart:
+        both = concatenate(task.support, task.query)
+        x, state = embed(variables, both.x, key=key, train=True, mask=both.mask)
+        num = task.support.mask.shape[0]
+        return (x[:num], x[num:]), state
+    found, state = [], variables.state
+    for part, k in zip((task.support, task.query), jax.random.split(key)):
+        now = Variables(params=variables.params, state=state)
+        x, state = embed(now, part.x, key=k, train=True, mask=part.mask)
+        found.append(x)
+    return (found[0], found[1]), state
 
 
 def _parts(head: Head, variables: Variables) -> tuple[Variables, PyTree]:
@@ -234,8 +287,8 @@ def _parts(head: Head, variables: Variables) -> tuple[Variables, PyTree]:
     return Variables(params=params["encoder"], state=variables.state), params["head"]
 
 
-def _seen(embeddings: Array, examples: Examples) -> Examples:
-    """Examples as a head sees them."""
+def seen(embeddings: Array, examples: Examples) -> Examples:
+    """Embedded examples whose masked rows are zero, with int32 labels."""
     valid = examples.mask.reshape((-1,) + (1,) * (embeddings.ndim - 1))
     return Examples(
         # Zero, because what a masked row holds may be NaN, and 0 times NaN is NaN.

@@ -18,9 +18,10 @@ def check_ways(app: Any, learner: Learner) -> None:
       ValueError: tasks have one class alone, or test tasks have more classes than a fixed
         head has logits, or fewer where the learner cannot leave logits out.
     """
-    for name in ("ways", "test_ways"):
-        if getattr(app, name) < 2:
-            raise ValueError(f"{name} is {getattr(app, name)}; expected 2 or more.")
+    # `test_ways` is `ways` where `eval_ways` says nothing, and refused as that before.
+    for setting, ways in (("app.ways", app.ways), ("app.eval_ways", app.test_ways)):
+        if ways < 2:
+            raise ValueError(f"{setting} is {ways}; expected 2 or more.")
     if learner.record.fixed_head and app.test_ways > app.ways:
         raise ValueError(
             f"{app.test_ways}-way tasks need {app.test_ways} logits, but the head of "

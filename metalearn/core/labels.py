@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from metalearn.core import losses, trees
@@ -43,6 +45,47 @@ def outside(examples: Examples, ways: int) -> Array:
     if y.dtype.itemsize < 4:  # W may lie beyond what its dtype holds
         y = y.astype(jnp.int32)
     return jnp.sum(((y < 0) | (y >= ways)) & mask, axis=-1, dtype=jnp.int32)
+
+
+def of_training(examples: Examples, info: Mapping[str, Any]) -> Examples:
+    """Examples of one task whose labels are classes of the training set.
+
+    A label that is none of the task gives -1, which is no class either: a loss of classes
+    is NaN there. The labels of masked rows are 0.
+
+    Args:
+      examples: Examples with labels `0..W-1`, integers `[N]`.
+      info: What the task says of itself: `class_ids` `[W]` are the training classes of its
+        labels.
+
+    Raises:
+      ValueError: the task does not say its classes.
+    """
+    if "class_ids" not in info:
+        raise ValueError(
+            "a learner that is trained as a classifier needs task.info['class_ids'] [W], "
+            f"the training class of each label; got info {sorted(info)}. Samplers of "
+            "ml.data.few_shot provide it."
+        )
+    ids, y = jnp.asarray(info["class_ids"]).astype(jnp.int32), examples.y
+    if y.dtype.itemsize < 4:  # W may lie beyond what its dtype holds
+        y = y.astype(jnp.int32)
+    # Alone, a look-up counts negative labels from the end, and takes too large ones for
+    # the last.
+    inside = (y >= 0) & (y < ids.shape[0])
+    classes = jnp.where(inside, ids[jnp.where(inside, y, 0)], -1)
+    classes = jnp.where(examples.mask, classes, 0)
+    return Examples(x=examples.x, y=classes, mask=examples.mask)
+
+
+def outside_training(tasks: Task, num_classes: int) -> Array:
+    """Valid examples whose training class has no logit, int32 `[T]` of a batch of tasks."""
+
+    def of_one(task: Task) -> Array:
+        parts = (of_training(getattr(task, part), task.info) for part in PARTS)
+        return sum((outside(part, num_classes) for part in parts), jnp.int32(0))
+
+    return jax.vmap(of_one)(tasks)
 
 
 def outside_of(tasks: Task, ways: int) -> Array:
@@ -127,6 +170,23 @@ def message(number: int, where: str, part: str, ways: int, several: str = "") ->
         f"valid labels{several} are not in 0..{ways - 1}. Give the model at least as many "
         "outputs as the tasks have ways, and labels from 0; mask padded rows. Targets that "
         "are no classes have to be floats."
+    )
+
+
+def no_training_class(number: int, where: str, num_classes: int, several: str = "") -> str:
+    """What to say of examples `outside_training`.
+
+    Args:
+      number: Number of such examples.
+      where: Task that holds the first of them.
+      num_classes: Number of training classes of the learner.
+      several: What else was found, such as the number of tasks.
+    """
+    return (
+        f"{where} holds training classes that the classifier of the learner has not: "
+        f"task.info['class_ids'] gives classes that are not in 0..{num_classes - 1} to "
+        f"{number} valid examples{several}, and num_classes is {num_classes}. Give "
+        "num_classes the number of training classes; rotations count as further classes."
     )
 
 

@@ -10,6 +10,21 @@ import jax
 from metalearn.core.types import PyTree
 
 
+def repeat(body: Callable, carry: PyTree, num: Any) -> PyTree:
+    """`num` times `carry -> body(carry)`, without derivatives; see `scan`.
+
+    Args:
+      body: Function `carry -> carry`.
+      carry: Start.
+      num: Number of times, which may be traced.
+    """
+
+    def run(carry: PyTree, num: Any) -> PyTree:
+        return jax.lax.fori_loop(0, num, lambda _, now: body(now), carry)
+
+    return _run(run, carry, num)
+
+
 def scan(body: Callable, carry: PyTree, steps: PyTree, **options: Any) -> tuple:
     """`jax.lax.scan`, which leaves nothing behind where nothing is traced.
 
@@ -28,6 +43,9 @@ def scan(body: Callable, carry: PyTree, steps: PyTree, **options: Any) -> tuple:
     def run(carry: PyTree, steps: PyTree) -> tuple:
         return jax.lax.scan(body, carry, steps, **options)
 
-    leaves = jax.tree.leaves((carry, steps))
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-    return run(carry, steps) if traced else jax.jit(run)(carry, steps)
+    return _run(run, carry, steps)
+
+
+def _run(run: Callable, *given: PyTree) -> Any:
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given))
+    return run(*given) if traced else jax.jit(run)(*given)

@@ -306,11 +306,14 @@ def mask_absent(logits: Array, present: Array) -> Array:
       TypeError: the outputs are a container of arrays.
     """
     trees.one_array(logits, "the output of the network", "logits [N, W], to mask classes")
-    absent = jnp.asarray(absent_logit(logits.dtype), logits.dtype)
     # Without any class the logits stay: beside one another, those of absent classes would
     # swallow every difference, and the loss would be 0.
-    shown = present | ~jnp.any(present)
-    return jnp.where(shown[None], logits, absent)
+    shown = (present | ~jnp.any(present))[None]
+    # Logits of distances have no bound: below all that is there, whatever it is.
+    least = jnp.min(jnp.where(shown, jax.lax.stop_gradient(logits), 0), -1, keepdims=True)
+    absent = jnp.minimum(2 * least, absent_logit(logits.dtype))
+    absent = jnp.maximum(absent, jnp.finfo(logits.dtype).min)
+    return jnp.where(shown, logits, absent)
 
 
 def absent_logit(dtype: Any) -> float:

@@ -127,12 +127,24 @@ def run(
     return model.apply(variables, x, key=key, train=train, mask=mask)
 
 
+def kept_without_rows(new: PyTree, old: PyTree, mask: Array | None) -> PyTree:
+    """The new state of a model, or the old one if a batch had no valid row.
+
+    Masked rows stand in for such a batch, see `with_a_row`. What comes of them is finite,
+    but no statistics of a task.
+    """
+    if mask is None:
+        return new
+    some = jnp.any(mask)
+    return jax.tree.map(lambda n, o: jnp.where(some, n, o), new, old)
+
+
 def with_a_row(apply: Callable, *switches: str) -> Callable:
     """The same function, in which all rows count as valid if training has no valid row.
 
     Batch norm divides by the number of valid rows. Without a valid row the outputs, the
     state and the gradients would be NaN, and no mask of a loss removes NaN. The state is
-    then finite but meaningless; `metalearn.inner.norm` discards it.
+    then finite but meaningless; `kept_without_rows` discards it.
 
     Args:
       apply: An `ApplyFn` or a `SplitFn`.

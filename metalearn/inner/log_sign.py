@@ -28,15 +28,18 @@ def log_sign(grads: Array, p: float) -> Array:
       The numbers, `[..., 2]`, in the dtype of the gradients.
 
     Raises:
-      ValueError: `p` is not a number above 0.
+      ValueError: `p` is not a number above 0, or `exp(p)` is none of the dtype.
 
     Example:
       >>> pairs = log_sign(jnp.array([-1.0, 0.0]), 7.0)  # (0, -1) and (-1, 0)
     """
     checks.number("p", p, positive=True)
+    most = math.log(float(jnp.finfo(grads.dtype).max))
+    if p >= most:
+        raise ValueError(f"p is {p}; expected less than {most:.0f} for {grads.dtype}.")
     size = jnp.abs(grads)
     large = size >= math.exp(-p)
     # Replaced where it is not used: the derivative of the logarithm is infinite at 0.
     order = jnp.where(large, jnp.log(jnp.where(large, size, 1)) / p, -1)
-    sign = jnp.where(large, jnp.sign(grads), math.exp(p) * grads)
+    sign = jnp.where(large, jnp.sign(grads), math.exp(p) * jnp.where(large, 0, grads))
     return jnp.stack([order, sign], axis=-1)

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from metalearn.core import checks, probe
-from metalearn.core.model import Model, Variables, run
+from metalearn.core.model import Model, Variables, kept_without_rows, run
 from metalearn.core.types import PyTree
 from metalearn.inner.averages import batch_statistics, kinds
 
@@ -91,11 +91,8 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
         outputs, new = run(
             model, variables, x, key=key, noise=noise, batch=batch, mask=mask
         )
-        if batch and mask is not None and not always_batch:
-            # `from_linen` lets masked rows stand in if none is valid. The new averages are
-            # then finite, but no statistics of the task.
-            some = jnp.any(mask)
-            new = jax.tree.map(lambda n, s: jnp.where(some, n, s), new, state)
+        if batch and not always_batch:
+            new = kept_without_rows(new, state, mask)
         return outputs, new
 
     def init(variables: Variables, x: PyTree) -> PyTree:

@@ -46,12 +46,17 @@ class Conv4(nn.Module):
         return nn.Dense(self.num_outputs, name="head")(x)
 
 
-def pools(network: nn.Module, x: Array) -> bool:
+def pools(network: nn.Module, x: Array, times: int = 4) -> bool:
     """Whether the blocks of a four-block network pool rather than stride.
+
+    Args:
+      network: The network, with `downsample`.
+      x: Images `[N, H, W, C]`.
+      times: Number of blocks that halve the sides.
 
     Raises:
       ValueError: `downsample` is unknown, a size is no count, or the images cannot be
-        halved four times.
+        halved so often.
     """
     check_sizes(network)
     if network.downsample not in ("pool", "stride"):
@@ -59,9 +64,9 @@ def pools(network: nn.Module, x: Array) -> bool:
             f"downsample is {network.downsample!r}; expected 'pool' or 'stride'."
         )
     pool = network.downsample == "pool"
-    if x.ndim != 4 or (pool and min(x.shape[1:3]) < 16):
+    if x.ndim != 4 or (pool and min(x.shape[1:3]) < 2**times):
         raise ValueError(
             f"{type(network).__name__} got inputs {x.shape}; expected images [N, H, W, C], "
-            "with sides of 16 or more when four poolings halve them."
+            f"with sides of {2**times} or more when {times} poolings halve them."
         )
     return pool

@@ -38,7 +38,11 @@ class ConvMaps(nn.Module):
                 f"num_outputs is {self.num_outputs!r}; expected None: maps have no head."
             )
         checks.whole_number("halvings", self.halvings, least=0)
-        pool = pools(self, x)
+        if self.halvings > 4:
+            raise ValueError(
+                f"halvings is {self.halvings}; expected 0 to 4, as many as blocks."
+            )
+        pool = pools(self, x, self.halvings)
         for block in range(4):
             halve = block < self.halvings
             x = nn.Conv(self.width, (3, 3), strides=2 if halve and not pool else 1)(x)

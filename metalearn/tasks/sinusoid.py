@@ -12,7 +12,6 @@ from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import Key, PyTree
 
 
-@functools.lru_cache
 def sinusoid(num_support: int = 10, num_query: int = 10) -> TaskSampler:
     """Sine waves `y = A sin(x - phase)` of random amplitude and phase.
 
@@ -34,7 +33,12 @@ def sinusoid(num_support: int = 10, num_query: int = 10) -> TaskSampler:
     """
     checks.whole_number("num_support", num_support, least=1)
     checks.whole_number("num_query", num_query, least=1)
+    return _sampler(num_support, num_query)
 
+
+# Behind the checks: to a cache 3.0 and True are the numbers 3 and 1.
+@functools.lru_cache
+def _sampler(num_support: int, num_query: int) -> TaskSampler:
     def sample(data: PyTree, key: Key) -> Task:
         del data
         k_amplitude, k_phase, k_x = jax.random.split(key, 3)

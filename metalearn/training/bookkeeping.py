@@ -31,6 +31,8 @@ class Run:
       fresh: Sums of a window without steps.
       totals: Sums of the open window.
       ways: Number of logits that labels have to be within, if targets are classes.
+      classes: Number of training classes that `class_ids` have to be within, if the learner
+        classifies them.
       notes: Bookkeeping of the host.
       shown: Numbers beside the progress bar.
     """
@@ -41,6 +43,7 @@ class Run:
     fresh: Totals
     totals: Totals
     ways: int | None
+    classes: int | None
     notes: Notes
     shown: dict[str, float] = dataclasses.field(default_factory=dict)
 

@@ -37,6 +37,7 @@ from metalearn.training.loop import (
     copied,
     no_totals,
     tasks_of_step,
+    training_classes,
 )
 from metalearn.training.notes import FIELDS, Notes
 from metalearn.training.resume import (
@@ -137,8 +138,8 @@ def fit(
       MemoryError: an outer step does not fit the device, not even a task at a time.
       TypeError: an argument of another kind, found before anything is computed.
       ValueError: bad arguments or data, found before anything is computed; in any task
-        labels outside the logits, or queries whose class the learner masks for want of
-        support, at the end of the call of the device that met them.
+        labels outside the logits or the training classes, or queries whose class is masked
+        for want of support, at the end of the call of the device that met them.
 
     Example:
       >>> result = ml.fit(trainer, ml.tasks.sinusoid(), num_steps=3_000,
@@ -230,6 +231,7 @@ def _begin(
         fresh=fresh,
         totals=fresh,
         ways=ways,
+        classes=training_classes(trainer.learner, first),
         notes=notes,
     )
 
@@ -302,7 +304,7 @@ def _advance(
     run.notes.seconds += seconds
     run.notes.window += seconds
     done, run.step = stop - run.step, stop
-    check_labels(run.totals, run.ways)
+    check_labels(run.totals, run.ways, run.classes)
     if stops and int(run.totals["first_bad"]) >= 0:
         kept = (
             "It was not applied, and the last checkpoint is as it was; nonfinite='skip' "

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from metalearn.core import cost, labels, mesh, trees
 from metalearn.core.keys import of_seed
+from metalearn.core.learner import MetaLearner, describe
 from metalearn.core.programs import compiled, kept_with_owner
 from metalearn.core.task import Task, TaskSampler, TaskStream, next_batch, sample_batch
 from metalearn.core.types import Array, Key, Metrics, PyTree
@@ -235,13 +236,19 @@ def _one_step(
             outside = labels.outside_of(tasks, ways)
             totals["outside"] = _add_outside(totals["outside"], outside, number)
             if trainer.learner.masks_absent:
-                queries = labels.unsupported(tasks)
-                # Counted as if of both parts, which puts the first task where it stands.
-                pair = jnp.stack([jnp.zeros_like(queries), queries], axis=-1)
-                totals["absent"] = _add_outside(totals["absent"], pair, number)
+                queries = _of_both(labels.unsupported(tasks))
+                totals["absent"] = _add_outside(totals["absent"], queries, number)
+            if (classes := training_classes(trainer.learner, tasks)) is not None:
+                beyond = _of_both(labels.outside_training(tasks, classes))
+                totals["beyond"] = _add_outside(totals["beyond"], beyond, number)
         return state, totals
 
     return step
+
+
+def _of_both(counts: Array) -> Array:
+    """Counts `[T]` as if of two parts, which puts the first task where it stands."""
+    return jnp.stack([jnp.zeros_like(counts), counts], axis=-1)
 
 
 def _halted(totals: Totals) -> Array:
@@ -266,10 +273,9 @@ def no_totals(trainer: MetaTrainer, state: TrainState, task: Task, num: int) -> 
         # Sizes of the gradient and of the state in the last step.
         "gradient": jnp.zeros((), jnp.float32),
         "state": jnp.zeros((), jnp.float32),
-        # Labels that no logit stands for, those whose logit is masked, and where the first
-        # of them are.
-        "outside": _none_outside(none),
-        "absent": _none_outside(none),
+        # Labels that no logit stands for, those whose logit is masked, those whose training
+        # class has none, and where the first of them are.
+        **{kind: _none_outside(none) for kind in COUNTED},
     }
 
 
@@ -278,6 +284,7 @@ def _none_outside(none: Array) -> Totals:
     return {"labels": jnp.zeros((), jnp.int32), **places}
 
 
+COUNTED = ("outside", "absent", "beyond")
 _OF_THE_STEP = ("meta/finite", "meta/fault", "meta/gradient", "meta/state")
 
 
@@ -319,8 +326,7 @@ def _accumulate(totals: Totals, report: Metrics, number: Array) -> Totals:
             else totals[name]
             for name in ("gradient", "state")
         },
-        "outside": totals["outside"],
-        "absent": totals["absent"],
+        **{kind: totals[kind] for kind in COUNTED},
     }
 
 
@@ -355,9 +361,15 @@ def _add_outside(before: Totals, outside: Array, number: Array) -> Totals:
     }
 
 
-def check_labels(totals: Totals, ways: int | None) -> None:
+def training_classes(learner: MetaLearner, task: Task) -> int | None:
+    """Number of training classes of a learner that classifies all of them, if it does."""
+    num = describe(learner).get("num_classes")
+    return num if isinstance(num, int) and "class_ids" in task.info else None
+
+
+def check_labels(totals: Totals, ways: int | None, classes: int | None = None) -> None:
     """Raises a `ValueError` where tasks held labels that no logit stands for."""
-    for kind in ("outside", "absent"):
+    for kind in COUNTED:
         found = {name: int(value) for name, value in totals[kind].items()}
         if not found["labels"]:
             continue
@@ -365,6 +377,9 @@ def check_labels(totals: Totals, ways: int | None) -> None:
         several = " of the last steps"
         if kind == "absent":
             raise ValueError(labels.no_answer(found["labels"], where, several))
+        if kind == "beyond":
+            said = labels.no_training_class(found["labels"], where, classes, several)
+            raise ValueError(said)
         part = labels.PARTS[found["part"]]
         raise ValueError(labels.message(found["labels"], where, part, ways, several))
 

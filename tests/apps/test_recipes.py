@@ -259,7 +259,10 @@ RECIPE = Recipe(app=FewShotImages(), learner=MAML)
             "twice",
         ),
         ({"app": Curves(), "learner": learners.ProtoNet()}, "does not regress curves"),
-        ({"app": FewShotFeatures(), "learner": learners.ProtoNet()}, "needs a network"),
+        (
+            {"app": FewShotFeatures(), "learner": learners.RelationNetwork()},
+            "needs a network",
+        ),
         (
             {
                 "app": MixedImages(),

@@ -178,8 +178,8 @@ def test_recipes_are_valid(name):
 @pytest.mark.parametrize(
     ("app", "learner", "message"),
     [
-        ({"ways": 1}, PROTONET, "ways is 1; expected 2 or more"),
-        ({"eval_ways": 1}, PROTONET, "test_ways is 1"),
+        ({"ways": 1}, PROTONET, "app.ways is 1; expected 2 or more"),
+        ({"eval_ways": 1}, PROTONET, "app.eval_ways is 1; expected 2 or more"),
         (
             {"eval_ways": 6},
             learners.MAML(inner_opt=sgd(0.1)),

@@ -80,6 +80,11 @@ def test_texts_of_any_language_have_vectors():
     assert len(np.unique(found, axis=0)) == len(texts)
 
 
+def test_lists_of_sizes_are_as_good_as_tuples():
+    made = hashed_texts(TRAIN, dim=64, words=[1, 2], characters=[0, 0])
+    assert (made.words, made.characters) == ((1, 2), (0, 0))
+
+
 def test_one_form_of_each_text():
     found = hashed_texts(TRAIN, dim=64)
     a, b = found(["Café  CARD", "cafe\u0301 card"])
@@ -113,6 +118,9 @@ def test_weights_come_from_the_training_texts_alone():
         (["a"], {"dim": True}, ValueError, "dim is True"),
         (["a"], {"dim": 2**17}, ValueError, "dim is 131072"),
         (["a"], {"words": (2, 1)}, ValueError, r"words is \(2, 1\)"),
+        (["a"], {"words": (1, 2, 3)}, ValueError, r"words is \(1, 2, 3\)"),
+        (["a"], {"words": 2}, TypeError, "words is 2; expected the shortest and the long"),
+        (["a"], {"characters": "34"}, TypeError, "characters is '34'; expected the short"),
         (["a"], {"characters": (0, 3)}, ValueError, r"characters is \(0, 3\)"),
         (["a"], {"words": (0, 0), "characters": (0, 0)}, ValueError, "some n-grams"),
     ],

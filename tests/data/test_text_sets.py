@@ -165,6 +165,7 @@ def test_all_mentions_are_marked():
         ({**relation("a", "b"), "t": ["t", "Q", []]}, "no place of 't'"),
         ({**relation("a", "b"), "t": ["t", "Q", [[]]]}, "mention of 't' is at"),
         ({**relation("a", "b"), "tokens": ["a", 3]}, "TypeError"),
+        ({**relation("a", "b"), "tokens": "ab"}, "TypeError: the tokens are a str"),
     ],
 )
 def test_sentences_without_entities_are_named(tmp_path, sentence, message):
@@ -180,6 +181,8 @@ def test_sentences_without_entities_are_named(tmp_path, sentence, message):
     [
         ("text;category\na;b\n", r"has the columns \['text;category'\]; expected 'text'"),
         ("", r"has the columns \[\]"),
+        ("text,category,text\na,lost,b\n", "has several columns of the name 'text'"),
+        ("category,text,category\na,b,c\n", "has several columns of the name 'category'"),
         ("text,category\na,lost\nb, c,lost\n", "line 3 of .* has 3 columns; expected 2"),
         ('text,category\n"a,lost\n', "is no CSV: unexpected end of data"),
         ('text,category\n"a" b,lost\n', "line 2 of .* is no CSV"),
@@ -203,6 +206,10 @@ def test_bad_csv_is_named(tmp_path, content, message):
         ("{", "is not valid JSON"),
         ("[" * 100_000, "is not valid JSON"),
         ("[1]", "expected an object with 'sentence' and 'label'"),
+        (
+            '{"label": "pin", "sentence": "a", "label": "fee"}',
+            r"keys \['label'\] stand more",
+        ),
         ('{"sentence": "a"}', "expected an object"),
         ('{"sentence": null, "label": "lost"}', "NoneType of class 'lost'"),
         ('{"sentence": "a", "label": 1.5}', "a str of class 1.5"),
@@ -223,7 +230,7 @@ def test_bad_lines_are_named(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("folds", "message"),
     [
-        ({"01": CLASSES | {"test": ["nothing"]}}, "names 1 classes that are not among"),
+        ({"01": CLASSES | {"test": ["nothing"]}}, "1 classes that are not among the texts"),
         ({"01": CLASSES | {"test": ["lost"]}}, "'lost' is in 'train' and again in 'test'"),
         ({"01": {"train": ["lost"], "test": ["pin"]}}, "no classes for validation"),
         ({"01": {"train": ["lost"], "valid": [], "test": ["pin"]}}, "for validation"),
@@ -232,10 +239,13 @@ def test_bad_lines_are_named(tmp_path, line, message):
         ({"01": ["lost"]}, "is a list"),
         ([], "holds a list; expected an object of folds"),
         ({}, "expected an object of folds"),
+        ('{"01": {}, "01": {}}', r"\['01'\] stand more than once.* an object of folds: "),
     ],
 )
 def test_bad_folds_are_named(tmp_path, folds, message):
     write_own(tmp_path, folds=folds)
+    if isinstance(folds, str):
+        (tmp_path / "few_shot_folds.json").write_text(folds)
     with pytest.raises((ValueError, TypeError), match=message) as caught:
         load_texts("own", tmp_path)
     assert "few_shot_folds.json" in str(caught.value)

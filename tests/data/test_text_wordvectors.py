@@ -1,5 +1,6 @@
 """Token vectors of wordllama, from tiny files with its names and layouts."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -137,7 +138,14 @@ def edited(path, place, value):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: p.write_text("{"), "is not valid JSON"),
+        (
+            lambda p: p.write_text("{"),
+            "is not valid JSON .* the tokenizer of wordllama 0.4",
+        ),
+        (
+            lambda p: p.write_text('{"model": 1, "model": 2}'),
+            r"\['model'\] stand more than",
+        ),
         (lambda p: p.write_text("[]"), "cannot be used"),
         (lambda p: edited(p, ["model", "type"], "Unigram"), "another kind"),
         (lambda p: edited(p, ["model", "vocab", "a"], 9999), "tokens without a vector"),
@@ -153,6 +161,25 @@ def test_damaged_tokenizers_are_named(package, damage, message):
     with pytest.raises(ValueError, match=message) as caught:
         word_vectors(TRAIN, dim=4, folder=package[0])
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, TOKENIZER])
+def test_a_huge_file_is_refused_before_it_is_read(package, monkeypatch, name):
+    path = package[0] / name
+    read = {
+        WEIGHTS: wordvectors.read_vectors,
+        TOKENIZER: lambda p: wordvectors.read_tokenizer(p, 999),
+    }[name]
+    read(path)
+    monkeypatch.setattr(wordvectors, "_MOST_BYTES", path.stat().st_size - 1)
+    with pytest.raises(ValueError, match=f"{path.name} takes .*; expected at most"):
+        read(path)
+
+
+def test_digests_are_of_the_bytes_that_are_read(package):
+    found = word_vectors(TRAIN, dim=4, folder=package[0])
+    files = [(package[0] / name).read_bytes() for name in (WEIGHTS, TOKENIZER)]
+    assert found.sha256 == tuple(hashlib.sha256(data).hexdigest() for data in files)
 
 
 def test_the_length_of_vectors_is_checked(package):

@@ -47,6 +47,12 @@ def test_dtypes_stay(strict_dtypes):
         assert log_sign(jnp.ones((2,), dtype), P).dtype == dtype
 
 
+@pytest.mark.parametrize(("p", "dtype"), [(100.0, "float32"), (12.0, "float16")])
+def test_a_range_beyond_the_dtype_is_refused(p, dtype):
+    with pytest.raises(ValueError, match=f"p is {p}; expected less than .* for {dtype}"):
+        log_sign(jnp.ones(2, dtype), p)
+
+
 @pytest.mark.parametrize("bad", [0, -1.0, math.inf, "7", None])
 def test_the_range_is_a_positive_number(bad):
     with pytest.raises(ValueError, match=r"p is .*expected a finite number above 0"):

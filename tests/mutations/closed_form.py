@@ -14,8 +14,8 @@ MUTATIONS: list[Mutation] = [
         # The regularisation is not multiplied by the number of examples, or by all rows.
         (
             RIDGE,
-            "targets(support, num_ways), num * penalty)",
-            "targets(support, num_ways), 0 * num + penalty)",
+            "members_of(support, num_ways), num * penalty)",
+            "members_of(support, num_ways), 0 * num + penalty)",
             "test_weights_are_those_of_least_squares[None]",
         ),
         (
@@ -39,7 +39,7 @@ MUTATIONS: list[Mutation] = [
         ),
         # The solution is held in training.
         (
-            RIDGE,
+            "inner/solve.py",
             "        lambda solution: matrix @ solution,\n",
             "        lambda solution: jax.lax.stop_gradient(matrix) @ solution,\n",
             "test_encoder_and_numbers_learn_through_the_solution",
@@ -171,8 +171,8 @@ MUTATIONS: list[Mutation] = [
         # What does not lie on the bounds that were found passes for a solution.
         (
             SVM,
-            "residual=jnp.minimum(before, after))",
-            "residual=jnp.zeros_like(before))",
+            "residual = jnp.where(better, after, before)",
+            "residual = jnp.zeros_like(before)",
             "algorithms/closed_form/test_svm.py::"
             "test_the_residual_shows_too_few_iterations",
         ),
@@ -189,8 +189,8 @@ MUTATIONS: list[Mutation] = [
         "dkt",
         (
             KERNEL,
-            "signs = 2 * targets(examples, num_ways) - 1",
-            "signs = targets(examples, num_ways)",
+            "signs = 2 * members_of(examples, num_ways) - 1",
+            "signs = members_of(examples, num_ways)",
             "test_predictive_mean_is_kernel_ridge_regression",
         ),
         (
@@ -228,15 +228,15 @@ MUTATIONS: list[Mutation] = [
         ),
         # Masked rows bring classes.
         (
-            RIDGE,
-            "return jnp.where(support.mask[:, None], rows, 0)",
-            "return rows",
+            "algorithms/embedding.py",
+            "return jnp.where(support.mask[:, None], members, 0)",
+            "return members",
             "test_training_maximises_the_likelihood_of_support_and_query",
         ),
         # The root of zero.
         (
-            KERNEL,
-            "jnp.maximum(squares, 1e-12)",
+            "core/rows.py",
+            "jnp.where(squares > 0, squares, 1)",
             "squares",
             "test_an_embedding_of_zero_has_a_derivative",
         ),

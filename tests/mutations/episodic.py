@@ -3,6 +3,7 @@
 from mutations import Mutation, of
 
 LSTM, STORE = "algorithms/episodic/test_lstm.py", "algorithms/episodic/test_store.py"
+AGENT = "algorithms/episodic/test_agent.py"
 EPOCH = "test_an_epoch_is_remembered_as_numpy_plays_it"
 GRADIENT = "test_the_gradient_is_that_of_an_actor_critic_whose_memory_is_held"
 LISTS = "test_three_batches_are_recalled_and_remembered_as_by_lists[mean-lru]"
@@ -84,6 +85,20 @@ MUTATIONS: list[Mutation] = [
             "jnp.where(action == arm, rules.good, rules.bad)",
             "jnp.where(action == arm, rules.good, 0.0)",
             "test_arms_pay_as_often_as_they_should",
+        ),
+        # Without a key nothing but the good arm pays.
+        (
+            "algorithms/episodic/agent.py",
+            "rewarded = chance > 0.5",
+            "rewarded = action == arm",
+            f"{AGENT}::test_without_a_key_a_reward_comes_where_it_is_likely",
+        ),
+        # Masked episodes move the draws of those behind them.
+        (
+            "algorithms/episodic/agent.py",
+            "return jnp.cumsum(episodes.mask, dtype=jnp.int32) - 1",
+            "return jnp.arange(episodes.mask.shape[0], dtype=jnp.int32)",
+            f"{AGENT}::test_a_masked_episode_leaves_no_trace_in_the_draws",
         ),
         # The best action is taken, and never another one.
         (
@@ -210,6 +225,19 @@ MUTATIONS: list[Mutation] = [
             "algorithms/episodic/emo.py",
             'if entries.recall is not None and how.eviction != "fifo":',
             "if entries.recall is None:",
+            LISTS,
+        ),
+        # A task without a support example is remembered, or counts as a use.
+        (
+            "algorithms/episodic/emo.py",
+            "memory, entries.key, entries.grads, entries.valid, eviction",
+            "memory, entries.key, entries.grads, eviction",
+            LISTS,
+        ),
+        (
+            "algorithms/episodic/emo.py",
+            "store.touch(memory, *used), None",
+            "store.touch(memory, used[0]), None",
             LISTS,
         ),
         # The memory of the batch alone.

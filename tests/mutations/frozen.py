@@ -27,9 +27,16 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             CENTROIDS,
-            "return 2 * shaped(x) @ means.T",
-            "return shaped(x) @ means.T",
+            "return 2 * apart @ found.means.T",
+            "return apart @ found.means.T",
             "test_simple_shot_is_the_nearest_mean_of_transformed_features[L2N]",
+        ),
+        # The common offset stays in the features.
+        (
+            CENTROIDS,
+            "centre = masked_mean(x, mask)",
+            "centre = 0 * masked_mean(x, mask)",
+            "test_features_far_from_zero_keep_their_digits",
         ),
         tests="algorithms/frozen/test_centroids.py",
     ),
@@ -75,6 +82,13 @@ MUTATIONS: list[Mutation] = [
             "return votes - 0.5 * length",
             "return votes + 0.5 * length",
             "test_ties_of_votes_go_to_the_nearer_class_and_of_places_to_all",
+        ),
+        # The queries are seen from elsewhere.
+        (
+            CENTROIDS,
+            "x - found.centre[None])",
+            "x)",
+            "test_nearest_neighbours_vote_as_in_a_loop[euclidean]",
         ),
         tests="algorithms/frozen/test_centroids.py",
     ),
@@ -199,6 +213,19 @@ MUTATIONS: list[Mutation] = [
             'if adapts != "adapters":\n        parts["alignment"]',
             'if adapts == "both":\n        parts["alignment"]',
             "test_either_part_may_adapt_alone",
+        ),
+        # Queries meet the frozen network; centroids are those of it.
+        (
+            ADAPTERS,
+            "embeddings = embed(adapted.variables, moved, x, mask)",
+            "embeddings = embed(adapted.variables, {}, x, mask)",
+            "test_steps_are_adadelta_with_a_rate_for_each_part",
+        ),
+        (
+            ADAPTERS,
+            "centroids=fit(moved)[1]",
+            "centroids=fit(_start(variables, adapts, adapt_filter))[1]",
+            "test_steps_are_adadelta_with_a_rate_for_each_part",
         ),
         tests="algorithms/frozen/test_task_adapters.py",
     ),

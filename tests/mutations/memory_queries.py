@@ -63,8 +63,8 @@ MUTATIONS: list[Mutation] = [
         # Masked rows stand at the end.
         (
             "algorithms/memory/snail.py",
-            "return jnp.lexsort((draws, mask))",
-            "return jnp.lexsort((draws, ~mask))",
+            'drawn_order(key, support.mask, masked="first")',
+            "drawn_order(key, support.mask)",
             "test_masked_rows_stand_for_nothing_wherever_they_are",
         ),
         # Labels keep their places.
@@ -179,8 +179,8 @@ MUTATIONS: list[Mutation] = [
         # The key is not used.
         (
             "algorithms/memory/meta_networks.py",
-            "order = reading_order(support.mask, key)",
-            "order = reading_order(support.mask, None)",
+            'order = drawn_order(key, support.mask, masked="first")',
+            'order = drawn_order(None, support.mask, masked="first")',
             "test_sampled_gradients_are_those_of_valid_rows_in_an_order_that_the_key_draws",
         ),
         # The logarithm without its range.
@@ -198,8 +198,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "inner/log_sign.py",
-            "math.exp(p) * grads",
-            "grads",
+            "math.exp(p) * jnp.where(large, 0, grads)",
+            "jnp.where(large, 0, grads)",
             "inner/test_log_sign.py::test_it_is_continuous_at_the_bound[1.0]",
         ),
         tests="algorithms/memory/test_meta_networks.py",

@@ -42,7 +42,7 @@ MUTATIONS: list[Mutation] = [
             f"{STREAMS}test_an_item_meets_the_label_before_and_masked_rows_do_not_exist",
         ),
         (
-            "algorithms/memory/stream.py",
+            "core/rows.py",
             "jnp.cumsum(mask, dtype=jnp.int32) - 1",
             "jnp.arange(mask.shape[0], dtype=jnp.int32)",
             f"{STREAMS}test_a_drawn_order_is_that_of_the_valid_rows_alone",
@@ -92,7 +92,14 @@ MUTATIONS: list[Mutation] = [
             "algorithms/memory/cells.py",
             'return x @ params["x"] + params["cell"]["bias"][None]',
             'return x @ params["x"]',
-            "test_the_learner_is_a_loop_of_its_cell",
+            "test_the_learner_is_a_loop_of_its_cell[lstm]",
+        ),
+        # The reset gate takes the part of the update.
+        (
+            "algorithms/memory/cells.py",
+            "h = (1 - u) * n + u * h",
+            "h = (1 - r) * n + r * h",
+            "test_the_learner_is_a_loop_of_its_cell[gru]",
         ),
         (
             "algorithms/memory/cells.py",

@@ -14,14 +14,14 @@ MUTATIONS: list[Mutation] = [
         # Sums in place of means.
         (
             "algorithms/embedding.py",
-            "return sums / counts",
-            "return sums + 0 * counts",
+            "return members / jnp.maximum(members.sum(0), 1)[None]",
+            "return members",
             "test_protonet_is_a_linear_classifier_and_a_distance",
         ),
         (
             "algorithms/embedding.py",
-            "    members = jnp.where(support.mask[:, None], members, 0)\n",
-            "",
+            "return jnp.where(support.mask[:, None], members, 0)",
+            "return members",
             "test_protonet_with_ragged_classes_equals_a_loop",
         ),
         (
@@ -40,8 +40,8 @@ MUTATIONS: list[Mutation] = [
         # Prototypes are held in training.
         (
             "algorithms/embedding.py",
-            "support = _seen(embeddings[:num], task.support)",
-            "support = _seen(jax.lax.stop_gradient(embeddings[:num]), task.support)",
+            "support, query = seen(of_support, task.support)",
+            "support, query = seen(jax.lax.stop_gradient(of_support), task.support)",
             "test_prototypes_learn_as_centres_and_as_queries",
         ),
         tests="algorithms/metric/test_protonet.py",
@@ -51,8 +51,8 @@ MUTATIONS: list[Mutation] = [
         # Labels of the task in place of those of training.
         (
             "algorithms/baselines.py",
-            'ids = info["class_ids"][examples.y]',
-            "ids = examples.y",
+            "examples = labels.of_training(examples, task.info)",
+            "pass",
             "test_joint_training_is_over_support_and_query_and_all_classes",
         ),
         (

@@ -18,9 +18,9 @@ MUTATIONS: list[Mutation] = [
             "test_probabilities_are_attention_that_is_summed_over_a_class",
         ),
         (
-            MATCHING,
-            "return x * jax.lax.rsqrt(jnp.where(some, squares, 1))",
-            "return x",
+            "core/rows.py",
+            "return rows * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1))",
+            "return rows",
             "test_probabilities_are_attention_that_is_summed_over_a_class",
         ),
         # Sums that lose far classes.
@@ -187,9 +187,9 @@ MUTATIONS: list[Mutation] = [
         ),
         # The sum over shots.
         (
-            SIAMESE,
-            "members / jnp.maximum(members.sum(0), 1)[None]",
-            "members",
+            "algorithms/embedding.py",
+            "return members / jnp.maximum(members.sum(0), 1)[None]",
+            "return members",
             "test_the_logit_of_a_class_is_the_mean_over_its_shots",
         ),
         (

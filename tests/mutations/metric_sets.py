@@ -90,7 +90,12 @@ MUTATIONS: list[Mutation] = [
             "test_a_glimpse_as_large_as_the_image_samples_all_of_it",
         ),
         # Sums over the examples of a class.
-        (ARC, "members / counts[None])", "members + 0 * counts[None])", f"{PAIRS}[False]"),
+        (
+            "algorithms/embedding.py",
+            "return members / jnp.maximum(members.sum(0), 1)[None]",
+            "return members",
+            f"{PAIRS}[False]",
+        ),
         # An absent class is read as well; both LSTMs read forwards.
         (
             ARC,
@@ -128,8 +133,8 @@ MUTATIONS: list[Mutation] = [
         # Cosines of unnormalised prototypes.
         (
             FEAT,
-            "return x @ centres.T * jax.lax.rsqrt(jnp.where(some, squares, 1))[None]",
-            "return x @ centres.T + 0 * jnp.where(some, squares, 1)[None]",
+            "return x @ unit(centres).T",
+            "return x @ centres.T",
             f"{ATTEND}[cosine]",
         ),
         # The auxiliary loss: attention beyond the class, support alone, constant centres.
@@ -141,8 +146,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             FEAT,
-            "both = concatenate(support, query)",
-            "both = concatenate(support, support)",
+            "both, drop = concatenate(support, query), None",
+            "both, drop = concatenate(support, support), None",
             DEFINED,
         ),
         (
@@ -156,6 +161,19 @@ MUTATIONS: list[Mutation] = [
             FEAT,
             "adapted(params, support, drop[:num_ways])",
             "adapted(params, support)",
+            "test_dropout_is_of_training_and_moves_no_report",
+        ),
+        # All that leaves the block is dropped, or all classes alike.
+        (
+            FEAT,
+            "added = added * drop",
+            "rows, added = rows * drop, added * drop",
+            "test_dropout_is_of_training_and_moves_no_report",
+        ),
+        (
+            FEAT,
+            "added = added * drop",
+            "added = added * drop[:1]",
             "test_dropout_is_of_training_and_moves_no_report",
         ),
         (
@@ -178,8 +196,8 @@ MUTATIONS: list[Mutation] = [
         # What rho takes away is left out.
         (
             FRN,
-            "return (1 - rho) * eye + rho * ridges * _solve",
-            "return rho * ridges * _solve",
+            "return (1 - rho) * eye + rho * ridges * solve",
+            "return rho * ridges * solve",
             f"{RESTS}[3]",
         ),
         # Places of all classes in one system; masked ones count.
@@ -190,7 +208,7 @@ MUTATIONS: list[Mutation] = [
             f"{RESTS}[40]",
         ),
         (
-            FRN,
+            "algorithms/embedding.py",
             "return jnp.where(support.mask[:, None], members, 0)",
             "return members",
             f"{RESTS}[3]",
@@ -211,9 +229,9 @@ MUTATIONS: list[Mutation] = [
         ),
         # Derivatives of the system are forgotten.
         (
-            FRN,
-            "lambda solution: systems @ solution,",
-            "lambda solution: jax.lax.stop_gradient(systems) @ solution,",
+            "inner/solve.py",
+            "lambda solution: matrix @ solution,",
+            "lambda solution: jax.lax.stop_gradient(matrix) @ solution,",
             f"{DEFINED}[1]",
         ),
         tests=f"{HERE}/test_frn.py",

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from metalearn.tasks.barcodes import barcodes
+from metalearn.tasks.sinusoid import sinusoid
 
 CONTEXTS, EPISODES, BITS, ARMS, NEW = 4, 9, 4, 3, 2
 
@@ -69,3 +70,12 @@ def test_numbers_out_of_range_are_named():
         with pytest.raises(ValueError, match=words):
             barcodes(**given)
     assert barcodes(arms=2) is barcodes(arms=2)
+
+
+@pytest.mark.parametrize("make", [barcodes, sinusoid])
+def test_equal_numbers_of_other_kinds_are_refused_after_the_sampler_was_made(make):
+    """To a cache 1.0 and True are 1."""
+    assert make(1, 2) is make(1, 2)
+    for wrong in (1.0, True):
+        with pytest.raises(ValueError, match=f"is {wrong}; expected an integer of 1"):
+            make(wrong, 2)

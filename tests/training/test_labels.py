@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import WAYS, blobs, linen, plain
+from tiny import WAYS, blobs, centred, plain
 
 import metalearn as ml
+from metalearn.core import labels
 
 KEY = jax.random.key(0)
 CE = ml.losses.cross_entropy
@@ -19,7 +20,7 @@ CLEAN, FIRST = 3, 5  # tasks of an evaluation, or steps, before the first wrong 
 @functools.cache
 def learner(kind):
     if kind == "protonet":
-        return ml.protonet(linen(None), num_ways=WAYS)
+        return ml.protonet(centred(None), num_ways=WAYS)
     return ml.maml(plain(), CE, optax.sgd(0.1), num_steps=1)
 
 
@@ -189,6 +190,46 @@ def test_online_looks_at_every_task(part):
             num_support=2,
             num_query=2,
             key=KEY,
+        )
+
+
+def test_labels_become_training_classes_and_wrong_ones_no_other_class():
+    """Negative ones would count from the end, and large ones pass for the last."""
+    y, mask = jnp.array([0, 2, 3, -1, 9, 1], jnp.int8), jnp.arange(6) != 4
+    examples = ml.Examples.of(jnp.zeros((6, 1)), y, mask)
+    found = labels.of_training(examples, {"class_ids": np.array([7, 5, 0], np.uint8)})
+    assert found.y.tolist() == [7, 0, -1, -1, 0, 5]
+    assert found.y.dtype == jnp.int32 and found.mask.tolist() == mask.tolist()
+    logits = jnp.zeros((6, 8))
+    assert np.isnan(CE(logits, found))
+    many = {"class_ids": np.arange(300)}  # beyond what a label of a byte counts
+    bytes_ = ml.Examples.of(jnp.zeros((2, 1)), jnp.array([0, 255], jnp.uint8))
+    assert labels.of_training(bytes_, many).y.tolist() == [0, 255]
+    with pytest.raises(ValueError, match=r"class_ids.*got info \['other'\]"):
+        labels.of_training(examples, {"other": y})
+
+
+def test_training_classes_that_the_learner_has_not_are_counted():
+    """Even where steps without a finite loss are left out. Now and then, as above."""
+
+    def sample(data, key):
+        task = blobs(key)  # of the classes 1, 2 and 3
+        more = jnp.where(is_odd(key, data), 4, 0)
+        info = {"class_ids": task.info["class_ids"] + more}
+        return ml.Task(support=task.support, query=task.query, info=info)
+
+    words = r"task \d of step \d+ holds training classes .*0\.\.6 to \d+ valid .* is 7\."
+    model = ml.from_apply_fn(lambda key, x: {"w": jnp.eye(4)}, lambda p, x: x @ p["w"])
+    made = ml.nearest_centroid(model, num_classes=7, num_ways=WAYS)
+    with pytest.raises(ValueError, match=words):
+        ml.fit(
+            ml.meta_trainer(made, optax.sgd(0.01)),
+            ml.TaskSampler(sample, jnp.int32(salt())),
+            num_steps=12,
+            tasks_per_step=2,
+            key=KEY,
+            progress=False,
+            nonfinite="skip",
         )
 
 

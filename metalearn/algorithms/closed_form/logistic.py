@@ -28,17 +28,23 @@ from metalearn.algorithms.closed_form.ridge import (
     calibrated,
     init_of,
     ridge,
-    solve,
-    targets,
     with_ones,
 )
-from metalearn.algorithms.embedding import EMBEDDING, EmbeddingOptions, Head, embedded
+from metalearn.algorithms.embedding import (
+    EMBEDDING,
+    EmbeddingOptions,
+    Head,
+    embedded,
+    exact,
+    members_of,
+)
 from metalearn.algorithms.options import takes_options
-from metalearn.core import checks
+from metalearn.core import checks, loops
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key
+from metalearn.inner.solve import solve
 
 LEAST = 1e-6  # of the weight of an example
 
@@ -93,12 +99,12 @@ def lr_d2(
     def fit(params, support: Examples, *, key: Key | None = None) -> Array:
         penalty = numbers["regularisation"].read(params, support.x.dtype)
         x = with_ones(support.x, support.mask)
-        return logistic(x, targets(support, num_ways), penalty, num_steps)
+        return logistic(x, members_of(support, num_ways), penalty, num_steps)
 
     def score(params, weights: Array, x: Array) -> Array:
         return adjusted(numbers, params, x @ weights[:-1] + weights[-1:])
 
-    head = Head(fit=fit, score=score, init=init_of(numbers))
+    head = exact(Head(fit=fit, score=score, init=init_of(numbers)))
     settings = {
         "num_steps": num_steps,
         "regularisation": regularisation,
@@ -145,4 +151,4 @@ def logistic(x: Array, y: Array, penalty: Array, steps: int) -> Array:
     # At zero every share is a half and every weight a quarter: targets of 2 and -2, and one
     # system for all classes.
     weights = ridge(x, 4 * y - 2, 4 * penalty)
-    return jax.lax.scan(step, weights, length=steps - 1)[0]
+    return loops.scan(step, weights, None, length=steps - 1)[0]

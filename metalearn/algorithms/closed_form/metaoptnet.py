@@ -21,7 +21,13 @@ import jax.numpy as jnp
 
 from metalearn.algorithms.closed_form.ridge import Number, adjusted, init_of
 from metalearn.algorithms.closed_form.svm import crammer_singer
-from metalearn.algorithms.embedding import EMBEDDING, EmbeddingOptions, Head, embedded
+from metalearn.algorithms.embedding import (
+    EMBEDDING,
+    EmbeddingOptions,
+    Head,
+    embedded,
+    exact,
+)
 from metalearn.algorithms.options import takes_options
 from metalearn.core import checks, losses
 from metalearn.core.learner import MetaLearner
@@ -91,6 +97,7 @@ def metaoptnet(
     checks.number("cost", cost, positive=True)
     checks.number("diagonal", diagonal)
     checks.whole_number("iterations", iterations, least=1)
+    checks.number("scale", scale, positive=True)
     numbers = {"scale": Number("scale", scale, learned=learn_scale)}
 
     def fit(params, support: Examples, *, key: Key | None = None) -> Machine:
@@ -113,7 +120,7 @@ def metaoptnet(
         report = {"support/residual": machine.residual}
         return losses.cross_entropy(logits, query), report
 
-    head = Head(fit=fit, score=score, init=init_of(numbers), loss=loss)
+    head = exact(Head(fit=fit, score=score, init=init_of(numbers), loss=loss))
     settings = {
         "cost": cost,
         "diagonal": diagonal,

@@ -21,8 +21,8 @@ times those of ridge regression. There is no bias, and the regularisation is not
 by the number of examples.
 
 Differences for both: masked rows do not count, and the system is solved by Cholesky's
-factors and not by an inverse. What the other solvers of this family need of a linear system
-and of learned numbers is here as well.
+factors and not by an inverse. What the other solvers of this family need of learned numbers
+is here as well.
 """
 
 from __future__ import annotations
@@ -32,16 +32,23 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Unpack, get_args
 
-import jax
 import jax.numpy as jnp
 
-from metalearn.algorithms.embedding import EMBEDDING, EmbeddingOptions, Head, embedded
+from metalearn.algorithms.embedding import (
+    EMBEDDING,
+    EmbeddingOptions,
+    Head,
+    embedded,
+    exact,
+    members_of,
+)
 from metalearn.algorithms.options import takes_options
 from metalearn.core import checks
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key
+from metalearn.inner.solve import solve
 
 Learn = Literal["nothing", "calibration", "all"]
 
@@ -94,12 +101,12 @@ def r2d2(
         penalty = numbers["regularisation"].read(params, support.x.dtype)
         num = jnp.maximum(support.mask.sum(), 1).astype(support.x.dtype)
         x = with_ones(support.x, support.mask)
-        return ridge(x, targets(support, num_ways), num * penalty)
+        return ridge(x, members_of(support, num_ways), num * penalty)
 
     def score(params, weights: Array, x: Array) -> Array:
         return adjusted(numbers, params, x @ weights[:-1] + weights[-1:])
 
-    head = Head(fit=fit, score=score, init=init_of(numbers))
+    head = exact(Head(fit=fit, score=score, init=init_of(numbers)))
     settings = {
         "regularisation": regularisation,
         "scale": scale,
@@ -143,16 +150,17 @@ def metaoptnet_ridge(
       >>> learner = ml.metaoptnet_ridge(ml.from_linen(ml.models.ResNet12()), num_ways=5)
     """
     checks.number("regularisation", regularisation, positive=True)
+    checks.number("scale", scale, positive=True)
     numbers = {"scale": Number("scale", scale, learned=learn_scale)}
 
     def fit(params, support: Examples, *, key: Key | None = None) -> Array:
         penalty = jnp.asarray(regularisation, support.x.dtype)
-        return 2 * ridge(support.x, targets(support, num_ways), penalty)
+        return 2 * ridge(support.x, members_of(support, num_ways), penalty)
 
     def score(params, weights: Array, x: Array) -> Array:
         return adjusted(numbers, params, x @ weights)
 
-    head = Head(fit=fit, score=score, init=init_of(numbers))
+    head = exact(Head(fit=fit, score=score, init=init_of(numbers)))
     settings = {
         "regularisation": regularisation,
         "scale": scale,
@@ -179,35 +187,9 @@ def ridge(x: Array, y: Array, penalty: Array) -> Array:
     return solve(x.T @ x + penalty * jnp.eye(width, dtype=x.dtype), x.T @ y)
 
 
-def solve(matrix: Array, right: Array) -> Array:
-    """Solution `[N, W]` of `matrix @ solution = right` by Cholesky's factors.
-
-    Derivatives of any order are further solves with the same factors. Derivatives of the
-    factors would cost several times more.
-
-    Args:
-      matrix: Symmetric and positive definite, `[N, N]`.
-      right: Right sides, `[N, W]`.
-    """
-    # Symmetrised before it is factored: a product `x x'` is symmetric up to rounding only.
-    factor = jnp.linalg.cholesky(jax.lax.stop_gradient(matrix), symmetrize_input=True)
-    return jax.lax.custom_linear_solve(
-        lambda solution: matrix @ solution,
-        right,
-        lambda _, b: jax.scipy.linalg.cho_solve((factor, True), b),
-        symmetric=True,
-    )
-
-
 def with_ones(x: Array, mask: Array) -> Array:
     """Rows with a column of ones for the bias, `[N, D + 1]`; masked rows stay zero."""
     return jnp.concatenate([x, mask[:, None].astype(x.dtype)], 1)
-
-
-def targets(support: Examples, num_ways: int) -> Array:
-    """One-hot rows in the dtype of the embeddings, `[N, W]`; masked rows are zero."""
-    rows = jax.nn.one_hot(support.y, num_ways, dtype=support.x.dtype)
-    return jnp.where(support.mask[:, None], rows, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,6 +256,7 @@ def calibrated(
       ValueError: a number is out of range, or `learn` unknown.
     """
     checks.one_of("learn", learn, get_args(Learn))
+    checks.number("scale", scale, positive=True)
     both = learn != "nothing"
     numbers = (
         Number("regularisation", regularisation, learned=learn == "all", positive=True),

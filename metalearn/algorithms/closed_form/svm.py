@@ -25,6 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metalearn.core import loops
 from metalearn.core.types import Array
 
 # Of ADMM. For 5 and 20 Gaussian classes of 5 examples these find the bounds within 47
@@ -94,8 +95,11 @@ def crammer_singer(
     after = _residual(still, rate, jax.lax.stop_gradient(exact))
     # Where the iterations have not found the bounds, the solution of the linear equations
     # may lie beyond some. The derivative is that of the equations in both cases.
-    back = jnp.where(after <= before, 0, jax.lax.stop_gradient(found - exact))
-    return Dual(alpha=(exact + back).T, residual=jnp.minimum(before, after))
+    better = after <= before  # not where the equations have no solution, and NaN
+    value = jnp.where(better, jax.lax.stop_gradient(exact), found)
+    slope = jnp.where(jnp.isfinite(exact), exact - jax.lax.stop_gradient(exact), 0)
+    residual = jnp.where(better, after, before)
+    return Dual(alpha=(value + slope).T, residual=residual)
 
 
 class _Problem(NamedTuple):
@@ -152,7 +156,7 @@ def _admm(problem: _Problem, penalty: Array, iterations: int) -> Array:
     factor = jnp.linalg.cholesky(problem.gram + penalty * eye)
     inverse = jax.scipy.linalg.cho_solve((factor, True), eye)
 
-    def step(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         kept, dual = carry
         alpha = (problem.linear + penalty * (kept - dual)) @ inverse
         alpha = RELAXATION * alpha + (1 - RELAXATION) * kept
@@ -160,7 +164,7 @@ def _admm(problem: _Problem, penalty: Array, iterations: int) -> Array:
         return new, dual + alpha - new
 
     zero = jnp.zeros_like(problem.linear)
-    return jax.lax.fori_loop(0, iterations, step, (zero, zero))[0]
+    return loops.repeat(step, (zero, zero), iterations)[0]
 
 
 def _correction(problem: _Problem, rate: Array, free: Array, found: Array) -> Array:

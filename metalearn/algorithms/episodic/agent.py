@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from metalearn.algorithms.episodic import store
 from metalearn.algorithms.episodic.store import EpisodicMemory, Eviction, Kernel
 from metalearn.core import loops
-from metalearn.core.keys import fold_key
+from metalearn.core.keys import fold_key, split_key
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.models.cells import LSTMCarry, lstm_init, lstm_start
@@ -142,8 +142,8 @@ def play(
       context: What the agent sees all the time, `[D]`.
       arm: The good arm, int32.
       recalled: What the memory held for the context, `[H]`.
-      key: Key of actions and rewards; without one the best action and a reward at the good
-        arm alone.
+      key: Key of actions and rewards; without one the best action, and a reward where it
+        is more likely than none.
     """
 
     def pull(carry: tuple, key: Key | None):
@@ -151,13 +151,14 @@ def play(
         state = episodic_step(agent, state, jnp.concatenate([context, before]), recalled)
         logits = _dense(agent["policy"], state[0])
         value = _dense(agent["value"], state[0])[0]
-        if key is None:
+        k_action, k_reward = split_key(key)
+        if k_action is None:
             action = jnp.argmax(logits)
-            rewarded = action == arm
         else:
-            k_action, k_reward = jax.random.split(key)
             action = jax.random.categorical(k_action, logits)
-            chance = jnp.where(action == arm, rules.good, rules.bad)
+        chance = jnp.where(action == arm, rules.good, rules.bad)
+        rewarded = chance > 0.5
+        if k_reward is not None:
             rewarded = jax.random.bernoulli(k_reward, chance)
         reward = rewarded.astype(context.dtype)
         pulled = jax.nn.one_hot(action, rules.arms, dtype=context.dtype)
@@ -178,7 +179,8 @@ def play_all(
     Args:
       agent: Parameters.
       rules: The bandit and the memory.
-      episodes: Contexts `[N, D]` and good arms `[N]`; masked ones leave no trace.
+      episodes: Contexts `[N, D]` and good arms `[N]`; masked ones leave no trace, not in
+        the draws of the others either.
       key: Key of actions and rewards, or `None`.
 
     Returns:
@@ -206,8 +208,7 @@ def play_all(
             )
         return memory, played
 
-    numbers = jnp.arange(episodes.mask.shape[0], dtype=jnp.int32)
-    return loops.scan(one, memory, (episodes, numbers))
+    return loops.scan(one, memory, (episodes, _numbers(episodes)))
 
 
 def play_each(
@@ -220,8 +221,12 @@ def play_each(
         key_ = fold_key(key, number)
         return play(agent, rules, episode.x, episode.y, recalled, key_)
 
-    numbers = jnp.arange(episodes.mask.shape[0], dtype=jnp.int32)
-    return jax.vmap(one)(episodes, numbers)
+    return jax.vmap(one)(episodes, _numbers(episodes))
+
+
+def _numbers(episodes: Examples) -> Array:
+    """The number of each episode among the valid ones, int32 `[N]`."""
+    return jnp.cumsum(episodes.mask, dtype=jnp.int32) - 1
 
 
 def recollect(

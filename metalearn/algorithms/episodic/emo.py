@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, Unpack, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -77,9 +77,10 @@ def emo(
     `phi_{s+1} = phi_s - alpha Aggr(grad L(phi_s; support), V_1, ..., V_k)`, where the V are
     gradients of the same inner step of the k tasks whose keys have the largest cosine with
     that of this task. A memory of them is part of the state. It is written after each batch
-    of meta-training, and only read in `adapt`. Stored gradients count as constants. They
-    are of older weights than the current ones, by `capacity / (tasks a step)` outer steps
-    at most with "fifo". Without anything recalled this is `ml.maml`, or `ml.meta_sgd`.
+    of meta-training, and only read in `adapt`; a task without a support example leaves
+    nothing. Stored gradients count as constants. They are of older weights than the current
+    ones, by `capacity / (tasks a step)` outer steps at most with "fifo". Without anything
+    recalled this is `ml.maml`, or `ml.meta_sgd`.
 
     Args:
       model: The network.
@@ -110,17 +111,18 @@ def emo(
 
     Raises:
       TypeError: an unknown option.
-      ValueError: an option is out of range; in `init`: no gradient would be stored.
+      ValueError: an option is out of range; in `init`: no gradient would be stored, or no
+        parameter is of the head.
 
     Example:
       >>> learner = ml.emo(model, ml.losses.mse, inner_rate=0.01, remember="all")
     """
     chosen = complete(emo, "emo", options)
     refuse_implicit(chosen["name"], chosen["differentiation"])
+    checks.number("inner_rate", inner_rate)
     select = None if remember == "all" else _outside(head)
-    how = How(
-        num_steps, float(inner_rate), capacity, recall, aggregate, eviction, select, embed
-    )
+    rate = float(inner_rate)
+    how = How(num_steps, rate, capacity, recall, aggregate, eviction, select, embed, head)
     _check(how, remember, width)
     loop = descent(
         model,
@@ -164,26 +166,23 @@ def emo(
         found = of_tasks(variables, tasks, key=key)
         return dataclasses.replace(found, state=_after(how, variables.state, found.state))
 
-    config = config_of(
-        chosen["name"],
-        **{name: getattr(how, name) for name in _DESCRIBED},
-        inner_rate=how.rate,
-        learn_rates=learn_rates,
-        remember=remember,
-        differentiation=chosen["differentiation"],
-        norm=chosen["norm"],
-    )
+    own: dict[str, Any] = {name: getattr(how, name) for name in _DESCRIBED}
+    own |= {"inner_rate": how.rate, "learn_rates": learn_rates, "remember": remember}
+    own |= {"width": width} | {name: chosen[name] for name in ("differentiation", "norm")}
+    config = config_of(chosen["name"], **own)
     made = MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
     return made._replace(masks_absent=chosen["mask_absent_classes"])
 
 
-_DESCRIBED = ("num_steps", "capacity", "recall", "aggregate", "eviction")
+_DESCRIBED = ("num_steps", "capacity", "recall", "aggregate", "eviction", "head")
 
 
 def _first_state(
     how: How, made: Variables, moving: PyTree, support: Examples
 ) -> dict[str, PyTree]:
     """No step done, and a memory for keys and gradients of tasks like this one."""
+    if how.select is not None:
+        _check_head(made.params, how.head)
     stored = trees.split(moving, how.select)[0]
     if not jax.tree.leaves(stored):
         raise ValueError(
@@ -213,7 +212,9 @@ def _adapt(
     found, past = recall_of(how, state["memory"], name)
     given = (past, params.get("inner"), params.get("aggregate"))
     adapted, path = loop.adapt(of_model, given, support, key=key, train=train)
-    return adapted, path, Entry(name, path.opt_state.grads, found)
+    # Without a support example the key is zero and so are the gradients: no task.
+    valid = jnp.any(support.mask)
+    return adapted, path, Entry(name, path.opt_state.grads, found, valid)
 
 
 def _objective(
@@ -248,12 +249,14 @@ def _after(how: How, old: PyTree, new: PyTree) -> PyTree:
     if entries.recall is not None and how.eviction != "fifo":
         # All of them have read before any of them writes.
         memory = loops.scan(
-            lambda memory, recall: (store.touch(memory, recall), None),
+            lambda memory, used: (store.touch(memory, *used), None),
             memory,
-            entries.recall,
+            (entries.recall, entries.valid),
         )[0]
     if how.num_steps:  # else there are no gradients
-        memory = store.write_all(memory, entries.key, entries.grads, eviction=how.eviction)
+        memory = store.write_all(
+            memory, entries.key, entries.grads, entries.valid, eviction=how.eviction
+        )
     return {
         "model": jax.tree.map(mean_state, new["model"]),
         "step": old["step"] + 1,
@@ -267,9 +270,19 @@ def _outside(head: str) -> PathFilter:
     return lambda path, leaf: not inside(path, leaf)
 
 
+def _check_head(params: PyTree, head: str) -> None:
+    """Refuses a name of the head that no parameter has: the head would be remembered."""
+    if not jax.tree.leaves(trees.split(params, head)[0]):
+        raise ValueError(
+            f"head is {head!r}, which occurs in no path of a parameter, so gradients of "
+            "the head would be remembered with those of the body. Give head=... a regular "
+            "expression of its paths, or choose remember='all'. The paths are: "
+            + ", ".join(trees.leaf_paths(params))
+        )
+
+
 def _check(how: How, remember: str, width: int) -> None:
     """Checks the arguments; `descent` checks the others."""
-    checks.number("inner_rate", how.rate)
     checks.whole_number("capacity", how.capacity, least=1)
     checks.whole_number("recall", how.recall, least=0)
     checks.whole_number("width", width, least=1)

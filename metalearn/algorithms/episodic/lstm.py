@@ -38,6 +38,7 @@ from metalearn.algorithms.embedding import (
     EncoderNorm,
     embedder,
     labels_of,
+    seen,
 )
 from metalearn.algorithms.episodic.agent import (
     Episode,
@@ -53,6 +54,7 @@ from metalearn.algorithms.episodic.store import EpisodicMemory, Eviction, Kernel
 from metalearn.algorithms.options import takes_options
 from metalearn.core import checks, kinds, metrics, trees
 from metalearn.core.estimators import gradient_estimator
+from metalearn.core.keys import split_key
 from metalearn.core.learner import MetaLearner, config_of
 from metalearn.core.losses import cross_entropy
 from metalearn.core.model import Model, Variables
@@ -165,11 +167,12 @@ def episodic_lstm(
 
     def adapt(variables: Variables, support: Examples, *, key: Key | None = None) -> Played:
         kinds.adaptation(variables, support)
+        k_embed, k_play = split_key(key)
         contexts, _ = embed(
-            _inner(variables), support.x, key=key, train=False, mask=support.mask
+            _inner(variables), support.x, key=k_embed, train=False, mask=support.mask
         )
         agent = variables.params["agent"]
-        filled, episodes = play_all(agent, rules, _seen(contexts, support), key)
+        filled, episodes = play_all(agent, rules, seen(contexts, support), k_play)
         return Played(memory=filled, episodes=episodes, variables=variables)
 
     def predict(adapted, x, *, key=None, mask=None) -> Array:
@@ -207,7 +210,7 @@ def _objective(
     )
     num = task.support.mask.shape[0]
     agent = variables.params["agent"]
-    support, query = _seen(contexts[:num], task.support), _seen(contexts[num:], task.query)
+    support, query = seen(contexts[:num], task.support), seen(contexts[num:], task.query)
     memory, first = play_all(agent, rules, support, k_support)
     then = play_each(agent, rules, query, memory, k_query)
     episodes = jax.tree.map(lambda *parts: jnp.concatenate(parts), first, then)
@@ -254,16 +257,6 @@ def _as_they_are(variables, x, *, key, train, mask=None) -> tuple[Array, PyTree]
     if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"the input is {x.dtype}{list(x.shape)}; expected {wanted}.")
     return trees.widened(x), variables.state
-
-
-def _seen(contexts: Array, examples: Examples) -> Examples:
-    """Episodes as the agent meets them, zeros where they are masked."""
-    return Examples(
-        # Zero, because what a masked row holds may be NaN, and 0 times NaN is NaN.
-        x=jnp.where(examples.mask[:, None], contexts, 0),
-        y=jnp.where(examples.mask, labels_of(examples), 0),
-        mask=examples.mask,
-    )
 
 
 def _check(encoder: Model | None, rules: Rules, hidden: int, norm: str) -> None:

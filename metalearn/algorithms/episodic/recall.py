@@ -32,6 +32,7 @@ class How(NamedTuple):
       eviction: Which entry goes.
       select: Which gradients are stored; all when `None`.
       embed: Function that makes the key of a task, or `None`.
+      head: Regular expression of the paths that `select` leaves out.
     """
 
     num_steps: int
@@ -42,6 +43,7 @@ class How(NamedTuple):
     eviction: Eviction
     select: PathFilter | None
     embed: Callable[[Variables, Examples], Array] | None
+    head: str = "head"
 
 
 class Entry(NamedTuple):
@@ -51,11 +53,13 @@ class Entry(NamedTuple):
       key: Key of the task, `[K]`.
       grads: Its gradients, leaves `[S, ...]`.
       recall: Slots that it used, or `None`.
+      valid: Whether it has a support example; else it leaves nothing, a bool scalar.
     """
 
     key: Array
     grads: PyTree
     recall: Recall | None
+    valid: Array
 
 
 class Noted(NamedTuple):

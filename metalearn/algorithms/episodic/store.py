@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from metalearn.core import checks, loops
+from metalearn.core import checks, loops, trees
+from metalearn.core.rows import unit
 from metalearn.core.types import Array, PyTree
 
 Eviction = Literal["fifo", "lru", "clock"]
@@ -73,7 +74,8 @@ def empty(capacity: int, key_like: Any, value_like: PyTree) -> EpisodicMemory:
       value_like: Shapes and dtypes of a value.
 
     Raises:
-      ValueError: no slots, or keys that are no vectors of real numbers.
+      ValueError: no slots, keys that are no vectors of real numbers, or values that are no
+        real numbers.
 
     Example:
       >>> memory = empty(2, jnp.zeros(3), {"cell": jnp.zeros(4)})
@@ -85,6 +87,14 @@ def empty(capacity: int, key_like: Any, value_like: PyTree) -> EpisodicMemory:
         raise ValueError(
             f"a key is {key_like.dtype}{list(key_like.shape)}; expected real numbers [K]."
         )
+
+    for path, like in jax.tree_util.tree_leaves_with_path(value_like):
+        if not jnp.issubdtype(like.dtype, jnp.floating):
+            at = trees.path_string(path)
+            raise ValueError(
+                f"a value is {like.dtype}{list(like.shape)}{at and f' at {at}'}; expected "
+                "real numbers, for what is read is a mean. Convert it to float32."
+            )
 
     def slots(like: Any) -> Array:
         return jnp.zeros((capacity, *like.shape), like.dtype)
@@ -203,7 +213,7 @@ def nearest(
         raise ValueError(f"k is {k}; expected at most {capacity}, the number of slots.")
     query = query.astype(memory.keys.dtype)
     if kernel == "cosine":
-        apart = 1 - _unit(memory.keys) @ _unit(query)
+        apart = 1 - unit(memory.keys) @ unit(query)
     else:
         apart = jnp.sum(jnp.square(memory.keys - query[None]), axis=-1)
     apart = jnp.where(memory.filled, apart, jnp.inf)
@@ -292,15 +302,6 @@ def _place(memory: EpisodicMemory, eviction: Eviction) -> tuple[Array, Array, Ar
         slot,
         jnp.where(full, marked, memory.marked),
         jnp.where(full, hand, memory.hand),
-    )
-
-
-def _unit(rows: Array) -> Array:
-    """Rows of length 1; those of length 0 stay, without a derivative."""
-    squares = jnp.sum(jnp.square(rows), axis=-1, keepdims=True)
-    # Replaced inside as well: the derivative of the root is infinite at 0.
-    return jnp.where(
-        squares > 0, rows * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1)), 0
     )
 
 

@@ -25,13 +25,15 @@ from metalearn.algorithms.embedding import (
     EmbeddingOptions,
     Fitted,
     class_means,
+    seen,
 )
-from metalearn.algorithms.frozen.builder import learner_of, pretraining, seen, unit
+from metalearn.algorithms.frozen.builder import learner_of, pretraining
 from metalearn.algorithms.options import takes_options
 from metalearn.core import checks, kinds, trees
 from metalearn.core.learner import MetaLearner
 from metalearn.core.losses import cross_entropy, mask_absent, present_classes
 from metalearn.core.model import Model, Variables
+from metalearn.core.rows import unit
 from metalearn.core.task import Examples, Task
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.inner import unroll

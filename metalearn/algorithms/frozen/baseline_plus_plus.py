@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 
 from metalearn.algorithms.embedding import EMBEDDING, EmbeddingOptions, Head
-from metalearn.algorithms.frozen.builder import Classifier, pretrained, unit
+from metalearn.algorithms.frozen.builder import Classifier, pretrained
 from metalearn.algorithms.options import takes_options
-from metalearn.core import checks
+from metalearn.core import checks, loops
 from metalearn.core.keys import of_seed
 from metalearn.core.learner import MetaLearner
 from metalearn.core.losses import cross_entropy, mask_absent, present_classes
 from metalearn.core.model import Model
+from metalearn.core.rows import unit
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, PyTree
 
@@ -150,7 +151,7 @@ def fitted_head(
                 lambda g, w: g + weight_decay * w, jax.grad(loss)(weights), weights
             )
 
-        def step(i, now: _Descent) -> _Descent:
+        def step(now: _Descent) -> _Descent:
             momentum = jax.tree.map(
                 lambda b, g: MOMENTUM * b + (1 - DAMPENING) * g,
                 now.momentum,
@@ -164,7 +165,7 @@ def fitted_head(
         steps = num_epochs * (-(-jnp.sum(support.mask, dtype=jnp.int32) // BATCH))
         # At the start itself `0.9 b + 0.1 g` is g, which the first step has undamped.
         first = _Descent(start, slope(start))
-        return jax.lax.fori_loop(0, steps, step, first).params
+        return loops.repeat(step, first, steps).params
 
     def score(params, weights: PyTree, x: Array) -> Array:
         return classifier.logits(weights, x)

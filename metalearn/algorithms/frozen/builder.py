@@ -19,9 +19,9 @@ from metalearn.algorithms.embedding import (
     Fitted,
     Head,
     embedder,
-    labels_of,
+    seen,
 )
-from metalearn.core import checks, kinds, metrics
+from metalearn.core import checks, kinds, labels, metrics
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.learner import MetaLearner, config_of
 from metalearn.core.losses import cross_entropy, mask_absent, present_classes
@@ -143,7 +143,7 @@ def pretraining(
         x, model = run(encoder_of(variables), both.x, key=key, train=True, mask=both.mask)
         rows = seen(x, both)
         logits = classifier.logits(variables.params["classifier"], rows.x)
-        report = metrics.of_task(cross_entropy, logits, _of_training(rows, task.info))
+        report = metrics.of_task(cross_entropy, logits, labels.of_training(rows, task.info))
         num = task.support.mask.shape[0]
         return Joint(
             report={f"joint/{name}": value for name, value in report.items()},
@@ -262,33 +262,6 @@ def learner_of(
 def encoder_of(variables: Variables) -> Variables:
     """Variables of the encoder."""
     return Variables(params=variables.params["encoder"], state=variables.state["model"])
-
-
-def seen(embeddings: Array, examples: Examples) -> Examples:
-    """Embedded examples whose masked rows are zero, with int32 labels."""
-    return Examples(
-        # Zero, because what a masked row holds may be NaN, and 0 times NaN is NaN.
-        x=jnp.where(examples.mask[:, None], embeddings, 0),
-        y=jnp.where(examples.mask, labels_of(examples), 0),
-        mask=examples.mask,
-    )
-
-
-def unit(x: Array) -> Array:
-    """Rows of length one `[N, D]`; a row of zeros stays, with a finite derivative."""
-    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1))
-
-
-def _of_training(rows: Examples, info: dict[str, Any]) -> Examples:
-    """Examples whose labels are classes of the training set."""
-    if "class_ids" not in info:
-        raise ValueError(
-            "a learner that is trained as a classifier needs task.info['class_ids'] [W], "
-            f"the training class of each label; got info {sorted(info)}. Samplers of "
-            "ml.data.few_shot provide it."
-        )
-    return Examples(x=rows.x, y=info["class_ids"][rows.y], mask=rows.mask)
 
 
 def _next(state: PyTree, model: PyTree, rows: Examples) -> PyTree:

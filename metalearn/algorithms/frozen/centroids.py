@@ -26,12 +26,14 @@ import jax
 import jax.numpy as jnp
 
 from metalearn.algorithms.embedding import EMBEDDING, EmbeddingOptions, Head, class_means
-from metalearn.algorithms.frozen.builder import pretrained, unit
+from metalearn.algorithms.frozen.builder import pretrained
 from metalearn.algorithms.options import takes_options
 from metalearn.core import checks
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model
+from metalearn.core.rows import unit
 from metalearn.core.task import Examples
+from metalearn.core.trees import masked_mean
 from metalearn.core.types import Array
 
 Transform = Literal["UN", "L2N", "CL2N"]
@@ -63,8 +65,7 @@ def simple_shot(
       **options: See `EmbeddingOptions`.
 
     Returns:
-      A `MetaLearner`; `adapted.fitted` are the centroids `[W, D]`, and
-      `variables.state["mean"]` is m.
+      A `MetaLearner`; `adapted.fitted` is a `Means`, and `variables.state["mean"]` is m.
 
     Raises:
       ValueError: an option is out of range.
@@ -156,7 +157,7 @@ def nearest_neighbours(
       **options: See `EmbeddingOptions`.
 
     Returns:
-      A `MetaLearner`; `adapted.fitted` are the support features and their classes.
+      A `MetaLearner`; `adapted.fitted` is a `Neighbours`.
 
     Raises:
       ValueError: an option is out of range.
@@ -178,15 +179,29 @@ def nearest_neighbours(
     )
 
 
+class Means(NamedTuple):
+    """The class means of a support set.
+
+    Attributes:
+      means: Class means `[W, D]`, seen from the centre.
+      centre: Mean of the support features, `[D]`.
+    """
+
+    means: Array
+    centre: Array
+
+
 def euclidean_head(num_ways: int, *, normalised: bool) -> Head:
     """The nearest class mean, of embeddings as they are or of length one."""
     shaped = unit if normalised else lambda x: x
 
-    def fit(params, support: Examples, *, key=None) -> Array:
-        return class_means(_with(support, shaped(support.x)), num_ways)
+    def fit(params, support: Examples, *, key=None) -> Means:
+        x, centre = _centred(shaped(support.x), support.mask)
+        return Means(class_means(_with(support, x), num_ways), centre)
 
-    def score(params, means: Array, x: Array) -> Array:
-        return 2 * shaped(x) @ means.T - jnp.sum(jnp.square(means), -1)[None]
+    def score(params, found: Means, x: Array) -> Array:
+        apart = shaped(x) - found.centre[None]
+        return 2 * apart @ found.means.T - jnp.sum(jnp.square(found.means), -1)[None]
 
     return Head(fit=fit, score=score)
 
@@ -212,26 +227,34 @@ class Neighbours(NamedTuple):
     """The support set of nearest neighbours.
 
     Attributes:
-      x: Features `[N, D]`, of length one where cosines compare them.
+      x: Features `[N, D]`; of length one where cosines compare them, else seen from the
+        centre.
       members: Which example is of which class, one-hot `[N, W]`; rows of zeros where
         masked.
+      centre: Mean of the support features, `[D]`, which cosines do not use.
     """
 
     x: Array
     members: Array
+    centre: Array
 
 
 def neighbour_head(num_ways: int, *, k: int, distance: Distance) -> Head:
     """A vote of the nearest examples."""
+    cosine = distance == "cosine"
 
     def fit(params, support: Examples, *, key=None) -> Neighbours:
         members = jax.nn.one_hot(support.y, num_ways, dtype=support.x.dtype)
-        x = unit(support.x) if distance == "cosine" else support.x
-        return Neighbours(x, jnp.where(support.mask[:, None], members, 0))
+        members = jnp.where(support.mask[:, None], members, 0)
+        x, centre = _centred(support.x, support.mask)
+        return Neighbours(unit(support.x) if cosine else x, members, centre)
 
     def score(params, found: Neighbours, x: Array) -> Array:
         valid = found.members.any(-1)
-        apart = jnp.where(valid[None], _distances(found.x, x, distance), jnp.inf)
+        apart = (
+            _cosine(found.x, x) if cosine else _euclidean(found.x, x - found.centre[None])
+        )
+        apart = jnp.where(valid[None], apart, jnp.inf)
         # What is as near as the k-th one votes too, or the order of rows would decide.
         furthest = jnp.sort(apart, axis=-1)[:, min(k, apart.shape[1]) - 1]
         near = valid[None] & (apart <= furthest[:, None])
@@ -243,14 +266,27 @@ def neighbour_head(num_ways: int, *, k: int, distance: Distance) -> Head:
     return Head(fit=fit, score=score)
 
 
-def _distances(support: Array, x: Array, distance: Distance) -> Array:
-    """Distances `[Q, N]` of queries to support features."""
-    if distance == "cosine":
-        return jnp.maximum(1 - unit(x) @ support.T, 0)
+def _cosine(support: Array, x: Array) -> Array:
+    """One minus the cosines of queries to support features of length one, `[Q, N]`."""
+    return jnp.maximum(1 - unit(x) @ support.T, 0)
+
+
+def _euclidean(support: Array, x: Array) -> Array:
+    """Distances of queries to support features, `[Q, N]`."""
     lengths = jnp.sum(jnp.square(x), -1)[:, None] + jnp.sum(jnp.square(support), -1)[None]
     squares = lengths - 2 * x @ support.T
     # The derivative of a root is infinite at 0.
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+
+
+def _centred(x: Array, mask: Array) -> tuple[Array, Array]:
+    """Rows seen from the mean of the valid ones, and that mean.
+
+    Distances are differences of squares, which have no digits left where all rows lie far
+    from zero and near one another.
+    """
+    centre = masked_mean(x, mask)
+    return x - centre[None], centre
 
 
 def _with(examples: Examples, x: Array) -> Examples:

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from metalearn.algorithms.embedding import EMBEDDING, EmbeddingOptions, Head
-from metalearn.algorithms.frozen.builder import pretrained, unit
+from metalearn.algorithms.frozen.builder import pretrained
 from metalearn.algorithms.options import takes_options
-from metalearn.core import checks
+from metalearn.core import checks, loops
 from metalearn.core.learner import MetaLearner
 from metalearn.core.losses import mask_absent, present_classes
 from metalearn.core.model import Model
+from metalearn.core.rows import unit
 from metalearn.core.task import Examples
 from metalearn.core.trees import masked_mean
 from metalearn.core.types import Array
@@ -131,7 +132,7 @@ def logistic_head(num_ways: int, *, penalty: float, num_steps: int) -> Head:
             return weights + way / jnp.maximum(reach / REACH, 1), None
 
         start = jnp.zeros((x.shape[1], num_ways), x.dtype)
-        weights, _ = jax.lax.scan(step, start, length=num_steps)
+        weights, _ = loops.scan(step, start, None, length=num_steps)
         gradient = slope(weights, chances(weights))
         return Probe(weights, jnp.sqrt(jnp.sum(jnp.square(gradient))))
 

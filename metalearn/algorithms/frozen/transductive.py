@@ -24,19 +24,19 @@ from metalearn.algorithms.embedding import (
     EmbeddingOptions,
     Fitted,
     class_means,
+    seen,
 )
 from metalearn.algorithms.frozen.builder import (
     LINEAR,
     learner_of,
     pretraining,
-    seen,
-    unit,
 )
 from metalearn.algorithms.options import takes_options
 from metalearn.core import checks, kinds
 from metalearn.core.learner import MetaLearner
 from metalearn.core.losses import cross_entropy, mask_absent, present_classes
 from metalearn.core.model import Model, Variables
+from metalearn.core.rows import unit
 from metalearn.core.task import Examples
 from metalearn.core.trees import masked_mean
 from metalearn.core.types import Array, PyTree

@@ -18,6 +18,10 @@ Where the paper leaves a choice:
 Differences:
 - The items are embeddings of an encoder that is trained along; the paper reads the pixels.
 - The loss is a mean over the items and queries of a task (`streamed`), not a sum.
+
+With `norm="batch"`, and in training with any encoder that has batch norm, an embedding
+depends on the whole batch: an answer then knows the images, though not the labels, of items
+that come later in the stream, and of the queries.
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ T. Munkhdalai, H. Yu. Meta Networks. ICML 2017; code released by T. Munkhdalai. 
   stays as it was drawn, there as here.
 - The LSTM reads one gradient for each support example. The released code reads five, of a
   fifth of the examples each.
+- The keys of the memory are linear, `h Q + h Q*`, while the representation loss is of
+  `relu(h Q) C`. By the paper's rule for layers keys would be `relu(h Q) + relu(h Q*)`.
+- All support examples make Q* unless `num_sampled` is given. The paper samples T of them.
 - Classes that a task lacks are masked in the inner losses as in the outer one.
 """
 
@@ -24,12 +27,12 @@ import jax.numpy as jnp
 import optax
 
 from metalearn.algorithms.embedding import EMBEDDING, EmbeddingOptions, Head, embedded
-from metalearn.algorithms.memory.snail import reading_order
 from metalearn.algorithms.options import takes_options
 from metalearn.core import checks, loops
 from metalearn.core.learner import MetaLearner
 from metalearn.core.losses import absent_logit, mask_absent, present_classes
 from metalearn.core.model import Model
+from metalearn.core.rows import drawn_order, unit
 from metalearn.core.task import Examples, take
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.inner.log_sign import log_sign
@@ -142,7 +145,7 @@ def meta_networks(
         of_each = lambda apply, weights, rows: _gradients(
             apply, weights, rows, present, second_order
         )
-        order = reading_order(support.mask, key)
+        order = drawn_order(key, support.mask, masked="first")
         if num_sampled is not None:
             order = order[-num_sampled:]  # masked rows come first
         sampled = take(support, order)
@@ -158,7 +161,7 @@ def meta_networks(
 
     def score(params: PyTree, memory: Memory, x: Array) -> Array:
         keys = x @ params["representation"] + x @ memory.representation
-        cosines = scale * _directions(keys) @ _directions(memory.keys).T
+        cosines = scale * unit(keys) @ unit(memory.keys).T
         out = jnp.asarray(absent_logit(x.dtype), x.dtype)
         attention = jax.nn.softmax(jnp.where(memory.mask[None], cosines, out), axis=-1)
         fast = jax.tree.map(lambda m: jnp.tensordot(attention, m, 1), memory.values)
@@ -232,10 +235,3 @@ def _each_weight(layers: list[PyTree], x: Array) -> Array:
     for layer in layers[:-1]:
         x = jax.nn.relu(linear(layer, x))
     return linear(layers[-1], x)[..., 0]
-
-
-def _directions(x: Array) -> Array:
-    """Rows of length 1; a row of zeros stays, with a finite derivative."""
-    squares = jnp.sum(jnp.square(x), -1, keepdims=True)
-    some = squares > jnp.finfo(x.dtype).tiny
-    return x * jax.lax.rsqrt(jnp.where(some, squares, 1))

@@ -8,6 +8,10 @@ Differences:
 - The items are embeddings of an encoder that is trained along; the papers read the inputs.
 - The loss is a mean over the items and queries of a task (`streamed`), not a sum.
 - The cell is a present-day LSTM with a forget gate (or a GRU); that of 2001 had none.
+
+With `norm="batch"`, and in training with any encoder that has batch norm, an embedding
+depends on the whole batch: an answer then knows the images, though not the labels, of items
+that come later in the stream, and of the queries.
 """
 
 from __future__ import annotations

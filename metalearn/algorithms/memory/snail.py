@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from metalearn.algorithms.options import takes_options
 from metalearn.core import checks
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model
+from metalearn.core.rows import drawn_order
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.models.dense import dense, linear
@@ -82,20 +83,20 @@ def snail(
       A `MetaLearner`; `adapted.fitted` is a `Stream`.
 
     Raises:
+      TypeError: sizes that are no sequence.
       ValueError: an option is out of range.
 
     Example:
       >>> encoder = ml.from_linen(ml.models.Conv4())
       >>> learner = ml.snail(encoder, num_ways=5, key_sizes=(16, 32), value_sizes=(16, 16))
     """
+    key_sizes = _sizes("key_sizes", key_sizes)
+    value_sizes = _sizes("value_sizes", value_sizes)
     if not key_sizes or len(key_sizes) != len(value_sizes):
         raise ValueError(
             f"key_sizes is {key_sizes} and value_sizes is {value_sizes}; expected a size "
             "in each for every attention block, and at least one block."
         )
-    for name, sizes in (("key_sizes", key_sizes), ("value_sizes", value_sizes)):
-        for i, size in enumerate(sizes):
-            checks.whole_number(f"{name}[{i}]", size, least=1)
     checks.whole_number("filters", filters, least=1)
     if length is not None:
         checks.whole_number("length", length, least=2)
@@ -123,7 +124,7 @@ def snail(
         return jax.tree.map(lambda leaf: leaf.astype(like.dtype), params)
 
     def fit(params: PyTree, support: Examples, *, key: Key | None = None) -> Stream:
-        order = reading_order(support.mask, key)
+        order = drawn_order(key, support.mask, masked="first")
         labels = jax.nn.one_hot(support.y, num_ways, dtype=support.x.dtype)
         steps = jnp.concatenate([support.x, labels], -1)[order]
         return _read(params, steps, support.mask[order])
@@ -142,18 +143,16 @@ def snail(
     return embedded("snail", encoder, head, num_ways=num_ways, settings=settings, **options)
 
 
-def reading_order(mask: Array, key: Key | None) -> Array:
-    """Rows of a support set in the order of a stream, `[N]`; masked ones come first.
-
-    Args:
-      mask: Mask of the valid rows, bool `[N]`.
-      key: Key that draws the order; the given order without one.
-    """
-    # Valid rows are counted, so that masked ones change no draw, wherever they stand.
-    draws = jnp.cumsum(mask, dtype=jnp.int32)
-    if key is not None:
-        draws = jax.vmap(lambda n: jax.random.bits(jax.random.fold_in(key, n)))(draws)
-    return jnp.lexsort((draws, mask))
+def _sizes(name: str, given: Any) -> tuple[int, ...]:
+    """Sizes of all attention blocks, as a tuple."""
+    if not isinstance(given, (tuple, list)):
+        raise TypeError(
+            f"{name} is {given!r}; expected a size for every attention block, such as "
+            "(64, 256)."
+        )
+    for i, size in enumerate(given):
+        checks.whole_number(f"{name}[{i}]", size, least=1)
+    return tuple(given)
 
 
 def _blocks(params: PyTree) -> Iterator[tuple[int | None, PyTree]]:

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from metalearn.algorithms.embedding import Head
-from metalearn.core import loops, metrics
+from metalearn.core import checks, loops, metrics
 from metalearn.core.losses import cross_entropy
+from metalearn.core.rows import drawn_order
 from metalearn.core.task import Examples, concatenate, take
 from metalearn.core.types import Array, Key, PyTree
 
@@ -93,7 +94,7 @@ def streamed(reader: Reader, num_ways: int) -> Head:
 
     def fit(params: PyTree, support: Examples, *, key: Key | None = None) -> Reading:
         if key is not None:
-            support = take(support, _order(key, support.mask))
+            support = take(support, drawn_order(key, support.mask))
 
         def read(before: tuple[PyTree, Array], item: tuple[Array, Array, Array]):
             (carry, label), (x, told, valid) = before, item
@@ -135,8 +136,10 @@ def presentations(reading: Reading, most: int) -> tuple[Array, Array]:
     """Right answers by how often the class of an item had been presented before.
 
     The papers print these as accuracies at the first, second, ... presentation of a class:
-    `hits.sum(0) / counts.sum(0)` over many tasks, by `jax.vmap` of this function. Nothing
-    but luck can be right at the first, where the label of the class was never told.
+    `hits.sum(0) / counts.sum(0)` over many tasks, by `jax.vmap` of this function. At the
+    first the label of the class was never told, so that nothing of the item itself helps.
+    A learner is right more often than one time in W all the same, because a new class is
+    none of those that were told: the last one of W is certain.
 
     Args:
       reading: What a support set left behind: `adapted.fitted` of a learner that reads.
@@ -145,7 +148,17 @@ def presentations(reading: Reading, most: int) -> tuple[Array, Array]:
     Returns:
       `(hits, counts)`, each `[most]`: right answers, of which ties count in parts, and
       items.
+
+    Raises:
+      TypeError: something else than a `Reading`.
+      ValueError: `most` is no integer of 1 or more.
     """
+    if not isinstance(reading, Reading):
+        raise TypeError(
+            f"reading is a {type(reading).__name__}; expected a Reading: adapted.fitted of "
+            "ml.rnn or ml.mann."
+        )
+    checks.whole_number("most", most, least=1)
 
     def of(times: Array) -> tuple[Array, Array]:
         chosen = reading.mask & (reading.seen == times)
@@ -155,14 +168,6 @@ def presentations(reading: Reading, most: int) -> tuple[Array, Array]:
         return share * count, count
 
     return jax.vmap(of)(jnp.arange(most, dtype=reading.seen.dtype))
-
-
-def _order(key: Key, mask: Array) -> Array:
-    """A random order of the valid rows, `[N]`, in which the others come last."""
-    # The draw of a row depends on its number among the valid ones alone.
-    number = jnp.cumsum(mask, dtype=jnp.int32) - 1
-    draws = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i)))(number)
-    return jnp.lexsort((draws, ~mask))
 
 
 def _seen(support: Examples, num_ways: int) -> Array:

@@ -22,7 +22,13 @@ from typing import NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from metalearn.algorithms.embedding import EMBEDDING, EmbeddingOptions, Head, embedded
+from metalearn.algorithms.embedding import (
+    EMBEDDING,
+    EmbeddingOptions,
+    Head,
+    embedded,
+    shares_of,
+)
 from metalearn.algorithms.options import takes_options
 from metalearn.core import checks, loops
 from metalearn.core.learner import MetaLearner
@@ -109,10 +115,7 @@ def attentive_recurrent_comparator(
         return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
     def fit(params: PyTree, support: Examples, *, key: Key | None = None) -> _Shown:
-        members = jax.nn.one_hot(support.y, num_ways, dtype=support.x.dtype)
-        members = jnp.where(support.mask[:, None], members, 0)
-        counts = jnp.maximum(members.sum(0), 1)
-        return _Shown(_images(support.x), members / counts[None])
+        return _Shown(_images(support.x), shares_of(support, num_ways))
 
     def score(params: PyTree, shown: _Shown, x: Array) -> Array:
         states = _compare(params, _images(x), shown.images, num_glimpses, glimpse)

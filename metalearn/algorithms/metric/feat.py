@@ -33,6 +33,7 @@ from metalearn.core import checks
 from metalearn.core.learner import MetaLearner
 from metalearn.core.losses import cross_entropy, mask_absent, present_classes
 from metalearn.core.model import Model
+from metalearn.core.rows import unit
 from metalearn.core.task import Examples, concatenate
 from metalearn.core.types import Array, Key, PyTree
 
@@ -109,9 +110,7 @@ def feat(
         return _similarity(prototypes, x, metric) / temperature
 
     def loss(params, prototypes, support: Examples, query: Examples, logits, *, key):
-        both = concatenate(support, query)
-        among = (both.y[:, None] == both.y[None]) & both.mask[None]
-        drop = None
+        both, drop = concatenate(support, query), None
         if dropout:
             sizes = (num_ways, support.x.shape[0], query.x.shape[0])
             drop = _dropping(key, sizes, both.x, dropout)
@@ -119,13 +118,16 @@ def feat(
             logits = score(params, prototypes, query.x)
             logits = mask_absent(logits, present_classes(support, num_ways))
             drop = drop[num_ways:]
+        loss = cross_entropy(logits, query)
+        if not auxiliary:
+            return loss, {}
+        among = (both.y[:, None] == both.y[None]) & both.mask[None]
         rows = _attend(params, both.x, among, drop)
         centres = class_means(Examples(x=rows, y=both.y, mask=both.mask), num_ways)
         each = _similarity(centres, both.x, metric) / auxiliary_temperature
         each = mask_absent(each, present_classes(both, num_ways))
         apart = cross_entropy(each, both)
-        total = cross_entropy(logits, query) + auxiliary * apart
-        return total, {"auxiliary/loss": apart}
+        return loss + auxiliary * apart, {"auxiliary/loss": apart}
 
     head = Head(fit=fit, score=score, init=_init, loss=loss)
     settings = {
@@ -188,8 +190,6 @@ def _dropping(key: Key, sizes: tuple[int, ...], like: Array, rate: float) -> Arr
 
 def _similarity(centres: Array, x: Array, metric: Metric) -> Array:
     """Logits `[Q, W]` at temperature 1."""
-    squares = jnp.sum(jnp.square(centres), -1)
     if metric == "euclidean":
-        return 2 * x @ centres.T - squares[None]
-    some = squares > jnp.finfo(x.dtype).tiny
-    return x @ centres.T * jax.lax.rsqrt(jnp.where(some, squares, 1))[None]
+        return 2 * x @ centres.T - jnp.sum(jnp.square(centres), -1)[None]
+    return x @ unit(centres).T

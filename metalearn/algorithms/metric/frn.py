@@ -18,7 +18,14 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
-from metalearn.algorithms.embedding import EMBEDDING, EmbeddingOptions, Head, embedded
+from metalearn.algorithms.embedding import (
+    EMBEDDING,
+    EmbeddingOptions,
+    Head,
+    embedded,
+    exact,
+    members_of,
+)
 from metalearn.algorithms.options import takes_options
 from metalearn.core import checks
 from metalearn.core.learner import MetaLearner
@@ -26,6 +33,7 @@ from metalearn.core.losses import cross_entropy
 from metalearn.core.model import Model
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key, PyTree
+from metalearn.inner.solve import solve
 
 LEAST_RIDGE = 1e-6
 
@@ -85,9 +93,10 @@ def frn(
         return {"alpha": zero, "beta": zero, "gamma": jnp.ones((), like.dtype)}
 
     def fit(params: PyTree, support: Examples, *, key: Key | None = None) -> Array:
-        rows, members = places(support.x), _members(support, num_ways)
+        rows, members = places(support.x), members_of(support, num_ways)
         num, size, width = rows.shape
-        ridges = members.sum(0) * (size / width) * jnp.exp(params["alpha"]) + LEAST_RIDGE
+        ridges = members.sum(0) * (size / width) * jnp.exp(params["alpha"])
+        ridges = ridges + LEAST_RIDGE + _rounding(rows, members)
         rho, eye = jnp.exp(params["beta"]), jnp.eye(width, dtype=rows.dtype)[None]
         if num * size < width:
             return eye - rho * _hats_of_rows(rows, support, members, ridges)
@@ -95,35 +104,34 @@ def frn(
         ridges = ridges[:, None, None]
         systems = _grams(rows, members) + ridges * eye
         eyes = jnp.broadcast_to(eye, systems.shape)
-        return (1 - rho) * eye + rho * ridges * _solve(systems, eyes)
+        return (1 - rho) * eye + rho * ridges * solve(systems, eyes)
 
     def score(params: PyTree, rests: Array, x: Array) -> Array:
         apart = jnp.einsum("qrd,wde->qwre", places(x), rests)
         return -params["gamma"] * jnp.mean(jnp.sum(jnp.square(apart), -1), -1)
 
     def loss(params: PyTree, fitted, support: Examples, query: Examples, logits, *, key):
-        rows, members = places(support.x), _members(support, num_ways)
+        rows, members = places(support.x), members_of(support, num_ways)
         overlap = _overlap(_grams(rows, members))
         total = cross_entropy(logits, query) + auxiliary * overlap
         return total, {"auxiliary/loss": overlap}
 
-    head = Head(fit=fit, score=score, init=init, loss=loss if auxiliary else None)
+    head = exact(Head(fit=fit, score=score, init=init, loss=loss if auxiliary else None))
     settings = {"auxiliary": auxiliary, "by_root_width": by_root_width}
     return embedded(
         "frn", encoder, head, num_ways=num_ways, maps=True, settings=settings, **options
     )
 
 
-def _members(support: Examples, num_ways: int) -> Array:
-    """1 where an example belongs to a class, `[N, W]`; nowhere for a masked row."""
-    members = jax.nn.one_hot(support.y, num_ways, dtype=support.x.dtype)
-    return jnp.where(support.mask[:, None], members, 0)
+def _rounding(rows: Array, members: Array) -> Array:
+    """What rounding may make of the eigenvalues of `S_c' S_c`, `[W]`."""
+    squares = jnp.einsum("nrd,nw->w", jnp.square(jax.lax.stop_gradient(rows)), members)
+    return 10 * float(jnp.finfo(rows.dtype).eps) * squares / rows.shape[-1]
 
 
 def _grams(rows: Array, members: Array) -> Array:
     """`S_c' S_c` of each class, `[W, D, D]`."""
-    # In full precision where a device has less: the ridge may be far below these sums.
-    return jnp.einsum("nrd,nre,nw->wde", rows, rows, members, precision="highest")
+    return jnp.einsum("nrd,nre,nw->wde", rows, rows, members)
 
 
 def _hats_of_rows(rows: Array, support: Examples, members: Array, ridges: Array) -> Array:
@@ -135,21 +143,9 @@ def _hats_of_rows(rows: Array, support: Examples, members: Array, ridges: Array)
     num, size, width = rows.shape
     same = (support.y[:, None] == support.y[None]).repeat(size, 0).repeat(size, 1)
     flat = rows.reshape(num * size, width)
-    gram = jnp.where(same, jnp.matmul(flat, flat.T, precision="highest"), 0)
-    solved = _solve(gram + jnp.diag(ridges[support.y].repeat(size)), flat)
+    gram = jnp.where(same, jnp.matmul(flat, flat.T), 0)
+    solved = solve(gram + jnp.diag(ridges[support.y].repeat(size)), flat)
     return jnp.einsum("nrd,nre,nw->wde", rows, solved.reshape(rows.shape), members)
-
-
-def _solve(systems: Array, right: Array) -> Array:
-    """`A^-1 B` of positive symmetric matrices A `[..., M, M]` and B `[..., M, D]`."""
-    # Derivatives are further solves: those of the factors would cost several times more.
-    factors = jnp.linalg.cholesky(jax.lax.stop_gradient(systems), symmetrize_input=True)
-    return jax.lax.custom_linear_solve(
-        lambda solution: systems @ solution,
-        right,
-        lambda _, b: jax.scipy.linalg.cho_solve((factors, True), b),
-        symmetric=True,
-    )
 
 
 def _overlap(grams: Array) -> Array:

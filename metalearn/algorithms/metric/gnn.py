@@ -68,8 +68,9 @@ def few_shot_gnn(
       num_ways: W, number of classes of a label and of logits. Tasks may have fewer, but the
         classes of the paper's tasks are as many in training as at test.
       num_layers: Number of layers before the last.
-      node_features: Number of features that a layer adds to each node.
-      edge_widths: Sizes of the hidden layers of the network that makes an edge.
+      node_features: Number of features that a layer adds to each node; 2 or more with
+        layer norm, which leaves nothing of one.
+      edge_widths: Sizes of the hidden layers of the network that makes an edge; likewise.
       layer_norm: Whether the features of nodes and edges are normalised.
       query_chunk: Number of queries at once; all when `None`. A query has `N (N + 1) / 2`
         edges in each layer after the first. With a number, training stores none of their
@@ -87,11 +88,13 @@ def few_shot_gnn(
       >>> learner = ml.few_shot_gnn(ml.from_linen(ml.models.Conv4()), num_ways=5)
     """
     checks.whole_number("num_layers", num_layers, least=1)
-    checks.whole_number("node_features", node_features, least=1)
+    # The norm of a layer of one feature is its bias, whatever comes in.
+    least = 2 if layer_norm else 1
+    checks.whole_number("node_features", node_features, least=least)
     if not isinstance(edge_widths, (tuple, list)):
         raise ValueError(f"edge_widths is {edge_widths!r}; expected sizes, e.g. (96, 96).")
     for width in edge_widths:
-        checks.whole_number("a width of edge_widths", width, least=1)
+        checks.whole_number("a width of edge_widths", width, least=least)
     if query_chunk is not None:
         checks.whole_number("query_chunk", query_chunk, least=1)
 

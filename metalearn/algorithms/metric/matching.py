@@ -21,11 +21,18 @@ from typing import Literal, NamedTuple, Unpack, get_args
 import jax
 import jax.numpy as jnp
 
-from metalearn.algorithms.embedding import EMBEDDING, EmbeddingOptions, Head, embedded
+from metalearn.algorithms.embedding import (
+    EMBEDDING,
+    EmbeddingOptions,
+    Head,
+    embedded,
+    members_of,
+)
 from metalearn.algorithms.options import takes_options
 from metalearn.core import checks, loops
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model
+from metalearn.core.rows import drawn_order, unit
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.models.cells import lstm_init, lstm_start, lstm_step
@@ -73,7 +80,8 @@ def matching_networks(
       context: "none": every example is embedded by itself; "full": LSTMs of the context
         follow. They read the support set in an order that the key of `adapt` draws, in the
         given order without a key, and predictions depend on it.
-      read_steps: Number of steps in which a query reads the support set.
+      read_steps: Number of steps in which a query reads the support set; with full context
+        alone.
       **options: See `EmbeddingOptions`.
 
     Returns:
@@ -105,7 +113,7 @@ def matching_networks(
         return params
 
     def fit(params: PyTree, support: Examples, *, key: Key | None = None) -> _Read:
-        members = jax.nn.one_hot(support.y, num_ways, dtype=bool) & support.mask[:, None]
+        members = members_of(support, num_ways) > 0
         rows = _in_context(params, support, key) if full else support.x
         return _Read(rows, members)
 
@@ -113,7 +121,7 @@ def matching_networks(
         if full:
             x = _reading(params["query"], read, x, read_steps)
         sharp = jnp.exp(params["log_scale"]) if learn_scale else scale
-        return _log_sums(sharp * _directions(x) @ _directions(read.rows).T, read.members)
+        return _log_sums(sharp * unit(x) @ unit(read.rows).T, read.members)
 
     head = Head(fit=fit, score=score, init=init if learn_scale or full else None)
     settings = {"scale": scale, "learn_scale": learn_scale, "context": context}
@@ -126,14 +134,8 @@ def matching_networks(
 
 def _in_context(params: PyTree, support: Examples, key: Key | None) -> Array:
     """Embeddings `[N, D]` to which two LSTMs add what they have read."""
-    mask, places = support.mask, jnp.arange(support.mask.shape[0])
-    if key is None:
-        order = places
-    else:
-        # A number for each row by itself: further rows, masked ones, change no order.
-        draw = lambda place: jax.random.uniform(jax.random.fold_in(key, place))
-        order = jnp.argsort(jax.vmap(draw)(places))
-    x, valid = support.x[order], mask[order]
+    order = drawn_order(key, support.mask)
+    x, valid = support.x[order], support.mask[order]
     # Both directions in one loop, on an axis of their own: half the program.
     both_ways = lambda rows: jnp.stack([rows, rows[::-1]], 1)
     cells = jax.tree.map(
@@ -168,13 +170,6 @@ def _reading(cell: PyTree, read: _Read, x: Array, num_steps: int) -> Array:
     start = lstm_start(cell, x.shape[0])
     (state, _), _ = loops.scan(step, start, None, length=num_steps)
     return state
-
-
-def _directions(x: Array) -> Array:
-    """Rows of length 1; a row of zeros stays, with a finite derivative."""
-    squares = jnp.sum(jnp.square(x), -1, keepdims=True)
-    some = squares > jnp.finfo(x.dtype).tiny
-    return x * jax.lax.rsqrt(jnp.where(some, squares, 1))
 
 
 def _log_sums(scores: Array, members: Array) -> Array:

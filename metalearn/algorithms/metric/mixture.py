@@ -27,11 +27,11 @@ from metalearn.algorithms.embedding import (
     Head,
     class_means,
     embedded,
+    members_of,
 )
 from metalearn.algorithms.options import takes_options
 from metalearn.core import checks, loops
 from metalearn.core.learner import MetaLearner
-from metalearn.core.losses import absent_logit
 from metalearn.core.model import Model
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key, PyTree
@@ -103,7 +103,7 @@ def infinite_mixture_prototypes(
         held = jax.lax.stop_gradient(support.x)
         fixed = Examples(x=held, y=support.y, mask=support.mask)
         means = class_means(fixed, num_ways)
-        members = jax.nn.one_hot(support.y, num_ways, dtype=bool) & support.mask[:, None]
+        members = members_of(support, num_ways) > 0
         spread = _spread(means, members.any(0))
         size = held.shape[-1]
         threshold = variance * (size * jnp.log1p(spread / variance) - 2 * math.log(alpha))
@@ -129,7 +129,8 @@ def infinite_mixture_prototypes(
         centres, members = mixture
         apart = jnp.sum(jnp.square(centres), -1)[None] - 2 * x @ centres.T
         near = -apart / (2 * jnp.exp(params["log_sigma"]))
-        out = jnp.asarray(absent_logit(near.dtype), near.dtype)
+        # A class without a cluster, which `embedded` masks, has none that is near.
+        out = jnp.where(members.any(0), -jnp.inf, 0).astype(near.dtype)[None, :, None]
         return jnp.max(jnp.where(members.T[None], near[:, None], out), -1)
 
     head = Head(fit=fit, score=score, init=init)

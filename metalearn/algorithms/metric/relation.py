@@ -31,10 +31,12 @@ from metalearn.algorithms.embedding import (
     Head,
     class_means,
     embedded,
+    members_of,
 )
 from metalearn.algorithms.options import takes_options
 from metalearn.core import checks
 from metalearn.core.learner import MetaLearner
+from metalearn.core.losses import present_classes
 from metalearn.core.model import Model
 from metalearn.core.task import Examples
 from metalearn.core.types import Array, Key, PyTree
@@ -97,12 +99,10 @@ def relation_network(
         return _module(key, like, width, hidden)
 
     def fit(params: PyTree, support: Examples, *, key: Key | None = None) -> _Classes:
-        members = jax.nn.one_hot(support.y, num_ways, dtype=bool) & support.mask[:, None]
         features = class_means(support, num_ways)
         if pool == "sum":
-            counts = members.sum(0).astype(features.dtype)
-            features = features * counts.reshape((-1,) + (1,) * (features.ndim - 1))
-        return _Classes(features, members.any(0))
+            features = jnp.tensordot(members_of(support, num_ways).T, support.x, 1)
+        return _Classes(features, present_classes(support, num_ways))
 
     def score(params: PyTree, classes: _Classes, x: Array) -> Array:
         return related(params, classes.features, x)

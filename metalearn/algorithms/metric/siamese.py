@@ -20,7 +20,13 @@ from typing import NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from metalearn.algorithms.embedding import EMBEDDING, EmbeddingOptions, Head, embedded
+from metalearn.algorithms.embedding import (
+    EMBEDDING,
+    EmbeddingOptions,
+    Head,
+    embedded,
+    shares_of,
+)
 from metalearn.algorithms.options import takes_options
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model
@@ -69,9 +75,7 @@ def siamese_network(
         return {"weights": weights, "bias": jnp.zeros((), like.dtype)}
 
     def fit(params: PyTree, support: Examples, *, key: Key | None = None) -> _Kept:
-        members = jax.nn.one_hot(support.y, num_ways, dtype=support.x.dtype)
-        members = jnp.where(support.mask[:, None], members, 0)
-        return _Kept(support.x, members / jnp.maximum(members.sum(0), 1)[None])
+        return _Kept(support.x, shares_of(support, num_ways))
 
     def score(params: PyTree, kept: _Kept, x: Array) -> Array:
         return _log_odds(params, x, kept.rows) @ kept.shares

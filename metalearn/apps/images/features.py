@@ -15,6 +15,7 @@ from metalearn import models
 from metalearn.algorithms.record import parameters
 from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.learners import Learner
+from metalearn.apps.ways import check_ways, head_offers
 from metalearn.core import digest, losses
 from metalearn.core.linen import from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
@@ -33,12 +34,16 @@ class FewShotFeatures:
     from a finished run of protonet.
 
     Attributes:
-      ways: Classes of a task.
-      shots: Support examples of a class.
+      ways: Classes of a training task.
+      shots: Support examples of a class in training.
       queries: Query examples of a class in training.
+      eval_ways: Classes of a validation or test task; as in training if None.
+      eval_shots: Support examples of a class at validation and test; as in training if
+        None.
       eval_queries: Query examples of a class at validation and test.
-      widths: Sizes of the hidden layers of the classifier; without effect for a learner
-        that brings its own network.
+      widths: Sizes of the hidden layers of the classifier. For a learner of an encoder,
+        hidden units of each residual block, which begins as the identity; none for the
+        features as they are. Without effect for a learner that brings its own network.
     """
 
     kind: ClassVar[str] = "features"
@@ -47,24 +52,26 @@ class FewShotFeatures:
     ways: int = 5
     shots: int = 1
     queries: int = 5
+    eval_ways: int | None = None
+    eval_shots: int | None = None
     eval_queries: int = 15
     widths: tuple[int, ...] = ()
 
     @property
     def test_ways(self) -> int:
         """Classes of a validation or test task."""
-        return self.ways
+        return self.ways if self.eval_ways is None else self.eval_ways
 
     @property
     def test_shots(self) -> int:
         """Support examples of a class in a validation or test task."""
-        return self.shots
+        return self.shots if self.eval_shots is None else self.eval_shots
 
     def unread(self, learner: Learner) -> dict[str, str]:
         """Fields without effect, and the setting that would read each."""
-        if "model" in parameters(learner.record.build):
-            return {}
-        return {"widths": "learners of a model"}
+        if {"model", "encoder"}.isdisjoint(parameters(learner.record.build)):
+            return {"widths": "learners of a model or an encoder"}
+        return {}
 
     def check(self, learner: Learner) -> None:
         """Refuses a learner for which there is no network here.
@@ -72,19 +79,18 @@ class FewShotFeatures:
         Raises:
           ValueError: the settings do not fit; the message names the learner and the remedy.
         """
-        if self.ways < 2:
-            raise ValueError(f"app.ways is {self.ways}; expected 2 or more.")
+        check_ways(self, learner)
         if self.widths and min(self.widths) < 1:
             raise ValueError(
                 f"app.widths is {self.widths}; expected units of hidden layers, each 1 or "
                 "more, or none."
             )
         learner.refuse_policy("networks with batch norm")
-        record = learner.record
-        if record.networks or not record.fixed_head:
+        networks = learner.record.networks
+        if networks and "mlp" not in networks:
             raise ValueError(
                 f"{learner.name} needs a network that features do not have here; expected "
-                "a learner that adapts a classifier of vectors, such as maml."
+                "a learner of any network, such as maml or protonet."
             )
 
     def load(self, data_dir: str | None, parts: tuple[str, ...] = PARTS) -> Any:
@@ -119,6 +125,7 @@ class FewShotFeatures:
         return {
             "name": "features",
             "num_features": next(iter(data.values()))[0].shape[1],
+            "num_classes": len(np.unique(data["train"][1])) if "train" in data else None,
             "parts": {
                 part: {
                     "classes": len(np.unique(labels)),
@@ -135,13 +142,15 @@ class FewShotFeatures:
 
     def tasks(self, data: Any, part: str) -> TaskSampler:
         """Tasks of "train", "validation" or "test"."""
-        queries = self.queries if part == "train" else self.eval_queries
+        training = part == "train"
+        ways = self.ways if training else self.test_ways
+        shots = self.shots if training else self.test_shots
         return few_shot(
             *data[part],
-            num_ways=self.ways,
-            num_support=self.shots,
-            num_query=queries,
-            name=f"features {part} {self.ways}-way {self.shots}-shot",
+            num_ways=ways,
+            num_support=shots,
+            num_query=self.queries if training else self.eval_queries,
+            name=f"features {part} {ways}-way {shots}-shot",
         )
 
     def example(self, record: DataRecord) -> Task:
@@ -159,11 +168,15 @@ class FewShotFeatures:
         self, learner: Learner, record: DataRecord, *, evaluating: bool
     ) -> dict[str, Any]:
         """Arguments for the constructor of a learner."""
-        del record, evaluating
+        own = learner.record.networks.get("mlp")
+        encoder = models.ResidualMLP if own is None else own
+        classifier = models.MLP if own is None else own
         return {
-            "model": from_linen(models.MLP(self.ways, widths=self.widths)),
+            "model": from_linen(classifier(self.ways, widths=self.widths)),
+            "encoder": from_linen(encoder(None, widths=self.widths)),
             "loss_fn": losses.cross_entropy,
-            "num_ways": self.ways,
+            "num_classes": record.get("num_classes"),
+            **head_offers(self, learner, evaluating=evaluating),
         }
 
     def draw(self, path: Path, record: DataRecord, data: Any, predictor: Predictor) -> None:

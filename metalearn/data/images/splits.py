@@ -142,6 +142,8 @@ def check_splits(
     class_names: Sequence[str],
     where: str,
     absent: Mapping[str, str] | None = None,
+    *,
+    things: str = "images",
 ) -> dict[str, list[str]]:
     """Checks lists of class names against the classes that exist.
 
@@ -154,6 +156,7 @@ def check_splits(
       class_names: The classes that exist.
       where: Source of the lists, for messages.
       absent: Folders that give no class, and why.
+      things: What the set is of, for messages.
 
     Returns:
       Sorted class names of each part that is listed and not empty, as in `class_names`.
@@ -197,8 +200,8 @@ def check_splits(
     if missing:
         why = [f"{name!r} {absent[name]}" for name in missing if name in (absent or {})]
         raise ValueError(
-            f"{where} names {len(missing)} classes that are not among the images: "
-            f"{missing[:10]}; the images have {len(class_names)} classes, such as "
+            f"{where} names {len(missing)} classes that are not among the {things}: "
+            f"{missing[:10]}; the {things} have {len(class_names)} classes, such as "
             f"{sorted(class_names)[:5]}. {'; '.join([*why[:5], ''])}"
             "Correct the names or remove them."
         )
@@ -212,29 +215,39 @@ def normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def parsed(path: Path | str, text: str | bytes) -> Any:
-    """Contents of a splits file.
+def parsed(path: Path | str, text: str | bytes, wanted: str = "") -> Any:
+    """Contents of a JSON file.
+
+    Args:
+      path: Source of the text, for messages.
+      text: JSON text.
+      wanted: What the file should hold, for messages; lists of class names if empty.
 
     Raises:
       ValueError: Not JSON, or an object has a key twice.
     """
     # Bytes, because only there a byte-order mark tells the encoding.
     data = text if isinstance(text, bytes) else text.encode()
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            twice = sorted(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
-            raise ValueError(f"the keys {twice[:5]} stand more than once in one object")
-        return found
-
     try:
-        return json.loads(data, object_pairs_hook=once)
+        return json.loads(data, object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
+        wanted = wanted or f"lists of class names: {EXAMPLE}"
         raise ValueError(
-            f"{path} is not valid JSON ({error}); expected UTF-8 text with lists of class "
-            f"names: {EXAMPLE}"
+            f"{path} is not valid JSON ({error}); expected UTF-8 text with {wanted}"
         ) from error
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object from its pairs, for `json.loads(..., object_pairs_hook=each_once)`.
+
+    Raises:
+      ValueError: a key stands twice, of which JSON by itself would keep the last.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = sorted(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
+        raise ValueError(f"the keys {twice[:5]} stand more than once in one object")
+    return found
 
 
 def _names(value: Any, key: str, where: str) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metalearn.core.cost import in_bytes
-from metalearn.data.images.splits import parsed
+from metalearn.data.images.splits import each_once, parsed
 
 MOST_BYTES = 256 * 2**20
 # Words of letters and underscores, so that features take each mark for one word.
@@ -54,7 +54,8 @@ def csv_rows(path: Path, text: str = "text", label: str = "category") -> Iterato
 
     Raises:
       FileNotFoundError: it is missing.
-      ValueError: a column is missing, or a row has other columns; names the line.
+      ValueError: a column is missing or named twice, or a row has other columns; names the
+        line.
     """
     lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
@@ -63,6 +64,11 @@ def csv_rows(path: Path, text: str = "text", label: str = "category") -> Iterato
             raise ValueError(
                 f"{path} has the columns {names[:6]}; expected {text!r} and {label!r} in "
                 "its first line."
+            )
+        if twice := [name for name in (text, label) if names.count(name) > 1]:
+            raise ValueError(
+                f"{path} has several columns of the name {twice[0]!r}; expected one. "
+                "Rename or remove the others."
             )
         for cells in lines:
             where = f"line {lines.line_num} of {path}"
@@ -82,7 +88,7 @@ def json_lines(path: Path, text: str, label: str) -> Iterator[Row]:
 
     Raises:
       FileNotFoundError: it is missing.
-      ValueError: a line is no such object; names the line.
+      ValueError: a line is no such object, or has a key twice; names the line.
     """
     # Not by `splitlines`, which would break texts at rare separators.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -90,7 +96,7 @@ def json_lines(path: Path, text: str, label: str) -> Iterator[Row]:
             continue
         where = f"line {number} of {path}"
         try:
-            content = json.loads(line)
+            content = json.loads(line, object_pairs_hook=each_once)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not valid JSON: {error}.") from error
         if not isinstance(content, dict) or not {text, label} <= content.keys():
@@ -107,7 +113,7 @@ def fewrel_rows(path: Path) -> Iterator[Row]:
       FileNotFoundError: it is missing.
       ValueError: the file is no such JSON; names the relation and the sentence.
     """
-    content = parsed(path, read_text(path))
+    content = parsed(path, read_text(path), "an object of sentences by relation.")
     if not isinstance(content, dict) or not content:
         raise ValueError(
             f"{path} is no object of relations; expected sentences by relation."
@@ -136,12 +142,14 @@ def marked(tokens: list[str], places: dict[str, list[list[int]]]) -> str:
 
     Raises:
       IndexError: a mention is empty or outside the sentence.
-      TypeError: something else than words and numbers.
+      TypeError: something else than a list of words, and numbers.
 
     Example:
       >>> marked(["Bridge", "crosses", "Wye"], {"h": [[0]], "t": [[2]]})
       '_head_ Bridge _endhead_ crosses _tail_ Wye _endtail_'
     """
+    if not isinstance(tokens, list):  # a text is a sequence of letters
+        raise TypeError(f"the tokens are a {type(tokens).__name__} and no list")
     before: list[list[str]] = [[] for _ in tokens]
     behind: list[list[str]] = [[] for _ in tokens]
     for entity, (begin, end) in MARKS.items():

@@ -85,7 +85,7 @@ def hashed_texts(
       A function `texts -> float32 [I, D]`.
 
     Raises:
-      TypeError: something else than texts.
+      TypeError: something else than texts, or sizes that are no pair.
       ValueError: a text is empty, or a size is out of range.
 
     Example:
@@ -93,6 +93,7 @@ def hashed_texts(
       >>> features(["lost card"]).shape
       (1, 16)
     """
+    words, characters = _pair("words", words), _pair("characters", characters)
     counts = hashed_counts(texts, dim, words=words, characters=characters)
     filled = np.count_nonzero(counts, axis=0)
     weights = 1 + np.log((1 + len(counts)) / (1 + filled))
@@ -107,13 +108,7 @@ def hashed_counts(
     """Signed counts of the n-grams of each text, float32 `[I, dim]`."""
     if not isinstance(dim, int) or isinstance(dim, bool) or not 2 <= dim <= _MOST:
         raise ValueError(f"dim is {dim!r}; expected a number of buckets from 2 to {_MOST}.")
-    for name, limits in (("words", words), ("characters", characters)):
-        whole = len(limits) == 2 and all(type(n) is int for n in limits)
-        if not whole or not (limits == (0, 0) or 1 <= limits[0] <= limits[1]):
-            raise ValueError(
-                f"{name} is {limits!r}; expected the shortest and the longest n-gram, such "
-                "as (1, 2), or (0, 0) for none."
-            )
+    words, characters = _pair("words", words), _pair("characters", characters)
     if not words[1] and not characters[1]:
         raise ValueError("words and characters are both (0, 0); expected some n-grams.")
     texts = check_texts(texts)
@@ -126,6 +121,22 @@ def hashed_counts(
         buckets = ((codes >> 1) % dim).astype(np.int64)
         found[row] = np.bincount(buckets, weights=signs, minlength=dim)
     return found
+
+
+def _pair(name: str, limits: Any) -> tuple[int, int]:
+    """The shortest and the longest n-gram of a kind, checked, as a tuple."""
+    expected = (
+        f"{name} is {limits!r}; expected the shortest and the longest n-gram, such as "
+        "(1, 2), or (0, 0) for none."
+    )
+    if not isinstance(limits, (tuple, list)):
+        raise TypeError(expected)
+    if len(limits) != 2 or not all(type(n) is int for n in limits):
+        raise ValueError(expected)
+    low, high = limits
+    if not (low == high == 0 or 1 <= low <= high):
+        raise ValueError(expected)
+    return low, high
 
 
 def damped(counts: np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ from metalearn.data.text.plain import folded, is_empty
 
 PARTS = ("train", "validation", "test")
 FOLDS = "few_shot_folds.json"
+_EXAMPLE = '{"01": {"train": ["a"], "valid": ["b"], "test": ["c"]}}'
 # Name: one line, and the first file that is looked for.
 SETS: dict[str, tuple[str, str]] = {
     "banking77": ("77 intents of customers of a bank, 13,083 questions", "train.csv"),
@@ -140,7 +141,7 @@ def load_texts(
     keys = [folded(row.text) for row in rows]
     rows, keys, repeated = _unrepeated(rows, keys, drop_repeated)
     counts = Counter(row.label for row in rows)
-    splits = check_splits(splits, sorted(counts), where)
+    splits = check_splits(splits, sorted(counts), where, things="texts")
     if lacking := [part for part in PARTS if part not in splits]:
         raise ValueError(
             f"{where} has no classes for {' and '.join(lacking)}; expected lists of "
@@ -192,11 +193,11 @@ def _sources(
         rows, splits = _fewrel(folder, fold)
         return fold, rows, splits, f"the fold {fold!r} of fewrel"
     path = folder / FOLDS
-    folds = parsed(path, text_files.read_text(path))
+    folds = parsed(path, text_files.read_text(path), f"an object of folds: {_EXAMPLE}")
     if not isinstance(folds, dict) or not folds:
         raise ValueError(
-            f"{path} holds a {type(folds).__name__}; expected an object of folds, each "
-            'such as {"train": ["a"], "valid": ["b"], "test": ["c"]}.'
+            f"{path} holds a {type(folds).__name__}; expected an object of folds: "
+            f"{_EXAMPLE}"
         )
     fold = _chosen(folds, fold, str(path))
     if name == "banking77":
@@ -243,7 +244,7 @@ def _names(folder: Path, rows: list[Row]) -> dict[str, str]:
     path = folder / "pid2name.json"
     if not path.is_file():
         return {}
-    words = parsed(path, text_files.read_text(path))
+    words = parsed(path, text_files.read_text(path), "names of relations by number.")
     found = {}
     for label in {row.label for row in rows}:
         told = words.get(label) if isinstance(words, dict) else None

@@ -13,6 +13,7 @@ its bytes. Unlike there, "<s>" in a text is text.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -24,13 +25,16 @@ from typing import Any
 
 import numpy as np
 
-from metalearn.core import digest, files, optional
+from metalearn.core import optional
+from metalearn.core.cost import in_bytes
+from metalearn.data.images.splits import parsed
 from metalearn.data.text.plain import check_texts
 
 WEIGHTS = "weights/l2_supercat_256.safetensors"
 TOKENIZER = "tokenizers/l2_supercat_tokenizer_config.json"
 _TENSOR = "embedding.weight"
 _DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+_MOST_BYTES = 2**30  # of a file; the vectors take 16 MiB
 _MOST_HEADER = 2**20  # bytes; the header of one tensor takes a hundred
 _REMEDY = "Install the package again: pip install --force-reinstall 'wordllama==0.4.*'"
 _SPACE = "▁"
@@ -155,10 +159,9 @@ def read_vectors(path: Path) -> tuple[np.ndarray, str]:
 
     Raises:
       FileNotFoundError: it is missing.
-      ValueError: the file is damaged, or has another tensor.
+      ValueError: the file is damaged or too large, or has another tensor.
     """
-    _check_there(path)
-    seal, data = digest.of_file(path), path.read_bytes()
+    data, seal = _read(path)
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(len(data) - 8, _MOST_HEADER):
         raise ValueError(f"{path} is no safetensors file of {len(data)} bytes. {_REMEDY}")
@@ -195,10 +198,10 @@ def read_tokenizer(
 
     Raises:
       FileNotFoundError: it is missing.
-      ValueError: the file is damaged, or is of another kind of tokenizer.
+      ValueError: the file is damaged or too large, or is of another kind of tokenizer.
     """
-    _check_there(path)
-    seal, content = digest.of_file(path), files.read_json(path)
+    data, seal = _read(path)
+    content = parsed(path, data, f"the tokenizer of wordllama 0.4. {_REMEDY}")
     try:
         model = content["model"]
         tokens = dict(model["vocab"])
@@ -251,11 +254,20 @@ def _installed() -> Path:
     return Path(places[0] if places else "wordllama")
 
 
-def _check_there(path: Path) -> None:
+def _read(path: Path) -> tuple[bytes, str]:
+    """The bytes of a file, and the digest of these very bytes."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing; expected the files of wordllama 0.4. {_REMEDY}"
         )
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise ValueError(
+            f"{path} takes {in_bytes(size)}; expected at most {in_bytes(_MOST_BYTES)}, and "
+            f"the files of wordllama 0.4. {_REMEDY}"
+        )
+    data = path.read_bytes()
+    return data, hashlib.sha256(data).hexdigest()
 
 
 def _is_byte(token: str) -> bool:

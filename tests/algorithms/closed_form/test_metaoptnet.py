@@ -88,6 +88,7 @@ def test_a_scale_that_is_not_learned_is_no_parameter():
         ({"cost": 0.0}, "cost is 0.0; expected a finite number above 0"),
         ({"diagonal": -1.0}, "diagonal is -1.0"),
         ({"iterations": 0}, "iterations is 0"),
+        ({"scale": 0.0}, "scale is 0.0; expected a finite number above 0"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

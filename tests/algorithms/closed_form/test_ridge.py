@@ -212,6 +212,8 @@ def test_numbers_that_are_not_learned_are_no_parameters():
         (r2d2, {"learn": "some"}, "learn is 'some'; expected one of nothing, calibration"),
         (metaoptnet_ridge, {"regularisation": -1.0}, "regularisation is -1.0"),
         (metaoptnet_ridge, {"scale": float("nan")}, "scale is nan"),
+        (metaoptnet_ridge, {"scale": 0.0}, "scale is 0.0; expected a finite number above"),
+        (r2d2, {"scale": -10.0, "learn": "nothing"}, "scale is -10.0; expected"),
     ],
 )
 def test_wrong_options_are_refused(build, options, message):

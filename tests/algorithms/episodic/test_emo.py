@@ -1,5 +1,6 @@
 """EMO against MAML, and against a memory of NumPy on the quadratic bench, in float64."""
 
+import dataclasses
 import functools
 
 import jax
@@ -32,7 +33,8 @@ PARTS = ("mean", "current_plus_mean", "transformer")
 
 
 def learner_of(steps=STEPS, **options):
-    options = {"inner_rate": RATE, "capacity": CAPACITY, "recall": RECALL, **options}
+    sizes = {"inner_rate": RATE, "capacity": CAPACITY, "recall": RECALL}
+    options = {**sizes, "remember": "all", **options}
     return emo(quadratic_model(), quadratic_loss, num_steps=steps, task_chunk=3, **options)
 
 
@@ -152,8 +154,8 @@ def adapted_by(memory, a, c, theta=THETA, steps=STEPS):
 )
 def test_three_batches_are_recalled_and_remembered_as_by_lists(how, eviction):
     learner = learner_of(aggregate=how, eviction=eviction)
-    memory = Memory(how, eviction)
-    found = estimates(compiled(learner), started(learner))
+    memory, run = Memory(how, eviction), compiled(learner)
+    found = estimates(run, started(learner))
     for (arrays, _), (_, estimate) in zip(batches(), found[:3], strict=True):
         grads, entries, reads = [], [], []
         for a, c, b, e in zip(*arrays):
@@ -181,6 +183,18 @@ def test_three_batches_are_recalled_and_remembered_as_by_lists(how, eviction):
         adapt = jax.jit(learner_of(steps, aggregate=how).adapt)
         theta = adapted_by(memory, a[1], c[1], steps=steps)[0]
         close(adapt(found[3][0], one(tasks, 1).support).params, theta)
+    # A task without a support example has used nothing, and is not written.
+    there = np.array([True, False, True, True])
+    support = dataclasses.replace(tasks.support, mask=there[:, None])
+    kept = run(found[3][0], dataclasses.replace(tasks, support=support)).state["memory"]
+    entries = [adapted_by(memory, a[i], c[i]) for i in np.flatnonzero(there)]
+    for *_, (order, _) in entries:
+        if eviction == "lru":
+            memory.used(order)
+    for *_, entry, _ in entries:
+        memory.write(*entry)
+    close(kept.keys, np.stack([slot["key"] for slot in memory.slots]))
+    assert kept.used.tolist() == [slot["used"] for slot in memory.slots]
 
 
 def test_the_transformer_and_the_rates_learn_by_finite_differences():
@@ -301,6 +315,7 @@ def test_the_key_is_a_mean_of_valid_rows_or_what_is_given():
 def test_arguments_out_of_range_are_named():
     for options, words in (
         ({"inner_rate": -1.0}, "inner_rate is -1"),
+        ({"inner_rate": "fast"}, "inner_rate is 'fast'; expected a finite number"),
         ({"capacity": 0}, "capacity is 0"),
         ({"capacity": 2}, "recall is 3; expected at most 2"),
         ({"recall": -1}, "recall is -1"),
@@ -316,3 +331,17 @@ def test_arguments_out_of_range_are_named():
     only = emo(plain(), ml.losses.cross_entropy, adapt_filter="head")
     with pytest.raises(ValueError, match="no gradient would be remembered"):
         only.init(jax.random.key(0), one(wide_blobs()))
+
+
+def test_a_head_that_no_parameter_is_of_is_refused():
+    """Its gradients would be remembered with those of the body."""
+    start = lambda **options: jax.eval_shape(
+        emo(plain(), ml.losses.cross_entropy, **options).init,
+        jax.random.key(0),
+        one(wide_blobs()),
+    )
+    with pytest.raises(ValueError, match=r"head is 'top'.* The paths are: body/b, body/w"):
+        start(head="top")
+    start(head="top", remember="all")
+    said = ml.describe(learner_of(remember="body", head="top", width=3))
+    assert (said["remember"], said["head"], said["width"]) == ("body", "top", 3)

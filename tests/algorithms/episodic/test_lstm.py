@@ -11,7 +11,7 @@ from tiny import one
 
 import metalearn as ml
 from metalearn.algorithms.episodic import agent as parts
-from metalearn.algorithms.episodic import episodic_lstm
+from metalearn.algorithms.episodic import episodic_lstm, lstm
 from metalearn.models.cells import lstm_step
 from metalearn.tasks.barcodes import barcodes
 
@@ -307,6 +307,28 @@ def test_arms_pay_as_often_as_they_should():
     shares = np.exp(found.logits) / np.exp(found.logits).sum(-1, keepdims=True)
     pulled = np.eye(ARMS)[found.actions].mean(0)
     np.testing.assert_allclose(pulled, shares.mean(0), atol=0.08)
+
+
+def test_an_encoder_and_the_agent_draw_from_keys_of_their_own(monkeypatch):
+    seen = []
+
+    def apply(variables, x, *, key=None, train=False, mask=None):
+        seen.append(key)
+        return x, variables.state
+
+    def play_all(agent, rules, episodes, key):
+        seen.append(key)
+        return None, None
+
+    monkeypatch.setattr(lstm, "play_all", play_all)
+    encoder = ml.Model(lambda key, x: ml.Variables(params={}, state={}), apply)
+    learner = episodic_lstm(encoder, num_ways=ARMS)
+    variables = ml.Variables(params={"agent": {}, "encoder": {}}, state={})
+    learner.adapt(variables, one(epochs()).support)
+    assert seen == [None, None]
+    learner.adapt(variables, one(epochs()).support, key=jax.random.key(0))
+    embedded, played = (jax.random.key_data(key).tolist() for key in seen[2:])
+    assert embedded != played
 
 
 def test_with_and_without_memory_agents_start_alike():

@@ -14,6 +14,14 @@ POLICIES = ("fifo", "lru", "clock")
 KEYS = np.eye(8)
 
 
+def test_values_that_have_no_mean_are_refused():
+    number = {"number": np.zeros(2, np.int32)}
+    with pytest.raises(ValueError, match=r"value is int32\[2\] at number; expected real"):
+        store.empty(2, KEYS[0], number)
+    with pytest.raises(ValueError, match=r"a value is bool\[\]; expected real numbers"):
+        store.empty(2, KEYS[0], np.asarray(True))
+
+
 def at_first(capacity):
     """A memory for each policy."""
     memory = store.empty(capacity, KEYS[0], {"number": np.zeros(2)})

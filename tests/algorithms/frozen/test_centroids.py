@@ -10,7 +10,7 @@ from tiny import WAYS, one
 
 import metalearn as ml
 from metalearn.algorithms import frozen
-from metalearn.algorithms.frozen.centroids import neighbour_head
+from metalearn.algorithms.frozen.centroids import euclidean_head, neighbour_head
 
 pytestmark = pytest.mark.usefixtures("x64")
 MEAN = np.array([0.3, -0.2, 1.0, 0.1])
@@ -114,6 +114,36 @@ def test_ties_of_votes_go_to_the_nearer_class_and_of_places_to_all():
     mask = jnp.array([True, True, False])
     found = scores(x, y, np.array([[0.25]]), k=9, mask=mask)
     close(found, np.array([[1 - 0.5 * 0.75, 0, 1 - 0.5 * 0.25]]))
+
+
+def test_features_far_from_zero_keep_their_digits():
+    """In float32, at an offset of a thousand times what tells them apart."""
+    rng = np.random.default_rng(0)
+    rows = (100 + 0.1 * rng.normal(size=(10, 4))).astype(np.float32)
+    y, heads = (
+        np.arange(6) % 3,
+        (
+            neighbour_head(3, k=2, distance="euclidean"),
+            euclidean_head(3, normalised=False),
+        ),
+    )
+
+    def both(rows):
+        support = ml.Examples.of(rows[:6], jnp.asarray(y))
+        return [head.score({}, head.fit({}, support), rows[6:]) for head in heads]
+
+    votes, logits = jax.jit(both)(rows)
+    assert votes.dtype == logits.dtype == jnp.float32
+    x, queries = np.float64(rows[:6]), np.float64(rows[6:])
+    apart = np.linalg.norm(queries[:, None] - x[None], axis=-1)
+    for row, found in zip(apart, votes):
+        near = np.argsort(row)[:2]
+        sums = np.bincount(y[near], weights=row[near], minlength=3)
+        expected = np.bincount(y[near], minlength=3) - 0.5 * sums / sums.sum()
+        close(found, expected, rtol=1e-4)
+    means = np.stack([x[y == k].mean(0) for k in range(3)])
+    far = -((queries[:, None] - means[None]) ** 2).sum(-1)
+    close(relative(np.asarray(logits)), relative(far), rtol=1e-3)
 
 
 def test_a_query_that_is_a_support_example_has_a_finite_derivative():

@@ -33,7 +33,8 @@ def make(encoder, **options):
 def estimates(*steps):
     """Estimates of the learner at outer steps."""
     learner, (body, head) = make(tanh_features(), task_chunk=9), trained()
-    run = jax.jit(lambda v: learner.estimate(v, ragged(), key=jax.random.key(0)))
+    tasks = ragged()  # kept by a cache, so not to be made within the trace
+    run = jax.jit(lambda v: learner.estimate(v, tasks, key=jax.random.key(0)))
     scale = {"scale": jnp.asarray(SCALE)}
     return [run(variables(body, classifier=head, head=scale, step=i)) for i in steps]
 

@@ -70,16 +70,22 @@ def test_without_steps_it_is_the_nearest_centroid_of_the_frozen_network(strict_d
     np.testing.assert_array_equal(*jax.jit(both)(task.support, task.query.x))
 
 
-def reference(encoder, x, y):
-    """A and V after two steps of Adadelta on the loss of the support set."""
+def reference(encoder, x, y, queries):
+    """A and V after two steps of Adadelta on the loss of the support set.
+
+    With the losses before, between and behind them, and the logits of the queries.
+    """
+
+    def logits_of(moved, rows):
+        kernel = encoder["Dense_0"]["kernel"] + moved["A"]
+        bias, length = encoder["Dense_0"]["bias"][None], jnp.linalg.norm
+        embed = lambda x: jnp.maximum(x @ kernel + bias, 0) @ moved["V"]
+        means = jnp.stack([embed(x)[y == k].mean(0) for k in range(WAYS)])
+        unit = lambda rows: rows / length(rows, axis=-1, keepdims=True)
+        return 10 * unit(embed(rows)) @ unit(means).T
 
     def loss(moved):
-        kernel = encoder["Dense_0"]["kernel"] + moved["A"]
-        z = jnp.maximum(x @ kernel + encoder["Dense_0"]["bias"][None], 0) @ moved["V"]
-        means = jnp.stack([z[y == k].mean(0) for k in range(WAYS)])
-        length = lambda rows: jnp.linalg.norm(rows, axis=-1, keepdims=True)
-        logits = 10 * (z / length(z)) @ (means / length(means)).T
-        return -jax.nn.log_softmax(logits)[np.arange(len(y)), y].mean()
+        return -jax.nn.log_softmax(logits_of(moved, x))[np.arange(len(y)), y].mean()
 
     moved = {"A": np.zeros((x.shape[1], HIDDEN)), "V": np.eye(HIDDEN)}
     squares, moves = (jax.tree.map(np.zeros_like, moved) for _ in range(2))
@@ -92,11 +98,14 @@ def reference(encoder, x, y):
             step = np.sqrt(moves[name] + EPS) / np.sqrt(squares[name] + EPS) * g
             moves[name] = 0.9 * moves[name] + 0.1 * step**2
             moved[name] = moved[name] - rate * step
-    return moved, [*losses, slope(moved)[0]]
+    return moved, [*losses, slope(moved)[0]], logits_of(moved, queries)
 
 
 def test_steps_are_adadelta_with_a_rate_for_each_part(x64):
-    """On the valid support examples, each of them part of its own mean."""
+    """On the valid support examples, each of them part of its own mean.
+
+    The queries meet the network that has moved, and centroids of it.
+    """
     task = one(wide_blobs())
     mask = jnp.arange(6) < 5
     support = ml.Examples(
@@ -111,12 +120,18 @@ def test_steps_are_adadelta_with_a_rate_for_each_part(x64):
             "bias": jnp.full(HIDDEN, 4.0),
         },
     }
-    moved = jax.jit(lambda s: learner.adapt(variables(encoder), s).fitted.moved)(support)
+
+    def episode(support, x):
+        adapted = learner.adapt(variables(encoder), support)
+        return adapted.fitted.moved, learner.predict(adapted, x)
+
+    moved, found = jax.jit(episode)(support, task.query.x)
     x, y = np.asarray(support.x)[:5], np.asarray(support.y)[:5]
-    expected, losses = reference(encoder, x, y)
+    expected, losses, logits = reference(encoder, x, y, np.asarray(task.query.x))
     assert losses[0] > losses[1] > losses[2]
     (adapter,) = jax.tree.leaves(moved["adapters"])  # None for all that is frozen
     close([adapter, moved["alignment"]], [expected["A"], expected["V"]], rtol=1e-8)
+    close(found, logits, rtol=1e-8)
 
 
 def test_either_part_may_adapt_alone():

@@ -118,6 +118,17 @@ def test_presentations_are_counted_as_by_a_loop():
     close(found, (hits, counts))
 
 
+def test_what_is_no_reading_or_no_number_of_presentations_is_named():
+    reading = fit(examples([0] * ITEMS))
+    with pytest.raises(
+        TypeError, match=r"is a Examples; expected a Reading: .* of ml\.rnn"
+    ):
+        presentations(examples([0] * ITEMS), 3)
+    for most in (0, 2.5, True):
+        with pytest.raises(ValueError, match=f"most is {most}; expected an integer of 1"):
+            presentations(reading, most)
+
+
 def test_the_loss_is_the_mean_over_all_items_and_queries():
     """What each answer costs, over the valid ones of both sets together."""
     support = examples([2, 1, 0, 2, 0, 0, 0], [0, 2, 3, 4])

@@ -77,8 +77,31 @@ def sigmoid(z):
     return 1 / (1 + np.exp(-z))
 
 
-def test_the_learner_is_a_loop_of_its_cell():
-    learner = rnn(encoder(), num_ways=WAYS, hidden=HIDDEN)
+def lstm_cell(cell, state, z, label):
+    """The cell in NumPy; z is what the embedding gives the gates, without the bias."""
+    h, c = state
+    gates = z + label @ cell["input"] + h @ cell["recurrent"] + cell["bias"]
+    i, f, g, o = np.split(gates, 4)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    h = sigmoid(o) * np.tanh(c)
+    return (h, c), h
+
+
+def gru_cell(cell, state, z, label):
+    of_input = np.split(z + label @ cell["input"] + cell["bias"], 3)
+    of_state = np.split(state @ cell["recurrent"], 3)
+    r, u = (sigmoid(a + b) for a, b in zip(of_input[:2], of_state[:2]))
+    n = np.tanh(of_input[2] + r * (of_state[2] + cell["state_bias"]))
+    h = (1 - u) * n + u * state
+    return h, h
+
+
+CELLS = {"lstm": (lstm_cell, (np.zeros(HIDDEN),) * 2), "gru": (gru_cell, np.zeros(HIDDEN))}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_the_learner_is_a_loop_of_its_cell(name):
+    learner = rnn(encoder(), num_ways=WAYS, cell=name, hidden=HIDDEN)
     params, task = drawn(start_of(learner)), one(wide_blobs())
     variables = ml.Variables(params=params, state={})
 
@@ -90,19 +113,17 @@ def test_the_learner_is_a_loop_of_its_cell():
     head, labels = params["head"], np.asarray(task.support.y)
     embed = lambda x: np.tanh(np.asarray(x) @ params["encoder"]["w"])
 
-    def step(h, c, x, label):
-        cell = head["cell"]
-        z = x @ head["x"] + label @ cell["input"] + h @ cell["recurrent"] + cell["bias"]
-        i, f, g, o = np.split(z, 4)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        h = sigmoid(o) * np.tanh(c)
-        return h, c, h @ head["out"]["w"] + head["out"]["b"]
+    cell, state = CELLS[name]
 
-    h, c, label, stream = np.zeros(HIDDEN), np.zeros(HIDDEN), np.zeros(WAYS), []
+    def step(state, x, label):
+        state, h = cell(head["cell"], state, x @ head["x"], label)
+        return state, h @ head["out"]["w"] + head["out"]["b"]
+
+    label, stream = np.zeros(WAYS), []
     for x, y in zip(embed(task.support.x), labels):
-        h, c, answer = step(h, c, x, label)
+        state, answer = step(state, x, label)
         stream, label = [*stream, answer], np.eye(WAYS)[y]
-    query = [step(h, c, x, label)[2] for x in embed(task.query.x)]
+    query = [step(state, x, label)[1] for x in embed(task.query.x)]
     close(found, (np.array(stream), np.array(query)))
 
 

@@ -204,3 +204,12 @@ def test_the_paper_has_three_blocks_of_attention():
 def test_wrong_settings_are_named(wrong, words):
     with pytest.raises(ValueError, match=words):
         learner_of(**wrong)
+
+
+@pytest.mark.parametrize("name", ["key_sizes", "value_sizes"])
+def test_sizes_are_of_every_block(name):
+    """One number is none, and a list is as good as a tuple."""
+    with pytest.raises(TypeError, match=rf"{name} is 64; expected a size for every"):
+        learner_of(**{name: 64})
+    make = lambda sizes: snail(learner_encoder(), num_ways=WAYS, **{**SIZES, name: sizes})
+    assert ml.describe(make([3, 4])) == ml.describe(make((3, 4)))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bench import close, differs, grads_of, numpy_tasks, wide_blobs
+from bench import close, grads_of, numpy_tasks, wide_blobs
 from tiny import WAYS
 
 import metalearn as ml
@@ -35,9 +35,9 @@ def softmax(x):
     return x / x.sum(-1, keepdims=True)
 
 
-def block(p, rows):
+def block(p, rows, drop=1):
     scores = (rows @ p["query"]) @ (rows @ p["key"]).T / np.sqrt(rows.shape[-1])
-    x = rows + softmax(scores) @ (rows @ p["value"]) @ p["output"]
+    x = rows + softmax(scores) @ (rows @ p["value"]) @ p["output"] * drop
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     return x * p["norm"]["scale"] + p["norm"]["bias"]
 
@@ -117,23 +117,29 @@ def cross_entropy(logits, y):
     return -np.log(softmax(logits)[np.arange(len(y)), y]).mean()
 
 
-def losses(params):
-    """The loss of the queries and the auxiliary one, without dropout."""
+def losses(params, drops=np.ones((3, WAYS + 12, SIZE))):  # noqa: B008
+    """The loss of the queries and the auxiliary one.
+
+    With factors `[T, W + N + Q, SIZE]` of what attention adds to classes and examples.
+    """
     found = []
-    for xs, ys, xq, yq in numpy_tasks():
+    for (xs, ys, xq, yq), drop in zip(numpy_tasks(), drops, strict=True):
         support, query = (np.tanh(x @ params["encoder"]) for x in (xs, xq))
         both, y = np.concatenate([support, query]), np.concatenate([ys, yq])
         means = [support[ys == k].mean(0) for k in range(WAYS)]
-        prototypes = block(params["head"], np.stack(means))
-        centres = [block(params["head"], both[y == k]).mean(0) for k in range(WAYS)]
+        prototypes = block(params["head"], np.stack(means), drop[:WAYS])
+        centres = [
+            block(params["head"], both[y == k], drop[WAYS:][y == k]).mean(0)
+            for k in range(WAYS)
+        ]
         first = cross_entropy(-distances(query, prototypes) / TEMPERATURES[0], yq)
         second = cross_entropy(-distances(both, np.stack(centres)) / TEMPERATURES[1], y)
         found.append((first, second))
     return np.mean(found, 0)
 
 
-def slopes(params, way):
-    at = lambda step: losses(jax.tree.map(lambda p, w: p + step * w, params, way))
+def slopes(params, way, *drops):
+    at = lambda step: losses(jax.tree.map(lambda p, w: p + step * w, params, way), *drops)
     return (at(1e-5) - at(-1e-5)) / 2e-5
 
 
@@ -145,12 +151,23 @@ def test_loss_and_derivatives_are_those_of_the_definition():
 
 
 def test_dropout_is_of_training_and_moves_no_report():
-    """The report is that without noise; the loss of training, without the other, is not."""
-    told, slope, params, way = trained(auxiliary=0.0, dropout=0.5)
-    plain, other = losses(params)
-    close(told["query/loss"].mean(), plain)
-    assert differs(slope, slopes(params, way)[0])  # of the classes' rows
-    assert differs(told["auxiliary/loss"].mean(), other)
+    """The report is that without noise; the loss of training is not."""
+    told, slope, params, way = trained(auxiliary=WEIGHT, dropout=0.5)
+    close(told["query/loss"].mean(), losses(params)[0])
+    keys = [jax.random.split(k, 3)[2] for k in jax.random.split(jax.random.key(0), 3)]
+    drops = np.stack([_dropping(k, (WAYS, 6, 6), np.ones((1, SIZE)), 0.5) for k in keys])
+    assert (drops == 0).any() and (drops == 2).any()
+    close(told["auxiliary/loss"].mean(), losses(params, drops)[1])
+    close(slope, slopes(params, way, drops) @ np.array([1, WEIGHT]), rtol=1e-6)
+
+
+def test_without_its_weight_the_auxiliary_loss_is_not_computed():
+    learner = learner_of(lambda w, x: jnp.tanh(x @ w), auxiliary=0.0)
+    params = {"encoder": jnp.ones((4, SIZE)), "head": head_of(1)}
+    variables = ml.Variables(params=params, state={})
+    run = lambda v, t: learner.estimate(v, t, key=jax.random.key(0))
+    found = jax.eval_shape(run, variables, wide_blobs())
+    assert set(found.metrics) == {"query/loss", "query/accuracy"}
 
 
 def test_rows_are_dropped_by_their_own_numbers():

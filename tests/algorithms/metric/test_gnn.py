@@ -145,3 +145,5 @@ def test_loss_and_derivatives_are_those_of_the_definition():
 def test_options_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"edge_widths is 3; expected sizes"):
         learner_of(lambda w, x: x, True, edge_widths=3)
+    with pytest.raises(ValueError, match=r"node_features is 1; expected .* 2"):
+        learner_of(lambda w, x: x, True, node_features=1)
