@@ -20,6 +20,7 @@ import metalearn as ml
 FAST = bool(os.environ.get("METALEARN_FAST"))  # fewer steps, for continuous integration
 STEPS = 4 if FAST else 300
 WIDTH = 4 if FAST else 32
+NORM = "none" if FAST else "batch"  # most of compiling is batch norm
 TASKS = 10 if FAST else 300
 
 # %% [markdown]
@@ -61,8 +62,10 @@ plt.show()
 # gradients, running averages for prototypes. None of them looks at other queries.
 
 # %%
-network = ml.from_linen(ml.models.Conv4(num_outputs=5, width=WIDTH, downsample="stride"))
-encoder = ml.from_linen(ml.models.Conv4(width=WIDTH, downsample="stride"))
+network = ml.from_linen(
+    ml.models.Conv4(num_outputs=5, width=WIDTH, norm=NORM, downsample="stride")
+)
+encoder = ml.from_linen(ml.models.Conv4(width=WIDTH, norm=NORM, downsample="stride"))
 loss = ml.losses.cross_entropy
 reptile_train = ml.data.few_shot(dataset.train, num_ways=5, num_support=5, num_query=5)
 adam = optax.adam(optax.cosine_decay_schedule(2e-3, STEPS))

@@ -59,7 +59,8 @@ def base(tmp_path_factory):
 def tiny(base):
     """A recipe on images and options that make it a run of seconds.
 
-    Compiling is most of it, and most of that is batch norm: left out.
+    Compiling is most of it, and most of that is batch norm and second derivatives: left
+    out.
     """
     folder = _images(base / "images")
     options = {
@@ -70,6 +71,8 @@ def tiny(base):
         "app.eval-queries": 2,
         "app.width": 4,
         "app.norm": "none",
+        "app.downsample": "stride",
+        "learner.differentiation": "first_order",
         "steps": 20,
         "tasks-per-step": 2,
         "validate-every": 10,
@@ -85,6 +88,8 @@ def tiny(base):
 def sine():
     """The same without images."""
     options = {
+        "learner.num-steps": 1,
+        "learner.differentiation": "first_order",
         "steps": 20,
         "tasks-per-step": 2,
         "app.eval-queries": 5,

@@ -49,6 +49,7 @@ from commands import (  # noqa: E402, F401
     trained_sine,
 )
 
+from metalearn.core import programs  # noqa: E402
 from metalearn.runs import environment  # noqa: E402
 
 if JAX_0_10:
@@ -73,11 +74,41 @@ if JAX_0_10:
 
     mlir.make_ir_context = _shared_context
 
+    # Before jax keeps a program it reads a file of each that is kept, in case they are too
+    # many, while all other processes wait: for a thousand of them that takes longer than to
+    # compile most programs. Once in a process is enough.
+    from jax._src.lru_cache import LRUCache
+
+    def _evict_once(self, *, additional_size=0, evict=LRUCache._evict_if_needed):
+        if not getattr(self, "looked", False):
+            self.looked = True
+            evict(self, additional_size=additional_size)
+
+    LRUCache._evict_if_needed = _evict_once
+
 environment.share_compilations(CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Where in Python each operation comes from is written into programs for profilers.
 jax.config.update("jax_traceback_in_locations_limit", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+class _Collector:
+    """Python's collector for `metalearn.core.programs`: looks at what is new.
+
+    The package collects for every eighth learner, and to look through all that a process of
+    hundreds of tests has made takes seconds each time. What has outlived one collection is
+    left out of the next ones, until `room_for_programs` lets it go.
+    """
+
+    @staticmethod
+    def collect():
+        found = gc.collect()
+        gc.freeze()
+        return found
+
+
+programs.gc = _Collector
 
 IGNORED_WARNINGS = (
     # Third parties; ours must not warn.
@@ -122,6 +153,7 @@ def room_for_programs():
         _compiled.clear()
         maps = Path("/proc/self/maps")
         if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+            gc.unfreeze()
             jax.clear_caches()
 
 

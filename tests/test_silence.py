@@ -153,20 +153,19 @@ def test_a_validation_that_is_no_number_is_told_and_no_reason_to_stop():
 @pytest.mark.parametrize("change", [lambda x: 2 * x, lambda x: -x, lambda x: x[::-1]])
 def test_other_tasks_have_other_fingerprints(change):
     """A weighted sum of bits is linear: signs and powers of two cancel in it."""
-    learner = MAML
-    variables = learner.init(KEY, TASK)
 
     def changed(key):
         task = blobs(key)
         part = lambda e: dataclasses.replace(e, x=change(e.x))
         return ml.Task(support=part(task.support), query=part(task.query))
 
-    pair = [
-        ml.evaluate(learner, variables, tasks, num_tasks=4, key=KEY)
-        for tasks in (blobs, changed)
-    ]
     with pytest.raises(ValueError, match="different tasks"):
-        ml.paired_difference(*pair)
+        ml.paired_difference(of_four(blobs), of_four(changed))
+
+
+@functools.cache
+def of_four(tasks):
+    return ml.evaluate(MAML, MAML.init(KEY, TASK), tasks, num_tasks=4, key=KEY)
 
 
 def test_repeated_tasks_make_no_interval():

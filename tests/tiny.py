@@ -69,6 +69,35 @@ def plain(outputs=WAYS):
     return ml.from_apply_fn(lambda key, x: plain_init(key, x, outputs), tanh_net)
 
 
+def centred(outputs=WAYS):
+    """`plain` less a masked mean over the batch, of which it keeps a running average.
+
+    Its state goes through a learner as that of batch norm does, in a few equations: for
+    tests in which the state matters and the model does not. Without a head if `None`.
+    """
+
+    def init(key, x):
+        params = plain_init(key, x, outputs or WAYS)
+        if outputs is None:
+            del params["head"]
+        return ml.Variables(params=params, state={"mean": jnp.zeros(HIDDEN)})
+
+    def apply(variables, x, *, key=None, train=False, mask=None):
+        params, mean, state = variables.params, variables.state["mean"], variables.state
+        x = x @ params["body"]["w"] + params["body"]["b"][None]
+        if train:
+            valid = jnp.ones(x.shape[:1], bool) if mask is None else mask
+            rows = jnp.where(valid[:, None], x, 0).sum(0)
+            mean = rows / jnp.maximum(valid.sum(), 1).astype(x.dtype)
+            state = {"mean": 0.9 * state["mean"] + 0.1 * mean}
+        x = jnp.tanh(x - mean[None])
+        if outputs is None:
+            return x, state
+        return x @ params["head"]["w"] + params["head"]["b"][None], state
+
+    return ml.Model(init, apply)
+
+
 class BatchNormNet(nn.Module):
     """Dense, masked batch norm, ReLU, linear head."""
 

@@ -115,10 +115,12 @@ def test_training_that_is_interrupted_while_it_compiles_says_how_to_go_on(
 ):
     """Nothing is compiled before, so that the signal comes while something is."""
     folder = tmp_path / "run"
+    # A program that takes long, for nobody waits for it.
+    long = ["--learner.num-steps=5", "--learner.differentiation=reverse"]
     environ = {**os.environ, "METALEARN_CACHE": str(tmp_path / "cache")}
     environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     with subprocess.Popen(
-        [sys.executable, "-m", "metalearn", "train", *sine, "--out", str(folder)],
+        [sys.executable, "-m", "metalearn", "train", *sine, *long, "--out", str(folder)],
         env=environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

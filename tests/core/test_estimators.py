@@ -205,7 +205,7 @@ def test_objectives_may_hold_what_is_traced_outside(chunk):
         close(jax.grad(loss)(rate), 3 * total)
 
 
-@pytest.mark.parametrize("num_steps", [1, 3])
+@pytest.mark.parametrize("num_steps", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_python_of_a_loss_in_training_and_evaluation(num_steps):
     """An objective calls it on the support and on the query set, adaptation on the first.
 

@@ -15,6 +15,13 @@ import metalearn as ml
 from metalearn.core import programs
 
 
+@pytest.fixture(autouse=True)
+def looks_at_what_the_test_makes(monkeypatch):
+    """The collector of Python, which looks through neither more nor less than that."""
+    monkeypatch.setattr(programs, "gc", gc)
+    gc.freeze()
+
+
 def made_in(calls):
     @programs.kept_with_owner
     def make(owner, setting):

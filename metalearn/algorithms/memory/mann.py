@@ -13,6 +13,9 @@ Where the paper leaves a choice:
   further heads therefore add to what the next ones hold.
 - The controller emits a gate for each head at each step. The paper's formula reads like one
   learned number, which is the special case of a bias alone.
+- `strength=True` multiplies the cosines by a number that the controller emits, as in the
+  neural Turing machine that this memory is of. The paper has none, so that among M rows no
+  read weight is above `1 / (1 + (M - 1) / e^2)`: reads are blurred.
 - At the start nothing has been read: read weights, values and usage are zero.
 
 Differences:
@@ -76,6 +79,7 @@ def mann(
     width: int = 40,
     reads: int = 4,
     decay: float = 0.95,
+    strength: bool = False,
     **options: Unpack[EmbeddingOptions],
 ) -> MetaLearner:
     """Binds examples to their labels in an external memory, by an LSTM that is learned.
@@ -86,9 +90,11 @@ def mann(
         k_t = tanh(W_k h_t + b_k),   g_t = sigmoid(W_g h_t + b_g)
         w^w_t = g_t w^r_{t-1} + (1 - g_t) w^lu_{t-1}
         M_t = M_{t-1} without its least used row + sum over heads of w^w_t k_t
-        w^r_t = softmax of cos(k_t, M_t) over rows,   r_t = w^r_t M_t
+        w^r_t = softmax of b_t cos(k_t, M_t) over rows,   r_t = w^r_t M_t
         w^u_t = decay w^u_{t-1} + sum over heads of (w^r_t + w^w_t)
         logits_t = W_o [h_t, r_t] + b_o
+
+    with `b_t = 1`, or learned, `b_t = 1 + softplus(W_b h_t + b_b)`.
 
     `w^lu` of head i is 1 at the row whose usage `w^u` is the i-th smallest, and no
     derivative passes through this choice. The label of an item arrives with the next item.
@@ -104,6 +110,7 @@ def mann(
       width: Number of entries of a row.
       reads: R, number of heads, each of which reads and writes; at most `rows`.
       decay: Factor of the usage from one item to the next, from 0 to 1.
+      strength: Whether each head learns how sharply it reads; the paper's are equally blunt.
       **options: See `EmbeddingOptions`.
 
     Returns:
@@ -127,23 +134,26 @@ def mann(
     checks.number("decay", decay)
     if decay > 1:
         raise ValueError(f"decay is {decay}; expected a number from 0 to 1.")
-    reader = _reader(hidden, rows, width, reads, decay)
+    reader = _reader(hidden, rows, width, reads, decay, strength)
     settings = {"hidden": hidden, "rows": rows, "width": width, "reads": reads}
     return embedded(
         "mann",
         encoder,
         streamed(reader, num_ways),
         num_ways=num_ways,
-        settings={**settings, "decay": decay},
+        settings={**settings, "decay": decay, "strength": strength},
         **options,
     )
 
 
-def _reader(hidden: int, rows: int, width: int, reads: int, decay: float) -> Reader:
+def _reader(
+    hidden: int, rows: int, width: int, reads: int, decay: float, strength: bool
+) -> Reader:
     def init(key: Key, like: Any, num_ways: int) -> PyTree:
         k_x, k_cell, k_keys, k_gates, k_out = jax.random.split(key, 5)
         of_memory = reads * width
-        return {
+        own = {"strengths": dense(k_gates, hidden, reads)} if strength else {}
+        return own | {
             "x": cells.of_gates(k_x, cells.lstm.gates, like.shape[-1], hidden),
             "cell": cells.lstm.init(k_cell, num_ways + of_memory, hidden),
             "keys": dense(k_keys, hidden, of_memory),
@@ -167,7 +177,10 @@ def _reader(hidden: int, rows: int, width: int, reads: int, decay: float) -> Rea
         keys = jnp.tanh(linear(params["keys"], h)).reshape(reads, width)
         gates = jax.nn.sigmoid(linear(params["gates"], h))
         memory, written = write(state.memory, state.usage, state.reads, keys, gates)
-        found, values = read(memory, keys)
+        sharp = None
+        if strength:
+            sharp = 1 + jax.nn.softplus(linear(params["strengths"], h))
+        found, values = read(memory, keys, sharp)
         logits = linear(params["out"], jnp.concatenate([h, values.reshape(-1)]))
         usage = used(state.usage, found, written, decay)
         return State(cell, memory, found, values, usage), logits
@@ -200,13 +213,21 @@ def write(
     return erased + weights.T @ keys, weights
 
 
-def read(memory: Array, keys: Array) -> tuple[Array, Array]:
+def read(memory: Array, keys: Array, strengths: Array | None = None) -> tuple[Array, Array]:
     """Reads by the cosine between keys `[R, width]` and rows `[M, width]`.
+
+    Args:
+      memory: Rows `[M, width]`.
+      keys: What each head looks for, `[R, width]`.
+      strengths: Factors of the cosines of each head, `[R]`; ones when `None`.
 
     Returns:
       The read weights `[R, M]`, and what was read, `[R, width]`.
     """
-    weights = jax.nn.softmax(_unit(keys) @ _unit(memory).T, axis=-1)
+    cosines = _unit(keys) @ _unit(memory).T
+    if strengths is not None:
+        cosines = strengths[:, None] * cosines
+    weights = jax.nn.softmax(cosines, axis=-1)
     return weights, weights @ memory
 
 

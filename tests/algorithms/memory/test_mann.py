@@ -122,6 +122,7 @@ def stream(params, x, y):
             memory = memory + np.outer(writes[n], keys[n])
         norms = np.sqrt((memory**2).sum(-1) + 1e-12)
         scores = keys @ memory.T / norms / np.sqrt((keys**2).sum(-1) + 1e-12)[:, None]
+        scores *= 1 + np.log1p(np.exp(layer("strengths", h)))[:, None]
         reads = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         values = reads @ memory
         usage = DECAY * usage + (reads + writes).sum(0)
@@ -149,7 +150,7 @@ def test_a_stream_and_its_derivative_are_those_of_a_loop():
 
     The derivative of the whole loss, in all params, is that of finite differences.
     """
-    learner, task = learner_of(), one(wide_blobs())
+    learner, task = learner_of(strength=True), one(wide_blobs())
     params = params_of(learner)
     way = drawn(params, seed=1, scale=1.0)
 
@@ -169,6 +170,24 @@ def test_a_stream_and_its_derivative_are_those_of_a_loop():
     moved = lambda step: jax.tree.map(lambda p, d: p + step * d, params, way)
     ahead, behind = (whole(moved(step), task)[-1] for step in (1e-5, -1e-5))
     close(slope, (ahead - behind) / 2e-5, rtol=1e-6)
+
+
+def test_without_strengths_all_heads_are_as_blunt_as_the_paper_has_them():
+    made = jax.eval_shape(learner_of().init, jax.random.key(0), one(wide_blobs()))
+    assert "strengths" not in made.params["head"]
+    # At strengths of 1, which softplus reaches in the limit, both are the same.
+    learner, task = learner_of(strength=True), one(wide_blobs())
+    params = params_of(learner)
+    blunt = {name: leaf for name, leaf in params["head"].items() if name != "strengths"}
+    params["head"]["strengths"] = {
+        "w": np.zeros((HIDDEN, READS)),
+        "b": np.full(READS, -60.0),
+    }
+    answers = []
+    for which, head in ((learner, params["head"]), (learner_of(), blunt)):
+        variables = ml.Variables(params={**params, "head": head}, state={})
+        answers.append(jax.jit(which.adapt)(variables, task.support).fitted.logits)
+    close(*answers)
 
 
 @pytest.mark.parametrize(
