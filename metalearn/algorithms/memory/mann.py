@@ -110,7 +110,7 @@ def mann(
       width: Number of entries of a row.
       reads: R, number of heads, each of which reads and writes; at most `rows`.
       decay: Factor of the usage from one item to the next, from 0 to 1.
-      strength: Whether each head learns how sharply it reads; the paper's are equally blunt.
+      strength: Whether each head learns how sharply it reads; in the paper none does.
       **options: See `EmbeddingOptions`.
 
     Returns:

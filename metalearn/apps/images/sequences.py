@@ -1,4 +1,4 @@
-"""Recipes of learners that read a stream of examples: Omniglot at 28x28."""
+"""Recipes of learners that read a stream: images of Omniglot at 28x28, or features."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from metalearn.apps import learners
 from metalearn.apps.base import Entry, Recipe
+from metalearn.apps.images.features import FewShotFeatures
 from metalearn.apps.images.few_shot import FewShotImages
 from metalearn.apps.learners import Learner
 from metalearn.apps.optimisers import Outer
@@ -39,12 +40,36 @@ def _stream(learner: Learner) -> Recipe:
     )
 
 
+def _embedded(learner: Learner) -> Recipe:
+    """The same streams of features that `python -m benchmarks features` made."""
+    return Recipe(
+        app=FewShotFeatures(shots=10, queries=5, eval_queries=1),
+        learner=learner,
+        outer=Outer(rate=1e-3),
+        steps=4000,
+        tasks_per_step=16,
+        log_every=200,
+        validate_every=1000,
+        validation_tasks=200,
+        checkpoint_every=2000,
+    )
+
+
+# Without learned strengths a read is an average of all rows that were written, and training
+# stays at what can be counted.
+_MANN = learners.MANN(strength=True)
+
 RECIPES: dict[str, Entry] = {
     "omniglot-rnn": Entry(
         "an LSTM as the learner, on streams of five classes of Omniglot",
         _stream(learners.RNN(hidden=200)),
     ),
-    "omniglot-mann": Entry(
-        "MANN, on streams of five classes of Omniglot", _stream(learners.MANN())
+    "omniglot-mann": Entry("MANN, on streams of five classes of Omniglot", _stream(_MANN)),
+    "features-rnn": Entry(
+        "an LSTM as the learner, on streams of features of five classes",
+        _embedded(learners.RNN(hidden=200)),
+    ),
+    "features-mann": Entry(
+        "MANN, on streams of features of five classes", _embedded(_MANN)
     ),
 }
