@@ -177,8 +177,8 @@ MUTATIONS: list[Mutation] = [
         # It reads before it writes; or writes where it reads now.
         (
             "algorithms/memory/mann.py",
-            "found, values = read(memory, keys)",
-            "found, values = read(state.memory, keys)",
+            "found, values = read(memory, keys, sharp)",
+            "found, values = read(state.memory, keys, sharp)",
             "test_a_stream_and_its_derivative_are_those_of_a_loop",
         ),
         (
@@ -192,6 +192,13 @@ MUTATIONS: list[Mutation] = [
             "algorithms/memory/mann.py",
             "known = jnp.concatenate([label, state.values.reshape(-1)])",
             "known = jnp.concatenate([label, 0 * state.values.reshape(-1)])",
+            "test_a_stream_and_its_derivative_are_those_of_a_loop",
+        ),
+        # All heads are equally blunt.
+        (
+            "algorithms/memory/mann.py",
+            "cosines = strengths[:, None] * cosines",
+            "cosines = cosines",
             "test_a_stream_and_its_derivative_are_those_of_a_loop",
         ),
         # A product and not an angle.
