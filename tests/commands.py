@@ -86,10 +86,9 @@ def tiny(base):
 
 @pytest.fixture(scope="session")
 def sine():
-    """The same without images."""
+    """The same without images, and with second derivatives."""
     options = {
         "learner.num-steps": 1,
-        "learner.differentiation": "first_order",
         "steps": 20,
         "tasks-per-step": 2,
         "app.eval-queries": 5,

@@ -155,6 +155,7 @@ def room_for_programs():
         if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
             gc.unfreeze()
             jax.clear_caches()
+            gc.collect()
 
 
 @pytest.fixture

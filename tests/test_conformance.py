@@ -55,7 +55,13 @@ LEARNERS = {
 # A kind of model goes through the same adapter whoever calls it: the mechanisms with all
 # three kinds, every learner with one; the cheapest that has a state, where that is enough.
 KINDS = {"maml": ("linen", "apply_fn", "nnx"), "protonet": ("linen", "nnx")}
-CASES = [(name, model) for name in LEARNERS for model in KINDS.get(name, ("centred",))]
+# Those whose adapter or whose mechanism another case has as well.
+FURTHER = (("maml", "nnx"), ("reptile_carry", "centred"))
+CASES = [
+    pytest.param(name, model, marks=[pytest.mark.slow] * ((name, model) in FURTHER))
+    for name in LEARNERS
+    for model in KINDS.get(name, ("centred",))
+]
 # The three mechanisms.
 CHUNKED = (("maml", "apply_fn"), ("reptile_batches", "centred"), ("protonet", "linen"))
 
@@ -75,6 +81,7 @@ def test_learner_keeps_the_contract(name, model, request):
     check_learner(learner, blob_batch(), with_chunk=with_chunk, **properties)
 
 
+@pytest.mark.slow  # the registry has learners of curves
 def test_regression_learner_keeps_the_contract(strict_dtypes):
     learner = ml.maml(plain(1), MSE, optax.sgd(0.01), num_steps=2, task_chunk=8)
     check_learner(learner, sine_batch())

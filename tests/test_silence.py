@@ -231,7 +231,7 @@ def test_bytes_are_labels_of_300_classes():
     variables = learner.init(KEY, ml.Task(support=support, query=support))
     assert int(learner.adapt(variables, support).present.sum()) == 200
     halves = dataclasses.replace(support, y=y + 0.5)
-    with pytest.raises(TypeError, match="labels of the support set have dtype float32"):
+    with pytest.raises(TypeError, match="the labels of the examples are float32"):
         learner.adapt(variables, halves)
 
 

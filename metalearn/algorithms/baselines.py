@@ -151,7 +151,8 @@ def fine_tune(
 
     config = config_of("fine_tune", num_steps=num_steps, num_classes=num_classes, norm=norm)
     estimate = gradient_estimator(objective, task_chunk=task_chunk)
-    return MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
+    made = MetaLearner(init, adapt, predict, estimate, config, hashable(loss_fn))
+    return made._replace(training_classes=num_classes)
 
 
 def _with_head(body: Model) -> Model:

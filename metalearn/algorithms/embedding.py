@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from metalearn.algorithms.options import Shared
 from metalearn.core import checks, kinds, metrics, trees
 from metalearn.core.estimators import gradient_estimator
+from metalearn.core.labels import outside
 from metalearn.core.learner import MetaLearner, config_of
 from metalearn.core.losses import cross_entropy, mask_absent, present_classes
 from metalearn.core.model import Model, Variables, kept_without_rows, run
@@ -34,7 +35,8 @@ class EmbeddingOptions(TypedDict, total=False):
     Attributes:
       norm: "running": batch norm of the encoder learns from support and query together in
         training and uses its running averages at test (inductive); "batch": statistics of
-        support and of query, each by itself, in training and at test (transductive).
+        each batch at test too (transductive). Learners that classify among embeddings then
+        normalise support and query each by itself in training as well.
       task_chunk: Tasks handled at once, or "auto".
     """
 
@@ -165,12 +167,14 @@ def embedded(
         logits = logits_of(params, adapted, query.x)
         report = metrics.of_task(cross_entropy, logits, task.query)
         report = {f"query/{k}": v for k, v in report.items()}
-        if head.loss is None:
-            return report["query/loss"], (state, report)
-        loss, more = head.loss(params, adapted.fitted, support, query, logits, key=k_loss)
-        # The cross-entropy of a label outside is NaN, a loss that compares labels is not.
-        # As a factor, so that the gradient is NaN too.
-        loss = loss * jnp.where(jnp.isnan(report["query/loss"]), jnp.nan, 1)
+        loss, more = report["query/loss"], {}
+        if head.loss is not None:
+            given = support, query, logits
+            loss, more = head.loss(params, adapted.fitted, *given, key=k_loss)
+        # A label outside is no class to a mean, and another one to what compares labels. As
+        # a factor, so that the gradient is NaN too.
+        wrong = sum(outside(part, num_ways) for part in (task.support, task.query)) > 0
+        loss = loss * jnp.where(wrong, jnp.nan, 1)
         return loss, (state, report | more)
 
     config = config_of(name, num_ways=num_ways, **settings, norm=norm)

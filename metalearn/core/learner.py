@@ -60,6 +60,8 @@ class MetaLearner(NamedTuple):
       masks_absent: Whether `estimate` gives classes without a support example a logit that
         never wins, so that a query of such a class has no finite loss; `fit` refuses tasks
         with such queries then.
+      training_classes: Number of training classes, if meta-training classifies all of them
+        by `task.info["class_ids"]`; `fit` refuses tasks of further ones then.
 
     Example:
       >>> learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
@@ -74,6 +76,7 @@ class MetaLearner(NamedTuple):
     config: tuple[tuple[str, Plain], ...] = ()
     loss_fn: LossFn | None = None
     masks_absent: bool = False
+    training_classes: int | None = None
 
     def __repr__(self) -> str:
         name, *settings = describe(self).items()

@@ -9,17 +9,20 @@ from metalearn.core.types import Array, Key
 
 
 def unit(rows: Array) -> Array:
-    """Rows of length 1, `[..., D]`; a row of zeros stays.
+    """Rows of length 1, `[..., D]`; a row of zeros, or hardly more, stays.
 
-    A row of zeros has the slope of the identity, and not one that is infinite or huge.
+    The slope is one over the length. Rows of entries below `eps ** 2`, or whose slope would
+    overflow, have no direction to speak of and the slope of the identity.
     """
     # A direction has no scale, so the scale is a constant to derivatives. Without it the
     # squares of small rows have no digits, and those of large ones are infinite.
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=-1, keepdims=True))
-    rows = rows / jnp.where(scale > 0, scale, 1)
+    info = jnp.finfo(rows.dtype)
+    some = scale > max(float(info.eps) ** 2, 4 / float(info.max))
+    rows = rows / jnp.where(some, scale, 1)
     squares = jnp.sum(jnp.square(rows), axis=-1, keepdims=True)
     # Replaced before the root, whose derivative is infinite at 0.
-    return rows * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1))
+    return rows * jax.lax.rsqrt(jnp.where(some, squares, 1))
 
 
 def drawn_order(key: Key | None, mask: Array, *, masked: str = "last") -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from metalearn.core import cost, labels, mesh, trees
 from metalearn.core.keys import of_seed
-from metalearn.core.learner import MetaLearner, describe
+from metalearn.core.learner import MetaLearner
 from metalearn.core.programs import compiled, kept_with_owner
 from metalearn.core.task import Task, TaskSampler, TaskStream, next_batch, sample_batch
 from metalearn.core.types import Array, Key, Metrics, PyTree
@@ -238,9 +238,9 @@ def _one_step(
             if trainer.learner.masks_absent:
                 queries = _of_both(labels.unsupported(tasks))
                 totals["absent"] = _add_outside(totals["absent"], queries, number)
-            if (classes := training_classes(trainer.learner, tasks)) is not None:
-                beyond = _of_both(labels.outside_training(tasks, classes))
-                totals["beyond"] = _add_outside(totals["beyond"], beyond, number)
+        if (classes := training_classes(trainer.learner, tasks)) is not None:
+            beyond = _of_both(labels.outside_training(tasks, classes))
+            totals["beyond"] = _add_outside(totals["beyond"], beyond, number)
         return state, totals
 
     return step
@@ -363,8 +363,7 @@ def _add_outside(before: Totals, outside: Array, number: Array) -> Totals:
 
 def training_classes(learner: MetaLearner, task: Task) -> int | None:
     """Number of training classes of a learner that classifies all of them, if it does."""
-    num = describe(learner).get("num_classes")
-    return num if isinstance(num, int) and "class_ids" in task.info else None
+    return learner.training_classes if "class_ids" in task.info else None
 
 
 def check_labels(totals: Totals, ways: int | None, classes: int | None = None) -> None:

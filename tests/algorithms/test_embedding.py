@@ -90,13 +90,15 @@ def test_labels_outside_make_any_loss_of_training_nan():
     wrong = ml.Examples(
         x=tasks.query.x, y=tasks.query.y.at[0].set(WAYS), mask=tasks.query.mask
     )
-    bad = ml.Task(support=tasks.support, query=wrong, info=tasks.info)
-    batch = ml.stack_tasks([tasks, bad])
+    asked = ml.Task(support=tasks.support, query=wrong, info=tasks.info)
+    shown = ml.Task(support=wrong, query=tasks.query, info=tasks.info)
     grads = jax.jit(lambda t: learner.estimate(variables, t, key=KEY).grads)
     assert all(
         np.isfinite(g).all() for g in jax.tree.leaves(grads(ml.stack_tasks([tasks] * 2)))
     )
-    assert any(np.isnan(g).any() for g in jax.tree.leaves(grads(batch)))
+    for bad in (asked, shown):
+        found = jax.tree.leaves(grads(ml.stack_tasks([tasks, bad])))
+        assert any(np.isnan(g).any() for g in found)
 
 
 def test_labels_with_an_axis_too_many_are_refused():

@@ -245,7 +245,7 @@ def test_what_is_learned_for_inner_steps_starts_where_it_was_told(name):
 
 def test_outer_steps_are_counted():
     learner, task = ml.maml(plain(), CE, optax.sgd(0.1)), blobs(jax.random.key(0))
-    estimate = functools.partial(learner.estimate, key=jax.random.key(2))
+    estimate = jax.jit(functools.partial(learner.estimate, key=jax.random.key(2)))
     variables, tasks = learner.init(jax.random.key(1), task), ml.stack_tasks([task, task])
     for step in range(2):
         assert int(variables.state["step"]) == step

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import optax
 import pytest
-from tiny import WAYS, blob_batch, centred, one, plain, sine_batch
+from tiny import WAYS, blob_batch, centred, linen, one, plain, sine_batch
 
 import metalearn as ml
 from metalearn.algorithms import registry
@@ -15,7 +15,7 @@ from metalearn.apps import learners
 from metalearn.testing import check_learner
 
 
-def tiny_learner(record, **settings):
+def tiny_learner(record, network=centred, **settings):
     """A small instance of a learner, and tasks for it."""
     outputs = 1 if record.curves else WAYS if record.fixed_head else None
     if "mlp" in record.networks:
@@ -23,8 +23,7 @@ def tiny_learner(record, **settings):
     elif record.curves:
         model = ml.from_linen(ml.models.MLP(outputs, widths=(5,)))
     else:
-        # Batch norm of linen would be half of the compiling; test_conformance.py has it.
-        model = centred(outputs)
+        model = network(outputs)
     offers = {
         "model": model,
         # What the shared builder makes of a state is checked with ProtoNet alone.
@@ -40,9 +39,12 @@ def tiny_learner(record, **settings):
     return learner, sine_batch() if record.curves else blob_batch()
 
 
+# Batch norm of linen would be half of the compiling. `test_conformance.py` has it for the
+# mechanisms, and slow cases for every learner.
+@pytest.mark.parametrize("network", [centred, pytest.param(linen, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("record", registry.RECORDS, ids=lambda record: record.name)
-def test_learner_keeps_the_contract(record, strict_dtypes):
-    learner, tasks = tiny_learner(record)
+def test_learner_keeps_the_contract(record, network, strict_dtypes):
+    learner, tasks = tiny_learner(record, network)
     check_learner(learner, tasks, **record.traits)
 
 

@@ -60,9 +60,9 @@ def judged(learner, variables, devices):
     ("name", "chunk"),
     [
         ("maml", "auto"),
-        # ProtoNet's averages are gathered in the same way.
+        # Gradients and averages are gathered in the same way in MAML and ProtoNet.
         pytest.param("averages", "auto", marks=pytest.mark.slow),
-        ("reptile", "auto"),
+        pytest.param("reptile", "auto", marks=pytest.mark.slow),
         ("protonet", "auto"),
         ("maml", 1),
     ],

@@ -24,14 +24,6 @@ def dtype(request):
         yield request.param
 
 
-# A number of bfloat16 has fewer digits: what it holds, float16 holds as well.
-FEWEST_DIGITS = pytest.mark.parametrize(
-    "dtype",
-    [pytest.param(d, marks=[pytest.mark.slow] * (d == "float16")) for d in DTYPES],
-    indirect=True,
-)
-
-
 def cast(values, dtype):
     """An array of the dtype, and the numbers that it holds in float64."""
     array = jnp.asarray(values, dtype)
@@ -171,7 +163,6 @@ def draw(key):
     return ml.Task(support=ones, query=ml.Examples.of(x, x))
 
 
-@FEWEST_DIGITS
 def test_evaluations_and_validations(dtype):
     """Numbers of four bits, so that their mean is known in every dtype."""
     learner, nothing = judged(dtype), ml.Variables(params={}, state={})
@@ -247,7 +238,6 @@ def test_calibration(dtype):
     assert found == pytest.approx(error, abs=1e-12)
 
 
-@FEWEST_DIGITS
 def test_paired_differences(dtype):
     learner, nothing = judged(dtype), ml.Variables(params={}, state={})
     found = ml.evaluate(learner, nothing, draw, num_tasks=50, key=jax.random.key(0))

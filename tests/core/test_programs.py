@@ -20,6 +20,8 @@ def looks_at_what_the_test_makes(monkeypatch):
     """The collector of Python, which looks through neither more nor less than that."""
     monkeypatch.setattr(programs, "gc", gc)
     gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def made_in(calls):

@@ -11,7 +11,10 @@ from metalearn.core.rows import drawn_order, unit
 
 
 def test_directions_and_their_slopes_at_any_length():
-    """In float32 against float64: at zero, and where squares vanish or overflow."""
+    """In float32 against float64: at zero, and where squares vanish or overflow.
+
+    A row without a length to speak of stays, as a row of zeros does.
+    """
     way = np.array([3.0, -4.0, 12.0])
     rows = np.stack([way * scale for scale in (0.0, 1e-20, 1e-14, 1.0, 1e30)])
     rows = rows.astype(np.float32)
@@ -21,14 +24,20 @@ def test_directions_and_their_slopes_at_any_length():
 
     found, slopes = jax.jit(directions)(rows)
     assert found.dtype == jnp.float32
-    np.testing.assert_array_equal(found[0], np.zeros(3))
-    np.testing.assert_array_equal(slopes[0], np.eye(3))
-    np.testing.assert_allclose(found[1:], np.tile(way / 13, (4, 1)), rtol=1e-6)
-    for row, slope in zip(np.float64(rows[1:]), slopes[1:]):
+    np.testing.assert_array_equal(found[:2], rows[:2])
+    np.testing.assert_array_equal(slopes[:2], [np.eye(3)] * 2)
+    np.testing.assert_allclose(found[2:], np.tile(way / 13, (3, 1)), rtol=1e-6)
+    for row, slope in zip(np.float64(rows[2:]), slopes[2:]):
         length = np.linalg.norm(row)
         flat = np.eye(3) - np.outer(row, row) / length**2
         # Of lengths of 1e-14 and 1e30: by the scale of the slope.
         np.testing.assert_allclose(slope * length, flat, atol=1e-5)
+
+
+def test_slopes_of_half_precision_are_finite():
+    rows = jnp.array([[1e-7, 1e-7], [3e-6, 0], [1, 1], [6e4, 6e4]], jnp.float16)
+    slopes = jax.jit(jax.grad(lambda x: unit(x)[:, 0].sum()))(rows)
+    assert np.isfinite(slopes).all()
 
 
 def test_a_second_derivative_at_zero_is_finite():

@@ -19,7 +19,7 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "core/rows.py",
-            "return rows * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1))",
+            "return rows * jax.lax.rsqrt(jnp.where(some, squares, 1))",
             "return rows",
             "test_probabilities_are_attention_that_is_summed_over_a_class",
         ),

@@ -54,10 +54,12 @@ class Process(NamedTuple):
 
     Attributes:
       x: Embeddings of the support set, `[N, D]`.
+      mask: Mask of the valid ones, bool `[N]`.
       weights: `(K + noise I)^-1 (Y - mean)`, `[N, W]`.
     """
 
     x: Array
+    mask: Array
     weights: Array
 
 
@@ -126,11 +128,11 @@ def dkt(
         values = values_of(params, support.x)
         matrix = covariance(kernel, values, support, jitter)
         apart = deviations(support, num_ways, values["mean"])
-        return Process(x=support.x, weights=solve(matrix, apart))
+        return Process(support.x, support.mask, solve(matrix, apart))
 
     def score(params, process: Process, x: Array) -> Array:
         values = values_of(params, x)
-        near = gram(kernel, values, x, process.x)
+        near = gram(kernel, values, x, process.x, process.mask)
         return values["mean"] + near @ process.weights
 
     def loss(params, process, support: Examples, query: Examples, logits, *, key: Key):
@@ -155,7 +157,7 @@ def dkt(
     return embedded("dkt", encoder, head, num_ways=num_ways, settings=settings, **options)
 
 
-def gram(kernel: Kernel, values: Values, a: Array, b: Array) -> Array:
+def gram(kernel: Kernel, values: Values, a: Array, b: Array, mask: Array) -> Array:
     """Covariances of the process between rows `[N, D]` and `[M, D]`, `[N, M]`.
 
     Args:
@@ -163,12 +165,13 @@ def gram(kernel: Kernel, values: Values, a: Array, b: Array) -> Array:
       values: `outputscale` and `lengthscale`.
       a: Embeddings, `[N, D]`.
       b: Embeddings, `[M, D]`.
+      mask: Mask of the valid rows of b, bool `[M]`.
     """
     if kernel == "cosine":
         a, b = unit(a), unit(b)
     if kernel == "rbf":
         # Distances do not change, and squares of what is far from zero lose their digits.
-        centre = jax.lax.stop_gradient(jnp.mean(b, 0, keepdims=True))
+        centre = jax.lax.stop_gradient(masked_mean(b, mask))[None]
         a, b = a - centre, b - centre
     products = a @ b.T
     if kernel == "rbf":
@@ -193,7 +196,7 @@ def covariance(kernel: Kernel, values: Values, examples: Examples, jitter: float
     """
     mask = examples.mask
     both = mask[:, None] & mask[None]
-    matrix = jnp.where(both, gram(kernel, values, examples.x, examples.x), 0)
+    matrix = jnp.where(both, gram(kernel, values, examples.x, examples.x, mask), 0)
     noise = values["noise"] + jitter
     return matrix + jnp.diag(jnp.where(mask, noise, 1))
 

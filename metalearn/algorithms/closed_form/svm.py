@@ -95,9 +95,9 @@ def crammer_singer(
     after = _residual(still, rate, jax.lax.stop_gradient(exact))
     # Where the iterations have not found the bounds, the solution of the linear equations
     # may lie beyond some. The derivative is that of the equations in both cases.
-    better = after <= before  # not where the equations have no solution, and NaN
+    better = after <= before
     value = jnp.where(better, jax.lax.stop_gradient(exact), found)
-    slope = jnp.where(jnp.isfinite(exact), exact - jax.lax.stop_gradient(exact), 0)
+    slope = exact - jax.lax.stop_gradient(exact)
     residual = jnp.where(better, after, before)
     return Dual(alpha=(value + slope).T, residual=residual)
 
@@ -194,7 +194,9 @@ def _correction(problem: _Problem, rate: Array, free: Array, found: Array) -> Ar
     def solve(product: Callable[[Array], Array], right: Array) -> Array:
         # Steps end early, for nothing differentiates them.
         steps = min(found.size, MOST_STEPS)
-        return jax.scipy.sparse.linalg.cg(product, right, tol=100 * eps, maxiter=steps)[0]
+        change = jax.scipy.sparse.linalg.cg(product, right, tol=100 * eps, maxiter=steps)[0]
+        # NaN times a derivative of zero is NaN: where there is no solution, no correction.
+        return jnp.where(jnp.all(jnp.isfinite(change)), change, 0)
 
     right = -tangent(problem.gradient(found))
     return tangent(jax.lax.custom_linear_solve(product, right, solve, symmetric=True))

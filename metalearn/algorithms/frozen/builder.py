@@ -256,6 +256,7 @@ def learner_of(
         gradient_estimator(objective or classify, task_chunk=task_chunk),
         config_of(name, **settings, **base.config),
         cross_entropy,
+        training_classes=base.config["num_classes"],
     )
 
 

@@ -141,7 +141,8 @@ def mann(
         encoder,
         streamed(reader, num_ways),
         num_ways=num_ways,
-        settings={**settings, "decay": decay, "strength": strength},
+        # As it was before there were strengths, so that older runs go on.
+        settings={**settings, "decay": decay, **({"strength": True} if strength else {})},
         **options,
     )
 

@@ -172,7 +172,11 @@ class FewShotFeatures:
         encoder = models.ResidualMLP if own is None else own
         classifier = models.MLP if own is None else own
         return {
-            "model": from_linen(classifier(self.ways, widths=self.widths)),
+            "model": from_linen(
+                classifier(
+                    self.ways if learner.record.fixed_head else None, widths=self.widths
+                )
+            ),
             "encoder": from_linen(encoder(None, widths=self.widths)),
             "loss_fn": losses.cross_entropy,
             "num_classes": record.get("num_classes"),

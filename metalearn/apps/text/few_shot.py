@@ -242,7 +242,9 @@ class FewShotText:
     ) -> dict[str, Any]:
         """Arguments for the constructor of a learner."""
         return {
-            "model": self._network(learner, self.ways),
+            "model": self._network(
+                learner, self.ways if learner.record.fixed_head else None
+            ),
             "encoder": self._network(learner, None),
             "loss_fn": losses.cross_entropy,
             "num_classes": record.get("num_classes"),

@@ -229,6 +229,7 @@ def test_first_order_and_no_steps_differ_as_they_should():
     assert differs(found[2], found[0], least=1e-4)
 
 
+@pytest.mark.slow  # quick tests have its whole loss by finite differences
 def test_it_learns_blobs():
     """A few steps of gradient descent lower the loss of evaluation."""
     learner, tasks = learner_of(latents=8, dropout=0.1, orthogonality=0.0), blob_batch()

@@ -278,6 +278,7 @@ def test_both_ends_of_a_pair_get_the_same_draws():
     assert grads == 0 and len(np.unique(values)) == 5
 
 
+@pytest.mark.slow  # quick tests have its estimate against gradients
 def test_it_learns_from_the_error_rate_alone():
     """Meta-training by hill climbing on what has no gradient anywhere."""
     tasks = blob_batch(8)
