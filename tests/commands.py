@@ -8,6 +8,7 @@ import os
 import jax
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from metalearn import runs
@@ -40,10 +41,13 @@ def _images(root, seed=0):
 @pytest.fixture(scope="session")
 def glyphs_cache(tmp_path_factory):
     """A cache of all workers, in which the glyphs are drawn once; or that of the caller."""
+    cache = os.environ.get("METALEARN_CACHE")
+    return cache or str(_of_all_workers(tmp_path_factory) / "glyphs")
+
+
+def _of_all_workers(tmp_path_factory):
     root = tmp_path_factory.getbasetemp()
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        root = root.parent
-    return os.environ.get("METALEARN_CACHE") or str(root / "glyphs")
+    return root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root
 
 
 @pytest.fixture(scope="session")
@@ -145,10 +149,12 @@ def trained(base, tiny):
 
 
 @pytest.fixture(scope="session")
-def trained_sine(base, sine):
-    """A finished run on sine waves; not to be changed."""
-    folder = base / "trained_sine"
-    ok("train", *sine, "--out", folder)
+def trained_sine(base, sine, tmp_path_factory):
+    """A finished run on sine waves, by one worker for all; not to be changed."""
+    folder = _of_all_workers(tmp_path_factory) / "trained_sine"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "results.json").exists():
+            ok("train", *sine, "--out", folder)
     return folder
 
 

@@ -123,7 +123,11 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name",
+    # Other tasks are refused in `tests/training/test_resume.py` as well.
+    [pytest.param(n, marks=[pytest.mark.slow] * (n == "images")) for n in OTHERS],
+)
 def test_a_resume_with_another_part_is_refused(name, tmp_path):
     first, second = OTHERS[name]
     fit(tmp_path / "run", **first)

@@ -64,7 +64,7 @@ def judged(learner, variables, devices):
         pytest.param("averages", "auto", marks=pytest.mark.slow),
         pytest.param("reptile", "auto", marks=pytest.mark.slow),
         ("protonet", "auto"),
-        ("maml", 1),
+        pytest.param("maml", 1, marks=pytest.mark.slow),
     ],
 )
 def test_eight_devices_learn_what_one_learns(name, chunk):
@@ -203,6 +203,7 @@ def test_cores_become_devices():
     assert done.stdout.splitlines() == ["early 3", "late 1", "given 5"]
 
 
+@pytest.mark.slow  # three steps of the same are quick
 def test_a_hundred_steps_on_eight_devices():
     one, eight = (trained(learner_of("maml"), n, num_steps=100)[0] for n in (1, 8))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):

@@ -67,7 +67,7 @@ def dict_model():
 CASES = {
     "mean and variance": (lambda: plain(2), mean_and_variance, SINES, False),
     "quantiles": (lambda: plain(3), quantiles, SINES, False),
-    "multi-label": (lambda: plain(WAYS), multi_label, hot, True),
+    "multi-label": (lambda: plain(WAYS), multi_label, hot, False),
     "a dict": (dict_model, of_a_dict, named, True),
 }
 

@@ -60,6 +60,7 @@ with jax.numpy_rank_promotion("raise"):
 """
 
 
+@pytest.mark.slow  # a command that is killed is quick: `tests/cli/test_cli_runs.py`
 def test_killed_training_resumes_bit_identically(tmp_path):
     """SIGKILL at a random moment, in the middle of a checkpoint perhaps."""
     folder, here = str(tmp_path / "run"), str(Path(__file__).parents[1])

@@ -185,6 +185,7 @@ def test_leader_keeps_the_state_of_the_optimiser_unless_it_has_its_own():
 
 
 @x64
+@pytest.mark.slow  # `tests/inner/test_differentiation.py` has the ways
 def test_ways_through_the_inner_loop_agree_and_the_order_of_particles_is_free():
     variables, tasks = wide_variables(True), wide_sines()
     run = jax.jit(lambda v: chaser().estimate(v, tasks, key=KEY).grads)

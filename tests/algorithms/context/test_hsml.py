@@ -51,7 +51,9 @@ def output_shape(made, task):
     return found.shape
 
 
-@pytest.mark.parametrize("make", [ml.hsml, ml.mumomaml])
+@pytest.mark.parametrize(
+    "make", [ml.hsml, pytest.param(ml.mumomaml, marks=pytest.mark.slow)]
+)
 def test_an_open_gate_leaves_maml(x64, make):
     made = learner(make, reconstruction=0.0)
     variables = made.init(jax.random.key(0), one(wide_blobs()))
