@@ -88,8 +88,9 @@ learners = {
     ),
     "ProtoNet": (ml.protonet(encoder, num_ways=5), train, adam),
 }
-if FAST:  # two of them compile in half of the time
-    learners = {name: learners[name] for name in ("MAML", "ProtoNet")}
+if FAST:  # two of them, without second derivatives, compile in a quarter of the time
+    first_order = ml.fomaml(network, loss, optax.sgd(0.4))
+    learners = {"MAML": (first_order, train, adam), "ProtoNet": learners["ProtoNet"]}
 
 # %%
 fitted, evaluations = {}, {}

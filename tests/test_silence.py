@@ -125,8 +125,11 @@ OTHERS = {
 
 @pytest.mark.parametrize(
     "name",
-    # Other tasks are refused in `tests/training/test_resume.py` as well.
-    [pytest.param(n, marks=[pytest.mark.slow] * (n == "images")) for n in OTHERS],
+    # `tests/training/test_resume.py` has the kinds of tasks and of losses.
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n in ("images", "metric")))
+        for n in OTHERS
+    ],
 )
 def test_a_resume_with_another_part_is_refused(name, tmp_path):
     first, second = OTHERS[name]
