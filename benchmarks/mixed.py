@@ -112,8 +112,9 @@ def labels(loaded: Sequence[runs.Run]) -> list[str]:
     """
     found = []
     for run in loaded:
-        usual = find(run.name).recipe.settings()["options"]
-        own = [o for o in run.recipe.settings()["options"] if o not in usual]
+        usual = find(run.name).recipe.settings()["learner"]
+        mine = run.recipe.settings()["learner"]
+        own = [f"{name}={mine[name]}" for name in mine if mine[name] != usual.get(name)]
         found.append(" ".join([run.name, *own]))
         if found.count(found[-1]) > 1:
             raise ValueError(

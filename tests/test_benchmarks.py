@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,13 @@ from benchmarks import (
     ceiling,
     choose,
     growth,
+    mixed,
     table,
     throughput,
     workloads,
 )
+from metalearn import apps
+from metalearn.apps.records import changed
 
 
 def test_a_benchmark_stores_its_numbers_with_where_they_were_taken(tmp_path):
@@ -347,6 +351,18 @@ def test_pytorch_heads_classify_as_the_learners_do(name):
     np.testing.assert_allclose(
         jax.nn.softmax(ours), torch.softmax(theirs, -1), rtol=1e-4, atol=1e-5
     )
+
+
+def test_runs_of_a_mixture_are_named_by_what_their_recipe_has_not():
+    recipe = apps.find("mixed-hsml").recipe
+    wide = changed(changed(recipe, "learner.hidden", 128), "learner.sigma", 1e8)
+    made = [
+        types.SimpleNamespace(name="mixed-hsml", recipe=r, folder="runs/a")
+        for r in (recipe, wide)
+    ]
+    assert mixed.labels(made) == ["mixed-hsml", "mixed-hsml hidden=128 sigma=100000000.0"]
+    with pytest.raises(ValueError, match="runs/a and another run here are both"):
+        mixed.labels([made[0], made[0]])
 
 
 @pytest.mark.slow
