@@ -193,11 +193,11 @@ def exact(head: Head) -> Head:
 
     def precisely(fn: Callable) -> Callable:
         @functools.wraps(fn)
-        def run_(*args, **given):
+        def precise(*args, **given):
             with jax.default_matmul_precision("highest"):
                 return fn(*args, **given)
 
-        return run_
+        return precise
 
     loss = None if head.loss is None else precisely(head.loss)
     return head._replace(fit=precisely(head.fit), score=precisely(head.score), loss=loss)

@@ -22,10 +22,15 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Unpack, get_args
 
-import jax
 import jax.numpy as jnp
 
-from metalearn.algorithms.embedding import EMBEDDING, EmbeddingOptions, Head, class_means
+from metalearn.algorithms.embedding import (
+    EMBEDDING,
+    EmbeddingOptions,
+    Head,
+    class_means,
+    members_of,
+)
 from metalearn.algorithms.frozen.builder import pretrained
 from metalearn.algorithms.options import takes_options
 from metalearn.core import checks
@@ -244,8 +249,7 @@ def neighbour_head(num_ways: int, *, k: int, distance: Distance) -> Head:
     cosine = distance == "cosine"
 
     def fit(params, support: Examples, *, key=None) -> Neighbours:
-        members = jax.nn.one_hot(support.y, num_ways, dtype=support.x.dtype)
-        members = jnp.where(support.mask[:, None], members, 0)
+        members = members_of(support, num_ways)
         x, centre = _centred(support.x, support.mask)
         return Neighbours(unit(support.x) if cosine else x, members, centre)
 

@@ -24,7 +24,8 @@ Differences:
 
 With `norm="batch"`, and in training with any encoder that has batch norm, an embedding
 depends on the whole batch: an answer then knows the images, though not the labels, of items
-that come later in the stream, and of the queries.
+that come later in the stream. Under `norm="running"` the batch of training has the queries
+too.
 """
 
 from __future__ import annotations
@@ -153,7 +154,10 @@ def _reader(
     def init(key: Key, like: Any, num_ways: int) -> PyTree:
         k_x, k_cell, k_keys, k_gates, k_out = jax.random.split(key, 5)
         of_memory = reads * width
-        own = {"strengths": dense(k_gates, hidden, reads)} if strength else {}
+        own = {}
+        if strength:
+            # A key of its own that leaves the draws of the others as they are without.
+            own["strengths"] = dense(jax.random.fold_in(key, 1), hidden, reads)
         return own | {
             "x": cells.of_gates(k_x, cells.lstm.gates, like.shape[-1], hidden),
             "cell": cells.lstm.init(k_cell, num_ways + of_memory, hidden),

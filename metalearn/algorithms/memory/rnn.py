@@ -11,7 +11,8 @@ Differences:
 
 With `norm="batch"`, and in training with any encoder that has batch norm, an embedding
 depends on the whole batch: an answer then knows the images, though not the labels, of items
-that come later in the stream, and of the queries.
+that come later in the stream. Under `norm="running"` the batch of training has the queries
+too.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from metalearn.apps import learners
-from metalearn.apps.base import Entry, Recipe
+from metalearn.apps.base import Application, Entry, Recipe
 from metalearn.apps.images.features import FewShotFeatures
 from metalearn.apps.images.few_shot import FewShotImages
 from metalearn.apps.learners import Learner
@@ -19,16 +19,18 @@ _OMNIGLOT: dict[str, Any] = {
 }
 
 
-def _stream(learner: Learner) -> Recipe:
-    """Streams of Santoro et al. 2016: five classes, ten drawings of each.
+# The support set is the stream, every item of which counts. More drawings are asked at its
+# end: which class is still to come in a stream can be counted, and a learner that has found
+# this out looks no further.
+_SHOWN: dict[str, Any] = {"shots": 10, "queries": 5, "eval_queries": 1}
+_IMAGES = FewShotImages(**_OMNIGLOT, **_SHOWN)
+_FEATURES = FewShotFeatures(**_SHOWN)  # that `python -m benchmarks features` made
 
-    The support set is the stream, every item of which counts. More drawings are asked at
-    its end: which class is still to come in a stream can be counted, and a learner that has
-    found this out looks no further.
-    """
-    app = {**_OMNIGLOT, "shots": 10, "queries": 5, "eval_queries": 1}
+
+def _stream(app: Application, learner: Learner) -> Recipe:
+    """Streams of Santoro et al. 2016: five classes, ten drawings of each."""
     return Recipe(
-        app=FewShotImages(**app),
+        app=app,
         learner=learner,
         outer=Outer(rate=1e-3),
         steps=4000,
@@ -40,21 +42,7 @@ def _stream(learner: Learner) -> Recipe:
     )
 
 
-def _embedded(learner: Learner) -> Recipe:
-    """The same streams of features that `python -m benchmarks features` made."""
-    return Recipe(
-        app=FewShotFeatures(shots=10, queries=5, eval_queries=1),
-        learner=learner,
-        outer=Outer(rate=1e-3),
-        steps=4000,
-        tasks_per_step=16,
-        log_every=200,
-        validate_every=1000,
-        validation_tasks=200,
-        checkpoint_every=2000,
-    )
-
-
+_RNN = learners.RNN(hidden=200)
 # Without learned strengths a read is an average of all rows that were written, and training
 # stays at what can be counted.
 _MANN = learners.MANN(strength=True)
@@ -62,14 +50,16 @@ _MANN = learners.MANN(strength=True)
 RECIPES: dict[str, Entry] = {
     "omniglot-rnn": Entry(
         "an LSTM as the learner, on streams of five classes of Omniglot",
-        _stream(learners.RNN(hidden=200)),
+        _stream(_IMAGES, _RNN),
     ),
-    "omniglot-mann": Entry("MANN, on streams of five classes of Omniglot", _stream(_MANN)),
+    "omniglot-mann": Entry(
+        "MANN, on streams of five classes of Omniglot", _stream(_IMAGES, _MANN)
+    ),
     "features-rnn": Entry(
         "an LSTM as the learner, on streams of features of five classes",
-        _embedded(learners.RNN(hidden=200)),
+        _stream(_FEATURES, _RNN),
     ),
     "features-mann": Entry(
-        "MANN, on streams of features of five classes", _embedded(_MANN)
+        "MANN, on streams of features of five classes", _stream(_FEATURES, _MANN)
     ),
 }
