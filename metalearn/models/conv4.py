@@ -24,19 +24,23 @@ class Conv4(nn.Module):
       norm: Kind of normalisation, see `Norm`.
       downsample: Way to halve the sides: "pool" (2x2 max-pooling after the ReLU) or
         "stride" (strided convolutions, and a spatial mean at the end).
+      last_relu: Whether the last block has its ReLU.
     """
 
     num_outputs: int | None = None
     width: int = 64
     norm: str = "batch"
     downsample: str = "pool"
+    last_relu: bool = True
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
         pool = pools(self, x)
-        for _ in range(4):
+        for block in range(4):
             x = nn.Conv(self.width, (3, 3), strides=1 if pool else 2)(x)
-            x = nn.relu(Norm(self.norm)(x, train, mask))
+            x = Norm(self.norm)(x, train, mask)
+            if block < 3 or self.last_relu:
+                x = nn.relu(x)
             if pool:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
         # Strides round odd sides up, so the mean fits any size of image.

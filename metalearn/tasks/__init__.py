@@ -1,6 +1,7 @@
 """Distributions of tasks in pure JAX, and tasks of the user drawn on the device."""
 
 from metalearn.tasks.ambiguous import ambiguous
+from metalearn.tasks.augmented import augmented
 from metalearn.tasks.barcodes import barcodes
 from metalearn.tasks.families import FAMILIES, function_families
 from metalearn.tasks.generated import from_generator
@@ -14,6 +15,7 @@ __all__ = [
     "FAMILIES",
     "STYLES",
     "ambiguous",
+    "augmented",
     "barcodes",
     "from_generator",
     "from_table",

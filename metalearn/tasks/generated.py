@@ -71,7 +71,7 @@ def from_generator(
     """
     if num_tasks is not None:
         checks.whole_number("num_tasks", num_tasks, least=1)
-    checks.whole_number("seed", seed, least=0)
+    checks.whole_number("seed", seed, least=0, most=2**64 - 1)
     name = name or getattr(source, "__name__", "generated tasks")
     if _takes_rng(source):
         if num_tasks is None:

@@ -61,6 +61,18 @@ def test_conv4_has_its_published_number_of_parameters():
     assert count == 640 + 3 * 36_928 + 4 * 128
 
 
+def test_conv4_without_its_last_relu_differs_in_that_relu_alone():
+    x = jax.random.normal(KEY, (5, 16, 16, 1))
+    with_relu, without = (
+        ml.models.Conv4(width=8, norm="none", last_relu=last) for last in (True, False)
+    )
+    variables = with_relu.init(KEY, x)
+    found = without.apply(variables, x)
+    assert (found < 0).any()
+    # The maximum of a window goes through the ReLU that stands before it.
+    np.testing.assert_array_equal(np.maximum(found, 0), with_relu.apply(variables, x))
+
+
 @pytest.mark.parametrize("kind", ["group", "layer", "none"])
 def test_norms_of_single_examples_keep_no_state(kind):
     module = ml.models.Conv4(width=8, norm=kind)

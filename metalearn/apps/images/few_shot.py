@@ -41,6 +41,8 @@ class FewShotImages:
       ambiguous_styles: Styles, as many as ways. A support set shows each class in another
         style, and queries are labelled by class or by style, see
         `metalearn.tasks.ambiguous`.
+      augment: Whether meta-training sees photographs shifted by up to an eighth of their
+        side and half of them mirrored, see `metalearn.tasks.augmented`.
       ways: Classes of a training task.
       shots: Support examples of a class in training.
       queries: Query examples of a class in training; reptile trains on support and query
@@ -53,6 +55,8 @@ class FewShotImages:
       width: Channels of the first block; in resnet12 they double from block to block.
       norm: Kind of normalisation layers.
       downsample: Way in which conv4 halves the sides: strided convolution or max-pooling.
+      last_relu: Whether the last block of conv4 has its ReLU; features that are compared by
+        their directions are better without.
       embedding: Length of the features of an image, for learners that embed a task.
     """
 
@@ -66,6 +70,7 @@ class FewShotImages:
     train_classes: int | None = None
     channels: Literal[1, 3] | None = None
     ambiguous_styles: tuple[str, ...] = ()
+    augment: bool = False
     ways: int = 5
     shots: int = 1
     queries: int = 1
@@ -76,6 +81,7 @@ class FewShotImages:
     width: int = 64
     norm: Literal["batch", "group", "layer", "none"] = "batch"
     downsample: Literal["stride", "pool"] = "pool"
+    last_relu: bool = True
     embedding: int = 32
 
     @property
@@ -92,7 +98,9 @@ class FewShotImages:
         """Fields without effect, and the setting that would read each."""
         idle = {}
         if self.model != "conv4":
-            idle["downsample"] = "app.model conv4"
+            idle["downsample"] = idle["last_relu"] = "app.model conv4"
+        elif "conv4" in learner.record.networks:
+            idle["last_relu"] = "learners whose network is plain"
         if not embeds(learner):
             idle["embedding"] = "learners that embed a task"
         return idle
@@ -181,6 +189,8 @@ class FewShotImages:
             num_query=self.queries if training else self.eval_queries,
             name=f"{data.name} {part} {ways}-way {shots}-shot",
         )
+        if training and self.augment:
+            tasks = task_samplers.augmented(tasks, shift=data.image_shape[0] // 8)
         if not self.ambiguous_styles:
             return tasks
         return task_samplers.ambiguous(tasks, self.ambiguous_styles)
@@ -237,8 +247,14 @@ class FewShotImages:
                 num_outputs, widths=widths, global_pool=True, drop_rate=0, norm=self.norm
             )
         else:
-            network = learner.record.networks.get("conv4", models.Conv4)(
-                num_outputs, width=self.width, norm=self.norm, downsample=self.downsample
+            kind = learner.record.networks.get("conv4", models.Conv4)
+            plain = {"last_relu": self.last_relu} if kind is models.Conv4 else {}
+            network = kind(
+                num_outputs,
+                width=self.width,
+                norm=self.norm,
+                downsample=self.downsample,
+                **plain,
             )
         return from_linen(network)
 
