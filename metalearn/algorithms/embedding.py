@@ -125,11 +125,14 @@ def embedded(
 
     def fit(params, support: Examples, variables: Variables, key) -> Fitted:
         present = present_classes(support, num_ways)
-        fitted = head.fit(params, support, key=key)
+        with kinds.own_params():
+            fitted = head.fit(params, support, key=key)
         return Fitted(fitted=fitted, present=present, variables=variables)
 
     def logits_of(params, adapted: Fitted, embeddings: Array) -> Array:
-        return mask_absent(head.score(params, adapted.fitted, embeddings), adapted.present)
+        with kinds.own_params():
+            logits = head.score(params, adapted.fitted, embeddings)
+        return mask_absent(logits, adapted.present)
 
     def init(key: Key, task: Task) -> Variables:
         checks.one_task(task, key)
@@ -146,7 +149,7 @@ def embedded(
         return Variables(params=params, state=variables.state)
 
     def adapt(variables: Variables, support: Examples, *, key: Key | None = None) -> Fitted:
-        kinds.adaptation(variables, support)
+        kinds.adaptation(variables, support, ("encoder", "head") if head.init else ())
         encoder_, params = parts(variables)
         embeddings, _ = embed(encoder_, support.x, key=key, train=False, mask=support.mask)
         return fit(params, seen(embeddings, support), variables, key)
@@ -221,16 +224,30 @@ def embedder(
         )
         if batch:
             state = kept_without_rows(state, variables.state, mask)
-        trees.one_array(outputs, "the output of the encoder", "embeddings [N, D]")
-        if outputs.ndim != 2 and not (maps and outputs.ndim == 4):
-            wanted = "[N, D], or maps [N, H, W, C]" if maps else "[N, D]"
-            raise ValueError(
-                f"the encoder gave embeddings of shape {outputs.shape}; expected {wanted}. "
-                "Flatten or pool in the encoder."
-            )
+        _check_embeddings(outputs, x, maps)
         return trees.widened(outputs), state
 
     return embed
+
+
+def _check_embeddings(outputs: Any, x: PyTree, maps: bool) -> None:
+    """Refuses what is no embedding, or no map where maps are taken, of each input x."""
+    trees.one_array(outputs, "the output of the encoder", "embeddings [N, D]")
+    wanted = "[N, D], or maps [N, H, W, C]" if maps else "[N, D]"
+    given = f"the encoder gave embeddings of shape {outputs.shape}"
+    if outputs.ndim != 2 and not (maps and outputs.ndim == 4):
+        raise ValueError(f"{given}; expected {wanted}. Flatten or pool in the encoder.")
+    num = jax.tree.leaves(x)[0].shape[0]
+    if outputs.shape[0] != num or 0 in outputs.shape[1:]:
+        raise ValueError(
+            f"{given} for {num} inputs; expected {wanted} with N = {num} and no empty "
+            "axis. Give one input as x[None]; take means over places, not over inputs."
+        )
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise TypeError(
+            f"the encoder gave embeddings of {outputs.dtype}; expected real numbers, such "
+            "as float32, for anything else has no derivative. Convert them in the encoder."
+        )
 
 
 def labels_of(examples: Examples) -> Array:

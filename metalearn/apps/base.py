@@ -251,7 +251,7 @@ class Recipe:
         check_values(numbers(**values), least=least)
 
     def _check_learner(self) -> None:
-        """Checks words and the inner optimiser; the constructor checks ranges."""
+        """Checks words and the inner optimiser here, and ranges by the constructor."""
         kinds = hints(type(self.learner))
         for field in dataclasses.fields(self.learner):
             value, name = getattr(self.learner, field.name), f"learner.{field.name}"
@@ -260,6 +260,7 @@ class Recipe:
                 _refuse_idle(value, value.unread(), f"{name}.")
             else:
                 check_type(name, value, kinds[field.name])
+        self.learner.check_builds()
 
     def _check_kinds(self) -> None:
         """The three parts are records of the kinds that belong together."""

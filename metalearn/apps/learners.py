@@ -24,13 +24,22 @@ from metalearn.algorithms import registry
 from metalearn.algorithms.record import Record, parameters
 from metalearn.apps.optimisers import Optimiser, OwnOuter
 from metalearn.apps.records import from_json, members, to_json
+from metalearn.core import losses
 from metalearn.core.learner import MetaLearner
+from metalearn.core.model import Model
 
 # Arguments of the application, and `name`, which only code can give.
 FROM_APPLICATION = ("num_ways", "num_classes", "mask_absent_classes", "name")
 PLAIN = (int, float, str, bool, type(None))
 INNER_OPTIMISERS = ("inner_opt", "opt")
-RESERVED = ("record", "build", "steps", "refuse_policy", "offers", "self")
+RESERVED = ("record", "build", "check_builds", "steps", "refuse_policy", "offers", "self")
+
+
+def _not_run(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("a network was run before there were data")
+
+
+_NEVER_RUN = Model(_not_run, _not_run)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +70,19 @@ class Learner:
         # A setting that the user can see wins over the offer of the application.
         offers = {k: v for k, v in offers.items() if k not in own}
         return self.record.make(offers, **own | changes)
+
+    def check_builds(self) -> None:
+        """Asks the constructor whether it takes the settings, before there are data.
+
+        Raises:
+          TypeError: a setting is of another kind; ValueError: one is out of range.
+        """
+        # Those of this package compute nothing; what others do with a model is not known.
+        if self.record.family == "own":
+            return
+        loss_fn = losses.mse if self.record.curves else losses.cross_entropy
+        offers = {"model": _NEVER_RUN, "encoder": _NEVER_RUN, "loss_fn": loss_fn}
+        self.build({**offers, "num_ways": 2, "num_classes": 2})
 
     def refuse_policy(self, reader: str) -> None:
         """Refuses a policy of batch norm that no layer of the network reads.

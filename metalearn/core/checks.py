@@ -40,37 +40,52 @@ __all__ = [
 ]
 
 
-def whole_number(name: str, value: Any, *, least: int) -> None:
+MOST = 2**31 - 1  # counts and sizes are int32
+
+
+def whole_number(name: str, value: Any, *, least: int, most: int = MOST) -> None:
     """Checks a count.
 
     Raises:
-      ValueError: the value is not an integer, or is below `least`.
+      ValueError: the value is not an integer, or is outside `least` to `most`.
     """
     integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not integer or value < least:
         raise ValueError(f"{name} is {value!r}; expected an integer of {least} or more.")
+    if value > most:
+        raise ValueError(f"{name} is {value}; expected an integer of {most} or less.")
 
 
 def number(name: str, value: Any, *, positive: bool = False, signed: bool = False) -> None:
     """Raises a `ValueError` unless `value` is a finite number in range.
 
     The number has to be 0 or more. With `positive` it has to be above 0; with `signed` any
-    finite number passes.
+    finite number passes. It is judged as jax keeps it: in float32, 1e300 is infinite and
+    1e-300 is 0.
     """
     expected = "" if signed else " above 0" if positive else " of 0 or more"
+    kept, dtype = math.nan, jax.dtypes.canonicalize_dtype(np.float64)
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        below = not signed and (value <= 0 if positive else value < 0)
-        if math.isfinite(value) and not below:
+        try:
+            with np.errstate(over="ignore"):
+                kept = float(np.asarray(float(value)).astype(dtype))
+        except OverflowError:  # an integer of hundreds of digits
+            kept = math.inf
+        below = not signed and (kept <= 0 if positive else kept < 0)
+        if math.isfinite(kept) and not below:
             return
     given = repr(value)
     if len(given) > 60:  # a transformation, an array
         given = f"a {type(value).__name__}"
-    raise ValueError(f"{name} is {given}; expected a finite number{expected}.")
+    # What is written down is in range, but not what is computed with.
+    changed = kept in (0, math.inf, -math.inf) and kept != value
+    lost = f" It is {kept:g} in {dtype}." if changed else ""
+    raise ValueError(f"{name} is {given}; expected a finite number{expected}.{lost}")
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raises a `ValueError` unless `value` is one of the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:  # an array has no one truth
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
 
 

@@ -139,7 +139,8 @@ def _check_function(name: str, given: Any, result: str) -> None:
 def check_chunk(task_chunk: Any) -> None:
     """Raises a `ValueError` unless `"auto"` or a positive integer."""
     integer = isinstance(task_chunk, (int, np.integer)) and not isinstance(task_chunk, bool)
-    if task_chunk != "auto" and not (integer and task_chunk > 0):
+    auto = isinstance(task_chunk, str) and task_chunk == "auto"
+    if not auto and not (integer and task_chunk > 0):
         raise ValueError(
             f"task_chunk is {task_chunk!r}; expected 'auto' or a positive integer."
         )

@@ -6,8 +6,9 @@ place of its learner. The messages name that attribute.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from metalearn.core import checks
@@ -16,18 +17,14 @@ from metalearn.core.given import takes as takes
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
 
-MOST = 2**31 - 1  # steps and tasks are counted in int32
 
-
-def count(name: str, value: Any, *, least: int = 1, most: int = MOST) -> int:
+def count(name: str, value: Any, *, least: int = 1, most: int = checks.MOST) -> int:
     """A whole number in range, as Python's own: others cannot be written as JSON.
 
     Raises:
       ValueError: not an integer, or outside `least` to `most`.
     """
-    checks.whole_number(name, value, least=least)
-    if value > most:
-        raise ValueError(f"{name} is {value}; expected an integer of {most} or less.")
+    checks.whole_number(name, value, least=least, most=most)
     return int(value)
 
 
@@ -112,7 +109,43 @@ def adapted(given: Any, kind: type) -> None:
     instance(given, kind, "adapted", "Give learner.adapt(variables, support).")
 
 
-def adaptation(given: Any, support: Any) -> None:
-    """Checks what `adapt` is given; see `variables` and `checks.one_set`."""
+def adaptation(given: Any, support: Any, parts: Sequence[str] = ()) -> None:
+    """Checks what `adapt` is given; see `variables` and `checks.one_set`.
+
+    Args:
+      given: Variables of the learner.
+      support: One support set.
+      parts: Names of the parts that the params have to have.
+
+    Raises:
+      TypeError: another kind of object.
+      ValueError: shapes do not fit, the support set has no row, or the variables are of
+        another learner.
+    """
     variables(given)
+    params = given.params
+    found = sorted(map(str, params)) if isinstance(params, Mapping) else []
+    if not set(parts) <= set(found):
+        raise _of_another(f"their params have the parts {found}; expected {list(parts)}.")
     checks.one_set(support, "support")
+    if not support.mask.shape[0]:
+        raise ValueError(
+            "the support set has no row; expected one or more. A task without examples has "
+            "a row of zeros whose mask is False."
+        )
+
+
+@contextlib.contextmanager
+def own_params() -> Iterator[None]:
+    """Says of params without a part that is looked for that another learner made them."""
+    try:
+        yield
+    except KeyError as error:
+        raise _of_another(f"their params have no part {error}.") from error
+
+
+def _of_another(why: str) -> ValueError:
+    return ValueError(
+        f"variables are those of another learner: {why} Give result.variables of this "
+        "learner, or those of learner.init(key, task)."
+    )

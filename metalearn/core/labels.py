@@ -59,7 +59,7 @@ def of_training(examples: Examples, info: Mapping[str, Any]) -> Examples:
         labels.
 
     Raises:
-      ValueError: the task does not say its classes.
+      ValueError: the task does not say its classes, or not as integers `[W]`.
     """
     if "class_ids" not in info:
         raise ValueError(
@@ -67,7 +67,13 @@ def of_training(examples: Examples, info: Mapping[str, Any]) -> Examples:
             f"the training class of each label; got info {sorted(info)}. Samplers of "
             "ml.data.few_shot provide it."
         )
-    ids, y = jnp.asarray(info["class_ids"]).astype(jnp.int32), examples.y
+    ids, y = jnp.asarray(info["class_ids"]), examples.y
+    if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.ndim != 1:
+        raise ValueError(
+            f"task.info['class_ids'] is {ids.dtype}{list(ids.shape)}; expected integers "
+            "[W], the training class of each label of the task."
+        )
+    ids = ids.astype(jnp.int32)
     if y.dtype.itemsize < 4:  # W may lie beyond what its dtype holds
         y = y.astype(jnp.int32)
     # Alone, a look-up counts negative labels from the end, and takes too large ones for

@@ -119,8 +119,11 @@ def config_of(name: str, **hparams: Any) -> tuple[tuple[str, Plain], ...]:
 
     Raises:
       TypeError: an option is something else, such as a function or an optimiser: what it
-        does cannot be read from it, so two that differ would look alike.
+        does cannot be read from it, so two that differ would look alike. Or the name is no
+        text.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {name!r}; expected text, such as 'maml'.")
     return (("name", name), *((k, _plain(k, value)) for k, value in hparams.items()))
 
 

@@ -96,7 +96,9 @@ def few_shot(
     turns = 4 if rotations else 1
     # Unequal classes give what they have, but at least the fewest shots and one query.
     needed = shots[0] + 1 if unequal_shots else shots[1] + num_query
-    check_enough(names, counts, turns, ways[1], needed)
+    told = known if len(known) == len(counts) else names
+    things = "images" if images.ndim == 4 else "examples"
+    check_enough(told, counts, turns, ways[1], needed, things)
     if rotations and (images.ndim != 4 or images.shape[1] != images.shape[2]):
         raise ValueError(
             f"rotations needs square images [I, S, S, C]; got {images.shape}. Pass "

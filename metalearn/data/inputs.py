@@ -6,7 +6,7 @@ The usual mistakes are named before the first task is drawn; those of values and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,12 @@ def unpack(images: Any, labels: Any, caller: str) -> tuple[Any, Any, tuple[str, 
 
 
 def check_enough(
-    names: np.ndarray, counts: np.ndarray, turns: int, ways: int, per_class: int
+    names: Sequence[Any] | np.ndarray,
+    counts: np.ndarray,
+    turns: int,
+    ways: int,
+    per_class: int,
+    things: str = "images",
 ) -> None:
     """Raises a `ValueError` if there are too few classes, or too few images of a class."""
     if len(counts) * turns < ways:
@@ -88,9 +93,9 @@ def check_enough(
         )
     if counts.min() < per_class:
         raise ValueError(
-            f"class {names[counts.argmin()]} has {int(counts.min())} images, but support "
-            f"and query take {per_class} different ones of a class. Ask for fewer shots "
-            "or queries, or leave that class out."
+            f"class {names[counts.argmin()]} has {int(counts.min())} {things}, but "
+            f"support and query take {per_class} different ones of a class. Ask for fewer "
+            "shots or queries, or leave that class out."
         )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from few_texts import write_own, write_wordllama
+from few_texts import WORDS, sentences, write_own, write_wordllama
 
 import metalearn as ml
 from metalearn.apps import Recipe, learners, sgd
@@ -193,6 +193,11 @@ def test_recipes_are_valid(name):
         ({"features": "bert"}, PROTONET, "expected one of hashed, wordllama"),
         ({"shots": 0}, PROTONET, "app.shots is 0"),
         ({"dim": 0}, PROTONET, "app.dim is 0"),
+        ({"dim": 1}, PROTONET, "app.dim is 1; .* hashed vectors from 2 to 65536"),
+        ({"dim": 512, "features": "wordllama"}, PROTONET, "wordllama vectors .* 256"),
+        ({}, learners.RNN(hidden=0), "hidden is 0"),
+        ({}, learners.MANN(decay=2.0), "decay is 2.0"),
+        ({}, learners.EMO(recall=500), "recall is 500; expected at most 200"),
         ({}, learners.ProtoNet(norm="batch"), "networks with batch norm"),
         ({"dropout": 0.2}, learners.CAVIA(), "without layers of their own"),
         ({"widths": (3,)}, learners.LEO(), "learners of a model or an encoder"),
@@ -201,6 +206,15 @@ def test_recipes_are_valid(name):
 def test_nonsense_is_refused(app, learner, message):
     with pytest.raises(ValueError, match=message):
         Recipe(app=FewShotText(**app), learner=learner).check()
+
+
+def test_a_class_with_one_text_is_named(tmp_path):
+    rows = [
+        (t, label) for label in WORDS for t in sentences(label, 1 + 5 * (label != "pin"))
+    ]
+    data = TINY.load(write_own(tmp_path, rows=rows))
+    with pytest.raises(ValueError, match="class pin has 1 examples, but support and query"):
+        TINY.tasks(data, "train")
 
 
 def test_settings_without_effect_are_named():

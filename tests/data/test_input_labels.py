@@ -153,5 +153,5 @@ def test_shots_may_differ_between_classes():
         assert len(set(both)) == len(both)
     assert unequal > 100
     assert {(9, k) for k in (1, 2, 3, 4)} | {(2, 1), (3, 1), (3, 2)} <= seen
-    with pytest.raises(ValueError, match="has 2 images, but support and query take 3"):
+    with pytest.raises(ValueError, match="has 2 examples, but support and query take 3"):
         data.few_shot(images, labels, num_ways=3, num_support=2, unequal_shots=True)

@@ -264,6 +264,10 @@ def test_what_is_missing_is_named(tmp_path):
         load_texts("banking", tmp_path)
     with pytest.raises(ValueError, match="max_characters is 0"):
         load_texts("own", tmp_path, max_characters=0)
+    with pytest.raises(TypeError, match="drop_repeated is 'no'; expected True or False"):
+        load_texts("own", tmp_path, drop_repeated="no")
+    with pytest.raises(ValueError, match=r"unknown texts \['own'\]; expected one of"):
+        load_texts(["own"], tmp_path)
     (tmp_path / "full.jsonl").write_text("\n")
     write = tmp_path / "few_shot_folds.json"
     write.write_text(json.dumps({"01": CLASSES}))

@@ -150,7 +150,7 @@ def emo(
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
-        kinds.adaptation(variables, support)
+        kinds.adaptation(variables, support, ("model",))
         return _adapt(how, loop, variables, support, key=key, train=False)[0]
 
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:

@@ -166,7 +166,7 @@ def episodic_lstm(
         return Variables(params=params, state=variables.state)
 
     def adapt(variables: Variables, support: Examples, *, key: Key | None = None) -> Played:
-        kinds.adaptation(variables, support)
+        kinds.adaptation(variables, support, ("agent", "encoder")[: 2 - (encoder is None)])
         k_embed, k_play = split_key(key)
         contexts, _ = embed(
             _inner(variables), support.x, key=k_embed, train=False, mask=support.mask

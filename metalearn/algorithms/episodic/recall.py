@@ -156,6 +156,12 @@ def recall_of(
     """The slots of similar tasks, and their gradients."""
     if not how.recall:
         return None, None
+    if name.shape != memory.keys.shape[1:]:
+        raise ValueError(
+            f"the key of this task has the shape {name.shape}, those of the memory "
+            f"{memory.keys.shape[1:]}; expected inputs and targets of the shapes and kinds "
+            "of the task that init was given, such as integers for classes."
+        )
     found = store.nearest(memory, name, how.recall, "cosine")
     similarity = jnp.where(found.found, 1 - found.distances, 0)
     grads = jax.tree.map(lambda leaf: leaf[found.slots], memory.values)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from metalearn.core import checks, loops, trees
+from metalearn.core import checks, kinds, loops, trees
 from metalearn.core.rows import unit
 from metalearn.core.types import Array, PyTree
 
@@ -74,6 +74,7 @@ def empty(capacity: int, key_like: Any, value_like: PyTree) -> EpisodicMemory:
       value_like: Shapes and dtypes of a value.
 
     Raises:
+      TypeError: something else than arrays, or their shapes.
       ValueError: no slots, keys that are no vectors of real numbers, or values that are no
         real numbers.
 
@@ -83,12 +84,14 @@ def empty(capacity: int, key_like: Any, value_like: PyTree) -> EpisodicMemory:
       (2, 4)
     """
     checks.whole_number("capacity", capacity, least=1)
+    _check_like("key_like", key_like)
     if len(key_like.shape) != 1 or not jnp.issubdtype(key_like.dtype, jnp.floating):
         raise ValueError(
             f"a key is {key_like.dtype}{list(key_like.shape)}; expected real numbers [K]."
         )
 
     for path, like in jax.tree_util.tree_leaves_with_path(value_like):
+        _check_like("value_like", like)
         if not jnp.issubdtype(like.dtype, jnp.floating):
             at = trees.path_string(path)
             raise ValueError(
@@ -129,9 +132,13 @@ def write(
       replace: Whether an entry with an equal key is written over, instead of a second one.
 
     Raises:
-      ValueError: an unknown eviction.
+      TypeError: `replace` is no bool.
+      ValueError: an unknown eviction, or an entry of other shapes than the slots.
     """
     checks.one_of("eviction", eviction, get_args(Eviction))
+    kinds.flag("replace", replace)
+    _check_shapes("the key", key, memory.keys)
+    _check_shapes("the value", value, memory.values)
     where = jnp.asarray(where, bool)
     slot, marked, hand = _place(memory, eviction)
     fresh = where
@@ -204,13 +211,14 @@ def nearest(
       kernel: Distance of keys: "cosine" or "euclidean".
 
     Raises:
-      ValueError: `k` is out of range, or an unknown kernel.
+      ValueError: `k` is out of range, an unknown kernel, or a query of another shape.
     """
     capacity = memory.filled.shape[0]
     checks.whole_number("k", k, least=1)
     checks.one_of("kernel", kernel, get_args(Kernel))
     if k > capacity:
         raise ValueError(f"k is {k}; expected at most {capacity}, the number of slots.")
+    _check_shapes("the query", query, memory.keys)
     query = query.astype(memory.keys.dtype)
     if kernel == "cosine":
         apart = 1 - unit(memory.keys) @ unit(query)
@@ -278,6 +286,25 @@ def touch(memory: EpisodicMemory, recall: Recall, where: Any = True) -> Episodic
         marked=memory.marked.at[into].set(True, mode="drop"),
         time=memory.time + _int(jnp.any(used)),
     )
+
+
+def _check_like(name: str, given: Any) -> None:
+    if not hasattr(given, "shape"):
+        raise TypeError(
+            f"{name} holds a {type(given).__name__}; expected arrays, such as "
+            "jnp.zeros(3), or jax.ShapeDtypeStruct."
+        )
+
+
+def _check_shapes(name: str, given: PyTree, slots: PyTree) -> None:
+    """Refuses what does not fill one slot `[M, ...]`, rather than repeat it there."""
+    found = jax.tree.map(jnp.shape, given)
+    wanted = jax.tree.map(lambda leaf: leaf.shape[1:], slots)
+    if found != wanted:
+        raise ValueError(
+            f"{name} has the shape {found}; expected {wanted}, as the memory was made for "
+            "by store.empty. A batch of entries is for store.write_all."
+        )
 
 
 def _place(memory: EpisodicMemory, eviction: Eviction) -> tuple[Array, Array, Array]:

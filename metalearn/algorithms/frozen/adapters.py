@@ -27,7 +27,7 @@ from metalearn.algorithms.embedding import (
     class_means,
     seen,
 )
-from metalearn.algorithms.frozen.builder import learner_of, pretraining
+from metalearn.algorithms.frozen.builder import PARTS, learner_of, pretraining
 from metalearn.algorithms.options import takes_options
 from metalearn.core import checks, kinds, trees
 from metalearn.core.learner import MetaLearner
@@ -121,7 +121,7 @@ def tsa(
     embed = functools.partial(_embed, base)
 
     def adapt(variables: Variables, support: Examples, *, key=None) -> Fitted:
-        kinds.adaptation(variables, support)
+        kinds.adaptation(variables, support, PARTS)
         present = present_classes(support, num_ways)
 
         def fit(moved: dict) -> tuple[Examples, Array]:

@@ -30,6 +30,7 @@ from metalearn.core.task import Examples, Task, concatenate
 from metalearn.core.trees import masked_mean
 from metalearn.core.types import Array, Key, PyTree, TaskChunk
 
+PARTS = ("encoder", "classifier")  # of the params
 LAG = 100  # outer steps over which the mean feature is averaged
 
 _kernel = jax.nn.initializers.lecun_normal()
@@ -212,12 +213,14 @@ def frozen(
     The params of the head are the part "head" of the learner's, if there is one.
     """
 
+    parts = PARTS if head.init is None else (*PARTS, "head")
+
     def embed(variables: Variables, x: PyTree, mask: Array | None) -> Array:
         embeddings = base.embed(variables, x, mask=mask)
         return embeddings - variables.state["mean"][None] if centred else embeddings
 
     def adapt(variables: Variables, support: Examples, *, key: Key | None = None):
-        kinds.adaptation(variables, support)
+        kinds.adaptation(variables, support, parts)
         rows = seen(embed(variables, support.x, support.mask), support)
         fitted = head.fit(variables.params.get("head", {}), rows, key=key)
         present = present_classes(rows, num_ways)

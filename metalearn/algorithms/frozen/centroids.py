@@ -263,6 +263,9 @@ def neighbour_head(num_ways: int, *, k: int, distance: Distance) -> Head:
         furthest = jnp.sort(apart, axis=-1)[:, min(k, apart.shape[1]) - 1]
         near = valid[None] & (apart <= furthest[:, None])
         votes = near.astype(x.dtype) @ found.members
+        # To be told of: comparisons take what is not a number for far.
+        lost = jnp.isnan(apart).any(-1, keepdims=True)
+        votes = jnp.where(lost, jnp.nan, votes)
         length = jnp.where(near, apart, 0) @ found.members
         total = length.sum(-1, keepdims=True)
         return votes - 0.5 * length / jnp.where(total > 0, total, 1)
@@ -280,7 +283,8 @@ def _euclidean(support: Array, x: Array) -> Array:
     lengths = jnp.sum(jnp.square(x), -1)[:, None] + jnp.sum(jnp.square(support), -1)[None]
     squares = lengths - 2 * x @ support.T
     # The derivative of a root is infinite at 0.
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+    none = squares <= 0
+    return jnp.where(none, 0, jnp.sqrt(jnp.where(none, 1, squares)))
 
 
 def _centred(x: Array, mask: Array) -> tuple[Array, Array]:

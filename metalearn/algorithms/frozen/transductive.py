@@ -28,6 +28,7 @@ from metalearn.algorithms.embedding import (
 )
 from metalearn.algorithms.frozen.builder import (
     LINEAR,
+    PARTS,
     learner_of,
     pretraining,
 )
@@ -107,7 +108,7 @@ def transductive_fine_tune(
         return jax.nn.relu(LINEAR.logits(variables.params["classifier"], embeddings))
 
     def adapt(variables: Variables, support: Examples, *, key=None) -> Fitted:
-        kinds.adaptation(variables, support)
+        kinds.adaptation(variables, support, PARTS)
         rows = seen(features(variables, support.x, support.mask), support)
         kernel = unit(class_means(rows, num_ways)).T
         head = {"kernel": kernel, "bias": jnp.zeros((num_ways,), kernel.dtype)}

@@ -120,7 +120,7 @@ def infinite_mixture_prototypes(
         shares = jnp.concatenate([to_means, shares[:, 1:]], 1)
         shares = jnp.where(support.mask[:, None], shares, 0)
         sizes = shares.sum(0)
-        alive = sizes > LEAST
+        alive = ~(sizes <= LEAST)  # what is not a number is not left out in silence
         centres = shares.T @ support.x / jnp.where(alive, sizes, 1)[:, None]
         classes = jnp.concatenate([jnp.eye(num_ways, dtype=bool), members], 0)
         return _Mixture(centres, classes & alive[:, None])

@@ -21,6 +21,7 @@ from metalearn.core.model import Model
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.data.few_shot import few_shot
 from metalearn.data.text import TextSet, hashed_texts, load_texts, word_vectors
+from metalearn.data.text.hashing import MOST_BUCKETS
 from metalearn.models.residual import ResidualMLP
 
 PARTS = ("train", "validation", "test")
@@ -143,6 +144,12 @@ class FewShotText:
             )
         if self.dropout >= 1:
             raise ValueError(f"app.dropout is {self.dropout}; expected a share below 1.")
+        longest = MOST_BUCKETS if self.features == "hashed" else _DIMS["wordllama"]
+        if self.dim is not None and not 2 <= self.dim <= longest:
+            raise ValueError(
+                f"app.dim is {self.dim}; expected a length of {self.features} vectors from "
+                f"2 to {longest}."
+            )
         learner.refuse_policy("networks with batch norm")
         networks = learner.record.networks
         if networks and "mlp" not in networks:

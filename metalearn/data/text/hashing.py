@@ -21,7 +21,7 @@ from metalearn.data.text.plain import check_texts, folded
 
 # A word, or any other visible character by itself, so that no text is without one.
 _WORD = re.compile(r"\w+|[^\w\s]")
-_MOST = 2**16  # buckets; more would be slower than they are good for
+MOST_BUCKETS = 2**16  # more would be slower than they are good for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,8 +106,10 @@ def hashed_counts(
     texts: Sequence[str], dim: int, *, words: tuple[int, int], characters: tuple[int, int]
 ) -> np.ndarray:
     """Signed counts of the n-grams of each text, float32 `[I, dim]`."""
-    if not isinstance(dim, int) or isinstance(dim, bool) or not 2 <= dim <= _MOST:
-        raise ValueError(f"dim is {dim!r}; expected a number of buckets from 2 to {_MOST}.")
+    if not isinstance(dim, int) or isinstance(dim, bool) or not 2 <= dim <= MOST_BUCKETS:
+        raise ValueError(
+            f"dim is {dim!r}; expected a number of buckets from 2 to {MOST_BUCKETS}."
+        )
     words, characters = _pair("words", words), _pair("characters", characters)
     if not words[1] and not characters[1]:
         raise ValueError("words and characters are both (0, 0); expected some n-grams.")

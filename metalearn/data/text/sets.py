@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.core import given
 from metalearn.data.images.splits import check_splits, parsed
 from metalearn.data.text import files as text_files
 from metalearn.data.text.files import Row
@@ -119,11 +120,13 @@ def load_texts(
 
     Raises:
       FileNotFoundError: a file is missing.
+      TypeError: `drop_repeated` is no bool.
       ValueError: the name or the fold is unknown; a file is damaged; texts are empty or
         too long, named with their line; classes of the fold do not exist, or are in two
         parts.
     """
-    if name not in SETS:
+    given.flag("drop_repeated", drop_repeated)
+    if not isinstance(name, str) or name not in SETS:
         near = difflib.get_close_matches(str(name), SETS, n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
