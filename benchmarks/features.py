@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalearn import runs
+from metalearn.apps.images import FewShotImages
 from metalearn.core.model import Variables
 from metalearn.runs import folder as run_folder
 
@@ -26,19 +27,22 @@ class Features:
     """
 
     run: str
-    out: str
+    out: str = "features.npz"
     data_dir: str | None = None
 
     def run_benchmark(self) -> None:
         run = run_folder.load(Path(self.run))
         learner = run.recipe.learner
-        if learner.record.family != "metric":
-            raise ValueError(
-                f"{self.run} is a run of {learner.name}; expected one of a metric learner, "
-                "whose network is an encoder."
-            )
         variables, _ = runs.best(run)
-        network = run.recipe.app.offers(learner, run.record, evaluating=True)["encoder"]
+        offers = run.recipe.app.offers(learner, run.record, evaluating=True)
+        network, task = offers.get("encoder"), run.recipe.app.example(run.record)
+        images = getattr(run.recipe.app, "kind", "") == FewShotImages.kind
+        if not images or not is_encoder(network, variables, task.support.x):
+            raise SystemExit(
+                f"{self.run} is a run of {learner.name}, whose variables are not those of "
+                "an encoder of images alone; expected one of protonet, or of another "
+                "learner that has nothing beside its encoder."
+            )
 
         @jax.jit
         def encode(variables: Variables, images: Any) -> Any:
@@ -66,3 +70,12 @@ class Features:
             arrays[part] = (arrays[part] / scale).astype(np.float32)
         np.savez(self.out, **arrays)
         print(f"wrote {self.out}")
+
+
+def is_encoder(network: Any, variables: Variables, x: Any) -> bool:
+    """Whether the variables are those of the network, by their names and shapes."""
+    if network is None:
+        return False
+    wanted = jax.eval_shape(network.init, jax.random.key(0), x)
+    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
+    return shapes(wanted) == shapes(variables)
