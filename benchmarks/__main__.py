@@ -7,6 +7,7 @@ import tyro
 from benchmarks.accelerator import Accelerator
 from benchmarks.adapt import Adapt
 from benchmarks.against import Against
+from benchmarks.bandits import Bandits
 from benchmarks.calibration import Calibration
 from benchmarks.ceiling import Ceiling
 from benchmarks.choose import Choose
@@ -52,6 +53,7 @@ BENCHMARKS = {
     "mixed": Mixed,
     "online": Online,
     "streams": Streams,
+    "bandits": Bandits,
     "features": Features,
     "continual": ContinualFamilies,
     "table": Table,

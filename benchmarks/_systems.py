@@ -149,6 +149,19 @@ def _measured(name: str, row: dict[str, Any]) -> str:
             f"four families of curves, 10 shots: MSE {value['mean']:.3f} ± "
             f"{value['ci95']:.3f} (inductive, one seed)"
         )
+    if kind == "streams":
+        found = next(r for r in row["rows"].values() if _learner(r["settings"]) == name)
+        at = [100 * shown["mean"] for shown in found["presentations"]]
+        return (
+            f"streams of {found['ways']} classes: 1st presentation {at[0]:.1f}, 2nd "
+            f"{at[1]:.1f}, last {at[-1]:.1f} % ({_seeds(found['by_seed'])})"
+        )
+    if kind == "bandits":
+        known, new = (_short(row["comparison"][k]["ratio"]) for k in ("recurring", "new"))
+        return (
+            f"regret on bandits that recur {known} of that without the memory, on new ones "
+            f"{new} ({_seeds(row['seeds'])})"
+        )
     result = row["result"]
     value = result["query/accuracy"]
     way = "transductive" if result["transductive"] else "inductive"

@@ -2,8 +2,8 @@
 
 A head is a function `(params, support [..., N, D], support_y [..., N], query [..., Q, D],
 ways) -> logits [..., Q, W]`. Leading axes are tasks, and all of a step are handled at once.
-The numbers are those of the learners here at their own settings; `tests/test_torch_peers.py`
-compares both.
+The numbers are those of the learners here at their own settings;
+`tests/test_torch_peers.py` compares both.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ RECORDS: tuple[Record, ...] = (
         "LR-D2",
         "Bertinetto et al., ICLR 2019",
         good_for="logistic regressions by a few steps of Newton's",
+        result="against-small-lr-d2",
         **_SHARED,
     ),
     record(

@@ -11,6 +11,7 @@ RECORDS: tuple[Record, ...] = (
         "EMO",
         "Du et al., CoLLAs 2023",
         good_for="few shots: inner gradients of similar past tasks are recalled",
+        result="against-sinusoid-emo-meta-sgd",
         tiny={"capacity": 4, "recall": 2},
     ),
     record(
@@ -18,6 +19,7 @@ RECORDS: tuple[Record, ...] = (
         "Episodic LSTM",
         "Ritter et al., ICML 2018",
         good_for="bandits that come back: a solved one is recalled and not explored again",
+        result="bandits",
         start=False,
         tiny={"pulls": 2, "hidden": 4},
         traits={"order_invariant": False},

@@ -39,6 +39,11 @@ def _families(learner: Learner) -> Recipe:
     )
 
 
+def _emo(**settings: Any) -> Learner:
+    # Outputs mean the same in all tasks, so gradients of the head are stored too.
+    return learners.EMO(remember="all", aggregate="transformer", **settings)
+
+
 RECIPES: dict[str, Entry] = {
     "sinusoid-maml": Entry(
         "MAML on sine waves, 10-shot regression; done in a minute",
@@ -60,6 +65,18 @@ RECIPES: dict[str, Entry] = {
     "sinusoid-kfo": Entry(
         "KFO (a learned map of the gradients adapts with the weights) on sine waves",
         _sinusoid(learners.KFO(rate=0.005, num_steps=5)),
+    ),
+    "sinusoid-meta-sgd": Entry(
+        "Meta-SGD (an inner rate for every weight is learned) on sine waves, one step",
+        _sinusoid(learners.MetaSGD(initial_rate=0.005, num_steps=1)),
+    ),
+    "sinusoid-emo": Entry(
+        "EMO (inner gradients of similar past tasks are recalled) on sine waves, one step",
+        _sinusoid(_emo(inner_rate=0.003)),
+    ),
+    "sinusoid-emo-rates": Entry(
+        "EMO with a learned inner rate for every weight, as Meta-SGD has them",
+        _sinusoid(_emo(inner_rate=0.005, learn_rates=True)),
     ),
     "families-maml": Entry(
         "MAML on sines, lines, quadratics and cubics, 10-shot regression",
