@@ -157,10 +157,13 @@ def _measured(name: str, row: dict[str, Any]) -> str:
             f"{at[1]:.1f}, last {at[-1]:.1f} % ({_seeds(found['by_seed'])})"
         )
     if kind == "bandits":
-        known, new = (_short(row["comparison"][k]["ratio"]) for k in ("recurring", "new"))
+        known, new = (
+            f"{_short(ratio)}, σ {ratio['spread']:.3f}"
+            for ratio in (row["comparison"][k]["ratio"] for k in ("recurring", "new"))
+        )
         return (
-            f"regret on bandits that recur {known} of that without the memory, on new ones "
-            f"{new} ({_seeds(row['seeds'])})"
+            f"regret on bandits that recur {known}, of that without the memory; on new "
+            f"ones {new} ({_seeds(row['seeds'])})"
         )
     result = row["result"]
     value = result["query/accuracy"]

@@ -179,6 +179,8 @@ def judge_of(
         lost, recurring = (np.concatenate(part) for part in zip(*parts, strict=True))
         # The queries of an epoch have their kinds in the order of those of any other.
         known = recurring[0]
+        if (recurring != known[None]).any():
+            raise ValueError("queries recur at other places in some epochs than in others.")
         return {"recurring": lost[:, known], "new": lost[:, ~known]}
 
     return judge
@@ -235,7 +237,8 @@ def table_rows(row: dict[str, Any]) -> list[str]:
         f"arms, {of['pulls']} pulls an episode: after {of['episodes']} episodes of "
         f"{of['contexts']} bandits one more of each, and of {of['contexts']} new ones, on "
         f"{row['num_tasks']:,} epochs; pulls by chance lose {row['chance']:.2f}; "
-        f"{len(row['seeds'])} training seeds, intervals over epochs, σ over seeds:",
+        f"{len(row['seeds'])} training seeds, intervals over epochs, σ over seeds; rates "
+        "were chosen for the agent with memory alone:",
         "",
         "| | recurring | at the first pull | new | at the first pull |",
         "|---" * 5 + "|",

@@ -36,7 +36,7 @@ class Features:
         variables, _ = runs.best(run)
         offers = run.recipe.app.offers(learner, run.record, evaluating=True)
         network, task = offers.get("encoder"), run.recipe.app.example(run.record)
-        images = getattr(run.recipe.app, "kind", "") == FewShotImages.kind
+        images = isinstance(run.recipe.app, FewShotImages)
         if not images or not is_encoder(network, variables, task.support.x):
             raise SystemExit(
                 f"{self.run} is a run of {learner.name}, whose variables are not those of "

@@ -88,7 +88,7 @@ MISTAKES = {
     "hundreds of digits": (
         lambda: checks.number("scale", 10**400),
         ValueError,
-        "scale is a int; expected a finite number",
+        "scale is an integer of 401 digits; expected a finite number",
     ),
     "count beyond int32": (
         lambda: make("mann", hidden=2**40),

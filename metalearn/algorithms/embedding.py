@@ -125,14 +125,11 @@ def embedded(
 
     def fit(params, support: Examples, variables: Variables, key) -> Fitted:
         present = present_classes(support, num_ways)
-        with kinds.own_params():
-            fitted = head.fit(params, support, key=key)
+        fitted = head.fit(params, support, key=key)
         return Fitted(fitted=fitted, present=present, variables=variables)
 
     def logits_of(params, adapted: Fitted, embeddings: Array) -> Array:
-        with kinds.own_params():
-            logits = head.score(params, adapted.fitted, embeddings)
-        return mask_absent(logits, adapted.present)
+        return mask_absent(head.score(params, adapted.fitted, embeddings), adapted.present)
 
     def init(key: Key, task: Task) -> Variables:
         checks.one_task(task, key)
@@ -152,7 +149,9 @@ def embedded(
         kinds.adaptation(variables, support, ("encoder", "head") if head.init else ())
         encoder_, params = parts(variables)
         embeddings, _ = embed(encoder_, support.x, key=key, train=False, mask=support.mask)
-        return fit(params, seen(embeddings, support), variables, key)
+        # In meta-training the variables are the learner's own.
+        with kinds.own_params(params):
+            return fit(params, seen(embeddings, support), variables, key)
 
     def predict(adapted, x, *, key=None, mask=None) -> Array:
         kinds.adapted(adapted, Fitted)

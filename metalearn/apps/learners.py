@@ -75,7 +75,8 @@ class Learner:
         """Asks the constructor whether it takes the settings, before there are data.
 
         Raises:
-          TypeError: a setting is of another kind; ValueError: one is out of range.
+          TypeError: a setting is of another kind.
+          ValueError: a setting is out of range.
         """
         # Those of this package compute nothing; what others do with a model is not known.
         if self.record.family == "own":

@@ -27,6 +27,7 @@ __all__ = [
     "inner_optimiser_on",
     "inner_rate",
     "is_differentiable",
+    "MOST",
     "loss",
     "mask_of_bools",
     "model",
@@ -71,12 +72,17 @@ def number(name: str, value: Any, *, positive: bool = False, signed: bool = Fals
                 kept = float(np.asarray(float(value)).astype(dtype))
         except OverflowError:  # an integer of hundreds of digits
             kept = math.inf
-        below = not signed and (kept <= 0 if positive else kept < 0)
+        # Smaller ones are flushed to 0 by the compiler, where numpy keeps them.
+        kept = 0.0 if abs(kept) < np.finfo(dtype).tiny else kept
+        below = not signed and (value < 0 or (positive and kept == 0))
         if math.isfinite(kept) and not below:
             return
     given = repr(value)
     if len(given) > 60:  # a transformation, an array
-        given = f"a {type(value).__name__}"
+        long = isinstance(value, int)
+        given = (
+            f"an integer of {len(given)} digits" if long else f"a {type(value).__name__}"
+        )
     # What is written down is in range, but not what is computed with.
     changed = kept in (0, math.inf, -math.inf) and kept != value
     lost = f" It is {kept:g} in {dtype}." if changed else ""

@@ -119,8 +119,8 @@ def adaptation(given: Any, support: Any, parts: Sequence[str] = ()) -> None:
 
     Raises:
       TypeError: another kind of object.
-      ValueError: shapes do not fit, the support set has no row, or the variables are of
-        another learner.
+      ValueError: shapes do not fit, the support set has no row, or the params lack one of
+        the parts. Further parts are allowed: what one learner trained may serve another.
     """
     variables(given)
     params = given.params
@@ -136,11 +136,20 @@ def adaptation(given: Any, support: Any, parts: Sequence[str] = ()) -> None:
 
 
 @contextlib.contextmanager
-def own_params() -> Iterator[None]:
-    """Says of params without a part that is looked for that another learner made them."""
+def own_params(params: Any) -> Iterator[None]:
+    """Says of params without a part that is looked for that another learner made them.
+
+    Other missing keys are a matter of the code that looks, and stay as they are.
+    """
     try:
         yield
     except KeyError as error:
+        if (
+            not isinstance(params, Mapping)
+            or error.args[:1] == ()
+            or error.args[0] in params
+        ):
+            raise
         raise _of_another(f"their params have no part {error}.") from error
 
 

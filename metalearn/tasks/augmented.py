@@ -34,8 +34,8 @@ def augmented(sampler: TaskSampler, *, shift: int = 4, mirror: bool = True) -> T
 
     Raises:
       ValueError: `shift` is no whole number in that range, or the inputs are no images.
-      TypeError: `sampler` is neither a `TaskSampler` nor a function `key -> Task`, or
-        `mirror` is no bool.
+      TypeError: `sampler` is neither a `TaskSampler` nor a function `key -> Task`, but a
+        `TaskStream`, say; or `mirror` is no bool.
 
     Example:
       >>> images, labels = jnp.ones((20, 8, 8, 3)), jnp.arange(20) // 4

@@ -72,10 +72,10 @@ def test_without_shift_and_mirror_the_task_is_the_one_of_the_sampler():
     ("options", "said"),
     [
         ({"shift": -1}, "shift is -1"),
-        ({"shift": 1.5}, "shift"),
-        ({"shift": True}, "shift"),
+        ({"shift": 1.5}, "shift is 1.5; expected an integer"),
+        ({"shift": True}, "shift is True; expected an integer"),
         ({"shift": SIDE}, "less than the side"),
-        ({"mirror": 1}, "mirror"),
+        ({"mirror": 1}, "mirror is 1; expected"),
     ],
 )
 def test_options_are_checked(options, said):

@@ -157,10 +157,16 @@ def recall_of(
     if not how.recall:
         return None, None
     if name.shape != memory.keys.shape[1:]:
+        own = how.embed is not None
+        expected = (
+            "one shape for all tasks from embed"
+            if own
+            else "inputs and targets of the shapes and kinds of the task that init was "
+            "given, such as integers for classes"
+        )
         raise ValueError(
             f"the key of this task has the shape {name.shape}, those of the memory "
-            f"{memory.keys.shape[1:]}; expected inputs and targets of the shapes and kinds "
-            "of the task that init was given, such as integers for classes."
+            f"{memory.keys.shape[1:]}; expected {expected}."
         )
     found = store.nearest(memory, name, how.recall, "cosine")
     similarity = jnp.where(found.found, 1 - found.distances, 0)

@@ -187,6 +187,8 @@ def write_all(
       eviction: See `write`.
       replace: See `write`.
     """
+    _check_shapes("a row of the keys", jax.tree.map(_row, keys), memory.keys)
+    _check_shapes("a row of the values", jax.tree.map(_row, values), memory.values)
     if where is None:
         where = jnp.ones(keys.shape[:1], bool)
 
@@ -296,15 +298,30 @@ def _check_like(name: str, given: Any) -> None:
         )
 
 
+def _row(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape of one of a batch of entries."""
+    return jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf))
+
+
 def _check_shapes(name: str, given: PyTree, slots: PyTree) -> None:
     """Refuses what does not fill one slot `[M, ...]`, rather than repeat it there."""
-    found = jax.tree.map(jnp.shape, given)
-    wanted = jax.tree.map(lambda leaf: leaf.shape[1:], slots)
-    if found != wanted:
+    found, wanted = (jax.tree_util.tree_leaves_with_path(tree) for tree in (given, slots))
+    if [path for path, _ in found] != [path for path, _ in wanted]:
         raise ValueError(
-            f"{name} has the shape {found}; expected {wanted}, as the memory was made for "
-            "by store.empty. A batch of entries is for store.write_all."
+            f"{name} has the structure {jax.tree.structure(given)}; expected "
+            f"{jax.tree.structure(slots)}, that of store.empty."
         )
+    for (path, leaf), (_, slot) in zip(found, wanted, strict=True):
+        shape, one = jnp.shape(leaf), slot.shape[1:]
+        if shape != one:
+            at = f" at {trees.path_string(path)}" if path else ""
+            batch = (
+                " A batch of entries is for store.write_all." if shape[1:] == one else ""
+            )
+            raise ValueError(
+                f"{name} has the shape {shape}{at}; expected {one}, as the memory was made "
+                f"for by store.empty.{batch}"
+            )
 
 
 def _place(memory: EpisodicMemory, eviction: Eviction) -> tuple[Array, Array, Array]:

@@ -10,7 +10,7 @@ RECORDS: tuple[Record, ...] = (
         episodic.emo,
         "EMO",
         "Du et al., CoLLAs 2023",
-        good_for="few shots: inner gradients of similar past tasks are recalled",
+        good_for="inner gradients of past tasks are recalled; nothing is earned by it here",
         result="against-sinusoid-emo-meta-sgd",
         tiny={"capacity": 4, "recall": 2},
     ),

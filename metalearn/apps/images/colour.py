@@ -3,7 +3,8 @@
 `folder:cifar_fs` is a folder with class/image files, or one archive of these, and a
 splits.json whose entry "cifar_fs" lists the classes of each part; another place is
 `--app.dataset folder:PATH`. `cifar-NAME` have the network of four blocks of 64 channels,
-`cifar-NAME-resnet12` the large one, for an accelerator. Tasks are 1-shot; those of
+without its last ReLU for R2-D2 and Meta-Baseline; `cifar-NAME-resnet12`, of all but MAML,
+have the large one, for an accelerator. Tasks are 1-shot; those of
 `cifar-NAME-5shot` are 5-shot. Meta-training sees shifted and mirrored images.
 """
 
@@ -68,12 +69,12 @@ def _entries() -> dict[str, Entry]:
             end = "" if shots == 1 else f"-{shots}shot"
             found[f"cifar-{name}{end}"] = Entry(
                 f"{title} on CIFAR-FS, 5-way {shots}-shot",
-                # A 5-shot task has about twice the images.
+                # A 5-shot task has 200 images where one of 1 shot has 120. MAML, whose
+                # tasks are smaller, goes over the support set again and again.
                 _cifar(
                     learner,
                     app | {"shots": shots},
-                    **rest,
-                    tasks_per_step=4 if shots == 1 else 2,
+                    **{"tasks_per_step": 4 if shots == 1 else 2} | rest,
                 ),
             )
         if name != "maml":

@@ -3,7 +3,7 @@
 `omniglot-NAME` are on whole images, 28x28, and show the accuracy that a system reaches.
 `small-NAME` are on images of 14x14 with a network of width 16; they take a minute on a
 core, so that three seeds of each can be compared with prototypical networks. Their network
-is the published one, which ends in a ReLU, and their cosines have a fixed scale.
+is the published one, which ends in a ReLU, and matching networks have a fixed scale.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _OMNIGLOT: dict[str, Any] = {"dataset": "omniglot", "split": "lake", "downsample
 # More classes in training than at test, as Snell et al. 2017 have it.
 _MANY = {"ways": 20, "eval_ways": 5, "queries": 5}
 _FIVE = {"ways": 5, "queries": 5}
-# Chosen on validation classes: directions and regressions gain some points by features of
-# both signs, class means nothing.
+# Features of both signs, for directions and regressions: they gain points for matching
+# networks and R2-D2 on validation classes, one seed; for the others that is assumed.
 _SIGNED = _MANY | {"last_relu": False}
 
 
