@@ -24,11 +24,14 @@ class Features:
       run: Run folder of a recipe whose learner needs an encoder, such as protonet.
       out: Where to write, an .npz file.
       data_dir: Folder of the original archives, where the data set needs them.
+      centre: Whether the mean of the training features is taken from all. A memory that is
+        read by cosines needs it: behind a ReLU all features look alike.
     """
 
     run: str
     out: str = "features.npz"
     data_dir: str | None = None
+    centre: bool = False
 
     def run_benchmark(self) -> None:
         run = run_folder.load(Path(self.run))
@@ -64,6 +67,9 @@ class Features:
             features = np.concatenate(found)
             arrays[part], arrays[f"{part}_labels"] = features, np.concatenate(labels)
             print(f"{part}: {features.shape}")
+        if self.centre:
+            middle = arrays["train"].mean(0)
+            arrays |= {part: arrays[part] - middle for part in data.parts}
         # One scale for all, that of training, as LEO's features have about unit length.
         scale = np.sqrt(np.mean(np.sum(arrays["train"] ** 2, -1)))
         for part in data.parts:
