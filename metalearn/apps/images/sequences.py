@@ -24,9 +24,9 @@ _OMNIGLOT: dict[str, Any] = {
 # this out looks no further.
 _SHOWN: dict[str, Any] = {"shots": 10, "queries": 5, "eval_queries": 1}
 _IMAGES = FewShotImages(**_OMNIGLOT, **_SHOWN)
-# Of `python -m benchmarks features RUN --centre`. Without their mean of all classes, which is
-# most of their length behind a ReLU, a memory cannot tell them apart by cosines. Half of
-# the drawings are enough to learn from, and cost half.
+# Of `python -m benchmarks features RUN --centre`. The mean of all classes is most of the
+# length of features behind a ReLU, and with it a memory cannot tell them apart by cosines.
+# Half of the drawings are enough to learn from, and cost half.
 _FEATURES = FewShotFeatures(**_SHOWN | {"shots": 5, "eval_shots": 10})
 
 
