@@ -32,8 +32,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "algorithms/embedding.py",
-            "return mask_absent(logits, adapted.present)",
-            "return logits",
+            "mask_absent(head.score(params, adapted.fitted, embeddings), adapted.present)",
+            "head.score(params, adapted.fitted, embeddings)",
             "test_protonet_with_ragged_classes_equals_a_loop",
         ),
         # Prototypes are held in training.
