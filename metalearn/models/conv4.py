@@ -17,6 +17,10 @@ class Conv4(nn.Module):
     mean over the last 2x2 pixels. That is the network of Finn et al. 2017 for Omniglot, at
     a quarter of the cost.
 
+    Features behind a ReLU are 0 or more, so no two directions are more than a right angle
+    apart. Matching networks and R2-D2 gained points when the last block had none
+    (`last_relu=False`).
+
     Attributes:
       num_outputs: Number of logits from a linear head named `head`; `None` returns the
         features.

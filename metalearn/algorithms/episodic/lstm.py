@@ -151,6 +151,7 @@ def episodic_lstm(
     rules = Rules(*pays, *memorises, discount, value_cost, entropy_cost)
     _check(encoder, rules, hidden, norm)
     embed = _as_they_are if encoder is None else embedder(encoder, norm=norm)
+    parts = ("agent",) if encoder is None else ("agent", "encoder")  # of the params
 
     def init(key: Key, task: Task) -> Variables:
         checks.one_task(task, key)
@@ -166,7 +167,7 @@ def episodic_lstm(
         return Variables(params=params, state=variables.state)
 
     def adapt(variables: Variables, support: Examples, *, key: Key | None = None) -> Played:
-        kinds.adaptation(variables, support, ("agent", "encoder")[: 2 - (encoder is None)])
+        kinds.adaptation(variables, support, parts)
         k_embed, k_play = split_key(key)
         contexts, _ = embed(
             _inner(variables), support.x, key=k_embed, train=False, mask=support.mask

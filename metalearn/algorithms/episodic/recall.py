@@ -157,10 +157,9 @@ def recall_of(
     if not how.recall:
         return None, None
     if name.shape != memory.keys.shape[1:]:
-        own = how.embed is not None
         expected = (
             "one shape for all tasks from embed"
-            if own
+            if how.embed is not None
             else "inputs and targets of the shapes and kinds of the task that init was "
             "given, such as integers for classes"
         )

@@ -186,6 +186,10 @@ def write_all(
       where: Which of them are written, bool `[T]`; all when `None`.
       eviction: See `write`.
       replace: See `write`.
+
+    Raises:
+      TypeError: see `write`.
+      ValueError: an unknown eviction, or rows of other shapes than the slots.
     """
     _check_shapes("a row of the keys", jax.tree.map(_row, keys), memory.keys)
     _check_shapes("a row of the values", jax.tree.map(_row, values), memory.values)
