@@ -28,6 +28,7 @@ from benchmarks.routing import Routing
 from benchmarks.scaling import Scaling
 from benchmarks.streams import Streams
 from benchmarks.table import Table
+from benchmarks.texts import Texts
 from benchmarks.throughput import Throughput
 from metalearn.runs import environment
 
@@ -54,6 +55,7 @@ BENCHMARKS = {
     "online": Online,
     "streams": Streams,
     "bandits": Bandits,
+    "texts": Texts,
     "features": Features,
     "continual": ContinualFamilies,
     "table": Table,

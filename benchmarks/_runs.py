@@ -227,6 +227,7 @@ def judged(
     part: Part = "test",
     on: str | None = None,
     tasks: int | None = None,
+    shots: int | None = None,
 ) -> ml.Evaluation:
     """The best variables of a run on tasks that depend on no seed of training.
 
@@ -236,6 +237,7 @@ def judged(
       part: Classes to judge on.
       on: Name of another data set of the same image shape; that of training if None.
       tasks: Number of tasks; the test tasks of the recipe if None.
+      shots: Support examples of a class; those of the recipe if None.
 
     Raises:
       ValueError: images of the other set have another shape.
@@ -250,6 +252,9 @@ def judged(
             )
         # What divides the classes of one set does not divide those of another.
         app = dataclasses.replace(recipe.app, dataset=on, split=None)
+        recipe = dataclasses.replace(recipe, app=app)
+    if shots is not None:
+        app = dataclasses.replace(recipe.app, eval_shots=shots)
         recipe = dataclasses.replace(recipe, app=app)
     data = recipe.app.load(data_dir, (part,))
     runs.check_images(run, recipe.app.describe(data))

@@ -18,6 +18,7 @@ from benchmarks import (
     mixed,
     online,
     streams,
+    texts,
 )
 from benchmarks._harness import RESULTS
 
@@ -315,6 +316,7 @@ KINDS = {
     "online": online.table_rows,
     "streams": streams.table_rows,
     "bandits": bandits.table_rows,
+    "texts": texts.table_rows,
     "calibration": _systems.calibration_rows,
     "continual": _continual_rows,
     "families": _families_rows,

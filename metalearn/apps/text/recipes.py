@@ -61,6 +61,8 @@ RECIPES: dict[str, Entry] = {
     ),
     "text-maml": Entry(
         "MAML on intents (BANKING77), 5-way 1-shot",
-        _text(learners.MAML(inner_opt=sgd(5.0), num_steps=5)),
+        _text(
+            learners.MAML(inner_opt=sgd(1.0), num_steps=5), outer=Outer(rate=1e-3, clip=1.0)
+        ),
     ),
 }
