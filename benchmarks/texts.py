@@ -38,6 +38,7 @@ class Texts:
       features: Kind of vectors, hashed or wordllama.
       folds: Folds of the classes; all of the set if none is given.
       shots: Numbers of support examples to judge at. Training is as the recipe has it.
+      tasks: Number of test tasks of each fold.
       seeds: Training runs of each recipe on each fold.
       set: Fields to override in all recipes but the centroid, such as `--set steps=100`.
       data_dir: Folder of the sets.
@@ -50,6 +51,7 @@ class Texts:
     features: str = "hashed"
     folds: tuple[str, ...] = ()
     shots: tuple[int, ...] = (1, 5)
+    tasks: int = 2000
     seeds: int = 1
     set: tuple[str, ...] = ()
     data_dir: str | None = None
@@ -69,6 +71,8 @@ class Texts:
             )
         if not self.shots or min(self.shots) < 1:
             raise SystemExit(f"--shots is {self.shots}; expected numbers of 1 or more.")
+        if self.tasks < 2:
+            raise SystemExit(f"--tasks is {self.tasks}; expected 2 or more.")
         plans = {
             recipe: [self._plan(recipe, fold) for fold in folds]
             for recipe in (BASELINE, *self.recipes)
@@ -91,6 +95,7 @@ class Texts:
             "features": self.features,
             "folds": list(folds),
             "seeds": self.seeds,
+            "tasks": self.tasks,
             "origin": origin,
             "rows": rows,
         }
@@ -130,7 +135,9 @@ class Texts:
             for shots in self.shots:
                 accuracies = []
                 for folder in folders:
-                    evaluation = _runs.judged(folder, self.data_dir, shots=shots)
+                    evaluation = _runs.judged(
+                        folder, self.data_dir, tasks=self.tasks, shots=shots
+                    )
                     told = seen.setdefault((fold, shots), {})
                     told[folder.name] = _runs.told(evaluation)
                     _runs.check_tasks(told)
@@ -171,7 +178,8 @@ def table_rows(row: dict[str, Any]) -> list[str]:
     of_folds = f"{folds} folds of the classes" if folds > 1 else "one fold of the classes"
     lines = [
         f"Accuracy (%) on {ways}-way tasks of `{row['dataset']}`, {row['features']} "
-        f"vectors, {of_folds}, training seeds a fold: {row['seeds']}; inductive. "
+        f"vectors, {of_folds}, training seeds a fold: {row['seeds']}, test tasks a fold: "
+        f"{row['tasks']:,}; inductive. "
         "Differences are paired with the centroid of the same vectors, for which nothing "
         "is trained; intervals are over tasks, σ is over folds:",
         "",

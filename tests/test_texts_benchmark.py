@@ -15,6 +15,7 @@ from benchmarks import _runs, texts
         ({"dataset": "hwu64", "folds": ("nyt",)}, "names nyt; hwu64 has 01, 02"),
         ({"dataset": "hwu64", "shots": (0,)}, "numbers of 1 or more"),
         ({"dataset": "hwu64", "shots": ()}, "numbers of 1 or more"),
+        ({"dataset": "hwu64", "tasks": 1}, "expected 2 or more"),
     ],
 )
 def test_what_is_not_there_is_refused_before_training(monkeypatch, asked, message):
@@ -31,7 +32,7 @@ def trained(monkeypatch):
     """
     stored = {}
 
-    def judged(folder, data_dir, *, shots):
+    def judged(folder, data_dir, *, tasks, shots):
         name = folder.name
         at = 0.25 + 0.25 * shots
         at += 0.125 * ("protonet" in name and "fold=01" in name)
@@ -87,10 +88,13 @@ def test_a_row_of_the_table_by_hand():
         "features": "hashed",
         "folds": ["01", "02"],
         "seeds": 1,
+        "tasks": 1000,
         "rows": rows,
     }
     text, _, head, _, first, second = texts.table_rows(row)
-    assert "5-way tasks of `liu54`" in text and "2 folds" in text
+    assert (
+        "5-way tasks of `liu54`" in text and "2 folds" in text and "a fold: 1,000;" in text
+    )
     assert head == "| | 1-shot | difference |"
     assert first == "| text-centroid | 50.0 ± 1.0, σ 2.0 |  |"
     assert second == "| text-maml | 50.0 ± 1.0, σ 2.0 | +5.0 ± 1.0 |"
