@@ -134,7 +134,8 @@ def evaluate(
         first such task.
 
     Warns:
-      UserWarning: predictions are of classes that are not in their task.
+      UserWarning: predictions are of classes that are not in their task, or a metric is
+        not finite in some task.
 
     Example:
       >>> print(ml.evaluate(learner, variables, tasks, key=jax.random.key(1)))
@@ -243,6 +244,17 @@ def _check_values(values: dict[str, np.ndarray]) -> None:
             "learner leaves these classes out.",
             stacklevel=3,
         )
+    for name, array in values.items():
+        if (broken := ~np.isfinite(array)).any():
+            warnings.warn(
+                f"{name} is not finite in {int(broken.sum())} of {len(array)} tasks, "
+                f"first in task {int(np.argmax(broken))}, and so its mean is not either. "
+                "The data of these tasks are finite: adaptation diverged, or a prediction "
+                "is too large. Try fewer inner steps or a smaller inner rate; a prediction "
+                "that is no number counts as wrong in the accuracy.",
+                stacklevel=3,
+            )
+            break  # the others follow from the same predictions
 
 
 @dataclasses.dataclass(frozen=True)

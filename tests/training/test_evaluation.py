@@ -116,3 +116,22 @@ def test_protonet_learns_blobs():
     )
     accuracy = ml.evaluate(learner, result.variables, separated, num_tasks=20, key=KEY)
     assert accuracy.mean_ci95("query/accuracy")[0] > 0.95
+
+
+def test_answers_that_are_not_finite_are_told_and_count_as_wrong():
+    """Of tasks whose data are finite; a mean without a number would say nothing of why."""
+
+    def diverging(support, x):
+        right = nearest(support, x)
+        return jnp.where(support.x[0, -1] > 0, jnp.nan, right)
+
+    with pytest.warns(
+        UserWarning, match=r"query/loss is not finite in (\d+) of 20 tasks"
+    ) as w:
+        result = evaluate(diverging)
+    broken = ~np.isfinite(result.values["query/loss"])
+    assert 0 < broken.sum() < 20
+    told = str(w[0].message)
+    assert f"in {broken.sum()} of" in told and f"task {np.argmax(broken)}," in told
+    np.testing.assert_array_equal(result.values["query/accuracy"], ~broken)
+    assert len(w) == 1
