@@ -19,6 +19,7 @@ from metalearn.cli.predict import predict
 from metalearn.cli.train import train
 from metalearn.core.cache import cache_root
 from metalearn.core.errors import reading
+from metalearn.data.text.sets import SETS
 
 HELP = """usage: metalearn COMMAND [OPTIONS]
 
@@ -26,8 +27,8 @@ HELP = """usage: metalearn COMMAND [OPTIONS]
   metalearn train [RECIPE]       meta-trains, evaluates, draws (default {default})
   metalearn evaluate RUN         evaluates a trained run on meta-test classes
   metalearn compare RUN RUN ...  compares runs on the same test tasks
-  metalearn predict RUN          classifies one's own images by a few examples
-  metalearn data list            image data sets
+  metalearn predict RUN          classifies one's own images or texts
+  metalearn data list            data sets
   metalearn data prepare NAME    builds the records of one
 
   metalearn COMMAND --help       all options of a command
@@ -150,8 +151,13 @@ def _data_list(argv: list[str]) -> int:
     with quiet_stdout(options.json), reading(f"a data set in {cache_root()}", remedy):
         rows = ml.data.available()
     if options.json:
-        print_json([vars(row) for row in rows])
+        images = [{"kind": "images", **vars(row)} for row in rows]
+        texts = [
+            {"kind": "texts", "name": n, "description": d} for n, (d, _) in SETS.items()
+        ]
+        print_json([*images, *texts])
         return 0
+    print("Images\n")
     for row in rows:
         state = f"needs {row.needs}"
         if row.prepared:
@@ -159,6 +165,9 @@ def _data_list(argv: list[str]) -> int:
         print(f"  {row.name:<12}{row.description}\n  {'':<12}{state}")
     print("  folder:PATH one's own images, class/image.png, in a folder or zip")
     print("  tfds:NAME   a TFDS image set prepared on this machine")
+    print("\nTexts, by --app.dataset of the recipes text-*\n")
+    for name, (description, file) in SETS.items():
+        print(f"  {name:<12}{description}\n  {'':<12}needs --data-dir with {file}")
     return 0
 
 

@@ -153,12 +153,16 @@ class CompareOptions(LimitOptions):
 
 @dataclasses.dataclass(frozen=True)
 class PredictOptions(LimitOptions):
-    """Classifies one's own images by the examples in a folder.
+    """Classifies one's own images or texts by a few examples.
 
     Attributes:
       run: Run folder.
-      support: Folder or zip of examples, class/image.png.
+      support: Folder or zip of examples, class/image.png; of texts a .csv file with the
+        columns text and category, or a .jsonl file of "sentence" and "label".
       images: Images to classify: files, or folders of images.
+      texts: Texts to classify, each in quotation marks, for a run on texts.
+      texts_in: File whose lines are further texts to classify.
+      data_dir: Folder of the texts of training; that of the run if not given.
       invert: Whether to swap light and dark. The default swaps dark drawings on light
         paper for runs on light strokes, such as glyphs and omniglot.
       out: File of a picture, such as picture.png; none is drawn if None.
@@ -168,6 +172,9 @@ class PredictOptions(LimitOptions):
     run: str
     support: str = ""
     images: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    texts_in: str | None = None
+    data_dir: str | None = None
     invert: Literal["auto", "yes", "no"] = "auto"
     out: str | None = None
     json: bool = False
@@ -175,7 +182,7 @@ class PredictOptions(LimitOptions):
 
 @dataclasses.dataclass(frozen=True)
 class DataListOptions:
-    """Lists image data sets.
+    """Lists data sets.
 
     Attributes:
       json: Prints JSON.

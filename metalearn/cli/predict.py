@@ -1,8 +1,9 @@
-"""The command `metalearn predict`: one's own images, by the examples in a folder."""
+"""The command `metalearn predict`: one's own images or texts, by a few examples."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from metalearn import runs
 from metalearn.apps.images import pictures
+from metalearn.apps.text.own import read_lines
 from metalearn.cli import options as cli_options
 from metalearn.cli.console import note, print_json, quiet_stdout, say
 from metalearn.core import files
@@ -17,24 +19,40 @@ from metalearn.runs import environment
 
 
 def predict(argv: list[str]) -> int:
-    """Classifies images by the examples of a folder; see `metalearn predict --help`."""
+    """Classifies images or texts by a few examples; see `metalearn predict --help`."""
     options = cli_options.parse(cli_options.PredictOptions, argv, "predict")
-    for name in ("support", "images"):
-        if not getattr(options, name):
-            raise ValueError(
-                f"predict needs --{name}. Write: metalearn predict RUN --support FOLDER "
-                "--images FILES, where FOLDER holds class/image.png."
-            )
+    of_texts = bool(options.texts) or options.texts_in is not None
+    _check(options, of_texts)
     if options.out is not None:
         pictures.check_path(options.out)
         _check_not_read(Path(options.out), [*options.images, options.support])
     with quiet_stdout(options.json):
-        found = _predict(options)
+        found = _predict_texts(options) if of_texts else _predict(options)
     if options.json:
         print_json(found)
     else:
         say(_in_words(found))
     return 0
+
+
+def _check(options: cli_options.PredictOptions, of_texts: bool) -> None:
+    """Raises a `ValueError` if options are missing, or do not go together."""
+    if not options.support or not (options.images or of_texts):
+        missing = "--images or --texts" if options.support else "--support"
+        raise ValueError(
+            f"predict needs {missing}. Write: metalearn predict RUN --support FOLDER "
+            "--images FILES, where FOLDER holds class/image.png, or metalearn predict RUN "
+            "--support FILE.csv --texts TEXT."
+        )
+    given = {
+        "--images": bool(options.images),
+        "--out": options.out is not None,
+        "--invert": options.invert != "auto",
+    }
+    for name in (name for name, is_given in given.items() if of_texts and is_given):
+        raise ValueError(f"{name} is of images, and texts are given; leave one out.")
+    if options.data_dir is not None and not of_texts:
+        raise ValueError("--data-dir is read for texts alone; leave it out.")
 
 
 def _check_not_read(out: Path, read: list[str]) -> None:
@@ -61,45 +79,71 @@ def _predict(options: cli_options.PredictOptions) -> dict[str, Any]:
         title = f"Predictions of {result.learner} by the examples in {options.support}"
         with files.writing(options.out, kept="Nothing else was to be written."):
             pictures.predictions(options.out, images, result.probabilities, title=title)
-    counts = np.bincount(images.labels)
     return {
-        "run": str(run.folder),
-        "recipe": run.name,
-        "learner": result.learner,
+        **_about(run, result, images.class_names, images.labels),
         "image_shape": list(images.queries.shape[1:]),
         "inverted": images.inverted,
-        "transductive": result.transductive,
-        "support": {n: int(c) for n, c in zip(images.class_names, counts, strict=True)},
         "images": result.rows(),
         "picture": options.out,
     }
 
 
+def _predict_texts(options: cli_options.PredictOptions) -> dict[str, Any]:
+    run = cli_options.load_run(options.run)
+    texts = list(options.texts)
+    if options.texts_in is not None:
+        texts += read_lines(options.texts_in)
+    environment.connect(devices=1)
+    environment.enable_compilation_cache()
+    with cli_options.reading_run(run.folder):
+        result = runs.predict_texts(
+            run, support=options.support, texts=texts, data_dir=options.data_dir
+        )
+    about = _about(run, result, result.texts.class_names, result.texts.labels)
+    return {**about, "texts": result.rows()}
+
+
+def _about(
+    run: runs.Run,
+    result: runs.ImagePredictions | runs.TextPredictions,
+    names: Sequence[str],
+    labels: np.ndarray,
+) -> dict[str, Any]:
+    counts = np.bincount(labels)
+    return {
+        "run": str(run.folder),
+        "recipe": run.name,
+        "learner": result.learner,
+        "transductive": result.transductive,
+        "support": {n: int(c) for n, c in zip(names, counts, strict=True)},
+    }
+
+
 def _in_words(found: dict[str, Any]) -> str:
-    height, width, channels = found["image_shape"]
-    kind = "grey" if channels == 1 else "colour"
+    kind = "text" if "texts" in found else "file"
+    rows = found["texts"] if kind == "text" else found["images"]
+    what = "texts"
+    if kind == "file":
+        height, width, channels = found["image_shape"]
+        what = f"{width}x{height} {'grey' if channels == 1 else 'colour'} images"
     support = ", ".join(f"{name} {number}" for name, number in found["support"].items())
-    lines = [
-        f"{found['run']}: {found['learner']} on {width}x{height} {kind} images; support: "
-        f"{support}\n"
-    ]
-    rows = found["images"]
-    width = max(len(row["file"]) for row in rows)
+    lines = [f"{found['run']}: {found['learner']} on {what}; support: {support}\n"]
+    width = max(len(row[kind]) for row in rows)
     wide = max(len(row["class"]) for row in rows)
     for row in rows:
         lines.append(
-            f"  {row['file']:<{width}}  {row['class']:<{wide}}  {row['probability']:6.1%}"
+            f"  {row[kind]:<{width}}  {row['class']:<{wide}}  {row['probability']:6.1%}"
         )
-    if found["inverted"]:
+    if found.get("inverted"):
         lines.append(
             f"\nLight and dark of {found['inverted']} images were swapped, for the run was "
             "trained on light strokes on a dark ground (--invert no leaves them)."
         )
     if found["transductive"]:
         note(
-            "Note: the prediction of an image depended on the others that were given with "
-            "it, as the run uses statistics of the batch."
+            "Note: each prediction depended on the other inputs that were given with it, "
+            "as the run uses statistics of the batch."
         )
-    if found["picture"]:
+    if found.get("picture"):
         lines.append(f"\n  {found['picture']}")
     return "\n".join(lines)

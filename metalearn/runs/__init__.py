@@ -9,7 +9,12 @@ from metalearn.runs.folder import (
     stored_data_dir,
     write_json,
 )
-from metalearn.runs.prediction import ImagePredictions, predict
+from metalearn.runs.prediction import (
+    ImagePredictions,
+    TextPredictions,
+    predict,
+    predict_texts,
+)
 from metalearn.runs.run import (
     best,
     check_images,
@@ -26,6 +31,7 @@ from metalearn.training.checkpoint import one_writer
 __all__ = [
     "ImagePredictions",
     "Run",
+    "TextPredictions",
     "best",
     "check_folder",
     "check_images",
@@ -36,6 +42,7 @@ __all__ = [
     "one_writer",
     "read_results",
     "predict",
+    "predict_texts",
     "results",
     "same_test_data",
     "start",

@@ -1,4 +1,4 @@
-"""Predictions of a run for images of the user."""
+"""Predictions of a run for images or texts of the user."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import numpy as np
 from metalearn.apps import FewShotImages, Recipe
 from metalearn.apps.images.own import OwnImages, read_own
 from metalearn.apps.records import changed
+from metalearn.apps.text import FewShotText
+from metalearn.apps.text import own as own_texts
 from metalearn.core.learner import describe
 from metalearn.core.task import Examples
-from metalearn.runs.folder import Run, load
+from metalearn.runs.folder import Run, load, stored_data_dir
 from metalearn.runs.run import best
 from metalearn.training import prediction as adapted
 
@@ -40,18 +42,48 @@ class ImagePredictions:
 
     def rows(self) -> list[dict[str, Any]]:
         """For each image its file, class, probability, and the probabilities of all."""
-        names = self.images.class_names
-        return [
-            {
-                "file": file,
-                "class": names[best],
-                "probability": float(row[best]),
-                "probabilities": {n: float(p) for n, p in zip(names, row, strict=True)},
-            }
-            for file, best, row in zip(
-                self.images.files, self.classes, self.probabilities, strict=True
-            )
-        ]
+        return _rows("file", self.images.files, self.images.class_names, self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextPredictions:
+    """Classes of texts, by labelled examples.
+
+    Attributes:
+      texts: The examples and the texts, with their vectors.
+      probabilities: Probability of each class, float32 `[Q, W]`.
+      classes: Most probable class of each text, int `[Q]`, an index into
+        `texts.class_names`.
+      learner: Name of the learner.
+      transductive: Whether the prediction of one text depended on the others.
+    """
+
+    texts: own_texts.OwnTexts
+    probabilities: np.ndarray
+    classes: np.ndarray
+    learner: str
+    transductive: bool
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For each text its class, probability, and the probabilities of all."""
+        return _rows("text", self.texts.texts, self.texts.class_names, self)
+
+
+def _rows(
+    kind: str,
+    inputs: Sequence[str],
+    names: Sequence[str],
+    found: ImagePredictions | TextPredictions,
+) -> list[dict[str, Any]]:
+    return [
+        {
+            kind: given,
+            "class": names[best],
+            "probability": float(row[best]),
+            "probabilities": {n: float(p) for n, p in zip(names, row, strict=True)},
+        }
+        for given, best, row in zip(inputs, found.classes, found.probabilities, strict=True)
+    ]
 
 
 def predict(
@@ -89,23 +121,83 @@ def predict(
     if not isinstance(app, FewShotImages):
         raise ValueError(
             f"{run.folder} is a run of kind {app.kind!r}; expected one on images, such as "
-            "that of glyphs-maml. For other inputs use ml.predict in Python."
+            "that of glyphs-maml. Of a run on texts use predict_texts or --texts, and for "
+            "other inputs ml.predict in Python."
         )
     found = read_own(app, run.record, support=support, images=images, invert=invert)
-    recipe = for_ways(run.recipe, len(found.class_names), support)
+    examples = Examples.of(_floats(found.support), found.labels)
+    answers = _answers(run, examples, _floats(found.queries), found.class_names, support)
+    return ImagePredictions(images=found, **answers)
+
+
+def predict_texts(
+    run: Run | str | Path,
+    *,
+    support: str | Path,
+    texts: Sequence[str],
+    data_dir: str | None = None,
+) -> TextPredictions:
+    """Classifies texts by labelled examples, with the best variables of a run.
+
+    Args:
+      run: Run on texts, or its folder.
+      support: File of examples, `.csv` with the columns text and category, or `.jsonl` with
+        an object of "sentence" and "label" in each line. Classes may have different numbers
+        of examples; a learner with a fixed head takes at most those of a training task.
+      texts: Texts to classify.
+      data_dir: Folder of the texts of training, to which the vectors are fitted; that of
+        the run if None.
+
+    Returns:
+      A `TextPredictions`.
+
+    Raises:
+      FileNotFoundError: a file or the run does not exist, or the run has no checkpoint.
+      TypeError: `texts` is no list of texts.
+      ValueError: the run is not on texts, texts cannot be used, or there are more classes
+        than the learner takes.
+
+    Example:
+      >>> found = runs.predict_texts(
+      ...     "runs/text-protonet-seed0", support="intents.csv", texts=["where is my card?"]
+      ... )
+      >>> found.rows()[0]["class"]
+    """
+    run = run if isinstance(run, Run) else load(run)
+    app = run.recipe.app
+    if not isinstance(app, FewShotText):
+        raise ValueError(
+            f"{run.folder} is a run of kind {app.kind!r}; expected one on texts, such as "
+            "that of text-protonet. Of a run on images use predict or --images."
+        )
+    data_dir = stored_data_dir(run.folder) if data_dir is None else data_dir
+    found = own_texts.read_own(
+        app, run.record, support=support, texts=texts, data_dir=data_dir
+    )
+    examples = Examples.of(found.support, found.labels)
+    answers = _answers(run, examples, found.queries, found.class_names, support)
+    return TextPredictions(texts=found, **answers)
+
+
+def _answers(
+    run: Run,
+    examples: Examples,
+    queries: np.ndarray,
+    names: Sequence[str],
+    support: str | Path,
+) -> dict[str, Any]:
+    """What the best variables of a run say of queries, as fields of predictions."""
+    recipe = for_ways(run.recipe, len(names), support)
     learner = recipe.build_judged(run.record)
     variables, _ = best(run)
-    examples = Examples.of(_floats(found.support), found.labels)
-    result = adapted.predict(learner, variables, examples, _floats(found.queries))
-    ways = len(found.class_names)
-    return ImagePredictions(
-        images=found,
+    result = adapted.predict(learner, variables, examples, queries)
+    return {
         # A fixed head has the logits of training; those without support have 0.
-        probabilities=result.probabilities[:, :ways],
-        classes=result.classes,
-        learner=str(describe(learner).get("name", run.recipe.learner.name)),
-        transductive=result.transductive,
-    )
+        "probabilities": result.probabilities[:, : len(names)],
+        "classes": result.classes,
+        "learner": str(describe(learner).get("name", run.recipe.learner.name)),
+        "transductive": result.transductive,
+    }
 
 
 def for_ways(recipe: Recipe, ways: int, support: str | Path) -> Recipe:

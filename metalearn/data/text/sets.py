@@ -139,7 +139,7 @@ def load_texts(
     folder = _folder(name, data_dir)
     fold, rows, splits, where = _sources(name, folder, fold)
     rows = list(rows)
-    _check_rows(rows, max_characters)
+    check_rows(rows, max_characters)
     # Folded once: of all that is done here it takes the longest.
     keys = [folded(row.text) for row in rows]
     rows, keys, repeated = _unrepeated(rows, keys, drop_repeated)
@@ -256,7 +256,7 @@ def _names(folder: Path, rows: list[Row]) -> dict[str, str]:
     return found
 
 
-def _check_rows(rows: list[Row], max_characters: int) -> None:
+def check_rows(rows: list[Row], max_characters: int) -> None:
     """Refuses empty and long texts; names the first of them."""
     empty = [row for row in rows if is_empty(row.text)]
     if empty:
