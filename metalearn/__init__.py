@@ -14,7 +14,7 @@ from metalearn._clash import refuse_mixed_installation as _refuse_mixed_installa
 
 _refuse_mixed_installation(_Path(__file__).parent)
 
-from metalearn import algorithms, data, inner, models, tasks, testing
+from metalearn import algorithms, data, hypergradient, inner, models, tasks, testing
 from metalearn.algorithms import *
 from metalearn.core import losses, metrics
 from metalearn.core.estimators import gradient_estimator
@@ -89,6 +89,7 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "gradient_estimator",
+    "hypergradient",
     "inner",
     "is_transductive",
     "judged",

@@ -21,6 +21,7 @@ LAYERS = (
     ("_clash", "lowering"),
     ("core",),
     ("inner", "models", "tasks", "data"),
+    ("hypergradient",),
     ("testing", "algorithms"),
     ("training",),
     ("apps",),
@@ -173,7 +174,7 @@ def test_functions_are_short(file):
     assert not long, long
 
 
-PUBLIC = [ml, ml.data, ml.inner, ml.models, ml.tasks]
+PUBLIC = [ml, ml.data, ml.hypergradient, ml.inner, ml.models, ml.tasks]
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda m: m.__name__)

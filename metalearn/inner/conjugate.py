@@ -39,6 +39,7 @@ def conjugate_gradients(
     *,
     max_steps: int,
     fallback: Fallback = "right_side",
+    tolerance: float | None = None,
 ) -> Solution:
     """Solves `A x = b` for a symmetric `A` that need not be positive definite.
 
@@ -54,19 +55,22 @@ def conjugate_gradients(
       product: Function `v -> A v` of trees like `b`; linear and symmetric.
       b: Tree of arrays.
       max_steps: Largest number of steps. The solver takes fewer if the residual is down to
-        rounding error. The loop has a fixed length, so it can be differentiated.
+        rounding error.
       fallback: Word for `x` where the first direction, which is `b`, has no positive
         curvature. "right_side" is `b`, for an `A` that is near the identity.
         "shortest" is `b |b| / |A b|`, for an `A` of any scale: `s A` has `x / s`. By
         Cauchy's inequality it is no longer than any solution of `A x = b`. It is not finite
         where `A b = 0`, for then there is no solution along `b`.
+      tolerance: Relative residual at which the loop ends. `None` gives a loop of a fixed
+        length, which can be differentiated in reverse mode.
 
     Returns:
       A `Solution`. Its `x` is exact up to rounding after as many steps as `A` has distinct
       eigenvalues.
 
     Raises:
-      ValueError: `max_steps` is not a positive integer, or `fallback` is unknown.
+      ValueError: `max_steps` is not a positive integer, `fallback` is unknown, or
+        `tolerance` is negative.
 
     Example:
       >>> conjugate_gradients(lambda v: 4.0 * v, jnp.ones(3), max_steps=1).x
@@ -74,6 +78,8 @@ def conjugate_gradients(
     """
     checks.whole_number("max_steps", max_steps, least=1)
     checks.one_of("fallback", fallback, get_args(Fallback))
+    if tolerance is not None:
+        checks.number("tolerance", tolerance)
     size = _dot(b, b)
     eps = float(jnp.finfo(size.dtype).eps)
 
@@ -97,7 +103,7 @@ def conjugate_gradients(
         new_rr = _dot(new_r, new_r)
         new_p = _along(new_rr / jnp.where(go, rr, 1), p, new_r)
         moved = (new_x, new_r, new_p, new_rr, steps + 1)
-        # The loop has a fixed length. A finished solve carries its numbers to the end.
+        # A loop of a fixed length carries the numbers of a finished solve to its end.
         kept = jax.tree.map(lambda new, old: jnp.where(go, new, old), moved, carry[:5])
         if fallback == "shortest":
             at_once = flat & ~done & (steps == 0)
@@ -111,7 +117,17 @@ def conjugate_gradients(
 
     nothing = jax.tree.map(jnp.zeros_like, b)
     start = (nothing, b, b, size, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
-    end, _ = jax.lax.scan(step, start, length=max_steps)
+    if tolerance is None:
+        end, _ = jax.lax.scan(step, start, length=max_steps)
+    else:
+        # A solve that is down to rounding counts no further steps, so it has to end here.
+        enough = max(tolerance, eps) ** 2 * size
+
+        def unfinished(carry: tuple) -> Array:
+            *_, rr, steps, negative = carry
+            return (rr > enough) & (steps < max_steps) & ~negative
+
+        end = jax.lax.while_loop(unfinished, lambda carry: step(carry, None)[0], start)
     x, _, _, rr, steps, negative = end
     if fallback == "right_side":
         at_once = negative & (steps == 0)

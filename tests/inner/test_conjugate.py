@@ -18,7 +18,7 @@ def solve(matrix, b=B, steps=3, **options):
     return _solve(jnp.asarray(matrix), jnp.asarray(b), steps, **options)
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "fallback"))
+@functools.partial(jax.jit, static_argnames=("steps", "fallback", "tolerance"))
 def _solve(matrix, b, steps, **options):
     return conjugate_gradients(lambda v: matrix @ v, b, max_steps=steps, **options)
 
@@ -48,6 +48,17 @@ def test_reports_the_residual():
     found = solve(a, steps=2)
     close(found.residual, np.linalg.norm(B - a @ found.x) / np.linalg.norm(B))
     assert found.steps == 2
+
+
+def test_a_tolerance_ends_the_loop_early():
+    a = np.diag([1.0, 3.0, 10.0])
+    found = solve(a, steps=20, tolerance=0.5)
+    assert found.residual <= 0.5
+    assert 0 < found.steps < 3
+    close(found.x, solve(a, steps=int(found.steps)).x)
+    for matrix in (a, -a):  # down to rounding, or at a direction that curves down
+        found = solve(matrix, steps=20, tolerance=0.0)
+        close(found, solve(matrix, steps=20))
 
 
 def test_negative_curvature_at_once_gives_the_right_side():

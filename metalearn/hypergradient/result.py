@@ -1,0 +1,55 @@
+"""The result that all hypergradients share, and the norm that they report."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metalearn.core import trees
+from metalearn.core.types import Array, PyTree
+
+
+class Hypergradient(NamedTuple):
+    """An outer loss, its gradient in the hyper-parameters, and what the gradient rests on.
+
+    Attributes:
+      value: Outer loss, a scalar.
+      gradient: Derivative of the outer loss, a tree like the hyper-parameters.
+      residual: Norm of the inner optimality condition, a scalar; 0 at a solution. It is the
+        norm of the inner gradient where the condition is that of a minimum. Each function
+        says at which parameters it is measured.
+      state: Inner state after the call, from which training goes on.
+      inner_aux: Second result of the inner loss; `None` if there is none.
+      outer_aux: Second result of the outer loss; `None` if there is none.
+      adjoint_residual: Relative residual of the linear system that the gradient solves, a
+        scalar; `None` if it solves none.
+    """
+
+    value: Array
+    gradient: PyTree
+    residual: Array
+    state: PyTree
+    inner_aux: PyTree = None
+    outer_aux: PyTree = None
+    adjoint_residual: Array | None = None
+
+
+def norm(tree: PyTree) -> Array:
+    """Euclidean norm of all numbers of a tree, without a derivative.
+
+    It is for reports and scales. Its derivative would be NaN at zero, and a report that is
+    added to a loss by mistake should not change the gradient.
+    """
+    leaves = map(trees.widened, jax.tree.leaves(jax.lax.stop_gradient(tree)))
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in leaves))
+
+
+def along(length: Array | float, direction: PyTree, start: PyTree) -> PyTree:
+    """`start + length * direction`, in the dtypes of `start`."""
+
+    def one(d: Array, s: Array) -> Array:
+        return s + (jnp.asarray(length, d.dtype) * d).astype(s.dtype)
+
+    return jax.tree.map(one, direction, start)
