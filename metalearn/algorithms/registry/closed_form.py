@@ -54,6 +54,7 @@ RECORDS: tuple[Record, ...] = (
         "DKT",
         "Patacchiola et al., NeurIPS 2020",
         good_for="Gaussian processes whose kernel is learned by the marginal likelihood",
+        result="against-small-dkt",
         **_SHARED,
     ),
 )

@@ -27,6 +27,7 @@ RECORDS: tuple[Record, ...] = (
         "Chen et al., ICCV 2021",
         good_for="the same, fine-tuned on episodes",
         published="mini 63.17 (ResNet-12) [P]",
+        result="against-small-meta-baseline",
         tiny={"pretrain_steps": 1},
         traits=_RENAMED,
         **_SHARED,
