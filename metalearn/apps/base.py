@@ -261,6 +261,13 @@ class Recipe:
             else:
                 check_type(name, value, kinds[field.name])
         self.learner.check_builds()
+        before = getattr(self.learner, "pretrain_steps", 0)
+        if before and before >= self.steps:
+            raise ValueError(
+                f"learner.pretrain_steps is {before} and steps is {self.steps}; expected "
+                "fewer than steps, or no episode would ever be trained on. Lower "
+                "--learner.pretrain-steps, or raise --steps."
+            )
 
     def _check_kinds(self) -> None:
         """The three parts are records of the kinds that belong together."""

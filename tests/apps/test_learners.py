@@ -151,6 +151,13 @@ def test_adam_inside_is_differentiable_unless_said_otherwise():
         recipe.build({"name": "sinusoid"})
 
 
+def test_a_pretraining_that_leaves_no_episodes_is_refused():
+    learner = learners.MetaBaseline(pretrain_steps=20)
+    Recipe(app=FewShotImages(), learner=learner, steps=21).check()
+    with pytest.raises(ValueError, match=r"pretrain_steps is 20 and steps is 20; .* Lower"):
+        Recipe(app=FewShotImages(), learner=learner, steps=20).check()
+
+
 @pytest.mark.parametrize("record", registry.RECORDS, ids=lambda record: record.name)
 def test_every_learner_takes_tasks_of_fewer_ways(record):
     """A fixed head can leave out classes that a task does not have.
