@@ -60,15 +60,22 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny(base):
+def image_folder(tmp_path_factory):
+    """A folder of images for all workers, which `trained` names in its settings."""
+    folder = _of_all_workers(tmp_path_factory) / "images"
+    with FileLock(f"{folder}.lock"):
+        return folder if (folder / "splits.json").exists() else _images(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(base, image_folder):
     """A recipe on images and options that make it a run of seconds.
 
     Compiling is most of it, and most of that is batch norm and second derivatives: left
     out.
     """
-    folder = _images(base / "images")
     options = {
-        "app.dataset": f"folder:{folder}",
+        "app.dataset": f"folder:{image_folder}",
         "app.channels": 1,
         "app.ways": 3,
         "app.queries": 2,
@@ -80,7 +87,7 @@ def tiny(base):
         "steps": 20,
         "tasks-per-step": 2,
         "validate-every": 10,
-        "validation-tasks": 4,
+        "validation-tasks": 5,
         "test-tasks": 5,
         "checkpoint-every": 5,
         "log-every": 5,
@@ -97,7 +104,7 @@ def sine():
         "tasks-per-step": 2,
         "app.eval-queries": 5,
         "validate-every": 10,
-        "validation-tasks": 4,
+        "validation-tasks": 5,
         "test-tasks": 5,
         "checkpoint-every": 5,
         "log-every": 5,
@@ -140,21 +147,25 @@ def refused(*words):
 
 
 @pytest.fixture(scope="session")
-def trained(base, tiny):
-    """A finished run; not to be changed."""
-    folder = base / "trained"
-    out = ok("train", *tiny, "--out", folder)
-    (base / "trained.out").write_text(out)
-    return folder
+def trained(tiny, tmp_path_factory):
+    """A finished run, by one worker for all; not to be changed.
+
+    What the command printed is in `trained.out` beside it.
+    """
+    return _trained_once(tmp_path_factory, "trained", tiny)
 
 
 @pytest.fixture(scope="session")
 def trained_sine(base, sine, tmp_path_factory):
     """A finished run on sine waves, by one worker for all; not to be changed."""
-    folder = _of_all_workers(tmp_path_factory) / "trained_sine"
+    return _trained_once(tmp_path_factory, "trained_sine", sine)
+
+
+def _trained_once(tmp_path_factory, name, words):
+    folder = _of_all_workers(tmp_path_factory) / name
     with FileLock(f"{folder}.lock"):
         if not (folder / "results.json").exists():
-            ok("train", *sine, "--out", folder)
+            folder.with_suffix(".out").write_text(ok("train", *words, "--out", folder))
     return folder
 
 

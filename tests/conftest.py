@@ -9,6 +9,7 @@ import os
 import signal
 import tempfile
 import threading
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -43,6 +44,7 @@ import pytest  # noqa: E402
 from commands import (  # noqa: E402, F401
     base,
     glyphs_cache,
+    image_folder,
     sine,
     tiny,
     trained,
@@ -77,6 +79,7 @@ if JAX_0_10:
     # Before jax keeps a program it reads a file of each that is kept, in case they are too
     # many, while all other processes wait: for a thousand of them that takes longer than to
     # compile most programs. Once in a process is enough.
+    from jax._src import compilation_cache
     from jax._src.lru_cache import LRUCache
 
     def _evict_once(self, *, additional_size=0, evict=LRUCache._evict_if_needed):
@@ -85,6 +88,10 @@ if JAX_0_10:
             evict(self, additional_size=additional_size)
 
     LRUCache._evict_if_needed = _evict_once
+
+    # Programs are kept for minutes; to pack them well takes four times as long.
+    if not (compilation_cache.zstd or compilation_cache.zstandard):
+        compilation_cache.compress_executable = lambda found: zlib.compress(found, level=1)
 
 environment.share_compilations(CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

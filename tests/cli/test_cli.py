@@ -24,8 +24,8 @@ from metalearn.runs import environment
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
-def test_training_leaves_a_run_folder(base, trained):
-    out = (base / "trained.out").read_text()
+def test_training_leaves_a_run_folder(trained):
+    out = trained.with_suffix(".out").read_text()
     files = ("config.json", "metrics.jsonl", "results.json")
     pictures = ("learning_curve.png", "episode.png")
     for name in (*files, *pictures):
@@ -55,10 +55,10 @@ def test_rows_of_metrics(trained):
     assert steps == [10, 20]
 
 
-def test_the_loss_of_a_line_is_that_of_the_query(base, trained):
+def test_the_loss_of_a_line_is_that_of_the_query(trained):
     first = rows(trained)[0]
     assert first["query/loss"] != first["support/loss"]
-    assert f"loss {first['query/loss']:.4f}" in (base / "trained.out").read_text()
+    assert f"loss {first['query/loss']:.4f}" in trained.with_suffix(".out").read_text()
 
 
 def test_evaluate_repeats_the_number_of_training(trained):
@@ -304,11 +304,12 @@ def test_help_and_version():
     assert ok("data", "--help")
 
 
-def test_data_commands(base, tiny):
+def test_data_commands(base, image_folder):
     assert "omniglot" in ok("data", "list")
     found = json.loads(ok("data", "list", "--json"))
-    assert {row["name"] for row in found} == {"glyphs", "omniglot"}
-    assert "prepared" in ok("data", "prepare", str(base / "images"), "--channels=1")
+    texts = {"banking77", "hwu64", "liu54", "huffpost41", "fewrel", "own"}
+    assert {row["name"] for row in found} == {"glyphs", "omniglot"} | texts
+    assert "prepared" in ok("data", "prepare", image_folder, "--channels=1")
 
 
 def test_compilation_cache(tmp_path, monkeypatch):
