@@ -1,7 +1,6 @@
 """Recipes: every setting is read, every entry builds, nonsense is refused."""
 
 import dataclasses
-import itertools
 import json
 import sys
 
@@ -52,14 +51,12 @@ def _kinds(recipe):
 def _traced():
     """Recipes that have every kind of application and of learner between them."""
     found = set()
-    # Published recipes come last: what others have as well is traced there. Among equals
-    # those come first that have two kinds that none before them has.
-    for published, new in itertools.product((False, True), (2, 1)):
-        for name, entry in apps.RECIPES.items():
-            kinds = _kinds(entry.recipe)
-            if name.endswith("-paper") == published and len(kinds - found) >= new:
-                found |= kinds
-                yield name
+    # Published recipes come last: what others have as well is traced there.
+    for name in sorted(apps.RECIPES, key=lambda name: name.endswith("-paper")):
+        entry = apps.RECIPES[name]
+        if not _kinds(entry.recipe) <= found:
+            found |= _kinds(entry.recipe)
+            yield name
 
 
 TRACED = list(_traced())
