@@ -54,6 +54,24 @@ class Plan:
         """Name of the recipe and what is overridden."""
         return " ".join([self.recipe, *self.overrides])
 
+    def options(self) -> list[str]:
+        """The overrides as options of `metalearn train`.
+
+        Raises:
+          ValueError: an override is no FIELD=VALUE.
+        """
+        found = []
+        for pair in self.overrides:
+            field, equals, value = pair.partition("=")
+            if not equals:
+                raise ValueError(
+                    f"{pair!r} is no setting; expected FIELD=VALUE, as steps=100."
+                )
+            if field == "inner_rate":
+                field = _place_of_rate(apps.find(self.recipe).recipe)
+            found += [f"--{field.replace('_', '-')}", value]
+        return found
+
     def folder(self, seed: int, runs_dir: str | Path) -> Path:
         """The folder of one run."""
         suffix = "".join(f"-{pair}" for pair in self.overrides).replace("/", "_")
@@ -193,13 +211,7 @@ def train_in(folder: Path, plan: Plan, seed: int, data_dir: str | None) -> None:
     if (folder / "results.json").is_file():
         return
     argv = ["train", plan.recipe, "--out", str(folder), "--seed", str(seed)]
-    for pair in plan.overrides:
-        field, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"{pair!r} is no setting; expected FIELD=VALUE, as steps=100.")
-        if field == "inner_rate":
-            field = _place_of_rate(apps.find(plan.recipe).recipe)
-        argv += [f"--{field.replace('_', '-')}", value]
+    argv += plan.options()
     argv += ["--data-dir", data_dir] if data_dir else []
     if (folder / "config.json").is_file():
         check_origins({f"the beginning of {folder}": origin_of(folder), "the rest": here()})

@@ -93,11 +93,7 @@ def check_reads(plan: _runs.Plan) -> None:
     Raises:
       SystemExit: says which; nothing was trained.
     """
-    pairs = [pair.partition("=") for pair in plan.overrides]
-    options = [
-        f"--{field.replace('_', '-')}={value}" for field, equals, value in pairs if equals
-    ]
-    learner = parse_train([plan.recipe, *options])[2].learner
+    learner = parse_train([plan.recipe, *plan.options()])[2].learner
     if learner.record.build not in (ml.rnn, ml.mann):
         raise SystemExit(
             f"{plan.label} is a recipe of {learner.record.name}, which does not read a "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from benchmarks import _harness, _runs
 from benchmarks.against import difference, spread
 from benchmarks.recipe import summary
+from metalearn.apps import FewShotText, find
+from metalearn.cli.train_options import parse_train
 from metalearn.core.metrics import mean_ci95
 from metalearn.runs import folder as run_folder
 
@@ -59,20 +62,7 @@ class Texts:
     json: str | None = None
 
     def run_benchmark(self) -> None:
-        if self.dataset not in FOLDS:
-            raise SystemExit(
-                f"the set is {self.dataset!r}; expected one of {', '.join(FOLDS)}."
-            )
-        folds = self.folds or FOLDS[self.dataset]
-        if unknown := [fold for fold in folds if fold not in FOLDS[self.dataset]]:
-            raise SystemExit(
-                f"--folds names {', '.join(unknown)}; {self.dataset} has "
-                f"{', '.join(FOLDS[self.dataset])}."
-            )
-        if not self.shots or min(self.shots) < 1:
-            raise SystemExit(f"--shots is {self.shots}; expected numbers of 1 or more.")
-        if self.tasks < 2:
-            raise SystemExit(f"--tasks is {self.tasks}; expected 2 or more.")
+        folds = self._check()
         plans = {
             recipe: [self._plan(recipe, fold) for fold in folds]
             for recipe in (BASELINE, *self.recipes)
@@ -100,6 +90,50 @@ class Texts:
             "rows": rows,
         }
         _harness.store(f"texts-{self.dataset}-{self.features}", found, self.json)
+
+    def _check(self) -> tuple[str, ...]:
+        """The folds, once all that is asked is seen to be possible.
+
+        Raises:
+          SystemExit: says what is not; nothing was trained.
+        """
+        if self.dataset not in FOLDS:
+            raise SystemExit(
+                f"the set is {self.dataset!r}; expected one of {', '.join(FOLDS)}."
+            )
+        folds = self.folds or FOLDS[self.dataset]
+        if unknown := [fold for fold in folds if fold not in FOLDS[self.dataset]]:
+            raise SystemExit(
+                f"--folds names {', '.join(unknown)}; {self.dataset} has "
+                f"{', '.join(FOLDS[self.dataset])}."
+            )
+        if not self.shots or min(self.shots) < 1:
+            raise SystemExit(f"--shots is {self.shots}; expected numbers of 1 or more.")
+        for name, least in (("tasks", 2), ("seeds", 1)):
+            if getattr(self, name) < least:
+                raise SystemExit(
+                    f"--{name} is {getattr(self, name)}; expected {least} or more."
+                )
+        recipes = (BASELINE, *self.recipes)
+        for name, values in (("folds", folds), ("shots", self.shots), ("recipes", recipes)):
+            if len(set(values)) < len(values):
+                raise SystemExit(
+                    f"--{name} has one twice: {' '.join(map(str, values))}. Name each "
+                    f"once; {BASELINE} is always there."
+                )
+        fixed = {"dataset", "fold", "features", "eval_shots"}
+        for pair in self.set:
+            name = pair.partition("=")[0].replace("-", "_")
+            if name.removeprefix("app.") in fixed:
+                raise SystemExit(f"--set {pair} is what the benchmark itself sets.")
+        if self.json and Path(self.json).is_dir():
+            raise SystemExit(f"--json is {self.json}, a folder; expected a file.")
+        for recipe in recipes:
+            plan = self._plan(recipe, folds[0])
+            if find(recipe).recipe.app.kind != FewShotText.kind:
+                raise SystemExit(f"{recipe} is no recipe of texts; see `metalearn list`.")
+            parse_train([recipe, *plan.options()])[2].check()
+        return folds
 
     def _plan(self, recipe: str, fold: str) -> _runs.Plan:
         settings = (
@@ -146,7 +180,7 @@ class Texts:
                 mean = values[shots][-1].mean()
                 print(f"{plan.label}, {shots} shots: {mean:.4f}", flush=True)
         row: dict[str, Any] = {
-            "settings": facts[-1]["settings"],
+            "settings": facts[-1]["settings"],  # of the last fold
             "ways": run_folder.load(folders[-1]).recipe.app.test_ways,
             "training_seconds": seconds,
             "best_steps": best,
@@ -166,7 +200,8 @@ def judged_at(values: np.ndarray, baseline: np.ndarray | None) -> dict[str, Any]
     by_fold = values.mean(1).tolist()
     row = {"mean": mean, "ci95": half, "by_fold": by_fold, "spread": spread(by_fold)}
     if baseline is not None:
-        row["difference"] = difference(values, baseline)
+        apart = difference(values, baseline)
+        row["difference"] = {**apart, "by_fold": apart.pop("seeds")}
     return row
 
 

@@ -1,5 +1,6 @@
 """The benchmark of texts: what it refuses, what it pairs, and its table."""
 
+import itertools
 import types
 
 import numpy as np
@@ -16,11 +17,23 @@ from benchmarks import _runs, texts
         ({"dataset": "hwu64", "shots": (0,)}, "numbers of 1 or more"),
         ({"dataset": "hwu64", "shots": ()}, "numbers of 1 or more"),
         ({"dataset": "hwu64", "tasks": 1}, "expected 2 or more"),
+        ({"dataset": "hwu64", "seeds": 0}, "expected 1 or more"),
+        ({"dataset": "hwu64", "shots": (1, 1)}, "--shots has one twice: 1 1"),
+        ({"dataset": "hwu64", "folds": ("01", "01")}, "--folds has one twice"),
+        ({"dataset": "hwu64", "recipes": ("text-centroid",)}, "--recipes has one twice"),
+        ({"dataset": "hwu64", "recipes": ("small-protonet",)}, "no recipe of texts"),
+        ({"dataset": "hwu64", "recipes": ("text-foo",)}, "unknown recipe"),
+        ({"dataset": "hwu64", "set": ("app.fold=02",)}, "the benchmark itself sets"),
+        ({"dataset": "hwu64", "set": ("app.eval-shots=3",)}, "the benchmark itself sets"),
+        ({"dataset": "hwu64", "set": ("steps=-1",)}, "steps is -1"),
+        ({"dataset": "hwu64", "set": ("steps",)}, "expected FIELD=VALUE"),
+        ({"dataset": "hwu64", "features": "foo"}, "2"),  # told by the parser
+        ({"dataset": "hwu64", "json": "/"}, "a folder; expected a file"),
     ],
 )
 def test_what_is_not_there_is_refused_before_training(monkeypatch, asked, message):
     monkeypatch.setattr(_runs, "trained", lambda *args: pytest.fail("it trains"))
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises((SystemExit, ValueError), match=message):
         texts.Texts(**asked).run_benchmark()
 
 
@@ -62,16 +75,13 @@ def test_a_learner_is_paired_with_the_centroid_on_every_fold(trained):
     assert centroid["shots"]["2"]["mean"] == 0.75
     assert learner["shots"]["1"]["by_fold"] == [0.625, 0.5]
     apart = learner["shots"]["1"]["difference"]
-    assert apart["seeds"] == [0.125, 0.0] and apart["mean"] == 0.0625
+    assert apart["by_fold"] == [0.125, 0.0] and apart["mean"] == 0.0625
     assert learner["best_steps"] == [3, 3]
 
 
 def test_runs_that_were_judged_on_other_tasks_are_refused(trained, monkeypatch):
-    monkeypatch.setattr(
-        _runs,
-        "told",
-        lambda evaluation: ("t", f"{id(evaluation)}", 4),
-    )
+    numbers = itertools.count()
+    monkeypatch.setattr(_runs, "told", lambda evaluation: ("t", f"{next(numbers)}", 4))
     with pytest.raises(ValueError, match="judged on different tasks"):
         texts.Texts("hwu64", ("text-protonet",), folds=("01",)).run_benchmark()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,10 @@ def _check(options: cli_options.PredictOptions, of_texts: bool) -> None:
         "--images": bool(options.images),
         "--out": options.out is not None,
         "--invert": options.invert != "auto",
+        **{
+            f"--{field.name.replace('_', '-')}": getattr(options, field.name) is not None
+            for field in dataclasses.fields(cli_options.LimitOptions)
+        },
     }
     for name in (name for name, is_given in given.items() if of_texts and is_given):
         raise ValueError(f"{name} is of images, and texts are given; leave one out.")
@@ -128,11 +133,12 @@ def _in_words(found: dict[str, Any]) -> str:
         what = f"{width}x{height} {'grey' if channels == 1 else 'colour'} images"
     support = ", ".join(f"{name} {number}" for name, number in found["support"].items())
     lines = [f"{found['run']}: {found['learner']} on {what}; support: {support}\n"]
-    width = max(len(row[kind]) for row in rows)
+    shown = [row[kind] if kind == "file" else _short(row[kind]) for row in rows]
+    width = max(map(len, shown))
     wide = max(len(row["class"]) for row in rows)
-    for row in rows:
+    for row, given in zip(rows, shown, strict=True):
         lines.append(
-            f"  {row[kind]:<{width}}  {row['class']:<{wide}}  {row['probability']:6.1%}"
+            f"  {given:<{width}}  {row['class']:<{wide}}  {row['probability']:6.1%}"
         )
     if found.get("inverted"):
         lines.append(
@@ -147,3 +153,9 @@ def _in_words(found: dict[str, Any]) -> str:
     if found.get("picture"):
         lines.append(f"\n  {found['picture']}")
     return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    """A text on one line of at most 60 characters, none of which moves the cursor."""
+    line = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    return line if len(line) <= 60 else line[:59] + "…"

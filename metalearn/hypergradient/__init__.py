@@ -8,10 +8,11 @@ such as the strength of a regulariser, a weight for each example, or a learning 
 |---|---|---|
 | `implicit`, `implicit_gradient` | solved, by any solver | one linear solve |
 | `unrolled` | K steps of an optimiser, the last T differentiated | T steps backward |
-| `sama` | one step of any optimiser | three gradients |
+| `sama` | one step of any optimiser | four gradients, that of the step among them |
 | `lookahead` | one virtual step on weighted losses | two gradients, one product |
 
-All but `implicit` return a `Hypergradient`.
+All but `implicit` return a `Hypergradient`. Call them within `jax.jit`: outside of it, most
+compile anew at every call.
 """
 
 from metalearn.hypergradient.implicit import (

@@ -1,4 +1,4 @@
-"""Checks of what a hypergradient is given, by shapes alone: nothing is computed."""
+"""Checks of what a hypergradient is given, before its losses are computed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from metalearn.core import checks, trees
+from metalearn.core import checks, given, trees
 from metalearn.core.types import Array, PyTree
 
 Pair = Callable[..., tuple[Array, PyTree]]
@@ -22,13 +23,12 @@ def real(name: str, tree: PyTree) -> PyTree:
       TypeError: an array is not of floating numbers, so it has no derivative.
     """
     found = jax.tree_util.tree_leaves_with_path(tree)
-    if not found:
-        raise ValueError(
-            f"{name} holds no array; expected one or more of floating numbers."
-        )
+    if not sum(np.size(leaf) for _, leaf in found):
+        raise ValueError(f"{name} holds no array of numbers; expected floating ones.")
     for path, leaf in found:
         try:
-            dtype = jnp.result_type(leaf)
+            # Of a text jax would take the name of a dtype.
+            dtype = "str" if isinstance(leaf, str) else jnp.result_type(leaf)
         except (TypeError, ValueError):  # text, a function
             dtype = type(leaf).__name__
         if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
@@ -68,13 +68,18 @@ def _paired(name: str, fn: Any, like: tuple, rank: int, wanted: str, hint: str) 
             f"{name} is a {type(fn).__name__}; expected a function of {len(like)} "
             f"arguments that returns {wanted}."
         )
+    if not given.takes(fn, len(like)):
+        raise TypeError(
+            f"{name} cannot be called with {len(like)} arguments; see which it is given in "
+            "the docstring."
+        )
     found = jax.eval_shape(fn, *like)
     pair = isinstance(found, tuple) and len(found) == 2
     value = found[0] if pair else found
     if not hasattr(value, "dtype"):
         raise TypeError(
             f"{name} returns a {type(value).__name__}; expected {wanted}, or a pair of "
-            "that and anything else."
+            "that and a tree of arrays."
         )
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
@@ -88,12 +93,29 @@ def _paired(name: str, fn: Any, like: tuple, rank: int, wanted: str, hint: str) 
     return fn if pair else lambda *args: (fn(*args), None)
 
 
-def like(name: str, given: PyTree, wanted: PyTree, of: str, hint: str) -> None:
+def positive(name: str, value: Any) -> None:
+    """Checks that a number is a scalar above 0; within `jit`, a floating scalar.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if isinstance(value, (jax.Array, np.ndarray)):
+        if value.ndim or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(
+                f"{name} is {_form(value)}; expected a floating scalar above 0."
+            )
+        if isinstance(value, jax.core.Tracer):
+            return
+        value = float(value)
+    checks.number(name, value, positive=True)
+
+
+def like(name: str, found: PyTree, wanted: PyTree, of: str, hint: str) -> None:
     """Checks that a tree has the structure, the shapes and the dtypes of another.
 
     Args:
       name: What the tree is called in messages.
-      given: Arrays, or their shapes.
+      found: Arrays, or their shapes.
       wanted: Arrays, or their shapes.
       of: What `wanted` is called in messages.
       hint: What to do about a difference.
@@ -101,12 +123,12 @@ def like(name: str, given: PyTree, wanted: PyTree, of: str, hint: str) -> None:
     Raises:
       ValueError: they differ; names the first difference.
     """
-    if jax.tree.structure(given) != jax.tree.structure(wanted):
+    if jax.tree.structure(found) != jax.tree.structure(wanted):
         raise ValueError(
-            f"{name} has the structure {jax.tree.structure(given)}; expected that of {of}, "
+            f"{name} has the structure {jax.tree.structure(found)}; expected that of {of}, "
             f"{jax.tree.structure(wanted)}. {hint}"
         )
-    pairs = zip(jax.tree.leaves(given), jax.tree.leaves(wanted), strict=True)
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
     for path, (one, other) in zip(trees.leaf_paths(wanted), pairs, strict=True):
         if _form(one) != _form(other):
             raise ValueError(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metalearn.core import checks, given
 from metalearn.core.types import Array, PyTree
 from metalearn.hypergradient import checked
 from metalearn.hypergradient.linear import Prepared, prepared, system
@@ -29,7 +30,8 @@ class Solved(NamedTuple):
     Attributes:
       value: Solution, a tree like the start.
       residual: Norm of the optimality condition at the solution, a scalar without a
-        derivative. Derivatives are right only where it is near 0.
+        derivative. Derivatives are wrong where it is not near 0. It says nothing of the
+        linear system behind them, see `accept` of `implicit`.
       aux: Second result of the solver, without a derivative; `None` if there is none.
     """
 
@@ -52,8 +54,13 @@ def fixed_point(mapping: Callable[..., PyTree]) -> Optimality:
       0.0
     """
 
+    _functions(mapping=mapping)
+
     def optimality(value: PyTree, *args: PyTree) -> PyTree:
-        return jax.tree.map(jnp.subtract, value, mapping(value, *args))
+        mapped = mapping(value, *args)
+        hint = "A fixed point is mapped to itself."
+        checked.like("the result of mapping", mapped, value, "its first argument", hint)
+        return jax.tree.map(jnp.subtract, value, mapped)
 
     return optimality
 
@@ -63,13 +70,15 @@ def implicit(
     solver: Callable[..., PyTree],
     *,
     linear: Any = "cg",
+    accept: float | None = 1e-2,
     has_aux: bool = False,
 ) -> Callable[..., Solved]:
-    """Makes a solver differentiable, without a look into it.
+    """Makes a solver of jax differentiable, without a look into it.
 
     The derivative of the solution solves a linear system, in forward and in reverse mode
     and to any order. The solver may therefore have loops of any kind. The arguments have
-    derivatives, and so have arrays that `optimality` closes over; the start has none.
+    derivatives, and so have arrays that `optimality` closes over; the start has none. A
+    solver outside of jax, such as one of scipy, needs `jax.pure_callback`.
 
     Args:
       optimality: Function `(y, *args) -> tree like y`, zero at a solution, such as
@@ -78,8 +87,13 @@ def implicit(
         `optimistix.root_find(...).value`.
       linear: Way to solve the linear system: "cg" (for symmetric positive matrices, such
         as the Hessian of a loss), "gmres", "bicgstab" or "neumann"; a `Linear` with their
-        settings; a solver of lineax; or a function `(product, right) -> solution`.
-      has_aux: Whether the solver returns a pair of the solution and anything else.
+        settings; a solver of lineax; or a function `(product, right) -> solution`, which
+        may not close over what is differentiated. A `fixed_point` seldom has a symmetric
+        matrix: give it "neumann", "gmres" or "bicgstab".
+      accept: Largest relative residual of the linear system. Derivatives are NaN above it,
+        for there is no place to report them; `None` takes any, such as that of a series
+        that is cut short on purpose. It is at least ten times the rounding of the dtype.
+      has_aux: Whether the solver returns a pair of the solution and a tree of arrays.
 
     Returns:
       A function `(start, *args) -> Solved`, which works under `jit` and `vmap`.
@@ -98,6 +112,9 @@ def implicit(
       -0.75
     """
     _functions(optimality=optimality, solver=solver)
+    given.flag("has_aux", has_aux)
+    if accept is not None:
+        checks.number("accept", accept, positive=True)
     how = prepared(linear)
 
     def solve(start: PyTree, *args: PyTree) -> Solved:
@@ -113,7 +130,7 @@ def implicit(
         like = like[0] if has_aux else like
         checked.like("the solution", like, start, "the start", hint)
         _condition(optimality, start, *args)
-        value, aux = _run(optimality, solver, how, has_aux, start, args)
+        value, aux = _run(optimality, solver, how, accept, has_aux, start, args)
         return Solved(value, norm(optimality(value, *args)), aux)
 
     return solve
@@ -123,6 +140,7 @@ def _run(
     optimality: Optimality,
     solver: Callable,
     how: Prepared,
+    accept: float | None,
     has_aux: bool,
     start: PyTree,
     args: tuple,
@@ -148,7 +166,7 @@ def _run(
 
         _, right = jax.jvp(in_args, (real, args), tangents[-2:])
         _, product = jax.linearize(lambda v: condition(real, others, v, *args), value)
-        change = jax.tree.map(jnp.negative, system(how, product, right))
+        change = jax.tree.map(jnp.negative, system(how, product, right, accept))
         return (value, aux), (change, jax.tree.map(_no_change, aux))
 
     return run(start, held, others, real, args)
@@ -179,7 +197,7 @@ def implicit_gradient(
       optimality: Function `(params, hparams) -> tree like params`, zero at a solution, such
         as `jax.grad(inner_loss)`.
       outer_loss: Function `(params, hparams)` to a scalar, or to a pair of a scalar and
-        anything else.
+        a tree of arrays.
       params: Parameters of the inner model.
       hparams: Hyper-parameters, a tree of floating numbers.
       linear: Way to solve the linear system, as in `implicit`.
@@ -228,8 +246,8 @@ def implicit_gradient(
     )
 
 
-def _functions(**given: Any) -> None:
-    for name, fn in given.items():
+def _functions(**functions: Any) -> None:
+    for name, fn in functions.items():
         if not callable(fn):
             raise TypeError(f"{name} is a {type(fn).__name__}; expected a function.")
 

@@ -14,7 +14,8 @@ from jax.scipy.sparse import linalg
 
 from metalearn.core import checks
 from metalearn.core.types import Array, PyTree
-from metalearn.hypergradient.result import along, norm
+from metalearn.hypergradient import checked
+from metalearn.hypergradient.result import along, largest, norm
 from metalearn.inner.conjugate import conjugate_gradients
 
 Method = Literal["cg", "gmres", "bicgstab", "neumann"]
@@ -37,7 +38,8 @@ class Linear:
         `rate (I - rate A)^j b` over `j` (J. Lorraine, P. Vicol, D. Duvenaud, Optimizing
         Millions of Hyperparameters by Implicit Differentiation, AISTATS 2020). With a rate
         of 1 that is the natural series of a fixed point.
-      max_steps: Largest number of steps, or of terms; 1 or more.
+      max_steps: Largest number of steps, or of terms; 1 or more. For "gmres" it is rounded
+        up to whole rounds of 20 or fewer.
       tolerance: Relative residual that ends the solve. It should be no larger than that of
         the inner problem.
       damping: Number added to the diagonal of the matrix, 0 or more. It changes the
@@ -85,11 +87,11 @@ def prepared(linear: Any) -> Prepared:
         checks.number("tolerance", linear.tolerance)
         checks.number("damping", linear.damping)
         checks.number("rate", linear.rate, positive=True)
-        return Prepared(functools.partial(_solve, linear), linear.method == "cg")
+        return Prepared(_checked(functools.partial(_solve, linear)), linear.method == "cg")
     if any(base.__module__.startswith("lineax.") for base in type(linear).__mro__):
         return _of_lineax(linear)
     if callable(linear) and not isinstance(linear, type):
-        return Prepared(linear, symmetric=False)
+        return Prepared(_checked(linear), symmetric=False)
     raise TypeError(
         f"linear is a {type(linear).__name__}; expected one of "
         f"{', '.join(get_args(Method))}, a hypergradient.Linear, a solver of lineax such "
@@ -98,6 +100,12 @@ def prepared(linear: Any) -> Prepared:
 
 
 def _solve(settings: Linear, product: Product, right: PyTree) -> PyTree:
+    dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(right)})
+    if settings.method == "gmres" and not set(dtypes) <= {"float32", "float64"}:
+        raise TypeError(
+            f'linear "gmres" is given {", ".join(dtypes)}; expected float32 or float64. '
+            'Use "bicgstab".'
+        )
     if settings.damping:
         undamped = product
         product = lambda v: along(settings.damping, v, undamped(v))
@@ -111,9 +119,9 @@ def _solve(settings: Linear, product: Product, right: PyTree) -> PyTree:
     if settings.method == "bicgstab":
         return linalg.bicgstab(product, right, tol=tolerance, maxiter=most)[0]
     size = sum(leaf.size for leaf in jax.tree.leaves(right))
-    restart = min(20, size, most)
-    # `gmres` counts restarts.
-    rounds = -(-most // restart)
+    # `gmres` counts restarts, of which the last has as many steps as the others.
+    rounds = -(-most // 20)
+    restart = min(size, -(-most // rounds))
     return linalg.gmres(product, right, tol=tolerance, restart=restart, maxiter=rounds)[0]
 
 
@@ -143,14 +151,53 @@ def _of_lineax(solver: Any) -> Prepared:
     def solve(product: Product, right: PyTree) -> PyTree:
         like = jax.eval_shape(lambda: right)
         matrix = lineax.FunctionLinearOperator(product, like, tags)
-        # A solve that ends early is told by the adjoint residual, also within `jit`.
+        # A solve that ends early is told by its residual, also within `jit`.
         return lineax.linear_solve(matrix, right, solver, throw=False).value
 
-    return Prepared(solve, positive)
+    return Prepared(_checked(solve), positive)
 
 
-def system(linear: Prepared, product: Product, right: PyTree) -> PyTree:
-    """Solution of `product(x) = right`, whose derivatives are further solves."""
-    return jax.lax.custom_linear_solve(
-        product, right, linear.solve, linear.solve, symmetric=linear.symmetric
-    )
+def _checked(solve: Solve) -> Solve:
+    """The solver at a right side of size 1, whose faults are not lost in its solution."""
+
+    def checked_solve(product: Product, right: PyTree) -> PyTree:
+        # Solvers square the right side, which is 0 or infinite far from 1.
+        most = functools.reduce(jnp.maximum, map(largest, jax.tree.leaves(right)))
+        unit = jnp.where((most > 0) & jnp.isfinite(most), most, 1)
+        scaled = jax.tree.map(lambda leaf: leaf / unit.astype(leaf.dtype), right)
+        found = solve(product, scaled)
+        hint = "A function that returns more than the solution is wrapped: solve(...)[0]."
+        checked.like("the result of linear", found, right, "the right side", hint)
+        # A loop that waits for a small residual ends at once on NaN, with a solution of 0.
+        factor = jnp.where(jnp.isfinite(most), unit, jnp.nan)
+        return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), found)
+
+    return checked_solve
+
+
+def system(
+    linear: Prepared, product: Product, right: PyTree, accept: float | None
+) -> PyTree:
+    """Solution of `product(x) = right`, whose derivatives are further solves.
+
+    Args:
+      linear: Solver.
+      product: Function `v -> A v`, linear.
+      right: Right side.
+      accept: Largest relative residual. A solution with more is NaN; `None` takes any.
+    """
+
+    def solve(product: Product, right: PyTree) -> PyTree:
+        found = linear.solve(product, right)
+        if accept is None:
+            return found
+        dtypes = [leaf.dtype for leaf in jax.tree.leaves(right)]
+        most = max(accept, *(10 * float(jnp.finfo(dtype).eps) for dtype in dtypes))
+        missing = norm(along(-1.0, right, product(found)))
+        # Nobody is told of a linear solve inside of a derivative, so that a bad one has to
+        # be seen in its result.
+        good = missing <= most * norm(right)
+        return jax.tree.map(lambda leaf: jnp.where(good, leaf, jnp.nan), found)
+
+    # Never as symmetric, which would take the matrix for its transpose unasked.
+    return jax.lax.custom_linear_solve(product, right, solve, solve)

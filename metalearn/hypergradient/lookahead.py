@@ -17,7 +17,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metalearn.core import checks
 from metalearn.core.types import Array, PyTree
 from metalearn.hypergradient import checked
 from metalearn.hypergradient.result import Hypergradient, along, norm
@@ -36,14 +35,14 @@ def lookahead(
 
     Args:
       losses: Function `params` to losses `[N]`, of examples or of groups, or to a pair of
-        these and anything else.
+        these and a tree of arrays.
       outer_loss: Function `(params, hparams)` to a scalar, or to a pair of a scalar and
-        anything else, such as the loss on clean examples.
+        a tree of arrays, such as the loss on clean examples.
       params: Parameters of the inner model.
       hparams: Hyper-parameters, a tree of floating numbers; the weights `[N]` themselves if
         `weigh` is `None`. Zeros as weights give a virtual step of length 0, and the
         negative gradient is then the score of learning to reweight.
-      rate: Length of the virtual step, a number or an array without a derivative. A mean
+      rate: Length of the virtual step, a scalar above 0, which has no derivative. A mean
         over examples has `rate / N`.
       weigh: Function `(hparams, losses [N]) -> weights [N]`. The losses it is given are
         constants, as in Meta-Weight-Net. For a weight of each group use `by_group`.
@@ -56,7 +55,7 @@ def lookahead(
     Raises:
       TypeError: hyper-parameters are not floating numbers, or a function is none.
       ValueError: the losses or the weights are not `[N]`, the outer loss is no scalar, or
-        the rate is not above 0.
+        the rate is no scalar above 0. Of a rate within `jit` the shape alone is known.
 
     Example:
       >>> targets = jnp.array([1.0, -2.0])
@@ -67,8 +66,7 @@ def lookahead(
       >>> found.gradient
       Array([-0.5,  1. ], dtype=float32)
     """
-    if not isinstance(rate, jax.Array):
-        checks.number("rate", rate, positive=True)
+    checked.positive("rate", rate)
     params = checked.real("params", params)
     hparams = checked.real("hparams", hparams)
     of_losses = checked.losses("losses", losses, params)

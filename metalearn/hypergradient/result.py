@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -42,8 +43,16 @@ def norm(tree: PyTree) -> Array:
     It is for reports and scales. Its derivative would be NaN at zero, and a report that is
     added to a loss by mistake should not change the gradient.
     """
-    leaves = map(trees.widened, jax.tree.leaves(jax.lax.stop_gradient(tree)))
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in leaves))
+    leaves = [trees.widened(leaf) for leaf in jax.tree.leaves(jax.lax.stop_gradient(tree))]
+    # Divided by the largest number before the squares, which could be infinite or 0.
+    most = functools.reduce(jnp.maximum, map(largest, leaves))
+    unit = jnp.where((most > 0) & jnp.isfinite(most), most, 1)
+    return unit * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / unit)) for leaf in leaves))
+
+
+def largest(leaf: Array) -> Array:
+    """Largest absolute value of an array; 0 of an empty one, NaN if one is NaN."""
+    return jnp.max(jnp.abs(leaf), initial=0)
 
 
 def along(length: Array | float, direction: PyTree, start: PyTree) -> PyTree:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Var
 
 from metalearn.core import checks
 from metalearn.core.types import Array, InnerOpt, PyTree
@@ -38,7 +39,7 @@ def unrolled(
 
     Args:
       inner_loss: Function `(params, hparams, step)` to a scalar, or to a pair of a scalar
-        and anything else; `step` is an int32 scalar `0..K-1`, which may choose a batch.
+        and a tree of arrays; `step` is an int32 scalar `0..K-1`, which may choose a batch.
       outer_loss: Function `(params, hparams)` to a scalar, or to such a pair.
       params: Parameters of the inner model.
       hparams: Hyper-parameters, a tree of floating numbers.
@@ -60,7 +61,8 @@ def unrolled(
       TypeError: hyper-parameters are not floating numbers, or `inner_opt` is no
         transformation.
       ValueError: a number is out of range, a loss is no scalar, the optimiser has no finite
-        derivative, or its state is that of other parameters.
+        derivative, its state is that of other parameters, or a state that is a constant
+        holds hyper-parameters.
 
     Example:
       >>> found = ml.hypergradient.unrolled(
@@ -84,7 +86,16 @@ def unrolled(
     checked.optimiser(inner_opt, params, hparams, second_order=True)
     inner = checked.loss("inner_loss", inner_loss, params, hparams, jnp.int32(0))
     outer = checked.loss("outer_loss", outer_loss, params, hparams)
-    opt_state = checked.started(resolve(inner_opt, hparams), params, opt_state)
+    began = checked.started(resolve(inner_opt, hparams), params, opt_state)
+    fresh, before = opt_state is None, num_steps - last
+    if (before or not fresh) and _state_depends(inner_opt, hparams, params):
+        raise ValueError(
+            "the state of inner_opt holds hyper-parameters, as that of "
+            "optax.inject_hyperparams does. A state that is given, or comes from steps "
+            "before the last ones, is a constant: their derivative would be 0. Use a "
+            "function such as `lambda hparams: optax.sgd(hparams)`, or a fresh state and "
+            "no truncate."
+        )
 
     def descend(start: tuple, hparams: PyTree, first: int, num: int) -> Unrolled:
         return unroll(
@@ -96,14 +107,17 @@ def unrolled(
             differentiation=differentiation,
         )
 
-    start, before = (params, opt_state), num_steps - last
+    start = (params, began)
     if before:
         ended = descend(start, hparams, 0, before)
         # A constant, so that a derivative of `value` is the truncated one, too.
         start = jax.lax.stop_gradient((ended.params, ended.opt_state))
 
     def through(hparams: PyTree) -> tuple[Array, tuple]:
-        ended = descend(start, hparams, before, last)
+        of_these = start
+        if fresh and not before:  # its state may hold hyper-parameters
+            of_these = (params, resolve(inner_opt, hparams).init(params))
+        ended = descend(of_these, hparams, before, last)
         value, aux = outer(ended.params, hparams)
         return value, (ended, aux)
 
@@ -119,3 +133,14 @@ def unrolled(
         inner_aux=jax.tree.map(lambda leaf: leaf[-1], ended.aux),
         outer_aux=outer_aux,
     )
+
+
+def _state_depends(inner_opt: InnerOpt, hparams: PyTree, params: PyTree) -> bool:
+    """Whether a number of a fresh state is computed from the hyper-parameters."""
+    init = lambda hparams: resolve(inner_opt, hparams).init(params)
+    jaxpr = jax.make_jaxpr(init)(hparams).jaxpr
+    reached = set(jaxpr.invars)
+    for eqn in jaxpr.eqns:
+        if any(isinstance(v, Var) and v in reached for v in eqn.invars):
+            reached.update(eqn.outvars)
+    return any(isinstance(v, Var) and v in reached for v in jaxpr.outvars)

@@ -19,7 +19,7 @@ def normalised(scores: Array, mask: Array | None = None) -> Array:
       mask: Mask of the valid rows, bool `[N]`; all if `None`. The others get a weight of 0.
 
     Returns:
-      Weights `[N]` of 0 or more, whose sum is 1 or 0.
+      Weights `[N]` of 0 or more, whose sum is 1 or 0; NaN if a score is infinite or NaN.
 
     Raises:
       TypeError: the scores are not floating numbers, or the mask is not of bools.
@@ -41,7 +41,8 @@ def normalised(scores: Array, mask: Array | None = None) -> Array:
             "several sets of them."
         )
     if mask is not None:
-        if jnp.result_type(mask) != jnp.bool_:
+        mask = jnp.asarray(mask)
+        if mask.dtype != jnp.bool_:
             raise TypeError(f"mask is of the dtype {jnp.result_type(mask)}; expected bool.")
         if jnp.shape(mask) != scores.shape:
             raise ValueError(
@@ -50,8 +51,13 @@ def normalised(scores: Array, mask: Array | None = None) -> Array:
             )
         scores = jnp.where(mask, scores, 0)
     positive = jnp.maximum(scores, 0)
-    total = jnp.sum(positive)
-    return positive / jnp.where(total > 0, total, 1)
+    most = jnp.max(positive, initial=0)
+    some = ~(most <= 0)  # also where a score is NaN, which then shows in all weights
+    # By the largest first: in half precision a sum is soon infinite.
+    shares = positive / jnp.where(some, most, 1)
+    shares = shares.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    weights = shares / jnp.where(some, jnp.sum(shares), 1)
+    return weights.astype(scores.dtype)
 
 
 def by_group(values: Array, groups: Array) -> Array:
@@ -65,7 +71,7 @@ def by_group(values: Array, groups: Array) -> Array:
       Values `[N]`. A group out of range gives NaN within `jit`, where it cannot be refused.
 
     Raises:
-      TypeError: the groups are not integers.
+      TypeError: the groups are not integers, or the values not floating numbers.
       ValueError: a shape is wrong, or a group is out of range.
 
     Example:
@@ -73,7 +79,12 @@ def by_group(values: Array, groups: Array) -> Array:
       Array([2. , 2. , 0.5], dtype=float32)
     """
     values = jnp.asarray(values)
-    if not jnp.issubdtype(jnp.result_type(groups), jnp.integer):
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(
+            f"values are of the dtype {values.dtype}; expected floating numbers."
+        )
+    groups = jnp.asarray(groups)
+    if not jnp.issubdtype(groups.dtype, jnp.integer):
         raise TypeError(
             f"groups are of the dtype {jnp.result_type(groups)}; expected integers 0..G-1."
         )
@@ -90,7 +101,8 @@ def by_group(values: Array, groups: Array) -> Array:
                 f"groups are {found.min()}..{found.max()}; expected 0..{num - 1}, for "
                 f"there are {num} values."
             )
-    groups = jnp.asarray(groups)
+    if groups.dtype.itemsize < 4:  # G may lie beyond what its dtype holds
+        groups = groups.astype(jnp.int32)
     # A negative number would count from the end.
     groups = jnp.where(groups < 0, num, groups)
     return values.at[groups].get(mode="fill", fill_value=jnp.nan)

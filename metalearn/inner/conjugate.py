@@ -125,7 +125,8 @@ def conjugate_gradients(
 
         def unfinished(carry: tuple) -> Array:
             *_, rr, steps, negative = carry
-            return (rr > enough) & (steps < max_steps) & ~negative
+            # Not `rr > enough`, which NaN would end at once, with `x` at 0.
+            return ~(rr <= enough) & (steps < max_steps) & ~negative
 
         end = jax.lax.while_loop(unfinished, lambda carry: step(carry, None)[0], start)
     x, _, _, rr, steps, negative = end
@@ -134,6 +135,8 @@ def conjugate_gradients(
         # As in algorithm 7.1: without a first step `x` is still 0, which is no direction at
         # all.
         x = jax.tree.map(lambda x, b: jnp.where(at_once, b, x), x, b)
+    # No step is taken where the square of `b` is infinite. A solution of 0 would hide that.
+    x = jax.tree.map(lambda x: jnp.where(jnp.isfinite(size), x, jnp.nan), x)
     # For `b = 0` this is 0 / 1 and not 0 / 0.
     residual = jnp.sqrt(rr / jnp.where(size == 0, 1, size))
     return Solution(x, residual, steps, negative)

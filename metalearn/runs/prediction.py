@@ -22,68 +22,68 @@ from metalearn.training import prediction as adapted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImagePredictions:
-    """Classes of images, by the examples of a support folder.
+class Predictions:
+    """Classes of inputs of the user, by a few examples.
 
     Attributes:
-      images: The support set and the images, as the learner saw them.
       probabilities: Probability of each class, float32 `[Q, W]`.
-      classes: Most probable class of each image, int `[Q]`, an index into
-        `images.class_names`.
+      classes: Most probable class of each input, int `[Q]`, an index into the names of the
+        classes.
       learner: Name of the learner.
-      transductive: Whether the prediction of one image depended on the others.
+      transductive: Whether the prediction of one input depended on the others.
     """
 
-    images: OwnImages
     probabilities: np.ndarray
     classes: np.ndarray
     learner: str
     transductive: bool
 
-    def rows(self) -> list[dict[str, Any]]:
-        """For each image its file, class, probability, and the probabilities of all."""
-        return _rows("file", self.images.files, self.images.class_names, self)
+    def _rows(
+        self, kind: str, inputs: Sequence[str], names: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        return [
+            {
+                kind: given,
+                "class": names[best],
+                "probability": float(row[best]),
+                "probabilities": {n: float(p) for n, p in zip(names, row, strict=True)},
+            }
+            for given, best, row in zip(
+                inputs, self.classes, self.probabilities, strict=True
+            )
+        ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextPredictions:
+class ImagePredictions(Predictions):
+    """Classes of images, by the examples of a support folder.
+
+    Attributes:
+      images: The support set and the images, as the learner saw them, with the names of the
+        classes. The other attributes are those of `Predictions`.
+    """
+
+    images: OwnImages
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For each image its file, class, probability, and the probabilities of all."""
+        return self._rows("file", self.images.files, self.images.class_names)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextPredictions(Predictions):
     """Classes of texts, by labelled examples.
 
     Attributes:
-      texts: The examples and the texts, with their vectors.
-      probabilities: Probability of each class, float32 `[Q, W]`.
-      classes: Most probable class of each text, int `[Q]`, an index into
-        `texts.class_names`.
-      learner: Name of the learner.
-      transductive: Whether the prediction of one text depended on the others.
+      texts: The examples and the texts, with their vectors and the names of the classes.
+        The other attributes are those of `Predictions`.
     """
 
     texts: own_texts.OwnTexts
-    probabilities: np.ndarray
-    classes: np.ndarray
-    learner: str
-    transductive: bool
 
     def rows(self) -> list[dict[str, Any]]:
         """For each text its class, probability, and the probabilities of all."""
-        return _rows("text", self.texts.texts, self.texts.class_names, self)
-
-
-def _rows(
-    kind: str,
-    inputs: Sequence[str],
-    names: Sequence[str],
-    found: ImagePredictions | TextPredictions,
-) -> list[dict[str, Any]]:
-    return [
-        {
-            kind: given,
-            "class": names[best],
-            "probability": float(row[best]),
-            "probabilities": {n: float(p) for n, p in zip(names, row, strict=True)},
-        }
-        for given, best, row in zip(inputs, found.classes, found.probabilities, strict=True)
-    ]
+        return self._rows("text", self.texts.texts, self.texts.class_names)
 
 
 def predict(
@@ -170,7 +170,11 @@ def predict_texts(
             f"{run.folder} is a run of kind {app.kind!r}; expected one on texts, such as "
             "that of text-protonet. Of a run on images use predict or --images."
         )
-    data_dir = stored_data_dir(run.folder) if data_dir is None else data_dir
+    if data_dir is None and (data_dir := stored_data_dir(run.folder)) is None:
+        raise FileNotFoundError(
+            f"the folder of the texts that {run.folder} was trained on is not there; its "
+            "vectors are fitted to them. Give --data-dir, where they are now."
+        )
     found = own_texts.read_own(
         app, run.record, support=support, texts=texts, data_dir=data_dir
     )

@@ -244,17 +244,25 @@ def _check_values(values: dict[str, np.ndarray]) -> None:
             "learner leaves these classes out.",
             stacklevel=3,
         )
-    for name, array in values.items():
-        if (broken := ~np.isfinite(array)).any():
-            warnings.warn(
-                f"{name} is not finite in {int(broken.sum())} of {len(array)} tasks, "
-                f"first in task {int(np.argmax(broken))}, and so its mean is not either. "
-                "The data of these tasks are finite: adaptation diverged, or a prediction "
-                "is too large. Try fewer inner steps or a smaller inner rate; a prediction "
-                "that is no number counts as wrong in the accuracy.",
-                stacklevel=3,
+    found = {name: ~np.isfinite(array) for name, array in values.items()}
+    if found := {name: broken for name, broken in found.items() if broken.any()}:
+        told = ", ".join(
+            f"{name} in {int(broken.sum())} of {len(broken)} tasks, first in task "
+            f"{int(np.argmax(broken))}"
+            for name, broken in found.items()
+        )
+        remedy = "The metric has no value there."
+        if "query/loss" in found:
+            remedy = (
+                "Adaptation diverged, or a prediction is too large: try fewer inner steps "
+                "or a smaller inner rate. A prediction that is no number counts as wrong "
+                "in the accuracy."
             )
-            break  # the others follow from the same predictions
+        warnings.warn(
+            f"not finite, and so the means are not either: {told}. The data of these tasks "
+            f"are finite. {remedy}",
+            stacklevel=3,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,6 +87,15 @@ def test_the_command(texts, support, tmp_path):
     assert found["texts"][1]["text"] == sentences("topup")[4]
 
 
+def test_lines_end_in_every_way_and_stay_lines(texts, support, tmp_path):
+    more = tmp_path / "new.txt"
+    more.write_bytes(b"my card\rmy pin\r\nred \x1b[31m alarm\n" + b"word " * 40)
+    out = ok("predict", texts[0], "--support", support, "--texts-in", more)
+    rows = out.strip().splitlines()[2:]
+    assert len(rows) == 4 and "\x1b" not in out
+    assert rows[3].strip().startswith("word word") and "…" in rows[3]
+
+
 def lines(path, *rows):
     path.write_text("\n".join(rows), encoding="utf-8")
     return path
@@ -105,6 +114,8 @@ def lines(path, *rows):
             lambda at: {"support": lines(at / "a.jsonl", '{"sentence": "", "label": "a"}')},
             "1 texts are empty, the first at line 1 of",
         ),
+        (lambda at: {"support": lines(at / "a.csv", "text,category", "")}, "no example"),
+        (lambda at: {"data_dir": str(at / "gone")}, "which is in neither of"),
         (lambda at: {"texts": []}, "texts is empty"),
         (lambda at: {"texts": ["a", "\u200b"]}, "text 1 is"),
         (lambda at: {"texts": ["a" * 3000]}, "longer than max_characters=2000"),
@@ -135,6 +146,7 @@ def test_mistakes_of_the_command(texts, support, tmp_path, trained_sine):
     words = ("predict", run, "--support", support, "--texts", "a")
     assert "needs --images or --texts" in refused(*words[:4])
     assert "needs --support" in refused("predict", run, "--texts", "a")
+    assert "--max-files is of images" in refused(*words, "--max-files", 3)
     assert "--out is of images" in refused(*words, "--out", tmp_path / "a.png")
     assert "--images is of images" in refused(*words, "--images", "a.png")
     images = ("predict", run, "--support", tmp_path, "--images", "a.png")

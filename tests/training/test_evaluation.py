@@ -125,13 +125,17 @@ def test_answers_that_are_not_finite_are_told_and_count_as_wrong():
         right = nearest(support, x)
         return jnp.where(support.x[0, -1] > 0, jnp.nan, right)
 
-    with pytest.warns(
-        UserWarning, match=r"query/loss is not finite in (\d+) of 20 tasks"
-    ) as w:
+    with pytest.warns(UserWarning, match=r"query/loss in (\d+) of 20 tasks") as w:
         result = evaluate(diverging)
     broken = ~np.isfinite(result.values["query/loss"])
     assert 0 < broken.sum() < 20
     told = str(w[0].message)
-    assert f"in {broken.sum()} of" in told and f"task {np.argmax(broken)}," in told
+    assert f"in {broken.sum()} of" in told and f"task {np.argmax(broken)}. The" in told
     np.testing.assert_array_equal(result.values["query/accuracy"], ~broken)
     assert len(w) == 1
+
+
+def test_a_metric_without_a_value_is_no_divergence():
+    nothing = lambda outputs, examples: jnp.nan * jnp.mean(outputs)
+    with pytest.warns(UserWarning, match=r"query/own in 20 of 20 .* has no value there"):
+        evaluate(nearest, metrics={"query/own": nothing})

@@ -7,6 +7,7 @@ read again.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def read_own(
       ValueError: texts are empty or too long, there is one class only, or the texts of
         training are others than those of the run.
     """
-    rows = read_examples(support)
+    if not (rows := read_examples(support)):
+        raise ValueError(f"{support} holds no example; expected some of two classes.")
     asked = [Row(f"text {n}", text, "") for n, text in enumerate(check_texts(texts))]
     check_rows(rows, app.max_characters)
     check_rows(asked, app.max_characters)
@@ -118,7 +120,7 @@ def read_lines(path: str | Path) -> list[str]:
       ValueError: it is no text in UTF-8, or holds none.
     """
     # Not by `splitlines`, which would break texts at rare separators.
-    lines = files.read_text(Path(path)).replace("\r\n", "\n").split("\n")
+    lines = re.split("\r\n|\r|\n", files.read_text(Path(path)))
     if found := [line for line in lines if line.strip()]:
         return found
     raise ValueError(f"{path} holds no text; expected one in each line.")

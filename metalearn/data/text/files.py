@@ -36,7 +36,8 @@ def read_text(path: Path) -> str:
       ValueError: the file is too large, or is not UTF-8.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; expected it beside the other files.")
+        there = "no file" if path.exists() else "missing"
+        raise FileNotFoundError(f"{path} is {there}; expected a file of texts.")
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise ValueError(
@@ -71,6 +72,8 @@ def csv_rows(path: Path, text: str = "text", label: str = "category") -> Iterato
                 "Rename or remove the others."
             )
         for cells in lines:
+            if not cells:  # a blank line
+                continue
             where = f"line {lines.line_num} of {path}"
             if len(cells) != len(names):
                 raise ValueError(
