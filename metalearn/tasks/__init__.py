@@ -3,6 +3,7 @@
 from metalearn.tasks.ambiguous import ambiguous
 from metalearn.tasks.augmented import augmented
 from metalearn.tasks.barcodes import barcodes
+from metalearn.tasks.distorted import distorted
 from metalearn.tasks.families import FAMILIES, function_families
 from metalearn.tasks.generated import from_generator
 from metalearn.tasks.mixtures import mixture
@@ -17,6 +18,7 @@ __all__ = [
     "ambiguous",
     "augmented",
     "barcodes",
+    "distorted",
     "from_generator",
     "from_table",
     "from_tasks",

@@ -43,6 +43,9 @@ class FewShotImages:
         `metalearn.tasks.ambiguous`.
       augment: Whether meta-training sees photographs shifted by up to an eighth of their
         side and half of them mirrored, see `metalearn.tasks.augmented`.
+      distort: Strength of the random affine maps by which meta-training turns, stretches,
+        slants and shifts images, below 0.5, see `metalearn.tasks.distorted`; for drawn
+        characters.
       ways: Classes of a training task.
       shots: Support examples of a class in training.
       queries: Query examples of a class in training; reptile trains on support and query
@@ -71,6 +74,7 @@ class FewShotImages:
     channels: Literal[1, 3] | None = None
     ambiguous_styles: tuple[str, ...] = ()
     augment: bool = False
+    distort: float = 0.0
     ways: int = 5
     shots: int = 1
     queries: int = 1
@@ -191,6 +195,8 @@ class FewShotImages:
         )
         if training and self.augment:
             tasks = task_samplers.augmented(tasks, shift=data.image_shape[0] // 8)
+        if training and self.distort:
+            tasks = task_samplers.distorted(tasks, self.distort)
         if not self.ambiguous_styles:
             return tasks
         return task_samplers.ambiguous(tasks, self.ambiguous_styles)
