@@ -281,6 +281,7 @@ def judged(
         num_tasks=tasks or recipe.test_tasks,
         # Functions have no classes to hold back, so that only the key tells tasks apart.
         key=jax.random.key(KEYS[part]),
+        metrics=recipe.app.measures,
     )
 
 

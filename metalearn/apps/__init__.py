@@ -4,6 +4,7 @@ from metalearn.apps.base import Application, Entry, Recipe
 from metalearn.apps.curves import Curves
 from metalearn.apps.images import FewShotFeatures, FewShotImages, MixedImages
 from metalearn.apps.optimisers import Optimiser, Outer, adam, sgd
+from metalearn.apps.recommendation import FewRatings
 from metalearn.apps.registry import DEFAULT, KINDS, RECIPES, find, recipe_of
 from metalearn.apps.text import FewShotText
 
@@ -14,6 +15,7 @@ __all__ = [
     "Application",
     "Curves",
     "Entry",
+    "FewRatings",
     "FewShotFeatures",
     "FewShotImages",
     "FewShotText",

@@ -8,7 +8,7 @@ An `Application` exports the data, network, loss, metric and picture of its fiel
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -30,6 +30,7 @@ from metalearn.core.keys import of_seed
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Variables
 from metalearn.core.task import Task, TaskSampler
+from metalearn.training.judgement import Metric
 from metalearn.training.trainer import MetaTrainer, TrainState, meta_trainer
 
 DataRecord = dict[str, Any]
@@ -62,12 +63,14 @@ class Application(Protocol):
     Attributes:
       kind: Name in run folders.
       metric: Metric by which validation decides, such as "query/accuracy".
+      measures: Metrics beside loss and accuracy, as `evaluate` takes them.
       light: Whether tasks take microseconds, so that sharing them among the cores of a CPU
         makes them slower.
     """
 
     kind: ClassVar[str]
     metric: ClassVar[str]
+    measures: ClassVar[Mapping[str, Metric]]
     light: ClassVar[bool]
 
     def check(self, learner: Learner) -> None:

@@ -59,7 +59,7 @@ def learning_curve(path: str | Path, history: Sequence[dict[str, Any]], title: s
                     fontsize=9,
                 )
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        _tidy(ax)
+        tidy(ax)
         ax.set_xlabel("outer step")
         ax.set_title(name, loc="left", fontsize=10)
         ax.legend(frameon=False, fontsize=9)
@@ -195,7 +195,7 @@ def curve_episodes(
             ax.plot(x, before, color=GREY, lw=1.6, ls="--", label="before adaptation")
         ax.plot(x, after, color=RIGHT, lw=2.2, label="after adaptation")
         ax.plot(*support, "o", color=VALIDATION, ms=6, mec="white", label="support")
-        _tidy(ax)
+        tidy(ax)
         ax.set_xlabel("x")
     axes[0].set_ylabel("y")
     handles = axes[0].get_legend_handles_labels()
@@ -213,7 +213,8 @@ def figure_of(width: float, height: float, constrained: bool = True):
     return Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
 
 
-def _tidy(ax: Any) -> None:
+def tidy(ax: Any) -> None:
+    """Takes off what a plot does not need."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(GREY)
     ax.tick_params(colors=INK, labelsize=9)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import difflib
 
-from metalearn.apps import curves, images, text
+from metalearn.apps import curves, images, recommendation, text
 from metalearn.apps.base import Application, DataRecord, Entry, Recipe
 
 DEFAULT = "glyphs-maml"
 
-APPLICATIONS = (*images.APPLICATIONS, *curves.APPLICATIONS, *text.APPLICATIONS)
+APPLICATIONS = (
+    *images.APPLICATIONS,
+    *curves.APPLICATIONS,
+    *text.APPLICATIONS,
+    *recommendation.APPLICATIONS,
+)
 KINDS: dict[str, type[Application]] = {app.kind: app for app in APPLICATIONS}
-RECIPES: dict[str, Entry] = {**images.RECIPES, **curves.RECIPES, **text.RECIPES}
+RECIPES: dict[str, Entry] = {
+    **images.RECIPES,
+    **curves.RECIPES,
+    **text.RECIPES,
+    **recommendation.RECIPES,
+}
 
 
 def find(name: str) -> Entry:

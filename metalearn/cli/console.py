@@ -82,6 +82,9 @@ def library_messages() -> Iterator[None]:
 
 def say_data(record: dict[str, Any]) -> None:
     """Prints a line that describes the data."""
+    if "about" in record:
+        say(f"Data {record['name']}: {record['about']}")
+        return
     if "parts" not in record:
         return
     parts = ", ".join(
@@ -106,6 +109,7 @@ def console(recipe: Recipe) -> Callable[[Any], None]:
     validation are printed.
     """
     bar = sys.stderr.isatty()
+    measures = [name.rpartition("/")[2] for name in recipe.app.measures]
     windows = 0
 
     def write(row: dict[str, Any]) -> None:
@@ -124,6 +128,7 @@ def console(recipe: Recipe) -> Callable[[Any], None]:
             words.append(f"loss {numbers['loss']:.4f}")
         if "accuracy" in numbers:
             words.append(f"accuracy {numbers['accuracy']:.1%}")
+        words += [f"{n} {numbers[n]:.4f}" for n in measures if n in numbers]
         if validation:
             words.append(f"best so far at {row['best_step']:,}")
         elif rate := row.get("tasks_per_s"):

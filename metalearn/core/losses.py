@@ -42,7 +42,7 @@ def _check_rows(outputs: Array, examples: Examples, loss: str) -> None:
         )
 
 
-def _check_equal(outputs: Array, examples: Examples, loss: str) -> None:
+def check_equal(outputs: Array, examples: Examples, loss: str) -> None:
     _check_rows(outputs, examples, loss)
     if outputs.shape != examples.y.shape:
         raise ValueError(
@@ -70,7 +70,7 @@ def mse(outputs: Array, examples: Examples) -> Array:
       >>> float(ml.losses.mse(jnp.zeros((2, 1)), examples))
       5.0
     """
-    _check_equal(outputs, examples, "mse")
+    check_equal(outputs, examples, "mse")
     errors = jnp.square(widened(outputs) - widened(examples.y))
     return masked_mean(errors.reshape(errors.shape[0], -1).mean(-1), examples.mask)
 
@@ -94,7 +94,7 @@ def huber(outputs: Array, examples: Examples, *, delta: float = 1.0) -> Array:
       >>> float(ml.losses.huber(jnp.zeros((2, 1)), examples))  # of 0.5 and 2.5
       1.5
     """
-    _check_equal(outputs, examples, "huber")
+    check_equal(outputs, examples, "huber")
     _check_number("delta", delta, above=0)
     losses = optax.huber_loss(widened(outputs), widened(examples.y), delta=delta)
     return masked_mean(losses.reshape(losses.shape[0], -1).mean(-1), examples.mask)

@@ -7,13 +7,18 @@ import numpy as np
 
 from metalearn.core import checks, labels, losses
 from metalearn.core.pairing import paired
+from metalearn.core.ranking import auc as auc  # part of `ml.metrics`
+from metalearn.core.ranking import mae as mae
+from metalearn.core.ranking import ndcg as ndcg
 from metalearn.core.task import Examples
 from metalearn.core.trees import masked_mean
 from metalearn.core.types import Array, LossFn
 
-# Whether more is better, by the last part of a metric's name ("query/loss": "loss").
+# Whether more is better, by the last part of a metric's name ("query/loss": "loss"), what
+# follows an @ left out ("query/ndcg@3": "ndcg").
 HIGHER_IS_BETTER = {
     "accuracy": True,
+    "auc": True,
     "calibration_error": False,
     "error": False,
     "f1": True,
@@ -22,6 +27,7 @@ HIGHER_IS_BETTER = {
     "mae": False,
     "mse": False,
     "multi_step_loss": False,
+    "ndcg": True,
     "nll": False,
     "objective": False,
     "rmse": False,
@@ -39,7 +45,7 @@ def higher_is_better(name: str, said: bool | None = None) -> bool:
       ValueError: neither the caller nor the table says it, or `said` is no bool.
     """
     if said is None:
-        said = HIGHER_IS_BETTER.get(str(name).rpartition("/")[2])
+        said = HIGHER_IS_BETTER.get(str(name).rpartition("/")[2].partition("@")[0])
     if said is None:
         raise ValueError(
             f"whether more of the metric {name!r} is better is not known; known are "

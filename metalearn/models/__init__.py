@@ -3,6 +3,7 @@
 from metalearn.models.adapters import AdapterConv4, AdapterMLP
 from metalearn.models.context import ContextMLP, FilmConv4
 from metalearn.models.conv4 import Conv4
+from metalearn.models.fields import FieldMLP
 from metalearn.models.maps import ConvMaps
 from metalearn.models.mlp import MLP
 from metalearn.models.norm import Norm
@@ -18,6 +19,7 @@ __all__ = [
     "ContextMLP",
     "Conv4",
     "ConvMaps",
+    "FieldMLP",
     "FilmConv4",
     "Norm",
     "ResNet12",

@@ -60,6 +60,7 @@ def _train(
         learner=recipe.build_judged(run.record),
         num_tasks=recipe.validation_tasks,
         every=recipe.validate_every,
+        metrics=recipe.app.measures,
         metric=recipe.app.metric,
         patience=recipe.patience,
     )
@@ -155,6 +156,7 @@ def judge(
         recipe.app.tasks(data, "test"),
         num_tasks=recipe.test_tasks,
         key=of_seed(seed),
+        metrics=recipe.app.measures,
         progress=progress,
     )
 

@@ -6,6 +6,7 @@ from metalearn.tasks.barcodes import barcodes
 from metalearn.tasks.distorted import distorted
 from metalearn.tasks.families import FAMILIES, function_families
 from metalearn.tasks.generated import from_generator
+from metalearn.tasks.histories import histories
 from metalearn.tasks.mixtures import mixture
 from metalearn.tasks.own import from_tasks, in_order
 from metalearn.tasks.sinusoid import sinusoid
@@ -23,6 +24,7 @@ __all__ = [
     "from_table",
     "from_tasks",
     "function_families",
+    "histories",
     "in_order",
     "mixture",
     "sinusoid",

@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import checks, kinds
+from metalearn.core import checks, columns, kinds
+from metalearn.core.columns import Columns, Table
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import Array, Key, PyTree
-from metalearn.tasks import columns
-from metalearn.tasks.columns import Columns, Table
 
 
 def from_table(

@@ -222,4 +222,36 @@ MUTATIONS: list[Mutation] = [
         ),
         tests="algorithms/gradient/test_warpgrad.py",
     ),
+    *of(
+        "melu",
+        # The embeddings adapt, and what is above them does not.
+        (
+            "algorithms/gradient/melu.py",
+            "adapt_filter=lambda path, leaf: not is_shared(path, leaf),",
+            "adapt_filter=is_shared,",
+            "test_embeddings_stay_and_the_rest_adapts",
+        ),
+        # Everything adapts: MAML.
+        (
+            "algorithms/gradient/melu.py",
+            "adapt_filter=lambda path, leaf: not is_shared(path, leaf),",
+            "adapt_filter=None,",
+            "test_embeddings_stay_and_the_rest_adapts",
+        ),
+        # Evidence of all parameters, as in the released code.
+        (
+            "algorithms/gradient/melu.py",
+            "kept, adapts = trees.split(variables.params, is_shared)",
+            "kept, adapts = trees.split(variables.params, lambda path, leaf: False)",
+            "test_evidence_is_the_gradient_of_the_unit_loss",
+        ),
+        # Evidence of the loss itself, which depends on its scale.
+        (
+            "algorithms/gradient/melu.py",
+            "/ jnp.abs(jnp.where(some, value, 1))",
+            "/ 1",
+            "test_evidence_is_the_gradient_of_the_unit_loss",
+        ),
+        tests="algorithms/gradient/test_melu.py",
+    ),
 ]

@@ -259,7 +259,7 @@ BAD = {
 
 @pytest.mark.parametrize("make, options, kind, words", BAD.values(), ids=BAD)
 def test_bad_tables_are_refused(make, options, kind, words, monkeypatch):
-    monkeypatch.setattr("metalearn.tasks.columns.MOST_VALUES", 20)
+    monkeypatch.setattr("metalearn.core.columns.MOST_VALUES", 20)
     with pytest.raises(kind, match=re.escape(words)):
         of(make(), **options)
 

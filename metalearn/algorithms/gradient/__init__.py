@@ -11,6 +11,7 @@ from metalearn.algorithms.gradient.imaml import imaml
 from metalearn.algorithms.gradient.kfo import kfo
 from metalearn.algorithms.gradient.maml import anil, boil, fomaml, maml, meta_sgd
 from metalearn.algorithms.gradient.maml_plus_plus import maml_plus_plus
+from metalearn.algorithms.gradient.melu import evidence, melu
 from metalearn.algorithms.gradient.meta_curvature import meta_curvature
 from metalearn.algorithms.gradient.reptile import reptile
 from metalearn.algorithms.gradient.sharp_maml import sharp_maml
@@ -24,12 +25,14 @@ __all__ = [
     "bmg",
     "boil",
     "es_maml",
+    "evidence",
     "fomaml",
     "hypergradient_descent",
     "imaml",
     "kfo",
     "maml",
     "maml_plus_plus",
+    "melu",
     "meta_curvature",
     "meta_sgd",
     "mt_net",

@@ -95,6 +95,13 @@ RECORDS: tuple[Record, ...] = (
         result="against-small-meta-curvature",
     ),
     record(
+        gradient.melu,
+        "MeLU",
+        "Lee et al., KDD 2019",
+        good_for="ratings of new users: embeddings are shared, the rest adapts",
+        tiny={"shared": "body|Dense_0"},
+    ),
+    record(
         gradient.kfo,
         "KFO",
         "Arnold et al., AISTATS 2021",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +19,7 @@ from metalearn.core import losses
 from metalearn.core.linen import from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.tasks import families, function_families, sinusoid
+from metalearn.training.judgement import Metric
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class Curves:
 
     kind: ClassVar[str] = "sinusoid"
     metric: ClassVar[str] = "query/loss"
+    measures: ClassVar[Mapping[str, Metric]] = {}
     light: ClassVar[bool] = True
     functions: Literal["sinusoid", "families"] = "sinusoid"
     shots: int = 10

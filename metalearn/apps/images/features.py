@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from metalearn.core import digest, losses
 from metalearn.core.linen import from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.data.few_shot import few_shot
+from metalearn.training.judgement import Metric
 
 PARTS = ("train", "validation", "test")
 
@@ -48,6 +50,7 @@ class FewShotFeatures:
 
     kind: ClassVar[str] = "features"
     metric: ClassVar[str] = "query/accuracy"
+    measures: ClassVar[Mapping[str, Metric]] = {}
     light: ClassVar[bool] = True
     ways: int = 5
     shots: int = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +23,7 @@ from metalearn.core.linen import from_linen
 from metalearn.core.model import Model
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.data.few_shot import few_shot
+from metalearn.training.judgement import Metric
 
 ALL_PARTS = ("train", "validation", "test")
 
@@ -65,6 +67,7 @@ class FewShotImages:
 
     kind: ClassVar[str] = "images"
     metric: ClassVar[str] = "query/accuracy"
+    measures: ClassVar[Mapping[str, Metric]] = {}
     light: ClassVar[bool] = False
     dataset: str = "glyphs"
     split: str | None = None

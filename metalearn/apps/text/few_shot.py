@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +23,7 @@ from metalearn.data.few_shot import few_shot
 from metalearn.data.text import TextSet, hashed_texts, load_texts, word_vectors
 from metalearn.data.text.hashing import MOST_BUCKETS
 from metalearn.models.residual import ResidualMLP
+from metalearn.training.judgement import Metric
 
 PARTS = ("train", "validation", "test")
 _MOST_BYTES = 4 * 2**30  # of the features of one part
@@ -91,6 +92,7 @@ class FewShotText:
 
     kind: ClassVar[str] = "text"
     metric: ClassVar[str] = "query/accuracy"
+    measures: ClassVar[Mapping[str, Metric]] = {}
     # A task of 15 ways takes milliseconds, for vectors are long.
     light: ClassVar[bool] = False
     dataset: Literal["banking77", "hwu64", "liu54", "huffpost41", "fewrel", "own"] = (

@@ -1,0 +1,124 @@
+"""Items to ask a new user about: evidence candidates, popular ones, and random ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from metalearn.core.task import Examples
+from metalearn.data.ratings import Ratings
+
+Kind = Literal["evidence", "popular", "random"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An item to ask about.
+
+    Attributes:
+      item: Row of the item in `Ratings.items`.
+      score: Score by which it was chosen, in 0..1; larger is better.
+      num_raters: Number of training users who rated it.
+    """
+
+    item: int
+    score: float
+    num_raters: int
+
+
+def candidates(
+    ratings: Ratings,
+    rows: np.ndarray,
+    *,
+    num: int = 20,
+    kind: Kind = "evidence",
+    norms: Any = None,
+    seed: int = 0,
+) -> list[Candidate]:
+    """Items whose ratings say most of a new user, best first.
+
+    Evidence candidates (H. Lee et al., MeLU, KDD 2019, section 3.3) have a large product of
+    two scores, each divided by its maximum: the mean over users of what a rating of the
+    item would move (`metalearn.algorithms.gradient.evidence`), and the number of users who
+    rated it. Popular candidates have the second score alone, random ones are drawn.
+
+    Args:
+      ratings: The ratings.
+      rows: Numbers of the ratings of training.
+      num: Number of items.
+      kind: Kind of the choice.
+      norms: Movement by each of `rows`, `[len(rows)]`, for evidence.
+      seed: Seed of the draw of random ones among all items that were rated.
+
+    Returns:
+      `num` candidates, or as many as items were rated.
+
+    Raises:
+      ValueError: `num` is below 1, the kind is unknown, no rating is given, or norms are
+        missing, of another length, or not finite.
+    """
+    if kind not in ("evidence", "popular", "random"):
+        raise ValueError(f"kind is {kind!r}; expected evidence, popular or random.")
+    if num < 1 or not len(rows):
+        raise ValueError(
+            f"num is {num} for {len(rows)} ratings; expected 1 or more of both."
+        )
+    item = ratings.item[rows]
+    counts = np.bincount(item, minlength=len(ratings.items)).astype(float)
+    scores = counts / counts.max()
+    if kind == "evidence":
+        scores = scores * _means(norms, item, counts)
+    elif kind == "random":
+        scores = np.where(counts > 0, np.random.default_rng(seed).random(len(counts)), 0)
+    # Stable, so that equal scores are in the order of the items.
+    order = np.argsort(-scores, kind="stable")
+    chosen = [i for i in order[:num].tolist() if counts[i] > 0]
+    return [
+        Candidate(item=i, score=float(scores[i]), num_raters=int(counts[i])) for i in chosen
+    ]
+
+
+def _means(norms: Any, item: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean movement by an item, divided by the largest, `[I]`."""
+    found = None if norms is None else np.asarray(norms, np.float64)
+    if found is None or found.shape != item.shape or not np.isfinite(found).all():
+        told = "missing" if found is None else f"of shape {found.shape}, or not finite"
+        raise ValueError(
+            f"norms are {told}; expected one finite number for each of {len(item)} rows."
+        )
+    sums = np.bincount(item, weights=found, minlength=len(counts))
+    means = sums / np.maximum(counts, 1)
+    return means / max(means.max(), np.finfo(float).tiny)
+
+
+def movements(
+    norm_of: Any, ratings: Ratings, rows: np.ndarray, *, batch: int = 4096
+) -> np.ndarray:
+    """Movement by each rating, each by itself.
+
+    Args:
+      norm_of: Function `Examples -> [N]`, such as `evidence` with all but the examples.
+      ratings: The ratings.
+      rows: Numbers of the ratings, `[R]`.
+      batch: Number of ratings at once.
+
+    Returns:
+      Norms `[R]`.
+    """
+    run = jax.jit(norm_of)
+    found = []
+    for start in range(0, len(rows), batch):
+        some = rows[start : start + batch]
+        # The last batch is filled up, so that all share one program.
+        filled = np.resize(some, batch)
+        x = {
+            "content": ratings.content_of(filled),
+            "user": ratings.user[filled],
+            "item": ratings.item[filled],
+        }
+        examples = Examples.of(x, ratings.rating[filled][:, None])
+        found.append(np.asarray(run(examples))[: len(some)])
+    return np.concatenate(found)

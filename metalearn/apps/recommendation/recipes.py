@@ -1,0 +1,50 @@
+"""Recipes of a cold start: minutes on one core, with the files of a set in `--data-dir`.
+
+Another state of the test by `--app.state`, another set by `--app.dataset`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metalearn.apps import learners
+from metalearn.apps.base import Entry, Recipe
+from metalearn.apps.learners import Learner
+from metalearn.apps.optimisers import Outer, sgd
+from metalearn.apps.recommendation.few_ratings import FewRatings
+
+
+def _ratings(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> Recipe:
+    shared: dict[str, Any] = {
+        "outer": Outer(rate=1e-3),
+        "tasks_per_step": 32,
+        "steps": 3000,
+        "log_every": 250,
+        "validate_every": 500,
+        "validation_tasks": 400,
+        "test_tasks": 1000,
+        "checkpoint_every": 1000,
+    }
+    return Recipe(app=FewRatings(**app or {}), learner=learner, **shared | rest)
+
+
+RECIPES: dict[str, Entry] = {
+    "ratings-melu": Entry(
+        "MeLU on ratings of new users (MovieLens-1M, cold-start parts)",
+        _ratings(learners.MeLU(inner_opt=sgd(0.01), num_steps=5)),
+    ),
+    "ratings-maml": Entry(
+        "MAML of all parameters on the same ratings",
+        _ratings(learners.MAML(inner_opt=sgd(0.01), num_steps=5)),
+    ),
+    "ratings-joint": Entry(
+        "baseline: one model of all users, which does not adapt",
+        _ratings(learners.NoAdaptation()),
+    ),
+    "ratings-fine-tune": Entry(
+        "baseline: the same model, fine-tuned on the ratings of a user",
+        _ratings(
+            learners.FineTuning(opt=sgd(0.01), num_steps=5, adapt_filter="^(decision|head)")
+        ),
+    ),
+}

@@ -1,0 +1,191 @@
+"""Tasks from histories of different lengths: all that a user has rated but the queries."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metalearn.core import checks, given
+from metalearn.core.task import Examples, Task, TaskSampler
+from metalearn.core.types import Array, Key, PyTree
+
+
+def histories(
+    x: PyTree,
+    y: Any,
+    group: Any,
+    *,
+    num_query: int = 10,
+    least_support: int = 3,
+    most_support: int = 90,
+    is_query: Any = None,
+    name: str = "histories",
+) -> TaskSampler:
+    """Tasks of groups of rows, such as users, whose numbers of rows differ.
+
+    A task draws a group, `num_query` of its rows as queries, and as support all its other
+    rows, but at most `most_support` of them. Rows are drawn without replacement, in random
+    order. A support set has room for `most_support` rows; those that are left are masked.
+
+    Args:
+      x: Inputs, a pytree with leaves `[R, ...]`.
+      y: Targets `[R]` or `[R, D]`.
+      group: Number of the group of each row, int `[R]`, 0 or more.
+      num_query: Q, number of query rows of a task.
+      least_support: Smallest number of support rows; groups with fewer rows than these and
+        the queries are left out.
+      most_support: Largest number of support rows, the size of a support set.
+      is_query: Mask of the rows that may be queries, bool `[R]`; the others are support.
+        All rows may be either if None.
+      name: Name in logs and results.
+
+    Returns:
+      A sampler. `info` holds `task`, the number of the group. `sampler.sample` tells
+      `num_tasks`, the number of groups that are drawn from, and `left_out`.
+
+    Raises:
+      TypeError: `group` is not of integer type, or `is_query` is not bool.
+      ValueError: leading axes differ, an option is out of range, values are not finite, or
+        no group has enough rows.
+
+    Example:
+      >>> x, y = jnp.arange(9.0)[:, None], jnp.ones((9, 1))
+      >>> tasks = ml.tasks.histories(x, y, [0, 0, 0, 0, 0, 1, 1, 1, 1], num_query=2,
+      ...                            least_support=1, most_support=4)
+      >>> task = tasks(jax.random.key(0))
+      >>> task.support.x.shape, task.query.x.shape, int(task.support.mask.sum()) in (2, 3)
+      ((4, 1), (2, 1), True)
+    """
+    checks.whole_number("num_query", num_query, least=1)
+    checks.whole_number("least_support", least_support, least=1)
+    checks.whole_number("most_support", most_support, least=least_support)
+    group, queries = _checked(x, y, group, is_query)
+    both = is_query is None
+    # Rows sorted by group, and within a group those that may be queries first.
+    order = np.lexsort((~queries, group))
+    counts = np.bincount(group)
+    num_queries = np.bincount(group, weights=queries).astype(np.int64)
+    enough = (
+        counts >= num_query + least_support
+        if both
+        else (num_queries >= num_query) & (counts - num_queries >= least_support)
+    )
+    kept = np.flatnonzero(enough)
+    if not len(kept):
+        raise ValueError(
+            f"none of {np.count_nonzero(counts)} groups has {num_query} query rows and "
+            f"{least_support} support rows; the largest has {counts.max()} rows. Ask for "
+            "fewer."
+        )
+    starts = np.cumsum(counts) - counts
+    data = {
+        "x": jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[order]), x),
+        "y": jnp.asarray(np.asarray(y)[order]),
+        "groups": jnp.asarray(kept, jnp.int32),
+        "starts": jnp.asarray(starts[kept], jnp.int32),
+        "counts": jnp.asarray(counts[kept], jnp.int32),
+        "queries": jnp.asarray((counts if both else num_queries)[kept], jnp.int32),
+    }
+    sample = Histories(
+        num_tasks=len(kept),
+        largest=max(int(counts[kept].max()), num_query + most_support),
+        num_query=int(num_query),
+        most_support=int(most_support),
+        apart=not both,
+        left_out=int(np.count_nonzero(counts)) - len(kept),
+    )
+    return TaskSampler(sample, data, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Histories:
+    """Function `(data, key) -> Task`. Equal settings are equal, to share compilations.
+
+    Attributes:
+      num_tasks: Number of groups that are drawn from.
+      largest: Number of rows of the largest group, or of a task if that is more.
+      num_query: Number of query rows of a task.
+      most_support: Size of a support set.
+      apart: Whether queries come from rows of their own, the first ones of a group.
+      left_out: Number of groups that have too few rows.
+    """
+
+    num_tasks: int
+    largest: int
+    num_query: int
+    most_support: int
+    apart: bool
+    left_out: int = dataclasses.field(compare=False)
+
+    def __call__(self, data: PyTree, key: Key) -> Task:
+        k_group, k_rows = jax.random.split(key)
+        return self.one(data, jax.random.randint(k_group, (), 0, self.num_tasks), k_rows)
+
+    def one(self, data: PyTree, number: Array, key: Key) -> Task:
+        """A task of the group at place `number`; the key draws its rows."""
+        count, queries = data["counts"][number], data["queries"][number]
+        place = jnp.arange(self.largest)
+        # Every place has a score: a query place one of 1..2, a support place one of 0..1,
+        # and a place beyond the group -1. The order of the scores is a random order.
+        scores = jax.random.uniform(key, (self.largest,))
+        if self.apart:
+            scores = jnp.where(place < queries, scores + 1, scores)
+        scores = jnp.where(place < count, scores, -1)
+        rows = jax.lax.top_k(scores, self.largest)[1]
+        # All query places stand before support places: what the queries leave of their own
+        # is skipped.
+        first = queries if self.apart else self.num_query
+        taken = first + jnp.arange(self.most_support)
+        support = rows[jnp.minimum(taken, self.largest - 1)]
+        start = data["starts"][number]
+
+        def part(rows: Array, mask: Array) -> Examples:
+            # A masked row shows the first one of the group, so that it is finite.
+            rows = start + jnp.where(mask, rows, 0)
+            x = jax.tree.map(lambda leaf: leaf[rows], data["x"])
+            return Examples(x=x, y=data["y"][rows], mask=mask)
+
+        num = self.num_query
+        return Task(
+            support=part(support, taken < count),
+            query=part(rows[:num], jnp.ones((num,), bool)),
+            info={"task": data["groups"][number]},
+        )
+
+
+def _checked(x: PyTree, y: Any, group: Any, is_query: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Group and mask of queries of each row."""
+    given.check_kept(x, "x")
+    given.check_kept(y, "y")
+    group = np.asarray(group)
+    if group.ndim != 1 or not len(group) or group.dtype.kind not in "iu":
+        raise TypeError(
+            f"group has shape {group.shape} and dtype {group.dtype}; expected whole "
+            "numbers [R], one a row. Number the names: names, group = numpy.unique(names, "
+            "return_inverse=True)."
+        )
+    if group.min() < 0:
+        raise ValueError(f"group has {group.min()} in row {group.argmin()}; expected 0..")
+    mask = np.ones(len(group), bool) if is_query is None else np.asarray(is_query)
+    if mask.dtype != bool:
+        raise TypeError(f"is_query has dtype {mask.dtype}; expected bool.")
+    parts = {"x": x, "y": y, "is_query": mask}
+    for part, tree in parts.items():
+        for leaf in jax.tree.leaves(tree):
+            if np.shape(leaf)[:1] != group.shape:
+                raise ValueError(
+                    f"{part} has shape {np.shape(leaf)} for {len(group)} rows of `group`; "
+                    "expected one row each."
+                )
+            values = np.asarray(leaf)
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                bad = ~np.isfinite(values.reshape(len(values), -1)).all(1)
+                raise ValueError(
+                    f"{part} is not finite in row {int(bad.argmax())}, counted from 0, and "
+                    f"in {int(bad.sum())} of {len(bad)} rows. Drop or fill them."
+                )
+    return group.astype(np.int64), mask

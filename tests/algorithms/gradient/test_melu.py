@@ -1,0 +1,155 @@
+"""MeLU by finite differences and by its parts; what a rating would move."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metalearn as ml
+
+RATE, STEPS = 0.1, 2
+x64 = pytest.mark.usefixtures("x64")
+
+
+def _model():
+    """`w . tanh(embed[code])`: one embedding for a code, one layer that decides."""
+
+    def init(key, x):
+        k_embed, k_head = jax.random.split(key)
+        return {
+            "embed": jax.random.normal(k_embed, (4, 3)),
+            "head": jax.random.normal(k_head, (3,)),
+        }
+
+    def apply(params, x):
+        return (jnp.tanh(params["embed"])[x] @ params["head"])[:, None]
+
+    return ml.from_apply_fn(init, apply)
+
+
+def _task():
+    rng = np.random.default_rng(0)
+
+    def part(codes):
+        y = jnp.asarray(rng.normal(size=(len(codes), 1)))
+        return ml.Examples.of(jnp.asarray(codes), y)
+
+    return ml.Task(support=part([0, 1, 1, 2]), query=part([1, 3, 0]))
+
+
+def _learner(**options):
+    options = {"num_steps": STEPS, "inner_opt": optax.sgd(RATE), **options}
+    return ml.melu(_model(), ml.losses.mse, **options)
+
+
+def _by_hand(params, task, steps=STEPS, rate=RATE):
+    """Query loss after steps of the head alone, in NumPy."""
+    features, head = np.tanh(params["embed"]), params["head"]
+    x, y = np.asarray(task.support.x), np.asarray(task.support.y)[:, 0]
+    for _ in range(steps):
+        error = features[x] @ head - y
+        head = head - rate * 2 * features[x].T @ error / len(y)
+    x, y = np.asarray(task.query.x), np.asarray(task.query.y)[:, 0]
+    return np.mean((features[x] @ head - y) ** 2)
+
+
+@x64
+def test_the_outer_gradient_is_of_second_order():
+    """Embeddings change the inner gradient too, which first order leaves out."""
+    task, learner = _task(), _learner()
+    variables = learner.init(jax.random.key(1), task)
+    batch = jax.tree.map(lambda leaf: leaf[None], task)
+    grads = learner.estimate(variables, batch, key=jax.random.key(0)).grads["model"]
+    params = jax.tree.map(np.asarray, variables.params["model"])
+    step = 1e-6
+    for name, leaf in params.items():
+        expected = np.zeros_like(leaf)
+        for place in np.ndindex(leaf.shape):
+            moved = []
+            for sign in (1, -1):
+                copy = {**params, name: leaf.copy()}
+                copy[name][place] += sign * step
+                moved.append(_by_hand(copy, task))
+            expected[place] = (moved[0] - moved[1]) / (2 * step)
+        np.testing.assert_allclose(grads[name], expected, rtol=1e-6, atol=1e-8)
+    first = _learner(differentiation="first_order")
+    cut = first.estimate(variables, batch, key=jax.random.key(0)).grads["model"]
+    assert np.abs(cut["embed"] - grads["embed"]).max() > 1e-2
+
+
+def test_embeddings_stay_and_the_rest_adapts():
+    task, learner = _task(), _learner()
+    variables = learner.init(jax.random.key(1), task)
+    before = variables.params["model"]
+    after = learner.adapt(variables, task.support).params
+    np.testing.assert_array_equal(after["embed"], before["embed"])
+    assert (after["head"] != before["head"]).all()
+
+
+@x64
+def test_without_a_step_it_is_the_model_of_all_users():
+    task, still = _task(), _learner(num_steps=0)
+    variables = still.init(jax.random.key(1), task)
+    adapted = still.adapt(variables, task.support)
+    outputs = still.predict(adapted, task.query.x)
+    params = variables.params["model"]
+    plain, _ = _model().apply(ml.Variables(params=params, state={}), task.query.x)
+    np.testing.assert_array_equal(outputs, plain)
+    batch = jax.tree.map(lambda leaf: leaf[None], task)
+    grads = still.estimate(variables, batch, key=jax.random.key(0)).grads["model"]
+
+    def loss(params):
+        outputs, _ = _model().apply(ml.Variables(params=params, state={}), task.query.x)
+        return ml.losses.mse(outputs, task.query)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10),
+        grads,
+        jax.grad(loss)(params),
+    )
+
+
+@pytest.mark.parametrize(
+    ("shared", "said"), [("nowhere", "no parameter path"), ("e", "every parameter path")]
+)
+def test_what_is_shared_is_some_and_not_all(shared, said):
+    with pytest.raises(ValueError, match=said):
+        _learner(shared=shared).init(jax.random.key(0), _task())
+
+
+# -- Evidence --------------------------------------------------------------------------
+
+
+@x64
+def test_evidence_is_the_gradient_of_the_unit_loss():
+    """Of `e^2 / e^2` with a constant below: `2 |feature| / |e|`, the head alone."""
+    task, model = _task(), _model()
+    variables = model.init(jax.random.key(1), task.support.x)
+    features = np.tanh(np.asarray(variables.params["embed"]))[np.asarray(task.support.x)]
+    head = np.asarray(variables.params["head"])
+    error = features @ head - np.asarray(task.support.y)[:, 0]
+    expected = 2 * np.linalg.norm(features, axis=1) / np.abs(error)
+    found = ml.evidence(model, variables, task.support, loss_fn=ml.losses.mse)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    # The scale of the loss does not count.
+    scaled = lambda outputs, examples: 7.0 * ml.losses.mse(outputs, examples)
+    again = ml.evidence(model, variables, task.support, loss_fn=scaled)
+    np.testing.assert_allclose(again, found, rtol=1e-10)
+
+
+def test_evidence_of_masked_rows_and_of_exact_predictions_is_0():
+    task, model = _task(), _model()
+    variables = model.init(jax.random.key(1), task.support.x)
+    outputs, _ = model.apply(variables, task.support.x)
+    y = task.support.y.at[0].set(outputs[0])
+    mask = jnp.asarray([True, True, False, True])
+    examples = ml.Examples.of(task.support.x, y, mask)
+    found = np.asarray(ml.evidence(model, variables, examples, loss_fn=ml.losses.mse))
+    assert found[0] == found[2] == 0 and (found[[1, 3]] > 0).all()
+    grads = jax.grad(
+        lambda v: ml.evidence(model, v, examples, loss_fn=ml.losses.mse).sum()
+    )(variables)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))

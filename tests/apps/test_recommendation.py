@@ -1,0 +1,207 @@
+"""Few ratings: what a learner is given in each state, and which items are asked about."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import metalearn as ml
+from metalearn import runs
+from metalearn.apps import FewRatings, Recipe, learners, sgd
+from metalearn.apps.recommendation import RECIPES, candidates
+from metalearn.apps.recommendation.candidates import movements
+from metalearn.cli import main as cli
+
+NUM_USERS, NUM_ITEMS = 30, 24
+TINY = FewRatings(
+    dataset="own", queries=2, least_support=2, most_support=8, dim=3, widths=(4,)
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Users like either kind of item; users and items have one and two attributes."""
+    folder = tmp_path_factory.mktemp("ratings")
+    rng = np.random.default_rng(0)
+    users = [f"u{i},{'old' if i % 3 else 'young'}" for i in range(NUM_USERS)]
+    items = [f"{i},{'a|b' if i % 2 else 'b'},r{i % 3}" for i in range(NUM_ITEMS)]
+    rows = []
+    for user in range(NUM_USERS):
+        for item in rng.permutation(NUM_ITEMS)[: rng.integers(10, 20)]:
+            likes = (item + user) % 2
+            rows.append(f"u{user},{item},{2 + 2 * likes + rng.integers(0, 2)}")
+    for name, head, lines in (
+        ("users.csv", "user,age", users),
+        ("items.csv", "item,genres,rated", items),
+        ("ratings.csv", "user,item,rating", rows),
+    ):
+        (folder / name).write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return TINY.load(folder)
+
+
+def _users(app, data, part):
+    sampler = app.tasks(data, part)
+    keys = jax.random.split(jax.random.key(0), 200)
+    return sampler, jax.tree.map(np.asarray, jax.jit(jax.vmap(sampler))(keys))
+
+
+def test_training_and_each_state_have_their_users_and_items(data):
+    ratings, split = data.ratings, data.split
+    train, batch = _users(TINY, data, "train")
+    assert train.name == "own training"
+    assert (split.user_part[batch.support.x["user"]] == 0).all()
+    seen = set(zip(batch.query.x["user"].ravel(), batch.query.x["item"].ravel()))
+    for state in ("warm", "user", "item", "both"):
+        app = dataclasses.replace(TINY, state=state)
+        if state == "item":  # users have four new items at most
+            app = dataclasses.replace(app, queries=1, least_support=1)
+        if state == "both":
+            app = dataclasses.replace(app, queries=1, least_support=1)
+        _, test = _users(app, data, "test")
+        users, items = test.query.x["user"], test.query.x["item"]
+        assert (split.user_part[users] == (2 if state in ("user", "both") else 0)).all()
+        assert (split.new_item[items] == (state in ("item", "both"))).all()
+        asked = set(zip(users.ravel(), items.ravel()))
+        assert not asked & seen
+        # Ratings and codes are those of the user and the item.
+        one = {(u, i): r for u, i, r in zip(ratings.user, ratings.item, ratings.rating)}
+        for u, i, y in zip(users.ravel(), items.ravel(), test.query.y.ravel()):
+            assert one[u, i] == y
+        codes = np.concatenate([ratings.users.codes[users], ratings.items.codes[items]], -1)
+        np.testing.assert_array_equal(test.query.x["content"], codes)
+
+
+def test_validation_is_on_new_users_whatever_the_test(data):
+    for state in ("warm", "both"):
+        app = dataclasses.replace(TINY, state=state)
+        _, batch = _users(app, data, "validation")
+        assert (data.split.user_part[batch.query.x["user"]] == 1).all()
+        assert not data.split.new_item[batch.query.x["item"]].any()
+
+
+def test_the_network_starts_at_the_mean_of_training(data):
+    record = TINY.describe(data)
+    train = data.split.rows(data.ratings, "train", "warm")
+    assert record["offset"] == pytest.approx(data.ratings.rating[train].mean(), abs=1e-4)
+    assert json.loads(json.dumps(record)) == record
+    like = jax.tree.map(lambda a: (a.shape, a.dtype), TINY.example(record))
+    task = TINY.tasks(data, "train").first(jax.random.key(0))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), task) == like
+
+
+@pytest.mark.parametrize(
+    ("settings", "learner", "said"),
+    [
+        ({}, learners.ProtoNet(), "does not fit a network of ratings"),
+        ({"widths": ()}, learners.NoAdaptation(), "app.widths is"),
+        ({"least_support": 9}, learners.NoAdaptation(), "in this order"),
+        ({"queries": 0}, learners.NoAdaptation(), "app.queries is 0"),
+        ({"test_users": -0.5}, learners.NoAdaptation(), "app.test_users is -0.5"),
+    ],
+)
+def test_settings_are_checked(settings, learner, said):
+    app = dataclasses.replace(TINY, **settings)
+    with pytest.raises(ValueError, match=said):
+        Recipe(app=app, learner=learner).check()
+
+
+def test_too_few_ratings_are_said_before_training(data):
+    app = dataclasses.replace(TINY, queries=20)
+    with pytest.raises(ValueError, match="has 20 query rows"):
+        app.tasks(data, "train")
+
+
+def test_recipes_are_of_ratings_and_name_learners_that_fit():
+    for name, entry in RECIPES.items():
+        assert name.startswith("ratings-")
+        entry.recipe.check()
+
+
+def test_a_run_from_the_command_line_is_judged_drawn_and_judged_again(
+    folder, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    options = ["--app.dataset", "own", "--app.dim", "3", "--app.widths", "4"]
+    options += ["--app.queries", "2", "--app.least-support", "2", "--app.most-support", "8"]
+    options += ["--steps", "2", "--tasks-per-step", "4", "--validate-every", "2"]
+    options += ["--validation-tasks", "4", "--test-tasks", "6", "--log-every", "1"]
+    options += ["--learner.num-steps", "1", "--devices", "1"]
+    command = ["train", "ratings-melu", "--data-dir", folder, "--out", str(out)]
+    assert cli.main([*command, *options]) == 0
+    said = capsys.readouterr().out
+    assert "users: train 21, validation 3, test 6" in said and "mae" in said
+    found = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert {"query/mae", "query/ndcg@3", "query/loss"} <= found.keys()
+    assert (out / "episode.png").stat().st_size > 10_000
+    run = runs.load(out)
+    variables, _ = runs.best(run)
+    result = runs.judge(run, variables, run.recipe.app.load(folder))
+    assert result.summary()["query/mae"] == pytest.approx(found["query/mae"], rel=1e-6)
+
+
+# -- Items to ask about ----------------------------------------------------------------
+
+
+def test_candidates_follow_the_two_scores_by_hand(data):
+    ratings = data.ratings
+    rows = np.flatnonzero(data.split.rows(ratings, "train", "warm"))
+    rng = np.random.default_rng(1)
+    norms = rng.uniform(1, 2, len(rows))
+    item = ratings.item[rows]
+    means = {i: norms[item == i].mean() for i in set(item.tolist())}
+    counts = {i: int((item == i).sum()) for i in means}
+    score = {
+        i: means[i] / max(means.values()) * counts[i] / max(counts.values()) for i in means
+    }
+    found = candidates(ratings, rows, num=5, norms=norms)
+    assert [c.item for c in found] == sorted(score, key=lambda i: -score[i])[:5]
+    np.testing.assert_allclose([c.score for c in found], sorted(score.values())[:-6:-1])
+    assert [c.num_raters for c in found] == [counts[c.item] for c in found]
+    scaled = candidates(ratings, rows, num=5, norms=1e3 * norms)
+    assert [c.item for c in scaled] == [c.item for c in found]
+    popular = candidates(ratings, rows, num=5, kind="popular")
+    assert [c.num_raters for c in popular] == sorted(counts.values())[:-6:-1]
+    random = candidates(ratings, rows, num=99, kind="random", seed=1)
+    assert {c.item for c in random} == set(means)  # no item that nobody rated
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"kind": "best"}, "kind is 'best'"),
+        ({"num": 0}, "num is 0"),
+        ({}, "norms are missing"),
+        ({"norms": [1.0]}, "norms are of shape"),
+        ({"rows": np.zeros(0, int), "kind": "popular"}, "for 0 ratings"),
+    ],
+)
+def test_candidates_are_checked(data, given, said):
+    options = {"rows": np.arange(5), **given}
+    with pytest.raises(ValueError, match=said):
+        candidates(data.ratings, **options)
+
+
+def test_movements_are_of_each_rating_whatever_the_batch(data):
+    record = TINY.describe(data)
+    melu = learners.MeLU(inner_opt=sgd(0.1))
+    model = TINY.offers(melu, record, evaluating=False)["model"]
+    variables = model.init(jax.random.key(0), TINY.example(record).support.x)
+
+    def norm_of(examples):
+        return ml.evidence(model, variables, examples, loss_fn=ml.losses.mse)
+
+    rows = np.arange(7)
+    whole = movements(norm_of, data.ratings, rows, batch=7)
+    assert whole.shape == (7,) and (whole > 0).all()
+    np.testing.assert_allclose(
+        movements(norm_of, data.ratings, rows, batch=4), whole, rtol=1e-5
+    )
