@@ -12,6 +12,7 @@ from benchmarks.calibration import Calibration
 from benchmarks.ceiling import Ceiling
 from benchmarks.choose import Choose
 from benchmarks.chunks import Chunks
+from benchmarks.cold_start import ColdStarts
 from benchmarks.compiling import Compiling
 from benchmarks.continual import ContinualFamilies
 from benchmarks.data import Data
@@ -56,6 +57,7 @@ BENCHMARKS = {
     "streams": Streams,
     "bandits": Bandits,
     "texts": Texts,
+    "cold-start": ColdStarts,
     "features": Features,
     "continual": ContinualFamilies,
     "table": Table,

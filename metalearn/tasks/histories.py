@@ -37,7 +37,7 @@ def histories(
       group: Number of the group of each row, int `[R]`, 0 or more.
       num_query: Q, number of query rows of a task.
       least_support: Smallest number of support rows; groups with fewer rows than these and
-        the queries are left out.
+        the queries are left out. With 0, a support set may be empty.
       most_support: Largest number of support rows, the size of a support set.
       is_query: Mask of the rows that may be queries, bool `[R]`; the others are support.
         All rows may be either if None.
@@ -61,8 +61,8 @@ def histories(
       ((4, 1), (2, 1), True)
     """
     checks.whole_number("num_query", num_query, least=1)
-    checks.whole_number("least_support", least_support, least=1)
-    checks.whole_number("most_support", most_support, least=least_support)
+    checks.whole_number("least_support", least_support, least=0)
+    checks.whole_number("most_support", most_support, least=max(least_support, 1))
     group, queries = _checked(x, y, group, is_query)
     both = is_query is None
     # Rows sorted by group, and within a group those that may be queries first.

@@ -8,6 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from few_ratings import write_own_ratings
 
 import metalearn as ml
 from metalearn import runs
@@ -16,7 +17,6 @@ from metalearn.apps.recommendation import RECIPES, candidates
 from metalearn.apps.recommendation.candidates import movements
 from metalearn.cli import main as cli
 
-NUM_USERS, NUM_ITEMS = 30, 24
 TINY = FewRatings(
     dataset="own", queries=2, least_support=2, most_support=8, dim=3, widths=(4,)
 )
@@ -24,23 +24,7 @@ TINY = FewRatings(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Users like either kind of item; users and items have one and two attributes."""
-    folder = tmp_path_factory.mktemp("ratings")
-    rng = np.random.default_rng(0)
-    users = [f"u{i},{'old' if i % 3 else 'young'}" for i in range(NUM_USERS)]
-    items = [f"{i},{'a|b' if i % 2 else 'b'},r{i % 3}" for i in range(NUM_ITEMS)]
-    rows = []
-    for user in range(NUM_USERS):
-        for item in rng.permutation(NUM_ITEMS)[: rng.integers(10, 20)]:
-            likes = (item + user) % 2
-            rows.append(f"u{user},{item},{2 + 2 * likes + rng.integers(0, 2)}")
-    for name, head, lines in (
-        ("users.csv", "user,age", users),
-        ("items.csv", "item,genres,rated", items),
-        ("ratings.csv", "user,item,rating", rows),
-    ):
-        (folder / name).write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
-    return str(folder)
+    return str(write_own_ratings(tmp_path_factory.mktemp("ratings")))
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ def test_equal_settings_share_programs():
     ("given", "error", "said"),
     [
         ({"num_query": 0}, ValueError, "num_query is 0"),
-        ({"least_support": 0}, ValueError, "least_support is 0"),
+        ({"least_support": -1}, ValueError, "least_support is -1"),
         ({"most_support": 1}, ValueError, "most_support is 1"),
         ({"num_query": 8}, ValueError, "none of 4 groups has 8 query rows"),
         ({"is_query": np.ones(3, bool)}, ValueError, "is_query has shape"),
