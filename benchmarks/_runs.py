@@ -274,11 +274,18 @@ def judged(
         print(f"{folder.name} was trained on {shared}", flush=True)
     variables, _ = runs.best(run)
     environment.enable_compilation_cache()  # for runs that another process trained
+    if tasks is not None or part == "validation":
+        recipe = dataclasses.replace(
+            recipe,
+            test_tasks=tasks or recipe.test_tasks,
+            validation_tasks=tasks or recipe.test_tasks,
+        )
+    judged_on, num = runs.judged_tasks(recipe, data, part)
     return ml.evaluate(
         recipe.build_judged(run.record),
         variables,
-        recipe.app.tasks(data, part),
-        num_tasks=tasks or recipe.test_tasks,
+        judged_on,
+        num_tasks=num,
         # Functions have no classes to hold back, so that only the key tells tasks apart.
         key=jax.random.key(KEYS[part]),
         metrics=recipe.app.measures,

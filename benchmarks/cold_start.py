@@ -98,7 +98,7 @@ class ColdStarts:
                 name: [_judged(folder, tasks) for folder in each]
                 for name, each in folders.items()
             }
-            train = data.split.rows(data.ratings, "train", "warm")
+            train = data.split.mask(data.ratings, "train")
             values |= {k: [v] for k, v in means(data.ratings, train, tasks).items()}
             for name, told in compared(values, self.recipes[0]).items():
                 found["rows"][name]["states"][state] = told
@@ -160,7 +160,7 @@ def items_asked(folder: Path, data: Any, num: int, seed: int) -> dict[str, list[
     variables, _ = runs.best(run)
     model = run.recipe.app.offers(run.recipe.learner, run.record, evaluating=True)["model"]
     inner = ml.Variables(params=variables.params["model"], state=variables.state["model"])
-    rows = np.flatnonzero(data.split.rows(data.ratings, "train", "warm"))
+    rows = np.flatnonzero(data.split.mask(data.ratings, "train"))
 
     def norm_of(examples):
         return ml.evidence(model, inner, examples, loss_fn=ml.losses.mse)
@@ -188,7 +188,7 @@ def asking(
     app = dataclasses.replace(run_folder.load(folder).recipe.app, least_support=0)
     ratings: Ratings = data.ratings
     anywhere = np.isin(ratings.item, sorted({i for each in lists.values() for i in each}))
-    new = data.split.rows(ratings, "test", "user")
+    new = data.split.mask(ratings, "test", "user")
     rows = np.flatnonzero(new & (np.isin(ratings.item, items) | ~anywhere))
     return app.tasks_of(ratings, rows, f"{ratings.name} asked", ~anywhere[rows])
 

@@ -42,7 +42,7 @@ def test_what_is_not_there_is_refused_before_training(monkeypatch, asked, said):
 
 def test_means_predict_the_tasks_that_learners_are_judged_on(data):
     ratings, tasks = data.ratings, APP.tasks_in(data, "test", "user")
-    train = data.split.rows(ratings, "train", "warm")
+    train = data.split.mask(ratings, "train")
     found = cold_start.means(ratings, train, tasks)
     overall = ratings.rating[train].mean()
     num = tasks.sample.num_tasks
@@ -79,7 +79,9 @@ def test_users_are_asked_about_the_items_and_judged_on_the_same_others(data, mon
         assert cold_start.mean_answers(tasks) == batch.support.mask.sum(1).mean()
         # All that these users have said about the items is there.
         users = set(batch.query.x["user"][:, 0].tolist())
-        said = np.isin(data.ratings.item, items) & np.isin(data.ratings.user, list(users))
+        old = data.split.mask(data.ratings, "test", "user")
+        said = old & np.isin(data.ratings.item, items)
+        said &= np.isin(data.ratings.user, list(users))
         assert said.sum() == batch.support.mask.sum()
         queries.append((batch.query.x["user"], batch.query.x["item"]))
     for other in queries[1:]:

@@ -19,6 +19,7 @@ from metalearn.cli.predict import predict
 from metalearn.cli.train import train
 from metalearn.core.cache import cache_root
 from metalearn.core.errors import reading
+from metalearn.data.ratings import LAYOUTS
 from metalearn.data.text.sets import SETS
 
 HELP = """usage: metalearn COMMAND [OPTIONS]
@@ -155,7 +156,11 @@ def _data_list(argv: list[str]) -> int:
         texts = [
             {"kind": "texts", "name": n, "description": d} for n, (d, _) in SETS.items()
         ]
-        print_json([*images, *texts])
+        ratings = [
+            {"kind": "ratings", "name": n, "description": d}
+            for n, (d, *_) in LAYOUTS.items()
+        ]
+        print_json([*images, *texts, *ratings])
         return 0
     print("Images\n")
     for row in rows:
@@ -168,6 +173,9 @@ def _data_list(argv: list[str]) -> int:
     print("\nTexts, by --app.dataset of the recipes text-*\n")
     for name, (description, file) in SETS.items():
         print(f"  {name:<12}{description}\n  {'':<12}needs --data-dir with {file}")
+    print("\nRatings, by --app.dataset of the recipes ratings-*\n")
+    for name, (description, files, _) in LAYOUTS.items():
+        print(f"  {name:<17}{description}\n  {'':<17}needs {', '.join(files)}")
     return 0
 
 

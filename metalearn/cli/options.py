@@ -94,6 +94,7 @@ class EvaluateOptions(LimitOptions):
       image_size: Side that images are resized to, for sets that can.
       channels: Number of channels, 1 for grey or 3 for colour, for sets that can convert.
       tasks: Number of test tasks; that of the recipe if None.
+      state: State of a test of ratings: warm, user, item or both.
       ways: Classes of a task.
       shots: Support examples of a class.
       queries: Query examples of a class.
@@ -110,6 +111,7 @@ class EvaluateOptions(LimitOptions):
     image_size: int | None = None
     channels: int | None = None
     tasks: int | None = None
+    state: str | None = None
     ways: int | None = None
     shots: int | None = None
     queries: int | None = None
@@ -130,6 +132,7 @@ class CompareOptions(LimitOptions):
       image_size: Side that images are resized to, for sets that can.
       channels: Number of channels, 1 for grey or 3 for colour, for sets that can convert.
       tasks: Number of test tasks; that of the first run's recipe if None.
+      state: State of a test of ratings: warm, user, item or both.
       ways: Classes of a task.
       shots: Support examples of a class.
       queries: Query examples of a class.
@@ -144,6 +147,7 @@ class CompareOptions(LimitOptions):
     image_size: int | None = None
     channels: int | None = None
     tasks: int | None = None
+    state: str | None = None
     ways: int | None = None
     shots: int | None = None
     queries: int | None = None
@@ -280,6 +284,7 @@ def for_evaluation(recipe: Recipe, options: EvaluateOptions | CompareOptions) ->
         "split": options.split,
         "image_size": options.image_size,
         "channels": options.channels,
+        "state": options.state,
         "eval_ways": options.ways,
         "eval_shots": options.shots,
         "eval_queries": options.queries,

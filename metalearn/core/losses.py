@@ -43,6 +43,7 @@ def _check_rows(outputs: Array, examples: Examples, loss: str) -> None:
 
 
 def check_equal(outputs: Array, examples: Examples, loss: str) -> None:
+    """Raises a `ValueError` unless outputs and targets have one shape, a row an example."""
     _check_rows(outputs, examples, loss)
     if outputs.shape != examples.y.shape:
         raise ValueError(

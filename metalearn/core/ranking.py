@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def ndcg(at: int | None = None) -> Callable[[Array, Examples], Array]:
     Returns:
       Function `(outputs, examples) -> scalar` in 0..1; higher is better. Outputs and `y`
       are `[N]` or `[N, 1]`, with `y` of 0 or more. NaN where no valid `y` is above 0, for
-      no order is better than another.
+      no order is better than another, where one is below 0, and where a prediction is NaN.
 
     Raises:
       ValueError: `at` is below 1; in the function: shapes differ.
@@ -61,16 +62,23 @@ def ndcg(at: int | None = None) -> Callable[[Array, Examples], Array]:
     """
     if at is not None:
         checks.whole_number("at", at, least=1)
+    return _Ndcg(None if at is None else int(at))
 
-    def metric(outputs: Array, examples: Examples) -> Array:
+
+@dataclasses.dataclass(frozen=True)
+class _Ndcg:
+    """The function that `ndcg` returns. Equal settings are equal, to share compilations."""
+
+    at: int | None
+
+    def __call__(self, outputs: Array, examples: Examples) -> Array:
         scores, y, mask = _columns(outputs, examples, "ndcg")
         gains = jnp.where(mask, jnp.exp2(y) - 1, 0)
-        best = jnp.sum(gains * _discounts(y, mask, at))
-        found = jnp.sum(gains * _discounts(scores, mask, at))
+        best = jnp.sum(gains * _discounts(y, mask, self.at))
+        found = jnp.sum(gains * _discounts(scores, mask, self.at))
+        known = jnp.all(~mask | ((y >= 0) & ~jnp.isnan(scores)))
         # Without a gain the quotient is 0 / 0, which is what is meant.
-        return found / best
-
-    return metric
+        return jnp.where(known, found / best, jnp.nan)
 
 
 def auc(outputs: Array, examples: Examples) -> Array:
@@ -83,8 +91,8 @@ def auc(outputs: Array, examples: Examples) -> Array:
       examples: Targets `y` of the same shape: 1 or True for positive, 0 for negative.
 
     Returns:
-      Scalar in 0..1; higher is better. NaN where valid examples are all of one kind, or a
-      target is neither 0 nor 1.
+      Scalar in 0..1; higher is better. NaN where valid examples are all of one kind, a
+      target is neither 0 nor 1, or a score is NaN.
 
     Raises:
       ValueError: shapes differ.
@@ -95,14 +103,15 @@ def auc(outputs: Array, examples: Examples) -> Array:
       0.625
     """
     scores, y, mask = _columns(outputs, examples, "auc")
-    below, equal = _below_and_equal(scores, mask)
-    positive = mask & (y == 1)
-    num = positive.sum().astype(scores.dtype)
-    others = mask.sum().astype(scores.dtype) - num
-    # Mean rank of the positive examples, from which the pairs among them are taken off.
-    ranks = jnp.sum(jnp.where(positive, below + (equal + 1) / 2, 0))
-    known = jnp.all(jnp.where(mask, (y == 0) | (y == 1), True))
-    area = (ranks - num * (num + 1) / 2) / (num * others)
+    positive, negative = mask & (y == 1), mask & (y == 0)
+    # Shares of the negatives below each positive and their mean: sums of ranks would lose
+    # the digits of float32 where there are many examples.
+    below, equal = _below_and_equal(scores, negative)
+    num = negative.sum().astype(scores.dtype)
+    shares = (below + equal / 2) / num
+    total = jnp.sum(jnp.where(positive, shares, 0))
+    area = total / positive.sum().astype(scores.dtype)
+    known = jnp.all(~mask | ((positive | negative) & ~jnp.isnan(scores))) & (num > 0)
     return jnp.where(known, area, jnp.nan)
 
 
@@ -115,15 +124,17 @@ def _columns(outputs: Array, examples: Examples, name: str) -> tuple[Array, Arra
             "[N] or [N, 1]."
         )
     scores, y = widened(outputs).reshape(-1), widened(examples.y).reshape(-1)
-    return scores, y.astype(scores.dtype), examples.mask
+    dtype = jnp.promote_types(scores.dtype, jnp.float32)
+    return scores.astype(dtype), y.astype(dtype), examples.mask
 
 
-def _below_and_equal(scores: Array, mask: Array) -> tuple[Array, Array]:
-    """How many valid scores are below each score, and how many equal it."""
-    # Masked rows go behind all others, where they count for none but themselves.
-    ordered = jnp.sort(jnp.where(mask, scores, jnp.inf))
-    below = jnp.searchsorted(ordered, scores, side="left")
-    upto = jnp.minimum(jnp.searchsorted(ordered, scores, side="right"), mask.sum())
+def _below_and_equal(scores: Array, counted: Array) -> tuple[Array, Array]:
+    """How many of the counted scores are below each score, and how many equal it."""
+    # What does not count goes behind all others. A NaN does not, or it would go further.
+    ordered = jnp.sort(jnp.where(counted & ~jnp.isnan(scores), scores, jnp.inf))
+    most = counted.sum()
+    below = jnp.minimum(jnp.searchsorted(ordered, scores, side="left"), most)
+    upto = jnp.minimum(jnp.searchsorted(ordered, scores, side="right"), most)
     return below.astype(scores.dtype), (upto - below).astype(scores.dtype)
 
 

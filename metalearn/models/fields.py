@@ -21,7 +21,8 @@ class FieldMLP(nn.Module):
     paths, the other layers are `decision_0`, ... and `head`.
 
     Inputs are codes, int `[N, P]`, or a dictionary with them under `content`: the places of
-    the first field, then those of the second; -1 stands for no value.
+    the first field, then those of the second; -1 stands for no value. Outputs of a row with
+    another code that no field has are NaN.
 
     Attributes:
       num_outputs: Size of the head.
@@ -52,14 +53,17 @@ class FieldMLP(nn.Module):
         parts, start = [], 0
         for number, (values, place) in enumerate(self.fields):
             chosen = codes[:, start : start + place]
-            table = self.param(
-                f"embed_{number}", nn.initializers.normal(1.0), (values, self.dim)
-            )
-            there = chosen >= 0
-            # Any row stands for a missing value: the weight of zero takes it out.
-            rows = table[jnp.where(there, chosen, 0)]
-            weights = there.astype(rows.dtype)[..., None]
-            parts.append(jnp.sum(rows * weights, 1) / jnp.maximum(jnp.sum(weights, 1), 1))
+            shape = (values, self.dim)
+            first = nn.initializers.normal(1.0)
+            table = self.param(f"embed_{number}", first, shape, jnp.float32)
+            there = chosen != -1
+            # Row 0 stands for a missing value and is taken out. Other codes below 0 would
+            # count from the end, and those beyond it would be the last.
+            row = jnp.where(there, jnp.where(chosen < 0, values, chosen), 0)
+            rows = jnp.take(table, row, axis=0, mode="fill", fill_value=jnp.nan)
+            rows = jnp.where(there[..., None], rows, 0)
+            num = jnp.maximum(jnp.sum(there, 1), 1).astype(rows.dtype)
+            parts.append(jnp.sum(rows, 1) / num[:, None])
             start += place
         h = jnp.concatenate(parts, axis=1)
         for number, width in enumerate(self.widths):

@@ -16,10 +16,12 @@ from metalearn.core import files, mesh
 from metalearn.core.keys import of_seed
 from metalearn.core.learner import describe
 from metalearn.core.model import Variables
+from metalearn.core.task import Tasks
 from metalearn.data.images.image_sets import ImageDataset
 from metalearn.data.images.shared import Shared, shared_classes
 from metalearn.runs import environment
 from metalearn.runs.folder import Run, stored_data_dir
+from metalearn.tasks import in_order
 from metalearn.training.checkpoint import Checkpoints, one_writer
 from metalearn.training.evaluation import Evaluation, evaluate
 from metalearn.training.fit import FitResult, Validation, fit
@@ -55,10 +57,11 @@ def _train(
     history = _restore(run, checkpoints)[2].get("history", [])
     if mesh.leads():
         rewrite(run.metrics_path, history)
+    validation_tasks, num = judged_tasks(recipe, data, "validation")
     validation = Validation(
-        tasks=recipe.app.tasks(data, "validation"),
+        tasks=validation_tasks,
         learner=recipe.build_judged(run.record),
-        num_tasks=recipe.validation_tasks,
+        num_tasks=num,
         every=recipe.validate_every,
         metrics=recipe.app.measures,
         metric=recipe.app.metric,
@@ -150,15 +153,42 @@ def judge(
       progress: Whether to draw a progress bar; `None` decides by the terminal.
     """
     recipe = recipe or run.recipe
+    tasks, num = judged_tasks(recipe, data, "test", seed=seed)
     return evaluate(
         recipe.build_judged(run.record),
         variables,
-        recipe.app.tasks(data, "test"),
-        num_tasks=recipe.test_tasks,
+        tasks,
+        num_tasks=num,
         key=of_seed(seed),
         metrics=recipe.app.measures,
         progress=progress,
     )
+
+
+def judged_tasks(
+    recipe: Recipe, data: Any, part: str, *, seed: int = 0
+) -> tuple[Tasks, int]:
+    """Tasks of a validation or a test, and how many of them.
+
+    Where there are so many tasks and no more, such as users, each comes once: an interval
+    over users that were drawn several times would be too narrow.
+
+    Args:
+      recipe: Recipe with the evaluation settings.
+      data: Data with that part.
+      part: Part of the data, "validation" or "test".
+      seed: Seed of the tasks that come once.
+    """
+    tasks = recipe.app.tasks(data, part)
+    num = recipe.validation_tasks if part == "validation" else recipe.test_tasks
+    different = getattr(tasks.sample, "num_tasks", None)
+    if different is None:
+        return tasks, num
+    if different < 2:
+        raise ValueError(
+            f"{tasks.name} has {different} task; expected 2 or more, for an interval."
+        )
+    return in_order(tasks, seed=seed), min(num, different)
 
 
 def results(
@@ -220,12 +250,19 @@ def draw(run: Run, data: Any, trained: FitResult) -> list[Path]:
 
 
 def check_images(run: Run, record: DataRecord) -> None:
-    """Refuses images of another size or colour than those of training.
+    """Refuses images of another size or colour than those of training, and other codes.
 
     Raises:
-      ValueError: the images differ; the message names both kinds and the options that
-        convert.
+      ValueError: the images differ (the message names both kinds and the options that
+        convert), or codes of categories mean something else.
     """
+    if run.record.get("vocabulary") != record.get("vocabulary"):
+        raise ValueError(
+            f"the columns of users and items of {record['name']!r} have other values than "
+            "when the run was trained, so that its embeddings would be those of others. "
+            "Evaluate on the tables of training, to which users, items and ratings may be "
+            "added, but no new values; or train again."
+        )
     trained, given = run.record.get("image_shape"), record.get("image_shape")
     # Features and curves have no shape of images on either side.
     if trained == given:
@@ -273,6 +310,8 @@ def trained_on(run: Run, data: ImageDataset | Mapping[str, ImageDataset]) -> lis
 
 
 def _sets(data: ImageDataset | Mapping[str, ImageDataset]) -> dict[str, ImageDataset]:
+    if not isinstance(data, (ImageDataset, Mapping)):
+        raise ValueError(f"a {type(data).__name__} is no set of images")
     return {data.name: data} if isinstance(data, ImageDataset) else dict(data)
 
 

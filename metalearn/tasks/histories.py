@@ -13,6 +13,8 @@ from metalearn.core import checks, given
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import Array, Key, PyTree
 
+MOST_GROUP = 2**31 - 1  # what `info` holds
+
 
 def histories(
     x: PyTree,
@@ -66,9 +68,10 @@ def histories(
     group, queries = _checked(x, y, group, is_query)
     both = is_query is None
     # Rows sorted by group, and within a group those that may be queries first.
-    order = np.lexsort((~queries, group))
-    counts = np.bincount(group)
-    num_queries = np.bincount(group, weights=queries).astype(np.int64)
+    names, place = np.unique(group, return_inverse=True)
+    order = np.lexsort((~queries, place))
+    counts = np.bincount(place)
+    num_queries = np.bincount(place, weights=queries).astype(np.int64)
     enough = (
         counts >= num_query + least_support
         if both
@@ -77,7 +80,7 @@ def histories(
     kept = np.flatnonzero(enough)
     if not len(kept):
         raise ValueError(
-            f"none of {np.count_nonzero(counts)} groups has {num_query} query rows and "
+            f"none of {len(counts)} groups has {num_query} query rows and "
             f"{least_support} support rows; the largest has {counts.max()} rows. Ask for "
             "fewer."
         )
@@ -85,7 +88,7 @@ def histories(
     data = {
         "x": jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[order]), x),
         "y": jnp.asarray(np.asarray(y)[order]),
-        "groups": jnp.asarray(kept, jnp.int32),
+        "groups": jnp.asarray(names[kept], jnp.int32),
         "starts": jnp.asarray(starts[kept], jnp.int32),
         "counts": jnp.asarray(counts[kept], jnp.int32),
         "queries": jnp.asarray((counts if both else num_queries)[kept], jnp.int32),
@@ -96,7 +99,7 @@ def histories(
         num_query=int(num_query),
         most_support=int(most_support),
         apart=not both,
-        left_out=int(np.count_nonzero(counts)) - len(kept),
+        left_out=len(counts) - len(kept),
     )
     return TaskSampler(sample, data, name)
 
@@ -128,19 +131,20 @@ class Histories:
     def one(self, data: PyTree, number: Array, key: Key) -> Task:
         """A task of the group at place `number`; the key draws its rows."""
         count, queries = data["counts"][number], data["queries"][number]
-        place = jnp.arange(self.largest)
-        # Every place has a score: a query place one of 1..2, a support place one of 0..1,
-        # and a place beyond the group -1. The order of the scores is a random order.
+        place, num, most = jnp.arange(self.largest), self.num_query, self.most_support
+        # The order of random scores is a random order; what may not be drawn has -1.
         scores = jax.random.uniform(key, (self.largest,))
+
+        def drawn(allowed: Array, size: int) -> Array:
+            return jax.lax.top_k(jnp.where(allowed, scores, -1), size)[1]
+
         if self.apart:
-            scores = jnp.where(place < queries, scores + 1, scores)
-        scores = jnp.where(place < count, scores, -1)
-        rows = jax.lax.top_k(scores, self.largest)[1]
-        # All query places stand before support places: what the queries leave of their own
-        # is skipped.
-        first = queries if self.apart else self.num_query
-        taken = first + jnp.arange(self.most_support)
-        support = rows[jnp.minimum(taken, self.largest - 1)]
+            query = drawn(place < queries, num)
+            support = drawn((place >= queries) & (place < count), most)
+            left = count - queries
+        else:
+            rows = drawn(place < count, num + most)
+            query, support, left = rows[:num], rows[num:], count - num
         start = data["starts"][number]
 
         def part(rows: Array, mask: Array) -> Examples:
@@ -149,10 +153,9 @@ class Histories:
             x = jax.tree.map(lambda leaf: leaf[rows], data["x"])
             return Examples(x=x, y=data["y"][rows], mask=mask)
 
-        num = self.num_query
         return Task(
-            support=part(support, taken < count),
-            query=part(rows[:num], jnp.ones((num,), bool)),
+            support=part(support, jnp.arange(most) < left),
+            query=part(query, jnp.ones((num,), bool)),
             info={"task": data["groups"][number]},
         )
 
@@ -168,8 +171,13 @@ def _checked(x: PyTree, y: Any, group: Any, is_query: Any) -> tuple[np.ndarray, 
             "numbers [R], one a row. Number the names: names, group = numpy.unique(names, "
             "return_inverse=True)."
         )
-    if group.min() < 0:
-        raise ValueError(f"group has {group.min()} in row {group.argmin()}; expected 0..")
+    if group.min() < 0 or group.max() > MOST_GROUP:
+        row = int(group.argmin() if group.min() < 0 else group.argmax())
+        raise ValueError(
+            f"group has {group[row]} in row {row}, counted from 0; expected numbers from 0 "
+            f"to {MOST_GROUP:,}. Number the names: names, group = numpy.unique(names, "
+            "return_inverse=True)."
+        )
     mask = np.ones(len(group), bool) if is_query is None else np.asarray(is_query)
     if mask.dtype != bool:
         raise TypeError(f"is_query has dtype {mask.dtype}; expected bool.")

@@ -83,8 +83,8 @@ def in_order(tasks: TaskSampler, *, seed: int = 0) -> TaskStream:
     With it `evaluate` judges every task once, and none twice.
 
     Args:
-      tasks: Sampler of `from_tasks` or `from_table`, or of `from_generator` with a number
-        of tasks.
+      tasks: Sampler of `from_tasks`, `from_table` or `histories`, or of `from_generator`
+        with a number of tasks.
       seed: Seed of the examples that are drawn from a group of a table.
 
     Raises:

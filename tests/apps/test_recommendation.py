@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -74,7 +75,7 @@ def test_validation_is_on_new_users_whatever_the_test(data):
 
 def test_the_network_starts_at_the_mean_of_training(data):
     record = TINY.describe(data)
-    train = data.split.rows(data.ratings, "train", "warm")
+    train = data.split.mask(data.ratings, "train")
     assert record["offset"] == pytest.approx(data.ratings.rating[train].mean(), abs=1e-4)
     assert json.loads(json.dumps(record)) == record
     like = jax.tree.map(lambda a: (a.shape, a.dtype), TINY.example(record))
@@ -90,6 +91,13 @@ def test_the_network_starts_at_the_mean_of_training(data):
         ({"least_support": 9}, learners.NoAdaptation(), "in this order"),
         ({"queries": 0}, learners.NoAdaptation(), "app.queries is 0"),
         ({"test_users": -0.5}, learners.NoAdaptation(), "app.test_users is -0.5"),
+        ({"test_users": 0.95}, learners.NoAdaptation(), "leave no user"),
+        (
+            {"new_items": 0.0, "state": "both"},
+            learners.NoAdaptation(),
+            "app.new_items is 0",
+        ),
+        ({}, learners.HSML(inner_opt=sgd(0.1)), "does not fit a network of ratings"),
     ],
 )
 def test_settings_are_checked(settings, learner, said):
@@ -122,14 +130,30 @@ def test_a_run_from_the_command_line_is_judged_drawn_and_judged_again(
     command = ["train", "ratings-melu", "--data-dir", folder, "--out", str(out)]
     assert cli.main([*command, *options]) == 0
     said = capsys.readouterr().out
-    assert "users: train 21, validation 3, test 6" in said and "mae" in said
+    assert "users: train " in said and "mae" in said
     found = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert {"query/mae", "query/ndcg@3", "query/loss"} <= found.keys()
     assert (out / "episode.png").stat().st_size > 10_000
     run = runs.load(out)
     variables, _ = runs.best(run)
-    result = runs.judge(run, variables, run.recipe.app.load(folder))
+    data = run.recipe.app.load(folder)
+    result = runs.judge(run, variables, data)
     assert result.summary()["query/mae"] == pytest.approx(found["query/mae"], rel=1e-6)
+    # Each user once, for there are fewer of them than tasks were asked for.
+    asked = dataclasses.replace(run.recipe, test_tasks=10_000)
+    again = runs.judge(run, variables, data, recipe=asked)
+    assert again.num_tasks == run.recipe.app.tasks(data, "test").sample.num_tasks
+    # Another state of the same run.
+    assert cli.main(["evaluate", str(out), "--state", "warm", "--json"]) == 0
+    warm = json.loads(capsys.readouterr().out)
+    assert warm["tasks"].startswith("own test, users and items of training")
+    # Tables with other values are other codes.
+    changed = tmp_path / "changed"
+    shutil.copytree(folder, changed)
+    items = (changed / "items.csv").read_text(encoding="utf-8")
+    (changed / "items.csv").write_text(items.replace("a|b", "c|b"), encoding="utf-8")
+    assert cli.main(["evaluate", str(out), "--data-dir", str(changed)]) == 2
+    assert "have other values" in capsys.readouterr().err
 
 
 # -- Items to ask about ----------------------------------------------------------------
@@ -137,7 +161,7 @@ def test_a_run_from_the_command_line_is_judged_drawn_and_judged_again(
 
 def test_candidates_follow_the_two_scores_by_hand(data):
     ratings = data.ratings
-    rows = np.flatnonzero(data.split.rows(ratings, "train", "warm"))
+    rows = np.flatnonzero(data.split.mask(ratings, "train"))
     rng = np.random.default_rng(1)
     norms = rng.uniform(1, 2, len(rows))
     item = ratings.item[rows]
@@ -154,6 +178,8 @@ def test_candidates_follow_the_two_scores_by_hand(data):
     assert [c.item for c in scaled] == [c.item for c in found]
     popular = candidates(ratings, rows, num=5, kind="popular")
     assert [c.num_raters for c in popular] == sorted(counts.values())[:-6:-1]
+    nothing = candidates(ratings, rows, num=3, norms=np.zeros(len(rows)))
+    assert len(nothing) == 3 and {c.item for c in nothing} <= set(means)
     random = candidates(ratings, rows, num=99, kind="random", seed=1)
     assert {c.item for c in random} == set(means)  # no item that nobody rated
 
@@ -165,6 +191,8 @@ def test_candidates_follow_the_two_scores_by_hand(data):
         ({"num": 0}, "num is 0"),
         ({}, "norms are missing"),
         ({"norms": [1.0]}, "norms are of shape"),
+        ({"norms": [1.0, 2, -1, 2, 1]}, "norms have -1.0 for row 2"),
+        ({"norms": [1.0, 2, 1, np.nan, 1]}, "norms have nan for row 3"),
         ({"rows": np.zeros(0, int), "kind": "popular"}, "for 0 ratings"),
     ],
 )

@@ -64,7 +64,33 @@ def test_a_constant_predictor_is_worth_chance():
     assert abs(np.mean(random) - same) < 3 * np.std(random) / 20
 
 
+def test_a_prediction_that_is_no_number_makes_none_of_the_metric():
+    y = [1.0, 0.0, 1.0]
+    for metric in (ml.metrics.mae, ml.metrics.ndcg(2), ml.metrics.auc):
+        assert np.isnan(metric(jnp.asarray([jnp.nan, 0.0, 1.0]), _examples(y)))
+        # Unless it is masked.
+        more = _examples([*y, 1.0], [True, True, True, False])
+        alone = metric(jnp.asarray([2.0, 0.0, 1.0]), _examples(y))
+        np.testing.assert_allclose(metric(jnp.asarray([2.0, 0, 1, jnp.nan]), more), alone)
+
+
+def test_auc_of_many_and_unequal_classes_keeps_its_digits_in_float32():
+    rng = np.random.default_rng(3)
+    scores = rng.normal(size=100_000).astype(np.float32)
+    y = np.ones(100_000, np.float32)
+    y[:5] = 0
+    expected = sklearn_metrics.roc_auc_score(y, scores)
+    found = ml.metrics.auc(jnp.asarray(scores), _examples(y))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_equal_metrics_share_programs():
+    assert ml.metrics.ndcg(3) == ml.metrics.ndcg(3) != ml.metrics.ndcg(2)
+    assert hash(ml.metrics.ndcg(3)) == hash(ml.metrics.ndcg(3))
+
+
 def test_nothing_to_order_is_no_number():
+    assert np.isnan(ml.metrics.ndcg()(jnp.arange(3.0), _examples([1.0, -1.0, 2.0])))
     assert np.isnan(ml.metrics.auc(jnp.arange(3.0), _examples([1.0, 1.0, 1.0])))
     assert np.isnan(ml.metrics.auc(jnp.arange(3.0), _examples([1.0, 0.0, 0.5])))
     assert np.isnan(ml.metrics.ndcg()(jnp.arange(3.0), _examples([0.0, 0.0, 0.0])))

@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metalearn.data.ratings import STATES, cold_start, load_ratings, rating_tables
+from metalearn.data.ratings import (
+    STATES,
+    cold_start,
+    load_ratings,
+    rating_tables,
+    without_unseen,
+)
 
 USERS = {"user": ["ann", "bob", "cid"], "age": ["20s", "30s", "20s"], "town": [7, 7, 9]}
 ITEMS = {"item": [30, 10, 20], "genres": ["Drama|Crime", "", "Drama | Drama"]}
@@ -120,53 +126,76 @@ def _many(num_users=40, num_items=30, seed=0):
 def test_states_part_the_ratings_and_training_sees_none_of_a_test():
     ratings = _many()
     split = cold_start(ratings, held=3, seed=1)
-    assert np.bincount(split.user_part).tolist() == [28, 4, 8]
-    assert split.new_item.sum() == 6
-    train = split.rows(ratings, "train", "warm")
-    rows = {
-        (part, state): split.rows(ratings, part, state)
-        for part in ("validation", "test")
-        for state in STATES
-    }
+    assert np.bincount(split.user_part, minlength=3).all() and split.new_item.any()
+    train = split.mask(ratings, "train")
+    rows = {("test", state): split.mask(ratings, "test", state) for state in STATES}
+    for state in ("user", "both"):
+        rows["validation", state] = split.mask(ratings, "validation", state)
     for (_, state), found in rows.items():
         seen = train & found
         assert seen.any() == (state == "warm")
     # Every rating is of one part of users and one state.
-    total = sum(
-        rows[key].astype(int)
-        for key in [("test", s) for s in STATES]
-        + [("validation", "user"), ("validation", "both")]
-    )
-    assert (total == 1).all()
+    assert (sum(found.astype(int) for found in rows.values()) == 1).all()
     users, items = ratings.user, ratings.item
     for part, state in rows:
         found = rows[part, state]
-        assert split.new_item[items[found]].all() == (state in ("item", "both"))
-        new = set(users[found]) & set(users[train])
-        assert bool(new) == (state in ("warm", "item"))
+        assert (split.new_item[items[found]] == (state in ("item", "both"))).all()
+        shared = set(users[found]) & set(users[train])
+        assert bool(shared) == (state in ("warm", "item"))
     # What is held back are ratings of training users for old items, three of each.
     held = split.held
     np.testing.assert_array_equal(held, rows["test", "warm"] & ~train)
     assert set(np.bincount(users[held]).tolist()) == {0, 3}
 
 
-def test_a_split_is_its_seed():
+def test_shares_are_those_that_were_asked_for():
+    ratings = _many(num_users=4000, num_items=2000)
+    split = cold_start(ratings, validation_users=0.1, test_users=0.3, new_items=0.25)
+    found = np.bincount(split.user_part) / 4000
+    np.testing.assert_allclose(found, [0.6, 0.1, 0.3], atol=0.03)
+    assert abs(split.new_item.mean() - 0.25) < 0.04
+
+
+def test_a_split_is_its_seed_and_further_users_move_nobody():
     ratings = _many()
     first, again, other = (cold_start(ratings, seed=s) for s in (1, 1, 2))
     np.testing.assert_array_equal(first.user_part, again.user_part)
     np.testing.assert_array_equal(first.held, again.held)
     assert (first.user_part != other.user_part).any()
+    assert (first.new_item != other.new_item).any()
+    more = cold_start(_many(num_users=60, num_items=35), seed=1)
+    np.testing.assert_array_equal(more.user_part[:40], first.user_part)
+    np.testing.assert_array_equal(more.new_item[:30], first.new_item)
 
 
 def test_users_with_few_ratings_keep_them_all():
     ratings = _many()
-    split = cold_start(ratings, held=10)
-    counts = np.bincount(
-        ratings.user[(split.user_part[ratings.user] == 0) & ~split.new_item[ratings.item]],
-        minlength=40,
-    )
+    split = cold_start(ratings, held=8, seed=1)
+    warm = (split.user_part[ratings.user] == 0) & ~split.new_item[ratings.item]
+    counts = np.bincount(ratings.user[warm], minlength=40)
     held = np.bincount(ratings.user[split.held], minlength=40)
-    assert ((held == 10) == (counts >= 30)).all() and set(held.tolist()) <= {0, 10}
+    assert ((held == 8) == (counts >= 16)).all() and set(held.tolist()) == {0, 8}
+
+
+def test_values_that_training_does_not_see_count_as_missing():
+    ratings = _made()
+    mask = np.asarray([False, False, True, False])  # bob (30s, 7) for 30 (Drama, Crime)
+    seen = without_unseen(ratings, mask)
+    np.testing.assert_array_equal(seen.users.codes, [[-1, 0], [1, 0], [-1, -1]])
+    np.testing.assert_array_equal(seen.items.codes, [[1, 0], [-1, -1], [1, -1]])
+    assert seen.fields == ratings.fields and seen.vocabulary == ratings.vocabulary
+    other = without_unseen(ratings, np.asarray([True, False, False, True]))
+    np.testing.assert_array_equal(other.items.codes, [[1, -1], [-1, -1], [1, -1]])
+
+
+def test_what_codes_mean_is_in_the_digests():
+    renamed = _made(items={"genres": ["Drama|Comedy", "", "Drama | Drama"]})
+    np.testing.assert_array_equal(renamed.items.codes, [[1, 0], [-1, -1], [1, -1]])
+    assert renamed.vocabulary != _made().vocabulary and renamed.digest != _made().digest
+    users = _made(
+        users={"user": ["ann", "bob", "dan"]}, ratings={"user": ["bob"] * 2 + ["ann"] * 2}
+    )
+    assert users.vocabulary == _made().vocabulary and users.digest != _made().digest
 
 
 @pytest.mark.parametrize(
@@ -175,14 +204,21 @@ def test_users_with_few_ratings_keep_them_all():
         ({"validation_users": 0}, "validation_users is 0"),
         ({"test_users": 1.0}, "test_users is 1.0"),
         ({"new_items": -0.1}, "new_items is -0.1"),
-        ({"validation_users": 0.5, "test_users": 0.5}, "leave none for training"),
+        ({"validation_users": 0.5, "test_users": 0.5}, "leave no user for training"),
+        ({"validation_users": 1e-9}, "validation 0"),
     ],
 )
 def test_shares_are_checked(options, said):
     with pytest.raises(ValueError, match=said):
         cold_start(_many(), **options)
+
+
+@pytest.mark.parametrize(
+    "asked", [("test", "cold"), ("train", "user"), ("validation", "warm"), ("all", "warm")]
+)
+def test_parts_without_such_a_state_are_refused(asked):
     with pytest.raises(ValueError, match="part and state"):
-        cold_start(_many()).rows(_many(), "test", "cold")
+        cold_start(_many()).mask(_many(), *asked)
 
 
 # -- Layouts of files ------------------------------------------------------------------
@@ -253,6 +289,13 @@ def test_films_and_their_users(tmp_path):
     assert found.items.code("directors").tolist() == [[0], [-1]]
     assert found.items.code("actors").tolist() == [[0, 1], [0, -1]]
     assert load_ratings("ml-1m", tmp_path).items.code("decade").tolist() == [[0], [-1]]
+
+
+def test_another_scale_is_said(tmp_path):
+    folder = _write(tmp_path / "own", {**OWN, "ratings.csv": "user,item,rating\nann,7,9\n"})
+    assert load_ratings("own", folder, limits=(0, 10)).limits == (0, 10)
+    with pytest.raises(ValueError, match="limits"):
+        load_ratings("own", folder)
 
 
 DAMAGE = {

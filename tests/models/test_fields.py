@@ -52,6 +52,21 @@ def test_embeddings_that_no_row_has_get_no_gradient():
     assert np.isfinite(grads["embed_1"]).all() and grads["embed_1"][3].any()
 
 
+@pytest.mark.parametrize("code", [3, 99, -2, -7])
+def test_a_code_that_no_field_has_is_no_number(code):
+    model, variables = _made()
+    outputs, _ = model.apply(variables, CODES.at[1, 0].set(code))
+    np.testing.assert_array_equal(np.isnan(outputs[:, 0]), [False, True, False])
+
+
+@pytest.mark.usefixtures("x64")
+def test_parameters_are_float32_as_those_of_other_networks():
+    _, variables = _made()
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables.params)} == {
+        jnp.dtype("float32")
+    }
+
+
 def test_parts_that_adapt_are_found_by_their_names():
     _, variables = _made()
     assert sorted(variables.params) == ["decision_0", "embed_0", "embed_1", "head"]

@@ -241,15 +241,22 @@ MUTATIONS: list[Mutation] = [
         # Evidence of all parameters, as in the released code.
         (
             "algorithms/gradient/melu.py",
-            "kept, adapts = trees.split(variables.params, is_shared)",
+            "kept, adapts = _parts(variables.params, shared)",
             "kept, adapts = trees.split(variables.params, lambda path, leaf: False)",
             "test_evidence_is_the_gradient_of_the_unit_loss",
         ),
         # Evidence of the loss itself, which depends on its scale.
         (
             "algorithms/gradient/melu.py",
-            "/ jnp.abs(jnp.where(some, value, 1))",
-            "/ 1",
+            "size = jnp.where(exact, 1, value)",
+            "size = 1",
+            "test_evidence_is_the_gradient_of_the_unit_loss",
+        ),
+        # The sum of the norms of all tensors, as in the released code.
+        (
+            "algorithms/gradient/melu.py",
+            "sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(unit))",
+            "sum(jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(unit)) ** 2",
             "test_evidence_is_the_gradient_of_the_unit_loss",
         ),
         tests="algorithms/gradient/test_melu.py",

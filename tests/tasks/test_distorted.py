@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from scipy import ndimage
 
 import metalearn as ml
+from metalearn.apps import FewShotImages, Recipe, learners
 from metalearn.tasks.distorted import affine
 
 SIDE = 7
@@ -103,3 +106,27 @@ def test_tasks_without_images_are_refused():
 def test_equal_settings_share_a_compilation():
     assert ml.tasks.distorted(_tasks()).sample == ml.tasks.distorted(_tasks()).sample
     assert ml.tasks.distorted(_tasks(), 0.1).sample != ml.tasks.distorted(_tasks()).sample
+
+
+def test_the_application_distorts_meta_training_alone():
+    part = SimpleNamespace(
+        images=np.random.default_rng(3).integers(0, 255, (24, 8, 8, 1), np.uint8),
+        labels=np.arange(24) // 6,
+        rotations=False,
+    )
+    data = SimpleNamespace(name="own", image_shape=(8, 8, 1), part=lambda name: part)
+    app = FewShotImages(ways=3, eval_queries=2, distort=0.2)
+    tasks = {name: app.tasks(data, name) for name in ("train", "validation", "test")}
+    assert tasks["train"].name.endswith("(distorted)")
+    assert tasks["train"].sample.strength == 0.2
+    for name in ("validation", "test"):
+        assert tasks[name].sample == app.tasks(data, "test").sample
+        assert not hasattr(tasks[name].sample, "strength")
+    plain = FewShotImages(ways=3, eval_queries=2).tasks(data, "train")
+    assert tasks["train"].sample.sample == plain.sample
+
+
+def test_a_strength_out_of_range_is_refused_before_there_are_data():
+    recipe = Recipe(app=FewShotImages(distort=0.5), learner=learners.ProtoNet())
+    with pytest.raises(ValueError, match=r"app\.distort is 0\.5"):
+        recipe.check()

@@ -96,6 +96,16 @@ def test_every_group_in_order_once():
     assert every.num_tasks == 3 and sorted(batch.info["task"].tolist()) == [0, 2, 4]
 
 
+def test_numbers_of_groups_may_be_far_apart_and_are_told():
+    sampler = ml.tasks.histories(
+        X, Y, GROUP * 500_000_000, num_query=2, least_support=2, most_support=7
+    )
+    batch = _drawn(sampler, 50)
+    assert set(batch.info["task"].tolist()) == {0, 1_000_000_000, 2_000_000_000}
+    plain = _drawn(_tasks(), 50)
+    np.testing.assert_array_equal(batch.query.x["row"], plain.query.x["row"])
+
+
 def test_equal_settings_share_programs():
     assert _tasks().sample == _tasks().sample != _tasks(num_query=1).sample
 
@@ -111,6 +121,7 @@ def test_equal_settings_share_programs():
         ({"is_query": np.ones(len(GROUP))}, TypeError, "expected bool"),
         ({"group": GROUP - 1}, ValueError, "group has -1 in row"),
         ({"group": GROUP * 1.0}, TypeError, "expected whole numbers"),
+        ({"group": GROUP + 10**12}, ValueError, "expected numbers from 0"),
         ({"group": GROUP[:5]}, ValueError, "x has shape"),
         ({"y": Y[:5]}, ValueError, "y has shape"),
         ({"y": np.where(ROWS == 4, np.nan, Y[:, 0])}, ValueError, "not finite in row 4"),

@@ -5,8 +5,11 @@ Cold-Start Recommendation. KDD 2019. Differences:
 
 - The outer gradient is of second order, as algorithm 1 has it. The released code copies
   adapted weights through a dictionary of states, which cuts their derivative.
-- The unit loss of evidence candidates follows equation 5; its gradient is of the layers
-  that adapt, where the released code takes that of all parameters.
+- The unit loss of evidence candidates follows equation 5. The norm is that of one gradient,
+  of all layers that adapt, at the weights that were learned. The released code adds up the
+  norms of all tensors, embeddings too, and means them over the inner steps.
+- The protocol of the paper, items up to 1997 and users with 13 to 100 ratings, is one of
+  many: see `metalearn.apps.recommendation` for the one here.
 """
 
 from __future__ import annotations
@@ -67,14 +70,7 @@ def melu(
 
     def init(key: Key, x: PyTree) -> Variables:
         variables = model.init(key, x)
-        found = [bool(jax.tree.leaves(p)) for p in trees.split(variables.params, is_shared)]
-        if not all(found):
-            where = "every parameter path" if found[0] else "no parameter path"
-            so = "nothing" if found[0] else "everything"
-            raise ValueError(
-                f"shared={shared!r} occurs in {where}, so {so} would adapt. The paths "
-                "are: " + ", ".join(trees.leaf_paths(variables.params))
-            )
+        _parts(variables.params, shared)
         return variables
 
     return bilevel(
@@ -97,12 +93,14 @@ def evidence(
     loss_fn: LossFn,
     shared: str = "embed",
 ) -> Array:
-    """How much each rated item of a user would move the layers that adapt, `[N]`.
+    """Evidence that each rated item of a user gives to the layers that adapt, `[N]`.
 
     The norm of the gradient of the unit loss `l / |l|` of each example, whose denominator
-    is a constant (equation 5). It does not depend on the scale of the loss. The candidates
-    to ask a new user about are items with a large mean of it over users who rated them, and
-    with many such users: see `metalearn.apps.recommendation.candidates`.
+    is a constant (equation 5). It does not depend on the scale of the loss. For a squared
+    error it is `2 |gradient of the output| / |error|`, and so without bound near an exact
+    prediction; the mean over users has a long tail. The candidates to ask a new user about
+    are items with a large mean over users who rated them, and with many such users: see
+    `metalearn.apps.recommendation.candidates`.
 
     Args:
       model: The network.
@@ -113,10 +111,12 @@ def evidence(
       shared: Regular expression found in the paths of parameters that do not adapt.
 
     Returns:
-      Norms `[N]`. An example whose loss is 0 moves nothing and has 0.
+      Norms `[N]`; 0 for an example whose loss is 0, of which nothing is learned.
+
+    Raises:
+      ValueError: `shared` occurs in no path, or in all.
     """
-    is_shared = trees.path_filter(shared)
-    kept, adapts = trees.split(variables.params, is_shared)
+    kept, adapts = _parts(variables.params, shared)
 
     def of_row(row: Examples) -> Array:
         def loss(adapts: PyTree) -> Array:
@@ -125,13 +125,29 @@ def evidence(
             return loss_fn(outputs, row)
 
         value, gradient = jax.value_and_grad(loss)(adapts)
-        squares = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient))
-        # The derivative of a loss at its minimum is 0, and so is the movement.
-        some = (value != 0) & (squares > 0)
-        norm = jnp.sqrt(jnp.where(some, squares, 1)) / jnp.abs(jnp.where(some, value, 1))
-        return jnp.where(some, norm, 0)
+        # Divided before it is squared, so that neither a small nor a large loss leaves the
+        # range of its dtype. A NaN is not 0 and stays.
+        exact = value == 0
+        size = jnp.where(exact, 1, value)
+        unit = jax.tree.map(lambda leaf: leaf / size, gradient)
+        squares = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(unit))
+        return jnp.where(exact, 0, jnp.sqrt(squares))
 
     rows = jax.tree.map(lambda leaf: leaf[:, None], (examples.x, examples.y))
     ones = jnp.ones((examples.mask.shape[0], 1), bool)
     single = Examples(x=rows[0], y=rows[1], mask=ones)
     return jnp.where(examples.mask, jax.vmap(of_row)(single), 0)
+
+
+def _parts(params: PyTree, shared: str) -> tuple[PyTree, PyTree]:
+    """Parameters that are shared, and those that adapt; both are some."""
+    found = trees.split(params, trees.path_filter(shared))
+    is_some = [bool(jax.tree.leaves(part)) for part in found]
+    if not all(is_some):
+        where = "every parameter path" if is_some[0] else "no parameter path"
+        so = "nothing" if is_some[0] else "everything"
+        raise ValueError(
+            f"shared={shared!r} occurs in {where}, so {so} would adapt. The paths are: "
+            + ", ".join(trees.leaf_paths(params))
+        )
+    return found

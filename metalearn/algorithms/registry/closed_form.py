@@ -37,6 +37,7 @@ RECORDS: tuple[Record, ...] = (
         "Lee et al., CVPR 2019",
         good_for="support vector machines on learned features",
         published="mini 62.64 ± 0.61 (ResNet-12) [P]",
+        result="against-small-metaoptnet",
         tiny={"iterations": 20},
         **_SHARED,
     ),

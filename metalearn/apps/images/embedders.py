@@ -84,7 +84,8 @@ _SYSTEMS: dict[str, tuple[str, Learner, dict[str, Any]]] = {
 
 # Half of the steps of each are those of the classifier.
 _FEWER: dict[str, Learner] = {"meta-baseline": learners.MetaBaseline(pretrain_steps=1000)}
-# Distorted characters are learned more slowly and kept better: validation, 1,000 steps.
+# Distorted characters gained 0.3 points on validation classes after 1,000 steps, one seed,
+# although training classes were told apart 1.6 points less often.
 _TWENTY = _MANY | {"eval_ways": 20, "eval_queries": 5, "distort": 0.15}
 
 RECIPES: dict[str, Entry] = {
@@ -98,6 +99,7 @@ RECIPES: dict[str, Entry] = {
     "omniglot-frn-20way": Entry(
         "FRN on Omniglot, 20-way 1-shot",
         _whole(learners.FRN(), _TWENTY, steps=3500, validate_every=500),
+        "95.15 ± 0.25 % inductive; 68 minutes on one core",
     ),
     "small-protonet": Entry(
         "prototypical networks; Omniglot at 14x14, 5-way 1-shot",

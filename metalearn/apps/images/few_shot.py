@@ -127,6 +127,11 @@ class FewShotImages:
             )
         if self.norm != "batch":
             learner.refuse_policy("app.norm batch")
+        if self.distort >= 0.5:
+            raise ValueError(
+                f"app.distort is {self.distort}; expected below 0.5, beyond which an image "
+                "can fold to a line."
+            )
         self._check_styles()
 
     def _check_styles(self) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from metalearn.core.task import Examples
+from metalearn.core.types import Array
 from metalearn.data.ratings import Ratings
 
 Kind = Literal["evidence", "popular", "random"]
@@ -72,10 +74,10 @@ def candidates(
     if kind == "evidence":
         scores = scores * _means(norms, item, counts)
     elif kind == "random":
-        scores = np.where(counts > 0, np.random.default_rng(seed).random(len(counts)), 0)
+        scores = np.random.default_rng(seed).random(len(counts))
+    rated = np.flatnonzero(counts)
     # Stable, so that equal scores are in the order of the items.
-    order = np.argsort(-scores, kind="stable")
-    chosen = [i for i in order[:num].tolist() if counts[i] > 0]
+    chosen = rated[np.argsort(-scores[rated], kind="stable")][:num].tolist()
     return [
         Candidate(item=i, score=float(scores[i]), num_raters=int(counts[i])) for i in chosen
     ]
@@ -84,10 +86,14 @@ def candidates(
 def _means(norms: Any, item: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Mean movement by an item, divided by the largest, `[I]`."""
     found = None if norms is None else np.asarray(norms, np.float64)
-    if found is None or found.shape != item.shape or not np.isfinite(found).all():
-        told = "missing" if found is None else f"of shape {found.shape}, or not finite"
+    if found is None or found.shape != item.shape:
+        told = "missing" if found is None else f"of shape {found.shape}"
+        raise ValueError(f"norms are {told}; expected one for each of {len(item)} rows.")
+    if not (np.isfinite(found) & (found >= 0)).all():
+        bad = int((~(np.isfinite(found) & (found >= 0))).argmax())
         raise ValueError(
-            f"norms are {told}; expected one finite number for each of {len(item)} rows."
+            f"norms have {found[bad]} for row {bad}; expected finite numbers of 0 or more. "
+            "A network whose weights are not finite gives others."
         )
     sums = np.bincount(item, weights=found, minlength=len(counts))
     means = sums / np.maximum(counts, 1)
@@ -95,7 +101,11 @@ def _means(norms: Any, item: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def movements(
-    norm_of: Any, ratings: Ratings, rows: np.ndarray, *, batch: int = 4096
+    norm_of: Callable[[Examples], Array],
+    ratings: Ratings,
+    rows: np.ndarray,
+    *,
+    batch: int = 4096,
 ) -> np.ndarray:
     """Movement by each rating, each by itself.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,13 +17,22 @@ from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.learners import Learner
 from metalearn.apps.recommendation import pictures
 from metalearn.core import losses, metrics
+from metalearn.core.keys import of_seed
 from metalearn.core.linen import from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
-from metalearn.data.ratings import ColdStart, Ratings, cold_start, load_ratings
+from metalearn.data.ratings import (
+    ColdStart,
+    Ratings,
+    check_shares,
+    cold_start,
+    load_ratings,
+    without_unseen,
+)
 from metalearn.tasks import histories
 from metalearn.training.judgement import Metric
 
 State = Literal["warm", "user", "item", "both"]
+PARTS = ("train", "validation", "test")
 TITLES = {
     "warm": "users and items of training",
     "user": "new users",
@@ -33,17 +43,28 @@ TITLES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RatingData:
-    """Ratings, and which are for what."""
+    """Ratings, and which are for what.
+
+    Attributes:
+      ratings: The ratings, without values that training does not see.
+      split: Parts of users and items.
+      digest: Digest of the files.
+    """
 
     ratings: Ratings
     split: ColdStart
+    digest: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FewRatings:
     """Ratings of a user from those that the user has given.
 
-    A user is a task. Ten of the ratings are queries, the others are support.
+    A user is a task. Ten of the ratings are queries, drawn at random, and the others are
+    support; in each state both are of that state, as in MeLU (H. Lee et al., KDD 2019).
+    In the warm state, queries were held back from training, of users with twice as many
+    ratings. Each user is judged once. A value that training does not see, such as a new
+    actor, counts as missing.
 
     Attributes:
       dataset: Name of the set, whose files are in `--data-dir` or in a folder of that name
@@ -55,6 +76,7 @@ class FewRatings:
       test_users: Share of the users for the test.
       new_items: Share of the items that training does not see.
       split_number: Number of the split of users and items, the seed of its draw.
+      limits: Lowest and highest rating of the scale.
       queries: Ratings of a user that are predicted.
       least_support: Smallest number of other ratings; users with fewer are left out.
       most_support: Largest number of other ratings that a task shows.
@@ -75,6 +97,7 @@ class FewRatings:
     test_users: float = 0.2
     new_items: float = 0.2
     split_number: int = 1
+    limits: tuple[float, float] = (1.0, 5.0)
     queries: int = 10
     least_support: int = 3
     most_support: int = 90
@@ -109,6 +132,25 @@ class FewRatings:
                 f"app.least_support is {self.least_support} and app.most_support is "
                 f"{self.most_support}; expected 1 or more, in this order."
             )
+        check_shares(self.validation_users, self.test_users, self.new_items)
+        if self.state in ("item", "both") and not self.new_items:
+            raise ValueError(
+                f"app.new_items is 0 with app.state {self.state!r}, a test of new items; "
+                "expected a share above 0."
+            )
+        self._check_fits(learner)
+
+    def _check_fits(self, learner: Learner) -> None:
+        """Refuses learners that take no dictionary of codes, before the data are read."""
+        record = {"fields": [[2, 1]], "offset": 0.0}
+        example = jax.eval_shape(lambda: self.example(record))
+        try:
+            made = learner.build(self.offers(learner, record, evaluating=False))
+            jax.eval_shape(made.init, of_seed(0), example)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{learner.name} does not fit a network of ratings: {error}"
+            ) from error
 
     def load(self, data_dir: str | None, parts: tuple[str, ...] = ()) -> RatingData:
         """The ratings, with their split.
@@ -118,7 +160,7 @@ class FewRatings:
           ValueError: see `metalearn.data.ratings.load_ratings` and `cold_start`.
         """
         del parts
-        ratings = load_ratings(self.dataset, data_dir)
+        ratings = load_ratings(self.dataset, data_dir, limits=self.limits)
         split = cold_start(
             ratings,
             validation_users=self.validation_users,
@@ -127,14 +169,14 @@ class FewRatings:
             held=self.queries,
             seed=self.split_number,
         )
-        return RatingData(ratings=ratings, split=split)
+        seen = without_unseen(ratings, split.mask(ratings, "train"))
+        return RatingData(ratings=seen, split=split, digest=ratings.digest[:16])
 
     def describe(self, data: RatingData) -> DataRecord:
         """Description of the ratings."""
         ratings, users = data.ratings, np.bincount(data.split.user_part, minlength=3)
-        train = data.split.rows(ratings, "train", "warm")
+        train = data.split.mask(ratings, "train")
         new = int(data.split.new_item.sum())
-        digest = ratings.digest[:16]
         return {
             "name": ratings.name,
             "about": (
@@ -144,7 +186,8 @@ class FewRatings:
             ),
             "fields": [list(field) for field in ratings.fields],
             "offset": round(float(ratings.rating[train].mean()), 4),
-            "parts": {part: {"sha256": digest} for part in ("train", "validation", "test")},
+            "vocabulary": ratings.vocabulary[:16],
+            "parts": {part: {"sha256": data.digest} for part in PARTS},
         }
 
     def tasks(self, data: RatingData, part: str) -> TaskSampler:
@@ -156,7 +199,7 @@ class FewRatings:
     def tasks_in(self, data: RatingData, part: str, state: str) -> TaskSampler:
         """Tasks of a part in any state."""
         ratings = data.ratings
-        rows = np.flatnonzero(data.split.rows(ratings, part, state))
+        rows = np.flatnonzero(data.split.mask(ratings, part, state))
         title = "training" if part == "train" else f"{part}, {TITLES[state]}"
         if not len(rows):
             raise ValueError(
@@ -197,7 +240,7 @@ class FewRatings:
         def examples(num: int) -> Examples:
             ids = jnp.zeros((num,), jnp.int32)
             x = {"content": jnp.zeros((num, places), jnp.int32), "user": ids, "item": ids}
-            return Examples.of(x, jnp.zeros((num, 1)))
+            return Examples.of(x, jnp.zeros((num, 1), jnp.float32))
 
         info = {"task": jnp.zeros((), jnp.int32)}
         return Task(

@@ -45,6 +45,7 @@ def ratings(
     figure = plots.figure_of(3.4 * len(panels) + 0.4, 3.7)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     low, high = limits
+    tops: list[float] = []
     for ax, panel in zip(axes, panels):
         ax.plot(limits, limits, color=plots.FAINT, lw=1.2, zorder=0)
         ax.axhline(
@@ -72,9 +73,13 @@ def ratings(
         ax.set_title(told, loc="left", fontsize=9)
         plots.tidy(ax)
         margin = 0.1 * (high - low)
+        shown = [panel.after, *([] if panel.before is None else [panel.before])]
         ax.set_xlim(low - margin, high + margin)
-        ax.set_ylim(low - margin, high + margin)
+        # A prediction may lie beyond the scale.
+        ax.set_ylim(min(low, *map(np.min, shown)) - margin, None)
+        tops.append(max(high, *map(np.max, shown)) + margin)
         ax.set_xlabel("rating")
+    axes[0].set_ylim(top=max(tops))
     axes[0].set_ylabel("prediction")
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)

@@ -1,7 +1,13 @@
 """Ratings of items by users, with what is known of both; and splits for a cold start."""
 
 from metalearn.data.ratings.movielens import LAYOUTS, load_ratings
-from metalearn.data.ratings.split import STATES, ColdStart, cold_start
+from metalearn.data.ratings.split import (
+    STATES,
+    ColdStart,
+    check_shares,
+    cold_start,
+    without_unseen,
+)
 from metalearn.data.ratings.tables import Attribute, Entities, Ratings, rating_tables
 
 __all__ = [
@@ -11,7 +17,9 @@ __all__ = [
     "ColdStart",
     "Entities",
     "Ratings",
+    "check_shares",
     "cold_start",
     "load_ratings",
     "rating_tables",
+    "without_unseen",
 ]

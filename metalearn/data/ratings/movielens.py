@@ -11,7 +11,8 @@ F. M. Harper, J. A. Konstan. The MovieLens Datasets: History and Context. ACM Ti
 2015. Ages are bands as in MovieLens-1M, areas the first two signs of the postal code.
 ml-1m-coldstart is the part of MovieLens-1M that H. Lee et al. (MeLU, KDD 2019) prepared
 for new users and for new items, joined: 321,158 of 1,000,209 ratings. Of films it has the
-certificate, directors and actors too.
+certificate, directors and actors too. It is two blocks that share neither users nor films:
+1,208 users and 2,757 films up to 1997, 4,769 users and 733 films from 1998 on.
 """
 
 from __future__ import annotations
@@ -21,25 +22,32 @@ import difflib
 import gzip
 import io
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from metalearn.core.cost import in_bytes
 from metalearn.data.ratings.tables import Ratings, rating_tables
 
 Columns = dict[str, list[str]]
+Limits = tuple[float, float]
+MOST_BYTES = 512 * 2**20
 _USERS = ("user", "gender", "age", "occupation", "zip")
 # Lowest age of each band of MovieLens-1M.
 _BANDS = (1, 18, 25, 35, 45, 50, 56)
 
 
-def load_ratings(name: str, data_dir: str | Path | None) -> Ratings:
+def load_ratings(
+    name: str, data_dir: str | Path | None, *, limits: tuple[float, float] = (1.0, 5.0)
+) -> Ratings:
     """Reads ratings, users and items.
 
     Args:
       name: A name of `LAYOUTS`.
       data_dir: Folder of the files, or the folder that has them in a folder of that name.
+      limits: Lowest and highest rating of the scale.
 
     Returns:
       The ratings in the order of the file.
@@ -55,10 +63,10 @@ def load_ratings(name: str, data_dir: str | Path | None) -> Ratings:
         raise ValueError(
             f"unknown ratings {name!r}; expected one of {', '.join(LAYOUTS)}.{hint}"
         )
-    files, read = LAYOUTS[name]
+    _, files, read = LAYOUTS[name]
     folder = _folder(name, files, data_dir)
     try:
-        return read(folder)
+        return read(folder, limits)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
 
@@ -79,7 +87,7 @@ def _folder(name: str, files: tuple[str, ...], data_dir: str | Path | None) -> P
     )
 
 
-def _ml_100k(folder: Path) -> Ratings:
+def _ml_100k(folder: Path, limits: Limits) -> Ratings:
     ratings = _lines(folder / "u.data", "\t", ("user", "item", "rating", "time"))
     users = _lines(folder / "u.user", "|", ("user", "age", "gender", "occupation", "zip"))
     genres = [line.split("|")[0] for line in _text(folder / "u.genre").split("\n") if line]
@@ -92,19 +100,19 @@ def _ml_100k(folder: Path) -> Ratings:
         "|".join(g for g, flag in zip(genres, row, strict=True) if flag == "1")
         for row in flags
     ]
-    return _movies("ml-100k", ratings, users, items, ("decade", "genres"))
+    return _movies("ml-100k", ratings, users, items, ("decade", "genres"), limits)
 
 
-def _ml_1m(folder: Path) -> Ratings:
+def _ml_1m(folder: Path, limits: Limits) -> Ratings:
     ratings = _lines(folder / "ratings.dat", "::", ("user", "item", "rating", "time"))
     users = _lines(folder / "users.dat", "::", _USERS)
     items = _lines(folder / "movies.dat", "::", ("item", "title", "genres"))
     years = [re.search(r"\((\d{4})\)\s*$", title) for title in items["title"]]
     items["decade"] = [_decade(year[1] if year else "") for year in years]
-    return _movies("ml-1m", ratings, users, items, ("decade", "genres"))
+    return _movies("ml-1m", ratings, users, items, ("decade", "genres"), limits)
 
 
-def _ml_1m_coldstart(folder: Path) -> Ratings:
+def _ml_1m_coldstart(folder: Path, limits: Limits) -> Ratings:
     ratings = _csv(folder / "ratings.csv.gz", ("user_id", "movie_id", "rating"))
     ratings["user"], ratings["item"] = ratings["user_id"], ratings["movie_id"]
     users = _lines(folder / "users.dat", "::", _USERS)
@@ -115,11 +123,16 @@ def _ml_1m_coldstart(folder: Path) -> Ratings:
     for name in lists:
         items[name] = [cell.replace(",", "|") for cell in items[name]]
     known = ("decade", "rated", *lists)
-    return _movies("ml-1m-coldstart", ratings, users, items, known)
+    return _movies("ml-1m-coldstart", ratings, users, items, known, limits)
 
 
 def _movies(
-    name: str, ratings: Columns, users: Columns, items: Columns, known: tuple[str, ...]
+    name: str,
+    ratings: Columns,
+    users: Columns,
+    items: Columns,
+    known: tuple[str, ...],
+    limits: Limits,
 ) -> Ratings:
     """Ratings of films, whose users have the columns of `_USERS`."""
     users["age"] = [_band(int(age)) for age in users["age"]]
@@ -132,12 +145,13 @@ def _movies(
         user_columns=("gender", "age", "occupation", "area"),
         item_columns=known,
         separators=lists,
+        limits=limits,
         name=name,
     )
 
 
-def _own(folder: Path) -> Ratings:
-    """Tables of the user: `|` parts the values of a cell; ratings are from 1 to 5."""
+def _own(folder: Path, limits: Limits) -> Ratings:
+    """Tables of the user: `|` parts the values of a cell."""
     ratings = _csv(folder / "ratings.csv", ("user", "item", "rating"))
     users = _csv(folder / "users.csv", ("user",))
     items = _csv(folder / "items.csv", ("item",))
@@ -156,6 +170,7 @@ def _own(folder: Path) -> Ratings:
         users,
         items,
         separators=dict.fromkeys(columns, "|"),
+        limits=limits,
     )
 
 
@@ -220,21 +235,40 @@ def _text(path: Path) -> str:
     content = path.read_bytes()
     if path.suffix == ".gz":
         try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
+            with gzip.open(path) as file:
+                content = file.read(MOST_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path.name} is no gzip file: {error}.") from error
+    if len(content) > MOST_BYTES:
+        raise ValueError(
+            f"{path.name} holds more than {in_bytes(MOST_BYTES)} of text; expected less."
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return content.decode("latin-1")  # what MovieLens has
 
 
-LAYOUTS: dict[str, tuple[tuple[str, ...], Callable[[Path], Ratings]]] = {
-    "ml-100k": (("u.data", "u.user", "u.item", "u.genre"), _ml_100k),
-    "ml-1m": (("ratings.dat", "users.dat", "movies.dat"), _ml_1m),
+# Name: one line, the files, and the function that reads them.
+LAYOUTS: dict[str, tuple[str, tuple[str, ...], Callable[[Path, Limits], Ratings]]] = {
+    "ml-100k": (
+        "MovieLens-100K: 943 users, 1,682 films",
+        ("u.data", "u.user", "u.item", "u.genre"),
+        _ml_100k,
+    ),
+    "ml-1m": (
+        "MovieLens-1M: 6,040 users, 3,883 films, 1,000,209 ratings",
+        ("ratings.dat", "users.dat", "movies.dat"),
+        _ml_1m,
+    ),
     "ml-1m-coldstart": (
+        "the part of MovieLens-1M of new users and of new films, 321,158 ratings",
         ("ratings.csv.gz", "users.dat", "movies_extra.csv"),
         _ml_1m_coldstart,
     ),
-    "own": (("ratings.csv", "users.csv", "items.csv"), _own),
+    "own": (
+        "tables of your own: user,item,rating; user,...; item,...",
+        ("ratings.csv", "users.csv", "items.csv"),
+        _own,
+    ),
 }

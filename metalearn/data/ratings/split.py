@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from typing import Any
 
 import numpy as np
 
-from metalearn.data.ratings.tables import Ratings
+from metalearn.data.ratings.tables import NONE, Entities, Ratings
 
 STATES = ("warm", "user", "item", "both")
 PARTS = ("train", "validation", "test")
@@ -27,34 +29,31 @@ class ColdStart:
     new_item: np.ndarray
     held: np.ndarray
 
-    def rows(self, ratings: Ratings, part: str, state: str) -> np.ndarray:
+    def mask(self, ratings: Ratings, part: str, state: str = "warm") -> np.ndarray:
         """Mask of the ratings of a part and state, bool `[R]`.
-
-        In training, the warm state is meant, without the ratings that are held back. At
-        test it has all ratings of training users for old items: those in training are
-        support, and those held back are queries.
 
         Args:
           ratings: The ratings that were split.
-          part: Part of the users, "train", "validation" or "test"; in the states "warm"
-            and "item", whose users are those of training, any but "train" means the test.
+          part: Part of the users. Training is in the state "warm" alone and leaves out what
+            is held back; validation is in the states of new users, "user" and "both".
           state: One of `STATES`: "warm" (users and items of training), "user" (new users),
-            "item" (new items), "both".
+            "item" (new items), "both". In a test, "warm" has all ratings of training users
+            for old items: those of training are support, those held back are queries.
 
         Raises:
-          ValueError: there is no such part or state.
+          ValueError: there is no such part, state, or pair of them.
         """
-        if part not in PARTS or state not in STATES:
+        states = {"train": ("warm",), "validation": ("user", "both"), "test": STATES}
+        if state not in states.get(part, ()):
+            pairs = "; ".join(f"{p}: {', '.join(s)}" for p, s in states.items())
             raise ValueError(
-                f"part and state are {part!r} and {state!r}; expected one of "
-                f"{', '.join(PARTS)} and one of {', '.join(STATES)}."
+                f"part and state are {part!r} and {state!r}; expected one of {pairs}."
             )
-        new_user = state in ("user", "both")
-        number = PARTS.index(part) if new_user else 0
+        number = PARTS.index(part) if state in ("user", "both") else 0
         users = self.user_part[ratings.user] == number
         items = self.new_item[ratings.item] == (state in ("item", "both"))
         found = users & items
-        return found & ~self.held if part == "train" and state == "warm" else found
+        return found & ~self.held if part == "train" else found
 
 
 def cold_start(
@@ -68,21 +67,54 @@ def cold_start(
 ) -> ColdStart:
     """Splits users and items at random, and holds back ratings for the warm state.
 
+    The part of a user is drawn from the seed and the user's name, and that of an item
+    likewise. So further users or items move none of the others.
+
     Args:
       ratings: The ratings.
       validation_users: Share of the users for validation, above 0.
       test_users: Share of the users for the test, above 0.
       new_items: Share of the items that training does not see, from 0 to below 1.
       held: Number of ratings of each training user for old items that training does not
-        see, where the user has three times as many.
+        see, where the user has twice as many.
       seed: Seed of the split.
 
     Returns:
       The split. Equal arguments give an equal one.
 
     Raises:
-      ValueError: shares are out of range, or leave no user or no item for training.
+      ValueError: shares are out of range, or leave no user, item or rating for a part.
     """
+    check_shares(validation_users, test_users, new_items)
+    of_users = _draws(ratings.users.ids, f"user {seed}")
+    of_items = _draws(ratings.items.ids, f"item {seed}")
+    user_part = np.where(of_users < validation_users + test_users, 2, 0).astype(np.int8)
+    user_part[of_users < validation_users] = 1
+    counts = np.bincount(user_part, minlength=3)
+    if not counts.all():
+        told = ", ".join(f"{part} {n}" for part, n in zip(PARTS, counts, strict=True))
+        raise ValueError(
+            f"of {len(user_part)} users, parts have {told}; expected one or more in each. "
+            "Change the shares or the seed of the split, or give more users."
+        )
+    new_item = of_items < new_items
+    warm = (user_part[ratings.user] == 0) & ~new_item[ratings.item]
+    if not warm.any():
+        raise ValueError(
+            f"no rating is left for training of {len(ratings):,}. Lower the shares of "
+            "users and items that training does not see."
+        )
+    # A draw of a pair from those of its user and its item: unlike for other pairs.
+    pairs = (of_users[ratings.user] * 7919 + of_items[ratings.item] * 104_729) % 1
+    return ColdStart(
+        user_part=user_part,
+        new_item=new_item,
+        held=_held(pairs, ratings.user, warm, held),
+    )
+
+
+def check_shares(validation_users: float, test_users: float, new_items: float) -> None:
+    """Raises a `ValueError` unless shares of users and items leave some for training."""
     shares = {
         "validation_users": validation_users,
         "test_users": test_users,
@@ -92,53 +124,56 @@ def cold_start(
         least = share >= 0 if name == "new_items" else share > 0
         if not (least and share < 1):
             raise ValueError(f"{name} is {share!r}; expected a share below 1.")
-    rng = np.random.default_rng(seed)
-    user_part = _parts(rng, len(ratings.users), validation_users, test_users)
-    new_item = np.zeros(len(ratings.items), bool)
-    chosen = rng.permutation(len(new_item))[: round(new_items * len(new_item))]
-    new_item[chosen] = True
-    warm = (user_part[ratings.user] == 0) & ~new_item[ratings.item]
-    if not warm.any():
+    if validation_users + test_users >= 1:
         raise ValueError(
-            f"no rating is left for training of {len(ratings):,}: lower the shares "
-            f"{shares}."
+            f"validation_users is {validation_users} and test_users is {test_users}, which "
+            "leave no user for training; expected a sum below 1."
         )
-    return ColdStart(
-        user_part=user_part,
-        new_item=new_item,
-        held=_held(rng, ratings.user, warm, held),
-    )
 
 
-def _parts(
-    rng: np.random.Generator, num: int, validation: float, test: float
-) -> np.ndarray:
-    """Part of each user, with at least one in each part."""
-    sizes = [max(1, round(share * num)) for share in (validation, test)]
-    if sum(sizes) >= num:
-        raise ValueError(
-            f"{num} users with shares of {validation} for validation and {test} for the "
-            "test leave none for training; expected a sum well below 1, and three users "
-            "or more."
-        )
-    found = np.zeros(num, np.int8)
-    order = rng.permutation(num)
-    found[order[: sizes[0]]] = 1
-    found[order[sizes[0] : sum(sizes)]] = 2
-    return found
+def without_unseen(ratings: Ratings, mask: np.ndarray) -> Ratings:
+    """The ratings, with no value where training would see none.
+
+    A value that no rating of training has, such as a new actor, has an embedding that was
+    never learned. It counts as missing.
+
+    Args:
+      ratings: The ratings.
+      mask: Mask of the ratings of training, bool `[R]`.
+    """
+    users = _only_seen(ratings.users, np.unique(ratings.user[mask]))
+    items = _only_seen(ratings.items, np.unique(ratings.item[mask]))
+    return dataclasses.replace(ratings, users=users, items=items)
 
 
-def _held(
-    rng: np.random.Generator, user: np.ndarray, warm: np.ndarray, held: int
-) -> np.ndarray:
-    """Mask of `held` ratings of each user that has three times as many."""
-    rows = rng.permutation(np.flatnonzero(warm))
-    rows = rows[np.argsort(user[rows], kind="stable")]
+def _only_seen(entities: Entities, rows: np.ndarray) -> Entities:
+    codes, start = entities.codes.copy(), 0
+    for attribute in entities.attributes:
+        own = codes[:, start : start + attribute.places]
+        own[~np.isin(own, own[rows])] = NONE
+        start += attribute.places
+    return dataclasses.replace(entities, codes=codes)
+
+
+def _draws(ids: np.ndarray, seed: str) -> np.ndarray:
+    """A uniform draw from 0..1 for each name, float64 `[E]`."""
+
+    def draw(name: Any) -> float:
+        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+        return int.from_bytes(digest[:6], "big") / 2**48
+
+    return np.asarray([draw(name) for name in ids.tolist()])
+
+
+def _held(draws: np.ndarray, user: np.ndarray, warm: np.ndarray, held: int) -> np.ndarray:
+    """Mask of `held` ratings of each user that has twice as many."""
+    rows = np.flatnonzero(warm)
+    rows = rows[np.lexsort((draws[rows], user[rows]))]
     of_user = user[rows]
     starts = np.flatnonzero(np.r_[True, of_user[1:] != of_user[:-1]])
     counts = np.diff(np.r_[starts, len(rows)])
     place = np.arange(len(rows)) - np.repeat(starts, counts)
-    enough = np.repeat(counts >= 3 * held, counts)
+    enough = np.repeat(counts >= 2 * held, counts)
     found = np.zeros(len(user), bool)
     found[rows[(place < held) & enough]] = True
     return found

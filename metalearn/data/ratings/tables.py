@@ -103,9 +103,17 @@ class Ratings:
         return tuple((len(a.values), a.places) for a in both)
 
     @property
+    def vocabulary(self) -> str:
+        """SHA-256 of what the codes of `content_of` mean."""
+        both = (*self.users.attributes, *self.items.attributes)
+        told = [(a.name, a.values, a.places) for a in both]
+        return hashlib.sha256(repr(told).encode()).hexdigest()
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of ratings and codes."""
-        found = hashlib.sha256(repr((self.fields, self.limits)).encode())
+        """SHA-256 of ratings, names, codes and their meaning."""
+        ids = (self.users.ids.tolist(), self.items.ids.tolist())
+        found = hashlib.sha256(repr((self.vocabulary, self.limits, ids)).encode())
         for part in (self.users.codes, self.items.codes, self.user, self.item, self.rating):
             found.update(np.ascontiguousarray(part).tobytes())
         return found.hexdigest()
