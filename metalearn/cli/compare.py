@@ -139,6 +139,16 @@ def _facts(one: Contestant) -> dict[str, Any]:
     """What decides the test tasks of a run."""
     names = ("test_ways", "test_shots", "eval_queries", "ambiguous_styles", "styles")
     found = {n: getattr(one.recipe.app, n) for n in names if hasattr(one.recipe.app, n)}
+    more = (
+        "state",
+        "split_number",
+        "queries",
+        "least_support",
+        "most_support",
+        "new_items",
+    )
+    if one.recipe.app.kind == "ratings":
+        found |= {n: getattr(one.recipe.app, n) for n in more}
     found["data"] = one.record.get("name")
     found["image_shape"] = one.record.get("image_shape")
     test = one.record.get("parts", {}).get("test", {})

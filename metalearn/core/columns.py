@@ -91,7 +91,12 @@ class Table:
     def __getitem__(self, name: str) -> np.ndarray:
         column = self._table[name]
         given.check_unmasked(column, f"column {name!r}")
-        values = np.asarray(column)
+        if isinstance(column, (list, tuple)) and all(isinstance(v, str) for v in column):
+            # As objects: an array of text gives each row the room of the longest.
+            values = np.empty(len(column), object)
+            values[:] = column
+        else:
+            values = np.asarray(column)
         if values.ndim not in (1, 2):
             raise ValueError(
                 f"column {name!r} has shape {values.shape}; expected [R], or [R, D] for "

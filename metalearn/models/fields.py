@@ -42,7 +42,13 @@ class FieldMLP(nn.Module):
     def __call__(self, x: Array | dict[str, Array]):
         check_sizes(self)
         checks.whole_number("dim", self.dim, least=1)
-        codes = x["content"] if isinstance(x, dict) else x
+        codes = x.get("content") if isinstance(x, dict) else x
+        if not jnp.issubdtype(getattr(codes, "dtype", float), jnp.integer):
+            told = sorted(x) if isinstance(x, dict) else type(x).__name__
+            raise TypeError(
+                f"FieldMLP got {told}; expected codes, int [N, P], or a dictionary with "
+                "them under 'content'."
+            )
         places = sum(place for _, place in self.fields)
         if codes.ndim != 2 or codes.shape[1] != places or not self.fields:
             raise ValueError(

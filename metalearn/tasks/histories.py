@@ -164,8 +164,12 @@ def _checked(x: PyTree, y: Any, group: Any, is_query: Any) -> tuple[np.ndarray, 
     """Group and mask of queries of each row."""
     given.check_kept(x, "x")
     given.check_kept(y, "y")
+    given.check_unmasked(group, "group")
+    given.check_unmasked(is_query, "is_query")
     group = np.asarray(group)
-    if group.ndim != 1 or not len(group) or group.dtype.kind not in "iu":
+    if group.shape == (0,):
+        raise ValueError("group is empty; expected one row or more.")
+    if group.ndim != 1 or group.dtype.kind not in "iu":
         raise TypeError(
             f"group has shape {group.shape} and dtype {group.dtype}; expected whole "
             "numbers [R], one a row. Number the names: names, group = numpy.unique(names, "
@@ -183,6 +187,11 @@ def _checked(x: PyTree, y: Any, group: Any, is_query: Any) -> tuple[np.ndarray, 
         raise TypeError(f"is_query has dtype {mask.dtype}; expected bool.")
     parts = {"x": x, "y": y, "is_query": mask}
     for part, tree in parts.items():
+        if isinstance(tree, (list, tuple)) or not jax.tree.leaves(tree):
+            raise TypeError(
+                f"{part} is a {type(tree).__name__}; expected an array, or a dictionary of "
+                "arrays: give numpy.asarray of it."
+            )
         for leaf in jax.tree.leaves(tree):
             if np.shape(leaf)[:1] != group.shape:
                 raise ValueError(
@@ -190,7 +199,14 @@ def _checked(x: PyTree, y: Any, group: Any, is_query: Any) -> tuple[np.ndarray, 
                     "expected one row each."
                 )
             values = np.asarray(leaf)
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
+            if not (values.dtype == bool or jnp.issubdtype(values.dtype, jnp.number)):
+                raise TypeError(
+                    f"{part} has dtype {values.dtype}; expected numbers. Number the names: "
+                    "names, codes = numpy.unique(values, return_inverse=True)."
+                )
+            real = jnp.issubdtype(values.dtype, jnp.inexact)
+            if real and not np.isfinite(values.astype(complex)).all():
+                values = values.astype(complex)
                 bad = ~np.isfinite(values.reshape(len(values), -1)).all(1)
                 raise ValueError(
                     f"{part} is not finite in row {int(bad.argmax())}, counted from 0, and "

@@ -157,6 +157,7 @@ def test_every_keyword_argument_has_a_type_and_is_described(name):
 
 WORDS = (
     "adapt_filter",
+    "shared",
     "name",
     "head",
     "context",

@@ -108,7 +108,7 @@ def test_settings_are_checked(settings, learner, said):
 
 def test_too_few_ratings_are_said_before_training(data):
     app = dataclasses.replace(TINY, queries=20)
-    with pytest.raises(ValueError, match="has 20 query rows"):
+    with pytest.raises(ValueError, match=r"has 20 ratings for queries.*--app\.queries"):
         app.tasks(data, "train")
 
 
@@ -178,6 +178,8 @@ def test_candidates_follow_the_two_scores_by_hand(data):
     assert [c.item for c in scaled] == [c.item for c in found]
     popular = candidates(ratings, rows, num=5, kind="popular")
     assert [c.num_raters for c in popular] == sorted(counts.values())[:-6:-1]
+    mask = data.split.mask(ratings, "train")
+    assert candidates(ratings, mask, num=5, norms=norms) == found
     nothing = candidates(ratings, rows, num=3, norms=np.zeros(len(rows)))
     assert len(nothing) == 3 and {c.item for c in nothing} <= set(means)
     random = candidates(ratings, rows, num=99, kind="random", seed=1)
@@ -193,7 +195,11 @@ def test_candidates_follow_the_two_scores_by_hand(data):
         ({"norms": [1.0]}, "norms are of shape"),
         ({"norms": [1.0, 2, -1, 2, 1]}, "norms have -1.0 for row 2"),
         ({"norms": [1.0, 2, 1, np.nan, 1]}, "norms have nan for row 3"),
-        ({"rows": np.zeros(0, int), "kind": "popular"}, "for 0 ratings"),
+        ({"rows": np.zeros(0, int), "kind": "popular"}, "rows name no rating"),
+        ({"rows": np.asarray([-1]), "kind": "popular"}, "expected numbers of ratings"),
+        ({"rows": np.asarray([10**6]), "kind": "popular"}, "expected numbers of ratings"),
+        ({"rows": np.zeros(5, bool), "kind": "popular"}, "expected numbers of ratings"),
+        ({"num": 1.5}, "num is 1.5"),
     ],
 )
 def test_candidates_are_checked(data, given, said):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,8 @@ FAULTS = {
     "numbers": ({"users": {"town": [0.5, 1.5, 2.0]}}, "Make bands of numbers"),
     "nothing known": ({"items": {"genres": ["", "", ""]}}, "no value in any row"),
     "limits": ({"limits": (5, 1)}, "limits are"),
+    "no limits": ({"limits": None}, "limits are None"),
+    "limits of text": ({"limits": ("1", "x")}, "limits are"),
     "separator": ({"separators": {"genres": ""}}, "separator of 'genres'"),
     "separator of none": ({"separators": {"genre": "|"}}, "separators names genre"),
     "no column": ({"user_columns": ["agee"]}, "Did you mean 'age'"),
@@ -107,8 +110,25 @@ def test_what_is_wrong_is_named_with_column_and_row(fault):
 
 
 def test_a_text_in_place_of_a_list_of_columns_is_refused():
-    with pytest.raises(TypeError, match="a list of names"):
-        _made(user_columns="age")
+    for given in ("age", 5):
+        with pytest.raises(TypeError, match="a list of names"):
+            _made(user_columns=given)
+    with pytest.raises(TypeError, match="separators is"):
+        _made(separators="|")
+
+
+def test_a_rating_on_the_limit_is_within_it():
+    found = _made({"rating": [0.7, 0.7, 0.9, 0.8]}, limits=(0.7, 0.9))
+    assert len(found) == 4
+
+
+def test_one_long_cell_does_not_make_all_cells_long():
+    tracemalloc.start()
+    genres = ["x" * 200_000, *["Drama"] * 999]
+    items = {"item": list(range(1000)), "genres": genres}
+    _made({"item": [0, 1, 2, 3]}, items=items)
+    assert tracemalloc.get_traced_memory()[1] < 50e6  # 800 MB in an array of text
+    tracemalloc.stop()
 
 
 # -- States of a cold start ------------------------------------------------------------
@@ -303,8 +323,19 @@ DAMAGE = {
     "empty": ("ml-1m", "ratings.dat", "", "ratings.dat has no line"),
     "gzip": ("ml-1m-coldstart", "ratings.csv.gz", None, "no gzip file"),
     "header": ("own", "users.csv", "name,age\nann,1\n", "expected user too"),
+    "index": ("own", "users.csv", ",user,age\n0,ann,1\n", r"to_csv\(index=False\)"),
+    "item of users": ("own", "users.csv", "user,item\nann,7\n", "a column 'item'"),
+    "nobody": ("own", "users.csv", "user,age\n ,1\n", "line 2 of users.csv has no 'user'"),
+    "comma": ("own", "ratings.csv", 'user,item,rating\nann,7,"3,5"\n', "'3,5' in row 0"),
+    "age": (
+        "ml-1m",
+        "users.dat",
+        "1::M::old::12::8\n",
+        "column 'age' holds 'old' in row 0",
+    ),
+    "encoding": ("own", "items.csv", "i\0t\0e\0m\0", "no text in UTF-8"),
     "row": ("own", "items.csv", "item,genres\n7\n", "line 2 of items.csv has 1 columns"),
-    "text": ("own", "ratings.csv", "user,item,rating\nann,7,good\n", "no numbers"),
+    "text": ("own", "ratings.csv", "user,item,rating\nann,7,good\n", "'good' in row 0"),
     "none": ("own", "ratings.csv", "user,item,rating\n", "no row"),
     "shared name": ("own", "items.csv", "item,age\n7,a\n8,b\n", "both have age"),
     "unknown": ("own", "ratings.csv", "user,item,rating\neve,7,3\n", "'eve' in row 0"),

@@ -72,6 +72,13 @@ def test_parts_that_adapt_are_found_by_their_names():
     assert sorted(variables.params) == ["decision_0", "embed_0", "embed_1", "head"]
 
 
+def test_what_is_no_code_is_refused():
+    model, variables = _made()
+    for given in (CODES * 1.0, {"codes": CODES}, [[0, 1, 2, 3]]):
+        with pytest.raises(TypeError, match="expected codes"):
+            model.apply(variables, given)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

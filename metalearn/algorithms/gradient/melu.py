@@ -21,11 +21,11 @@ import jax.numpy as jnp
 
 from metalearn.algorithms.bilevel import Hooks, bilevel
 from metalearn.algorithms.options import Options, takes_options
-from metalearn.core import checks, trees
+from metalearn.core import checks, kinds, trees
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples
-from metalearn.core.types import Array, InnerHparams, InnerOpt, Key, LossFn, PyTree
+from metalearn.core.types import Array, InnerOpt, Key, LossFn, PyTree
 
 
 @takes_options(but=("adapt_filter",))
@@ -36,7 +36,6 @@ def melu(
     *,
     num_steps: int = 1,
     shared: str = "embed",
-    inner_hparams: InnerHparams | None = None,
     **options: Unpack[Options],
 ) -> MetaLearner:
     """MAML in which embeddings are shared, and the layers above them adapt to a user.
@@ -51,7 +50,6 @@ def melu(
       inner_opt: As in `maml`. The paper's rate of 5e-6 hardly moves anything.
       num_steps: K, inner steps; the paper uses 1.
       shared: Regular expression found in the paths of parameters that do not adapt.
-      inner_hparams: As in `maml`.
       **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
@@ -79,7 +77,7 @@ def melu(
         loss_fn,
         inner_opt,
         num_steps=num_steps,
-        hooks=Hooks(inner_hparams=inner_hparams, settings={"shared": shared}),
+        hooks=Hooks(settings={"shared": shared}),
         adapt_filter=lambda path, leaf: not is_shared(path, leaf),
         **options,
     )
@@ -116,6 +114,7 @@ def evidence(
     Raises:
       ValueError: `shared` occurs in no path, or in all.
     """
+    kinds.variables(variables)
     kept, adapts = _parts(variables.params, shared)
 
     def of_row(row: Examples) -> Array:

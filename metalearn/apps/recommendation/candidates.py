@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from metalearn.core import checks
 from metalearn.core.task import Examples
 from metalearn.core.types import Array
 from metalearn.data.ratings import Ratings
@@ -64,9 +65,11 @@ def candidates(
     """
     if kind not in ("evidence", "popular", "random"):
         raise ValueError(f"kind is {kind!r}; expected evidence, popular or random.")
-    if num < 1 or not len(rows):
+    rows = _numbers_of(ratings, rows)
+    checks.whole_number("num", num, least=1)
+    if not len(rows):
         raise ValueError(
-            f"num is {num} for {len(rows)} ratings; expected 1 or more of both."
+            "rows name no rating; expected the numbers of one rating or more of training."
         )
     item = ratings.item[rows]
     counts = np.bincount(item, minlength=len(ratings.items)).astype(float)
@@ -81,6 +84,24 @@ def candidates(
     return [
         Candidate(item=i, score=float(scores[i]), num_raters=int(counts[i])) for i in chosen
     ]
+
+
+def _numbers_of(ratings: Ratings, rows: Any) -> np.ndarray:
+    """Numbers of ratings; a mask `[R]` of all of them stands for the numbers it has.
+
+    Raises:
+      ValueError: they are no numbers of ratings.
+    """
+    found = np.asarray(rows)
+    if found.dtype == bool and found.shape == ratings.rating.shape:
+        found = np.flatnonzero(found)
+    whole = found.ndim == 1 and found.dtype.kind in "iu"
+    if not whole or (len(found) and not 0 <= found.min() <= found.max() < len(ratings)):
+        raise ValueError(
+            f"rows have shape {found.shape} and dtype {found.dtype}; expected numbers of "
+            f"ratings, from 0 to {len(ratings) - 1}, or a mask of all."
+        )
+    return found
 
 
 def _means(norms: Any, item: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -118,8 +139,10 @@ def movements(
     Returns:
       Norms `[R]`.
     """
+    checks.whole_number("batch", batch, least=1)
+    rows = _numbers_of(ratings, rows)
     run = jax.jit(norm_of)
-    found = []
+    found = [np.zeros(0, np.float32)]
     for start in range(0, len(rows), batch):
         some = rows[start : start + batch]
         # The last batch is filled up, so that all share one program.

@@ -217,7 +217,22 @@ class FewRatings:
     def tasks_of(
         self, ratings: Ratings, rows: np.ndarray, name: str, is_query: Any = None
     ) -> TaskSampler:
-        """Tasks of these rows of ratings."""
+        """Tasks of these rows of ratings.
+
+        Raises:
+          ValueError: no user has enough of them.
+        """
+        counts = np.bincount(ratings.user[rows], minlength=1)
+        held = np.ones(len(rows), bool) if is_query is None else np.asarray(is_query)
+        queries = np.bincount(ratings.user[rows][held], minlength=len(counts))
+        needed = self.queries + self.least_support
+        if not ((counts >= needed) & (queries >= self.queries)).any():
+            raise ValueError(
+                f"no user of {name} has {self.queries} ratings for queries and "
+                f"{self.least_support} more; the largest number is {counts.max()}"
+                + ("" if is_query is None else f", with {queries.max()} held back")
+                + ". Lower --app.queries or --app.least-support, or give more ratings."
+            )
         return histories(
             {
                 "content": ratings.content_of(rows),

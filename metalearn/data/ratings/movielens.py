@@ -33,6 +33,7 @@ from metalearn.data.ratings.tables import Ratings, rating_tables
 
 Columns = dict[str, list[str]]
 Limits = tuple[float, float]
+_IDS = ("user", "item", "user_id", "movie_id")
 MOST_BYTES = 512 * 2**20
 _USERS = ("user", "gender", "age", "occupation", "zip")
 # Lowest age of each band of MovieLens-1M.
@@ -135,11 +136,11 @@ def _movies(
     limits: Limits,
 ) -> Ratings:
     """Ratings of films, whose users have the columns of `_USERS`."""
-    users["age"] = [_band(int(age)) for age in users["age"]]
+    users["age"] = [_band(age) for age in _numbers(users["age"], "age")]
     users["area"] = [code[:2] for code in users["zip"]]
     lists = {column: "|" for column in ("genres", "directors", "actors") if column in known}
     return rating_tables(
-        {**ratings, "rating": np.asarray(ratings["rating"], float)},
+        {**ratings, "rating": _numbers(ratings["rating"], "rating")},
         users,
         items,
         user_columns=("gender", "age", "occupation", "area"),
@@ -155,10 +156,9 @@ def _own(folder: Path, limits: Limits) -> Ratings:
     ratings = _csv(folder / "ratings.csv", ("user", "item", "rating"))
     users = _csv(folder / "users.csv", ("user",))
     items = _csv(folder / "items.csv", ("item",))
-    try:
-        numbers = np.asarray(ratings["rating"], float)
-    except ValueError as error:
-        raise ValueError(f"the ratings of ratings.csv are no numbers: {error}.") from error
+    for file, table, other in (("users.csv", users, "item"), ("items.csv", items, "user")):
+        if other in table:
+            raise ValueError(f"{file} has a column {other!r}, which is for ratings.csv.")
     columns = [name for name in (*users, *items) if name not in ("user", "item")]
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
         raise ValueError(
@@ -166,7 +166,7 @@ def _own(folder: Path, limits: Limits) -> Ratings:
             "columns that differ. Rename one."
         )
     return rating_tables(
-        {**ratings, "rating": numbers},
+        {**ratings, "rating": _numbers(ratings["rating"], "rating")},
         users,
         items,
         separators=dict.fromkeys(columns, "|"),
@@ -178,7 +178,25 @@ def _decade(year: str) -> str:
     return f"{year[:3]}0s" if year.isdigit() else ""
 
 
-def _band(age: int) -> str:
+def _numbers(cells: list[str], name: str) -> np.ndarray:
+    """Numbers of a column, float64.
+
+    Raises:
+      ValueError: a cell is none; names the row.
+    """
+    found = []
+    for row, cell in enumerate(cells):
+        try:
+            found.append(float(cell.replace("_", " ")))
+        except ValueError:
+            raise ValueError(
+                f"column {name!r} holds {cell!r} in row {row}, counted from 0; expected a "
+                "number, with a point before decimals."
+            ) from None
+    return np.asarray(found)
+
+
+def _band(age: float) -> str:
     """Band of an age, by its lowest age."""
     return str(max(low for low in _BANDS if low <= max(age, 1)))
 
@@ -212,8 +230,11 @@ def _csv(path: Path, needed: tuple[str, ...]) -> Columns:
                 f"{path.name} has the columns {names[:8]}; expected {', '.join(lacking)} "
                 "too, in its first line."
             )
-        if len(set(names)) < len(names):
-            raise ValueError(f"{path.name} has a column twice: {names[:8]}.")
+        if len(set(names)) < len(names) or "" in names:
+            raise ValueError(
+                f"{path.name} has the columns {names[:8]}; expected names, each once. Data "
+                "frames are written by to_csv(index=False)."
+            )
         rows = []
         for cells in lines:
             if cells and len(cells) != len(names):
@@ -221,7 +242,16 @@ def _csv(path: Path, needed: tuple[str, ...]) -> Columns:
                     f"line {lines.line_num} of {path.name} has {len(cells)} columns; "
                     f"expected {len(names)}."
                 )
-            rows += [cells] if cells else []
+            if not cells:
+                continue
+            cells = [cell.strip() for cell in cells]
+            for name in needed:
+                if not cells[names.index(name)] and name in _IDS:
+                    raise ValueError(
+                        f"line {lines.line_num} of {path.name} has no {name!r}; expected a "
+                        "name. Drop such lines."
+                    )
+            rows.append(cells)
     except csv.Error as error:
         told = f"line {lines.line_num} of {path.name} is no CSV: {error}."
         raise ValueError(told) from error
@@ -244,6 +274,10 @@ def _text(path: Path) -> str:
             f"{path.name} holds more than {in_bytes(MOST_BYTES)} of text; expected less."
         )
     try:
+        if b"\0" in content:
+            raise ValueError(
+                f"{path.name} is no text in UTF-8: it holds zeros. Save it as CSV in UTF-8."
+            )
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return content.decode("latin-1")  # what MovieLens has

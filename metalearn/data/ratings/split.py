@@ -86,6 +86,8 @@ def cold_start(
       ValueError: shares are out of range, or leave no user, item or rating for a part.
     """
     check_shares(validation_users, test_users, new_items)
+    if isinstance(held, bool) or not isinstance(held, (int, np.integer)) or held < 1:
+        raise ValueError(f"held is {held!r}; expected an integer of 1 or more.")
     of_users = _draws(ratings.users.ids, f"user {seed}")
     of_items = _draws(ratings.items.ids, f"item {seed}")
     user_part = np.where(of_users < validation_users + test_users, 2, 0).astype(np.int8)
@@ -95,7 +97,8 @@ def cold_start(
         told = ", ".join(f"{part} {n}" for part, n in zip(PARTS, counts, strict=True))
         raise ValueError(
             f"of {len(user_part)} users, parts have {told}; expected one or more in each. "
-            "Change the shares or the seed of the split, or give more users."
+            "Change the shares or the seed of the split (--app.split-number), or give more "
+            "users."
         )
     new_item = of_items < new_items
     warm = (user_part[ratings.user] == 0) & ~new_item[ratings.item]
@@ -121,9 +124,12 @@ def check_shares(validation_users: float, test_users: float, new_items: float) -
         "new_items": new_items,
     }
     for name, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, (int, float, np.number)):
+            raise TypeError(f"{name} is {share!r}; expected a share from 0 to 1.")
         least = share >= 0 if name == "new_items" else share > 0
         if not (least and share < 1):
-            raise ValueError(f"{name} is {share!r}; expected a share below 1.")
+            least = "from 0 to below 1" if name == "new_items" else "above 0 and below 1"
+            raise ValueError(f"{name} is {share!r}; expected a share {least}.")
     if validation_users + test_users >= 1:
         raise ValueError(
             f"validation_users is {validation_users} and test_users is {test_users}, which "

@@ -169,7 +169,12 @@ def rating_tables(
     """
     rows = Table(ratings)
     rows.check_names("the ratings", (user, item, rating))
-    separators = dict(separators or {})
+    separators = {} if separators is None else separators
+    if not isinstance(separators, Mapping):
+        raise TypeError(
+            f"separators is {separators!r}; expected texts by column, such as "
+            '{"genres": "|"}.'
+        )
     of_users = _entities(Table(users), user, user_columns, separators)
     of_items = _entities(Table(items), item, item_columns, separators)
     known = {a.name for a in (*of_users.attributes, *of_items.attributes)}
@@ -182,8 +187,8 @@ def rating_tables(
         name=name,
         users=of_users,
         items=of_items,
-        user=columns.coded(rows[user], tuple(of_users.ids.tolist()), user),
-        item=columns.coded(rows[item], tuple(of_items.ids.tolist()), item),
+        user=_places(rows[user], of_users, user, "users"),
+        item=_places(rows[item], of_items, item, "items"),
         rating=_ratings(rows[rating], rating, limits),
         limits=(float(limits[0]), float(limits[1])),
     )
@@ -196,7 +201,7 @@ def _entities(
 ) -> Entities:
     """The users or the items of a table."""
     table.check_names("the key", (key,))
-    if isinstance(names, str):
+    if isinstance(names, str) or not isinstance(names, (Sequence, type(None))):
         raise TypeError(f"columns are {names!r}; expected a list of names.")
     if names is None:
         names = [column for column in table.names if column != key]
@@ -262,25 +267,59 @@ def _words(value: Any, separator: str | None) -> list[str]:
 
 def _ratings(values: np.ndarray, name: str, limits: tuple[float, float]) -> np.ndarray:
     """Ratings within the limits, float32 `[R]`."""
-    low, high = limits
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ValueError(f"limits are {limits}; expected a lowest and a highest rating.")
+    low, high = check_limits(limits)
     columns.check_complete(values, name)
     if values.ndim != 1 or not columns.is_number(values):
         raise ValueError(
             f"column {name!r} has shape {values.shape} and dtype {values.dtype}; expected "
             "numbers [R]."
         )
-    found = values.astype(np.float32)
+    found = values.astype(np.float64)
     outside = (found < low) | (found > high)
     if outside.any():
         row = int(outside.argmax())
         raise ValueError(
             f"column {name!r} holds {values.tolist()[row]} in row {row}, counted from 0, "
             f"and {int(outside.sum())} ratings are outside {low:g} to {high:g}. Correct "
-            "them, or say the scale by limits=(lowest, highest)."
+            "them, or say the scale by limits=(lowest, highest), or --app.limits."
         )
-    return found
+    return found.astype(np.float32)
+
+
+def check_limits(limits: Any) -> tuple[float, float]:
+    """The lowest and the highest rating.
+
+    Raises:
+      ValueError: they are not two finite numbers in this order.
+    """
+    try:
+        low, high = (float(limit) for limit in limits)
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(
+            f"limits are {limits!r}; expected a lowest and a highest rating, such as "
+            "(1, 5)."
+        )
+    return low, high
+
+
+def _places(values: np.ndarray, known: Entities, column: str, what: str) -> np.ndarray:
+    """Rows of users or items in their table, int32 `[R]`."""
+    if values.ndim != 1:
+        raise ValueError(f"column {column!r} has shape {values.shape}; expected [R].")
+    columns.check_complete(values, column)
+    index = {name: place for place, name in enumerate(known.ids.tolist())}
+    places = np.asarray([index.get(name, -1) for name in values.tolist()], np.int32)
+    if (places < 0).any():
+        row = int((places < 0).argmax())
+        raise ValueError(
+            f"column {column!r} of the ratings holds {values.tolist()[row]!r} in row "
+            f"{row}, counted from 0, which the table of {what} does not have; "
+            f"{int((places < 0).sum())} ratings are of unknown {what}. Add them to the "
+            "table, or drop their ratings."
+        )
+    return places
 
 
 def _check_once(ratings: Ratings, user: str, item: str) -> None:
