@@ -308,7 +308,12 @@ def test_data_commands(base, image_folder):
     assert "omniglot" in ok("data", "list")
     found = json.loads(ok("data", "list", "--json"))
     texts = {"banking77", "hwu64", "liu54", "huffpost41", "fewrel", "own"}
-    assert {row["name"] for row in found} == {"glyphs", "omniglot"} | texts
+    kinds = {"glyphs": "images", "omniglot": "images"} | dict.fromkeys(texts, "texts")
+    ratings = {"ml-100k", "ml-1m", "ml-1m-coldstart", "own"}
+    assert {(row["name"], row["kind"]) for row in found} == {
+        *kinds.items(),
+        *((name, "ratings") for name in ratings),
+    }
     assert "prepared" in ok("data", "prepare", image_folder, "--channels=1")
 
 
