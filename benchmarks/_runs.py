@@ -274,13 +274,8 @@ def judged(
         print(f"{folder.name} was trained on {shared}", flush=True)
     variables, _ = runs.best(run)
     environment.enable_compilation_cache()  # for runs that another process trained
-    if tasks is not None or part == "validation":
-        recipe = dataclasses.replace(
-            recipe,
-            test_tasks=tasks or recipe.test_tasks,
-            validation_tasks=tasks or recipe.test_tasks,
-        )
-    judged_on, num = runs.judged_tasks(recipe, data, part)
+    asked = tasks or recipe.test_tasks
+    judged_on, num = runs.judged_tasks(recipe, data, part, asked)
     return ml.evaluate(
         recipe.build_judged(run.record),
         variables,

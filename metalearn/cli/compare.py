@@ -110,7 +110,9 @@ def _check_same_tasks(there: list[Contestant], seed: int) -> None:
     """
     firsts = []
     for one in there:
-        sampler, _ = runs.judged_tasks(one.recipe, one.data, "test", seed=seed)
+        sampler, _ = runs.judged_tasks(
+            one.recipe, one.data, "test", one.recipe.test_tasks, seed=seed
+        )
         # The key that `evaluate` gives to its first task.
         key = jax.random.split(jax.random.fold_in(of_seed(seed), 0), 3)[0]
         task = sampler.first(key)

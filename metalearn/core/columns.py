@@ -188,8 +188,16 @@ def values_of(values: np.ndarray, name: str, order: list[Any] | None = None) -> 
         ) from None
 
 
-def coded(values: np.ndarray, known: tuple, name: str) -> np.ndarray:
+def coded(
+    values: np.ndarray, known: tuple, name: str, where: str | None = None
+) -> np.ndarray:
     """Places of the values in `known`, int32 `[R]`.
+
+    Args:
+      values: The values, `[R]`.
+      known: The values that have a place.
+      name: Name of the column, for messages.
+      where: Table that holds the known values, for messages; that of the mapping if None.
 
     Raises:
       ValueError: a value is none of them; names the row.
@@ -200,10 +208,13 @@ def coded(values: np.ndarray, known: tuple, name: str) -> np.ndarray:
     found = np.asarray(codes, np.int32)
     if (found < 0).any():
         row = int((found < 0).argmax())
+        told = f"the {len(known)} known values"
+        remedy = "make the mapping from a table that has all values"
+        if where is not None:
+            told, remedy = f"those of {where}", f"add the values to {where}"
         raise ValueError(
             f"column {name!r} holds {values.tolist()[row]!r} in row {row}, counted from 0, "
-            f"which is none of the {len(known)} known values. Drop such rows, or make the "
-            "mapping from a table that has all values."
+            f"which is none of {told}. Drop such rows, or {remedy}."
         )
     return found
 

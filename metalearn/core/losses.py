@@ -53,6 +53,11 @@ def check_equal(outputs: Array, examples: Examples, loss: str) -> None:
         )
 
 
+def mean_of_rows(values: Array, mask: Array) -> Array:
+    """Mean over valid rows of the mean of each row: values `[N, ...]`, mask `[N]`."""
+    return masked_mean(values.reshape(values.shape[0], -1).mean(-1), mask)
+
+
 def mse(outputs: Array, examples: Examples) -> Array:
     """Mean squared error over the valid examples of one task.
 
@@ -73,7 +78,7 @@ def mse(outputs: Array, examples: Examples) -> Array:
     """
     check_equal(outputs, examples, "mse")
     errors = jnp.square(widened(outputs) - widened(examples.y))
-    return masked_mean(errors.reshape(errors.shape[0], -1).mean(-1), examples.mask)
+    return mean_of_rows(errors, examples.mask)
 
 
 def huber(outputs: Array, examples: Examples, *, delta: float = 1.0) -> Array:
@@ -98,7 +103,7 @@ def huber(outputs: Array, examples: Examples, *, delta: float = 1.0) -> Array:
     check_equal(outputs, examples, "huber")
     _check_number("delta", delta, above=0)
     losses = optax.huber_loss(widened(outputs), widened(examples.y), delta=delta)
-    return masked_mean(losses.reshape(losses.shape[0], -1).mean(-1), examples.mask)
+    return mean_of_rows(losses, examples.mask)
 
 
 def cross_entropy(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from metalearn.core import checks, losses
 from metalearn.core.task import Examples
-from metalearn.core.trees import masked_mean, widened
+from metalearn.core.trees import widened
 from metalearn.core.types import Array
 
 
@@ -33,7 +33,7 @@ def mae(outputs: Array, examples: Examples) -> Array:
     """
     losses.check_equal(outputs, examples, "mae")
     errors = jnp.abs(widened(outputs) - widened(examples.y))
-    return masked_mean(errors.reshape(errors.shape[0], -1).mean(-1), examples.mask)
+    return losses.mean_of_rows(errors, examples.mask)
 
 
 def ndcg(at: int | None = None) -> Callable[[Array, Examples], Array]:

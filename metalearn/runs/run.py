@@ -57,7 +57,9 @@ def _train(
     history = _restore(run, checkpoints)[2].get("history", [])
     if mesh.leads():
         rewrite(run.metrics_path, history)
-    validation_tasks, num = judged_tasks(recipe, data, "validation")
+    validation_tasks, num = judged_tasks(
+        recipe, data, "validation", recipe.validation_tasks
+    )
     validation = Validation(
         tasks=validation_tasks,
         learner=recipe.build_judged(run.record),
@@ -153,7 +155,7 @@ def judge(
       progress: Whether to draw a progress bar; `None` decides by the terminal.
     """
     recipe = recipe or run.recipe
-    tasks, num = judged_tasks(recipe, data, "test", seed=seed)
+    tasks, num = judged_tasks(recipe, data, "test", recipe.test_tasks, seed=seed)
     return evaluate(
         recipe.build_judged(run.record),
         variables,
@@ -166,9 +168,9 @@ def judge(
 
 
 def judged_tasks(
-    recipe: Recipe, data: Any, part: str, *, seed: int = 0
+    recipe: Recipe, data: Any, part: str, num: int, *, seed: int = 0
 ) -> tuple[Tasks, int]:
-    """Tasks of a validation or a test, and how many of them.
+    """Tasks of a validation or a test, and how many of them there are at most.
 
     Where there are so many tasks and no more, such as users, each comes once: an interval
     over users that were drawn several times would be too narrow.
@@ -177,10 +179,10 @@ def judged_tasks(
       recipe: Recipe with the evaluation settings.
       data: Data with that part.
       part: Part of the data, "validation" or "test".
+      num: Number of tasks that are asked for.
       seed: Seed of the tasks that come once.
     """
     tasks = recipe.app.tasks(data, part)
-    num = recipe.validation_tasks if part == "validation" else recipe.test_tasks
     different = getattr(tasks.sample, "num_tasks", None)
     if different is None:
         return tasks, num

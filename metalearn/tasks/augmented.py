@@ -52,30 +52,46 @@ def augmented(sampler: TaskSampler, *, shift: int = 4, mirror: bool = True) -> T
             f"shift is {shift} for images with a side of {side} pixels; expected less than "
             "the side, so that something of the image stays."
         )
-    sample = _Augmented(sampler.sample, int(shift), bool(mirror))
+    change = _Moved(int(shift), bool(mirror))
+    sample = ChangedImages(sampler.sample, change)
     return TaskSampler(sample, sampler.data, f"{sampler.name} (augmented)")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Augmented:
-    """Function `(data, key) -> Task`. Equal settings are equal, to share compilations."""
+class ChangedImages:
+    """Function `(data, key) -> Task`. Equal settings are equal, to share compilations.
+
+    Attributes:
+      sample: Function `(data, key) -> Task` that draws the images.
+      change: Function `(images, key) -> images` of equal shape `[N, H, W, C]`.
+    """
 
     sample: Callable[[PyTree, Key], Task]
-    shift: int
-    mirror: bool
+    change: Callable[[Array, Key], Array]
 
     def __call__(self, data: PyTree, key: Key) -> Task:
         k_task, k_support, k_query = jax.random.split(key, 3)
         task = self.sample(data, k_task)
         return dataclasses.replace(
             task,
-            support=self._moved(task.support, k_support),
-            query=self._moved(task.query, k_query),
+            support=self._changed(task.support, k_support),
+            query=self._changed(task.query, k_query),
         )
 
-    def _moved(self, examples: Examples, key: Key) -> Examples:
+    def _changed(self, examples: Examples, key: Key) -> Examples:
+        return dataclasses.replace(examples, x=self.change(examples.x, key))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Moved:
+    """Shifts and mirrors images."""
+
+    shift: int
+    mirror: bool
+
+    def __call__(self, x: Array, key: Key) -> Array:
         k_shift, k_mirror = jax.random.split(key)
-        x, reach = examples.x, self.shift
+        reach = self.shift
         if reach:
             corners = jax.random.randint(k_shift, (len(x), 2), 0, 2 * reach + 1)
             wide = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
@@ -89,4 +105,4 @@ class _Augmented:
             turned = jax.random.bernoulli(k_mirror, shape=(len(x), 1, 1, 1))
             # Images are data: neither branch has a derivative.
             x = jnp.where(turned, x[:, :, ::-1], x)
-        return dataclasses.replace(examples, x=x)
+        return x

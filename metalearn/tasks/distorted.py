@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
 from metalearn.core import checks
-from metalearn.core.task import Examples, Task, TaskSampler
-from metalearn.core.types import Array, Key, PyTree
+from metalearn.core.task import TaskSampler
+from metalearn.core.types import Array, Key
+from metalearn.tasks.augmented import ChangedImages
 from metalearn.tasks.styles import image_tasks
 
 
@@ -24,7 +24,7 @@ def distorted(sampler: TaskSampler, strength: float = 0.2) -> TaskSampler:
     of t uniform in `-strength/2..strength/2` of the sides. For meta-training of drawn
     characters, which are few and of which each drawer makes another: G. Koch, R. Zemel,
     R. Salakhutdinov, Siamese Neural Networks for One-shot Image Recognition, ICML deep
-    learning workshop 2015, section 3.4, draw angle, shear, scale and shift one by one, each
+    learning workshop 2015, draw angle, shear, scale and shift one by one, each
     with probability one half. Labels and masks do not change.
 
     Args:
@@ -55,36 +55,25 @@ def distorted(sampler: TaskSampler, strength: float = 0.2) -> TaskSampler:
             "image can fold to a line. Around 0.2 is usual."
         )
     sampler, _ = image_tasks(sampler)
-    sample = _Distorted(sampler.sample, float(strength))
+    sample = ChangedImages(sampler.sample, _Affine(float(strength)))
     return TaskSampler(sample, sampler.data, f"{sampler.name} (distorted)")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Distorted:
-    """Function `(data, key) -> Task`. Equal settings are equal, to share compilations."""
+class _Affine:
+    """Draws an affine map for each image."""
 
-    sample: Callable[[PyTree, Key], Task]
     strength: float
 
-    def __call__(self, data: PyTree, key: Key) -> Task:
-        k_task, k_support, k_query = jax.random.split(key, 3)
-        task = self.sample(data, k_task)
-        return dataclasses.replace(
-            task,
-            support=self._moved(task.support, k_support),
-            query=self._moved(task.query, k_query),
-        )
-
-    def _moved(self, examples: Examples, key: Key) -> Examples:
+    def __call__(self, x: Array, key: Key) -> Array:
         k_matrix, k_shift = jax.random.split(key)
-        x, reach = examples.x, self.strength
+        reach = self.strength
         num, dtype = len(x), x.dtype
         changes = jax.random.uniform(k_matrix, (num, 2, 2), dtype, -reach, reach)
         shifts = jax.random.uniform(k_shift, (num, 2), dtype, -reach / 2, reach / 2)
         sides = jnp.asarray(x.shape[1:3], dtype)
         matrices = changes + jnp.eye(2, dtype=dtype)[None]
-        moved = jax.vmap(affine)(x, matrices, shifts * sides[None])
-        return dataclasses.replace(examples, x=moved)
+        return jax.vmap(affine)(x, matrices, shifts * sides[None])
 
 
 def affine(image: Array, matrix: Array, shift: Array) -> Array:

@@ -81,8 +81,8 @@ def histories(
     if not len(kept):
         raise ValueError(
             f"none of {len(counts)} groups has {num_query} query rows and "
-            f"{least_support} support rows; the largest has {counts.max()} rows. Ask for "
-            "fewer."
+            f"{least_support} support rows; the largest has {counts.max()} rows, and at "
+            f"most {num_queries.max()} of one may be queries. Ask for fewer."
         )
     starts = np.cumsum(counts) - counts
     data = {

@@ -108,7 +108,7 @@ def test_settings_are_checked(settings, learner, said):
 
 def test_too_few_ratings_are_said_before_training(data):
     app = dataclasses.replace(TINY, queries=20)
-    with pytest.raises(ValueError, match=r"has 20 ratings for queries.*--app\.queries"):
+    with pytest.raises(ValueError, match=r"has 20 query rows.*--app\.queries"):
         app.tasks(data, "train")
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import os
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +23,6 @@ RATINGS = {
     "item": [10, 30, 30, 20],
     "rating": [1.0, 5.0, 3.5, 4.0],
 }
-SHARED = Path(os.environ.get("METALEARN_SHARED", Path(__file__).parents[3] / "shared"))
 
 
 def _made(ratings=None, users=None, items=None, **options):
@@ -360,10 +357,8 @@ def test_missing_files_and_unknown_sets(tmp_path):
         load_ratings("ml-100", tmp_path)
 
 
-def test_the_real_movielens_100k():
-    if not (SHARED / "data" / "ml-100k").is_dir():
-        pytest.skip("no MovieLens-100K in the shared folder")
-    found = load_ratings("ml-100k", SHARED / "data")
+def test_the_real_movielens_100k(shared_dir):
+    found = load_ratings("ml-100k", shared_dir / "data")
     assert (len(found), len(found.users), len(found.items)) == (100_000, 943, 1682)
     assert found.fields == ((2, 1), (7, 1), (21, 1), (111, 1), (8, 1), (19, 6))
     assert np.bincount(found.rating.astype(int)).tolist() == [

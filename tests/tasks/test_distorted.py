@@ -118,10 +118,10 @@ def test_the_application_distorts_meta_training_alone():
     app = FewShotImages(ways=3, eval_queries=2, distort=0.2)
     tasks = {name: app.tasks(data, name) for name in ("train", "validation", "test")}
     assert tasks["train"].name.endswith("(distorted)")
-    assert tasks["train"].sample.strength == 0.2
+    assert tasks["train"].sample.change.strength == 0.2
     for name in ("validation", "test"):
         assert tasks[name].sample == app.tasks(data, "test").sample
-        assert not hasattr(tasks[name].sample, "strength")
+        assert not hasattr(tasks[name].sample, "change")
     plain = FewShotImages(ways=3, eval_queries=2).tasks(data, "train")
     assert tasks["train"].sample.sample == plain.sample
 

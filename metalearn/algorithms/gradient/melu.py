@@ -3,11 +3,11 @@
 H. Lee, J. Im, S. Jang, H. Cho, S. Chung. MeLU: Meta-Learned User Preference Estimator for
 Cold-Start Recommendation. KDD 2019. Differences:
 
-- The outer gradient is of second order, as algorithm 1 has it. The released code copies
+- The outer gradient is of second order, as the paper has it. The released code copies
   adapted weights through a dictionary of states, which cuts their derivative.
-- The unit loss of evidence candidates follows equation 5. The norm is that of one gradient,
-  of all layers that adapt, at the weights that were learned. The released code adds up the
-  norms of all tensors, embeddings too, and means them over the inner steps.
+- Evidence is the norm of one gradient, of all layers that adapt, at the weights that were
+  learned. The released code adds up the norms of all tensors, embeddings too, and takes the
+  mean over the inner steps.
 - The protocol of the paper, items up to 1997 and users with 13 to 100 ratings, is one of
   many: see `metalearn.apps.recommendation` for the one here.
 """
@@ -42,7 +42,7 @@ def melu(
 
     `theta_2' = theta_2 - alpha grad_{theta_2} L(theta_1, theta_2; support)` of the decision
     layers theta_2; the embeddings theta_1 and theta_2 are learned outside, on
-    `L(theta_1, theta_2'; query)` (algorithm 1).
+    `L(theta_1, theta_2'; query)`.
 
     Args:
       model: The network, such as `ml.models.FieldMLP`.
@@ -94,7 +94,7 @@ def evidence(
     """Evidence that each rated item of a user gives to the layers that adapt, `[N]`.
 
     The norm of the gradient of the unit loss `l / |l|` of each example, whose denominator
-    is a constant (equation 5). It does not depend on the scale of the loss. For a squared
+    is a constant. It does not depend on the scale of the loss. For a squared
     error it is `2 |gradient of the output| / |error|`, and so without bound near an exact
     prediction; the mean over users has a long tail. The candidates to ask a new user about
     are items with a large mean over users who rated them, and with many such users: see

@@ -43,7 +43,7 @@ def candidates(
 ) -> list[Candidate]:
     """Items whose ratings say most of a new user, best first.
 
-    Evidence candidates (H. Lee et al., MeLU, KDD 2019, section 3.3) have a large product of
+    Evidence candidates (H. Lee et al., MeLU, KDD 2019) have a large product of
     two scores, each divided by its maximum: the mean over users of what a rating of the
     item would move (`metalearn.algorithms.gradient.evidence`), and the number of users who
     rated it. Popular candidates have the second score alone, random ones are drawn.

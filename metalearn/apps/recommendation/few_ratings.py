@@ -222,31 +222,26 @@ class FewRatings:
         Raises:
           ValueError: no user has enough of them.
         """
-        counts = np.bincount(ratings.user[rows], minlength=1)
-        held = np.ones(len(rows), bool) if is_query is None else np.asarray(is_query)
-        queries = np.bincount(ratings.user[rows][held], minlength=len(counts))
-        needed = self.queries + self.least_support
-        if not ((counts >= needed) & (queries >= self.queries)).any():
-            raise ValueError(
-                f"no user of {name} has {self.queries} ratings for queries and "
-                f"{self.least_support} more; the largest number is {counts.max()}"
-                + ("" if is_query is None else f", with {queries.max()} held back")
-                + ". Lower --app.queries or --app.least-support, or give more ratings."
+        try:
+            return histories(
+                {
+                    "content": ratings.content_of(rows),
+                    "user": ratings.user[rows],
+                    "item": ratings.item[rows],
+                },
+                ratings.rating[rows][:, None],
+                ratings.user[rows],
+                num_query=self.queries,
+                least_support=self.least_support,
+                most_support=self.most_support,
+                is_query=is_query,
+                name=name,
             )
-        return histories(
-            {
-                "content": ratings.content_of(rows),
-                "user": ratings.user[rows],
-                "item": ratings.item[rows],
-            },
-            ratings.rating[rows][:, None],
-            ratings.user[rows],
-            num_query=self.queries,
-            least_support=self.least_support,
-            most_support=self.most_support,
-            is_query=is_query,
-            name=name,
-        )
+        except ValueError as error:
+            raise ValueError(
+                f"{name}: {error} Groups are users; the numbers are --app.queries and "
+                "--app.least-support."
+            ) from error
 
     def example(self, record: DataRecord) -> Task:
         """A training task of zeros, for shapes."""

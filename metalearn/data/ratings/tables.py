@@ -190,7 +190,7 @@ def rating_tables(
         user=_places(rows[user], of_users, user, "users"),
         item=_places(rows[item], of_items, item, "items"),
         rating=_ratings(rows[rating], rating, limits),
-        limits=(float(limits[0]), float(limits[1])),
+        limits=check_limits(limits),
     )
     _check_once(found, user, item)
     return found
@@ -308,18 +308,8 @@ def _places(values: np.ndarray, known: Entities, column: str, what: str) -> np.n
     """Rows of users or items in their table, int32 `[R]`."""
     if values.ndim != 1:
         raise ValueError(f"column {column!r} has shape {values.shape}; expected [R].")
-    columns.check_complete(values, column)
-    index = {name: place for place, name in enumerate(known.ids.tolist())}
-    places = np.asarray([index.get(name, -1) for name in values.tolist()], np.int32)
-    if (places < 0).any():
-        row = int((places < 0).argmax())
-        raise ValueError(
-            f"column {column!r} of the ratings holds {values.tolist()[row]!r} in row "
-            f"{row}, counted from 0, which the table of {what} does not have; "
-            f"{int((places < 0).sum())} ratings are of unknown {what}. Add them to the "
-            "table, or drop their ratings."
-        )
-    return places
+    ids = tuple(known.ids.tolist())
+    return columns.coded(values, ids, column, f"the table of {what}")
 
 
 def _check_once(ratings: Ratings, user: str, item: str) -> None:
