@@ -53,7 +53,9 @@ _SYSTEMS: dict[str, tuple[str, Learner, dict[str, Any]]] = {
         learners.MatchingNetworks(context="full", learn_scale=True),
         _SIGNED,
     ),
-    "relation": ("a relation network", learners.RelationNetwork(), _MANY),
+    # Each pair of a query and a class goes through a network: at 20 ways, sixteen times as
+    # many pairs as at five.
+    "relation": ("a relation network", learners.RelationNetwork(), _FIVE),
     "siamese": ("a siamese network", learners.SiameseNetwork(), _MANY),
     "imp": ("infinite mixture prototypes", learners.IMP(), _MANY),
     # The published penalty of 50 belongs to thousands of features. Few and small ones are
