@@ -11,6 +11,7 @@ from metalearn.algorithms import (
     episodic,
     frozen,
     gradient,
+    joint,
     memory,
     metric,
 )
@@ -21,6 +22,7 @@ from metalearn.algorithms.context import *
 from metalearn.algorithms.episodic import *
 from metalearn.algorithms.frozen import *
 from metalearn.algorithms.gradient import *
+from metalearn.algorithms.joint import *
 from metalearn.algorithms.memory import *
 from metalearn.algorithms.metric import *
 
@@ -31,5 +33,6 @@ __all__ += context.__all__
 __all__ += episodic.__all__
 __all__ += frozen.__all__
 __all__ += gradient.__all__
+__all__ += joint.__all__
 __all__ += memory.__all__
 __all__ += metric.__all__

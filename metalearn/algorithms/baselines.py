@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,7 @@ from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task, concatenate
 from metalearn.core.types import Key, LossFn, PathFilter, PyTree, TaskChunk
 from metalearn.inner import Adapted, descent
-
-JointNorm = Literal["support", "batch", "running"]
+from metalearn.inner.norm import JointNorm
 
 
 def no_adaptation(

@@ -41,6 +41,8 @@ from metalearn.core.types import PyTree
 from metalearn.inner.averages import batch_statistics, kinds
 
 NormPolicy = Literal["support", "batch", "running", "per_step"]
+# Of a model that takes no inner step.
+JointNorm = Literal["support", "batch", "running"]
 NORM_POLICIES: tuple[str, ...] = get_args(NormPolicy)
 
 

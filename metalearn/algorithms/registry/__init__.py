@@ -19,6 +19,7 @@ from metalearn.algorithms.registry import (
     episodic,
     frozen,
     gradient,
+    joint,
     memory,
     metric,
 )
@@ -32,6 +33,7 @@ RECORDS: tuple[Record, ...] = (
     *metric.RECORDS,
     *closed_form.RECORDS,
     *frozen.RECORDS,
+    *joint.RECORDS,
     *baselines.RECORDS,
 )
 # Drivers of whole trainings, which take any learner.
