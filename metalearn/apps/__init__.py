@@ -4,7 +4,7 @@ from metalearn.apps.base import Application, Entry, Recipe
 from metalearn.apps.curves import Curves
 from metalearn.apps.images import FewShotFeatures, FewShotImages, MixedImages
 from metalearn.apps.optimisers import Optimiser, Outer, adam, sgd
-from metalearn.apps.recommendation import FewRatings
+from metalearn.apps.recommendation import FewRatings, ItemClicks
 from metalearn.apps.registry import DEFAULT, KINDS, RECIPES, find, recipe_of
 from metalearn.apps.text import FewShotText
 
@@ -16,6 +16,7 @@ __all__ = [
     "Curves",
     "Entry",
     "FewRatings",
+    "ItemClicks",
     "FewShotFeatures",
     "FewShotImages",
     "FewShotText",

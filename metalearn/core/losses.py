@@ -106,6 +106,32 @@ def huber(outputs: Array, examples: Examples, *, delta: float = 1.0) -> Array:
     return mean_of_rows(losses, examples.mask)
 
 
+def binary_cross_entropy(outputs: Array, examples: Examples) -> Array:
+    """Mean logistic loss of yes-or-no targets, such as clicks, over the valid examples.
+
+    Args:
+      outputs: Logits of "yes", float `[N, ...]`.
+      examples: Targets `y`, float of the same shape in 0..1, and `mask` `[N]`.
+
+    Returns:
+      Scalar, in nats; 0 if every row is masked, NaN for a target outside 0..1.
+
+    Raises:
+      ValueError: the shapes of outputs and targets differ.
+
+    Example:
+      >>> examples = ml.Examples.of(jnp.zeros((2, 1)), jnp.array([[1.0], [0.0]]))
+      >>> loss = ml.losses.binary_cross_entropy(jnp.zeros((2, 1)), examples)
+      >>> round(float(loss), 4)  # the logarithm of two answers
+      0.6931
+    """
+    check_equal(outputs, examples, "binary_cross_entropy")
+    logits, y = widened(outputs), widened(examples.y)
+    losses = optax.sigmoid_binary_cross_entropy(logits, y)
+    losses = jnp.where((y >= 0) & (y <= 1), losses, jnp.nan)
+    return mean_of_rows(losses, examples.mask)
+
+
 def cross_entropy(
     outputs: Array,
     examples: Examples,

@@ -1,6 +1,7 @@
 """Networks of the field, as `flax.linen` modules."""
 
 from metalearn.models.adapters import AdapterConv4, AdapterMLP
+from metalearn.models.clicks import ClickNetwork, VectorGenerator
 from metalearn.models.context import ContextMLP, FilmConv4
 from metalearn.models.conv4 import Conv4
 from metalearn.models.fields import FieldMLP
@@ -16,6 +17,7 @@ __all__ = [
     "MLP",
     "AdapterConv4",
     "AdapterMLP",
+    "ClickNetwork",
     "ContextMLP",
     "Conv4",
     "ConvMaps",
@@ -28,6 +30,7 @@ __all__ = [
     "TDense",
     "TNetConv4",
     "TNetMLP",
+    "VectorGenerator",
     "Warp",
     "WarpConv4",
     "WarpMLP",

@@ -24,6 +24,7 @@ def histories(
     num_query: int = 10,
     least_support: int = 3,
     most_support: int = 90,
+    shown: int | None = None,
     is_query: Any = None,
     name: str = "histories",
 ) -> TaskSampler:
@@ -41,6 +42,9 @@ def histories(
       least_support: Smallest number of support rows; groups with fewer rows than these and
         the queries are left out. With 0, a support set may be empty.
       most_support: Largest number of support rows, the size of a support set.
+      shown: Number of these rows that a task shows, the first ones of their random order;
+        all if None. So samplers that differ in it alone draw the same queries, and the
+        support set of one is part of that of another.
       is_query: Mask of the rows that may be queries, bool `[R]`; the others are support.
         All rows may be either if None.
       name: Name in logs and results.
@@ -65,6 +69,8 @@ def histories(
     checks.whole_number("num_query", num_query, least=1)
     checks.whole_number("least_support", least_support, least=0)
     checks.whole_number("most_support", most_support, least=max(least_support, 1))
+    shown = most_support if shown is None else shown
+    checks.whole_number("shown", shown, least=1, most=most_support)
     group, queries = _checked(x, y, group, is_query)
     both = is_query is None
     # Rows sorted by group, and within a group those that may be queries first.
@@ -98,6 +104,7 @@ def histories(
         largest=max(int(counts[kept].max()), num_query + most_support),
         num_query=int(num_query),
         most_support=int(most_support),
+        shown=int(shown),
         apart=not both,
         left_out=len(counts) - len(kept),
     )
@@ -112,7 +119,8 @@ class Histories:
       num_tasks: Number of groups that are drawn from.
       largest: Number of rows of the largest group, or of a task if that is more.
       num_query: Number of query rows of a task.
-      most_support: Size of a support set.
+      most_support: Largest number of support rows that are drawn.
+      shown: Number of them that a task shows, the size of a support set.
       apart: Whether queries come from rows of their own, the first ones of a group.
       left_out: Number of groups that have too few rows.
     """
@@ -121,6 +129,7 @@ class Histories:
     largest: int
     num_query: int
     most_support: int
+    shown: int
     apart: bool
     left_out: int = dataclasses.field(compare=False)
 
@@ -154,7 +163,7 @@ class Histories:
             return Examples(x=x, y=data["y"][rows], mask=mask)
 
         return Task(
-            support=part(support, jnp.arange(most) < left),
+            support=part(support[: self.shown], jnp.arange(self.shown) < left),
             query=part(query, jnp.ones((num,), bool)),
             info={"task": data["groups"][number]},
         )

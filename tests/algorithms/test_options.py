@@ -164,6 +164,9 @@ WORDS = (
     "adapt",
     "transforms",
     "warp",
+    "fresh",
+    "table",
+    "item",
 )  # any word will do
 
 

@@ -91,7 +91,7 @@ def test_the_network_starts_at_the_mean_of_training(data):
         ({"least_support": 9}, learners.NoAdaptation(), "in this order"),
         ({"queries": 0}, learners.NoAdaptation(), "app.queries is 0"),
         ({"test_users": -0.5}, learners.NoAdaptation(), "app.test_users is -0.5"),
-        ({"test_users": 0.95}, learners.NoAdaptation(), "leave no user"),
+        ({"test_users": 0.95}, learners.NoAdaptation(), "leave none of the users"),
         (
             {"new_items": 0.0, "state": "both"},
             learners.NoAdaptation(),
@@ -114,7 +114,7 @@ def test_too_few_ratings_are_said_before_training(data):
 
 def test_recipes_are_of_ratings_and_name_learners_that_fit():
     for name, entry in RECIPES.items():
-        assert name.startswith("ratings-")
+        assert name.startswith(f"{entry.recipe.app.kind}-")
         entry.recipe.check()
 
 

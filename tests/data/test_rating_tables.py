@@ -221,7 +221,7 @@ def test_what_codes_mean_is_in_the_digests():
         ({"validation_users": 0}, "validation_users is 0"),
         ({"test_users": 1.0}, "test_users is 1.0"),
         ({"new_items": -0.1}, "new_items is -0.1"),
-        ({"validation_users": 0.5, "test_users": 0.5}, "leave no user for training"),
+        ({"validation_users": 0.5, "test_users": 0.5}, "leave none of the users"),
         ({"validation_users": 1e-9}, "validation 0"),
     ],
 )

@@ -23,7 +23,7 @@ def _made(**options):
 def test_fields_are_means_of_their_embeddings_side_by_side():
     model, variables = _made(offset=3.0)
     params = jax.tree.map(np.asarray, variables.params)
-    first, second = params["embed_0"], params["embed_1"]
+    first, second = params["embed"][:3], params["embed"][3:]
     zero = np.zeros(2)
     h = np.stack(
         [
@@ -48,8 +48,17 @@ def test_embeddings_that_no_row_has_get_no_gradient():
         return model.apply(ml.Variables(params=params, state={}), CODES)[0].sum()
 
     grads = jax.grad(total)(variables.params)
-    assert not grads["embed_0"][1].any()  # the row that stands for none is 0
-    assert np.isfinite(grads["embed_1"]).all() and grads["embed_1"][3].any()
+    # Row 0 stands for none in the lookup, and code 0 of the first field is used once.
+    alone = CODES.at[1, 0].set(-1)
+
+    def without(params):
+        return model.apply(ml.Variables(params=params, state={}), alone)[0].sum()
+
+    assert (
+        not grads["embed"][1].any()
+        and not jax.grad(without)(variables.params)["embed"][0].any()
+    )
+    assert np.isfinite(grads["embed"]).all() and grads["embed"][3 + 3].any()
 
 
 @pytest.mark.parametrize("code", [3, 99, -2, -7])
@@ -69,7 +78,7 @@ def test_parameters_are_float32_as_those_of_other_networks():
 
 def test_parts_that_adapt_are_found_by_their_names():
     _, variables = _made()
-    assert sorted(variables.params) == ["decision_0", "embed_0", "embed_1", "head"]
+    assert sorted(variables.params) == ["decision_0", "embed", "head"]
 
 
 def test_what_is_no_code_is_refused():
@@ -91,3 +100,24 @@ def test_what_is_no_code_is_refused():
 def test_settings_are_checked(options, said):
     with pytest.raises(ValueError, match=said):
         ml.from_linen(ml.models.FieldMLP(**options)).init(jax.random.key(0), CODES)
+
+
+def test_dropout_hides_whole_fields_in_training_alone():
+    network = ml.models.FieldMLP(fields=((3, 1),) * 200, dim=2, widths=(), dropout=0.25)
+    model, codes = ml.from_linen(network), jnp.ones((1, 200), jnp.int32)
+    variables = model.init(jax.random.key(0), codes)
+    weights = jnp.tile(jnp.array([[1.0], [1000.0]]), (200, 1))
+    params = {
+        "embed": jnp.ones((600, 2)),
+        "head": {"kernel": weights, "bias": jnp.zeros(1)},
+    }
+    variables = ml.Variables(params=params, state=variables.state)
+    hidden, _ = model.apply(variables, codes, key=jax.random.key(1), train=True)
+    shown, _ = model.apply(variables, codes, key=jax.random.key(1))
+    np.testing.assert_allclose(shown, 200 * 1001.0, rtol=1e-5)
+    fields = 0.75 * float(hidden[0, 0]) / 1001  # both numbers of a vector, or none
+    assert abs(fields - round(fields)) < 1e-2 and 130 <= round(fields) <= 170
+    with pytest.raises(ValueError, match="dropout is 1; expected a share"):
+        ml.from_linen(ml.models.FieldMLP(fields=FIELDS, dropout=1)).init(
+            jax.random.key(0), CODES
+        )

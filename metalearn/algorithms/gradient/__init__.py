@@ -13,6 +13,7 @@ from metalearn.algorithms.gradient.maml import anil, boil, fomaml, maml, meta_sg
 from metalearn.algorithms.gradient.maml_plus_plus import maml_plus_plus
 from metalearn.algorithms.gradient.melu import evidence, melu
 from metalearn.algorithms.gradient.meta_curvature import meta_curvature
+from metalearn.algorithms.gradient.meta_embedding import meta_embedding
 from metalearn.algorithms.gradient.reptile import reptile
 from metalearn.algorithms.gradient.sharp_maml import sharp_maml
 from metalearn.algorithms.gradient.tnet import mt_net, t_net
@@ -34,6 +35,7 @@ __all__ = [
     "maml_plus_plus",
     "melu",
     "meta_curvature",
+    "meta_embedding",
     "meta_sgd",
     "mt_net",
     "reptile",

@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from metalearn import models
-from metalearn.algorithms.record import parameters
 from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.learners import Learner
 from metalearn.apps.recommendation import pictures
+from metalearn.apps.recommendation.fits import check_learner
 from metalearn.core import losses, metrics
-from metalearn.core.keys import of_seed
 from metalearn.core.linen import from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.data.ratings import (
@@ -82,6 +80,7 @@ class FewRatings:
       most_support: Largest number of other ratings that a task shows.
       dim: Length of the embedding of what is known, such as the genres.
       widths: Sizes of the layers above the embeddings.
+      dropout: Share of what is known that a training row does not show, at random.
     """
 
     kind: ClassVar[str] = "ratings"
@@ -103,6 +102,7 @@ class FewRatings:
     most_support: int = 90
     dim: int = 32
     widths: tuple[int, ...] = (64, 64)
+    dropout: float = 0.0
 
     def unread(self, learner: Learner) -> dict[str, str]:
         """Fields without effect: none."""
@@ -116,13 +116,6 @@ class FewRatings:
           ValueError: the learner classifies or needs layers of its own, or a number is out
             of range; the message names the remedy.
         """
-        taken = parameters(learner.record.build)
-        if "model" not in taken or "loss_fn" not in taken or learner.record.networks:
-            raise ValueError(
-                f"{learner.name} does not fit a network of ratings; expected a learner of "
-                "any model and any loss, such as melu, maml or fine_tune."
-            )
-        learner.refuse_policy("networks with batch norm")
         if not self.widths or min(self.widths) < 1:
             raise ValueError(
                 f"app.widths is {self.widths}; expected units of layers, each 1 or more."
@@ -138,19 +131,8 @@ class FewRatings:
                 f"app.new_items is 0 with app.state {self.state!r}, a test of new items; "
                 "expected a share above 0."
             )
-        self._check_fits(learner)
-
-    def _check_fits(self, learner: Learner) -> None:
-        """Refuses learners that take no dictionary of codes, before the data are read."""
-        record = {"fields": [[2, 1]], "offset": 0.0}
-        example = jax.eval_shape(lambda: self.example(record))
-        try:
-            made = learner.build(self.offers(learner, record, evaluating=False))
-            jax.eval_shape(made.init, of_seed(0), example)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{learner.name} does not fit a network of ratings: {error}"
-            ) from error
+        # The smallest data that have a field.
+        check_learner(self, learner, {"fields": [[2, 1]], "offset": 0.0}, "ratings")
 
     def load(self, data_dir: str | None, parts: tuple[str, ...] = ()) -> RatingData:
         """The ratings, with their split.
@@ -267,6 +249,7 @@ class FewRatings:
             dim=self.dim,
             widths=self.widths,
             offset=record["offset"],
+            dropout=self.dropout,
         )
         return {"model": from_linen(network), "loss_fn": losses.mse}
 

@@ -6,6 +6,7 @@ from metalearn.data.ratings.split import (
     ColdStart,
     check_shares,
     cold_start,
+    item_parts,
     without_unseen,
 )
 from metalearn.data.ratings.tables import Attribute, Entities, Ratings, rating_tables
@@ -19,6 +20,7 @@ __all__ = [
     "Ratings",
     "check_shares",
     "cold_start",
+    "item_parts",
     "load_ratings",
     "rating_tables",
     "without_unseen",

@@ -92,14 +92,7 @@ def cold_start(
     of_items = _draws(ratings.items.ids, f"item {seed}")
     user_part = np.where(of_users < validation_users + test_users, 2, 0).astype(np.int8)
     user_part[of_users < validation_users] = 1
-    counts = np.bincount(user_part, minlength=3)
-    if not counts.all():
-        told = ", ".join(f"{part} {n}" for part, n in zip(PARTS, counts, strict=True))
-        raise ValueError(
-            f"of {len(user_part)} users, parts have {told}; expected one or more in each. "
-            "Change the shares or the seed of the split (--app.split-number), or give more "
-            "users."
-        )
+    _check_parts(user_part, "users")
     new_item = of_items < new_items
     warm = (user_part[ratings.user] == 0) & ~new_item[ratings.item]
     if not warm.any():
@@ -116,11 +109,42 @@ def cold_start(
     )
 
 
-def check_shares(validation_users: float, test_users: float, new_items: float) -> None:
+def item_parts(
+    ratings: Ratings, *, validation: float = 0.1, test: float = 0.2, seed: int = 0
+) -> np.ndarray:
+    """Part of each item, int8 `[I]`: 0 train, 1 validation, 2 test; users are in all.
+
+    The part of an item is drawn from the seed and the item's name.
+
+    Raises:
+      ValueError: shares are out of range, or leave no item for a part.
+    """
+    check_shares(validation, test, 0.0, of="items")
+    draws = _draws(ratings.items.ids, f"item {seed}")
+    part = np.where(draws < validation + test, 2, 0).astype(np.int8)
+    part[draws < validation] = 1
+    _check_parts(part, "items")
+    return part
+
+
+def _check_parts(part: np.ndarray, what: str) -> None:
+    counts = np.bincount(part, minlength=3)
+    if not counts.all():
+        told = ", ".join(f"{name} {n}" for name, n in zip(PARTS, counts, strict=True))
+        raise ValueError(
+            f"of {len(part)} {what}, parts have {told}; expected one or more in each. "
+            "Change the shares or the seed of the split (--app.split-number), or give more "
+            f"{what}."
+        )
+
+
+def check_shares(
+    validation: float, test: float, new_items: float, *, of: str = "users"
+) -> None:
     """Raises a `ValueError` unless shares of users and items leave some for training."""
     shares = {
-        "validation_users": validation_users,
-        "test_users": test_users,
+        f"validation_{of}": validation,
+        f"test_{of}": test,
         "new_items": new_items,
     }
     for name, share in shares.items():
@@ -130,10 +154,10 @@ def check_shares(validation_users: float, test_users: float, new_items: float) -
         if not (least and share < 1):
             least = "from 0 to below 1" if name == "new_items" else "above 0 and below 1"
             raise ValueError(f"{name} is {share!r}; expected a share {least}.")
-    if validation_users + test_users >= 1:
+    if validation + test >= 1:
         raise ValueError(
-            f"validation_users is {validation_users} and test_users is {test_users}, which "
-            "leave no user for training; expected a sum below 1."
+            f"validation_{of} is {validation} and test_{of} is {test}, which leave none of "
+            f"the {of} for training; expected a sum below 1."
         )
 
 

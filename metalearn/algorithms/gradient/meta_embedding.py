@@ -1,0 +1,322 @@
+"""Meta-Embedding: a generator of the vector of a new item, good at once and after one step.
+
+F. Pan, S. Li, X. Ao, P. Tang, Q. He. Warm Up Cold-start Advertisements: Improving CTR
+Predictions via Learning to Learn ID Embeddings. SIGIR 2019.
+
+Where it differs from the paper or its released code:
+
+- An item has one vector, and its inner step is along the gradient of the mean loss over all
+  its examples. The released code moves a copy of the vector for each example, by the
+  gradient of a mean over all items of the batch, which is close to no step.
+- Base model and generator are trained one after the other in one run: `pretrain_steps`
+  outer steps of the base model, the rest of the generator. The two batches of an item are
+  drawn anew each time; the released code has three passes over four fixed ones.
+- Tasks are items, drawn with equal probability, in both phases; the paper trains the base
+  model on all rows once.
+- The wide part of a network has no weight of an item's own, so nothing but the vector
+  tells items with equal content apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from metalearn.core import checks, kinds, metrics, trees
+from metalearn.core.estimators import gradient_estimator
+from metalearn.core.keys import split_key
+from metalearn.core.learner import MetaLearner, config_of, hashable
+from metalearn.core.linen import from_linen
+from metalearn.core.model import Model, Variables
+from metalearn.core.task import Examples, Task, concatenate
+from metalearn.core.types import Array, InnerOpt, Key, LossFn, PyTree, TaskChunk
+from metalearn.inner import Adapted, descent
+
+First = Literal["generated", "mean", "random"]
+
+
+def meta_embedding(
+    model: Model,
+    loss_fn: LossFn,
+    inner_opt: InnerOpt,
+    *,
+    pretrain_steps: int,
+    generator: Model | None = None,
+    num_steps: int = 1,
+    balance: float = 0.1,
+    first: First = "generated",
+    fresh: str = "new_item",
+    table: str = "item",
+    item: str = "item",
+    task_chunk: TaskChunk = "auto",
+) -> MetaLearner:
+    """Generates the vector of an item that the model does not know, then adapts it alone.
+
+    A task is an item: `e_0 = mean_i h_w(x_i)` over the support set, and `e_1 = e_0 - a
+    grad_e l(e_0; support)`. The first `pretrain_steps` outer steps train the base model on
+    items that it knows. From then on the base model is frozen and the generator w is
+    trained by `balance l(e_0; support) + (1 - balance) l(e_1; query)`.
+
+    Args:
+      model: The base model, such as `ml.models.ClickNetwork`. One of its parameters is the
+        vector of a new item.
+      loss_fn: Loss of one task, `ml.losses.binary_cross_entropy` for clicks.
+      inner_opt: An optax transformation for the vector; plain SGD in the paper.
+      pretrain_steps: Number of outer steps of the base model, 0 or more.
+      generator: The network h from inputs to vectors `[N, D]`, such as
+        `ml.models.VectorGenerator`. Where its parameters have the names of parameters of
+        the base model, those are taken. If None: one dense layer of inputs `[N, ...]`.
+      num_steps: K, inner steps; none is the cold phase.
+      balance: Share of the cold loss in the objective of the generator, 0..1.
+      first: Vector before the first inner step: "generated"; "mean", of all known items;
+        "random", as the base model was initialised. The last two are baselines and train
+        nothing after the base model.
+      fresh: Path of the vector of a new item among the parameters of the base model, a
+        regular expression that the whole of one path matches.
+      table: Path of the vectors of the known items `[I, D]`, likewise, which "mean" reads.
+      item: Entry of the inputs, if they are a dictionary, that tells known items apart. It
+        is -1 wherever the item has to count as new.
+      task_chunk: Tasks handled at once, or "auto".
+
+    Returns:
+      A `MetaLearner` with params `{"model": ..., "generator": ...}` and state `{"model":
+      ..., "frozen": ..., "step": int32}`. After the first phase `frozen` holds the params
+      of the base model, and what the outer optimiser makes of `params["model"]` is unread.
+
+    Raises:
+      ValueError: an option is out of range; in `init`: no parameter has the path `fresh`,
+        or the generator gives vectors of another size.
+
+    Example:
+      >>> network = ml.models.ClickNetwork(fields=((2, 1), (19, 6)), users=9, items=5)
+      >>> maker = ml.models.VectorGenerator(fields=((2, 1), (19, 6)), begin=1)
+      >>> learner = ml.meta_embedding(
+      ...     ml.from_linen(network), ml.losses.binary_cross_entropy, optax.sgd(0.1),
+      ...     generator=ml.from_linen(maker), pretrain_steps=2000,
+      ... )
+    """
+    checks.model(model)
+    checks.loss(loss_fn)
+    checks.whole_number("pretrain_steps", pretrain_steps, least=0)
+    checks.number("balance", balance)
+    checks.one_of("first", first, ("generated", "mean", "random"))
+    if balance > 1:
+        raise ValueError(f"balance is {balance}; expected a share from 0 to 1.")
+    made_by = _Generator(generator, fresh)
+
+    def init_model(key: Key, x: PyTree) -> Variables:
+        made = model.init(key, x)
+        own = _leaf(made.params, fresh)
+        if first == "mean":
+            _vectors(made.params, table, own)
+        return made
+
+    inner = descent(
+        model._replace(init=init_model),
+        loss_fn,
+        inner_opt,
+        num_steps=num_steps,
+        adapt_filter=lambda path, leaf: bool(re.fullmatch(fresh, path)),
+        norm="running",
+    )
+
+    def init(key: Key, task: Task) -> Variables:
+        checks.one_task(task, key)
+        k_model, k_generator = split_key(key)
+        made = inner.init(k_model, task)
+        maker = made_by.init(k_generator, made.params, task.support.x)
+        state = {
+            "model": made.state,
+            "frozen": made.params,
+            "step": jnp.zeros((), jnp.int32),
+        }
+        return Variables(params={"model": made.params, "generator": maker}, state=state)
+
+    def started(maker: PyTree, base: PyTree, support: Examples) -> Variables:
+        """The base model with the first vector of the item."""
+        own = _leaf(base, fresh)
+        if first == "generated":
+            vectors = made_by.apply(maker, base, support.x)
+            vector = trees.masked_mean(vectors, support.mask).reshape(own.shape)
+        elif first == "mean":
+            vector = _vectors(base, table, own).mean(0)
+        else:
+            vector = own
+        return _with_leaf(base, fresh, vector.astype(own.dtype))
+
+    def base_of(variables: Variables) -> PyTree:
+        """Params of the base model: those of the moment when its training ended."""
+        goes_on = variables.state["step"] <= pretrain_steps
+        return jax.tree.map(
+            lambda now, then: jnp.where(goes_on, now, then),
+            variables.params["model"],
+            variables.state["frozen"],
+        )
+
+    def adapt(
+        variables: Variables, support: Examples, *, key: Key | None = None
+    ) -> Adapted:
+        kinds.adaptation(variables, support, ("model", "generator"))
+        support = _hidden(support, item)
+        params = started(variables.params["generator"], base_of(variables), support)
+        base = Variables(params=params, state=variables.state["model"])
+        return inner.adapt(base, None, support, key=key)[0]
+
+    def predict(adapted, x, *, key=None, mask=None) -> PyTree:
+        kinds.adapted(adapted, Adapted)
+        return inner.predict(adapted, _hide(x, item), key=key, mask=mask)[0]
+
+    def of_base(variables: Variables, task: Task, key: Key):
+        both = concatenate(task.support, task.query)
+        base = Variables(params=variables.params["model"], state=variables.state["model"])
+        outputs, state = model.apply(base, both.x, key=key, train=True, mask=both.mask)
+        loss = metrics.of_task(loss_fn, outputs, both)["loss"]
+        return loss, state, {"cold/loss": loss, "query/loss": loss}
+
+    def of_generator(variables: Variables, task: Task, key: Key):
+        # The state of the base model is frozen as well.
+        state = variables.state["model"]
+        support, query = (_hidden(part, item) for part in (task.support, task.query))
+        # A state has no gradient, so of all params only the generator's get one.
+        frozen = variables.state["frozen"]
+        params = started(variables.params["generator"], frozen, support)
+        adapted, path = inner.adapt(
+            Variables(params=params, state=state), None, support, key=key, train=False
+        )
+        if num_steps:
+            cold = path.losses[0]
+        else:
+            outputs = inner.predict(adapted, support.x, mask=support.mask)[0]
+            cold = metrics.of_task(loss_fn, outputs, support)["loss"]
+        outputs = inner.predict(adapted, query.x, mask=query.mask)[0]
+        warm = metrics.of_task(loss_fn, outputs, query)["loss"]
+        report = {"cold/loss": cold, "query/loss": warm}
+        return balance * cold + (1 - balance) * warm, state, report
+
+    def objective(variables: Variables, task: Task, *, key: Key):
+        step = variables.state["step"]
+        loss, model_state, report = jax.lax.cond(
+            step < pretrain_steps, of_base, of_generator, variables, task, key
+        )
+        return loss, ({"model": model_state, "step": step + 1}, report)
+
+    estimate = gradient_estimator(objective, task_chunk=task_chunk)
+
+    def frozen_estimate(variables: Variables, tasks: Task, *, key: Key):
+        # A mean over equal copies of the tasks would move the frozen params by a rounding.
+        kept = base_of(variables)
+        current = dataclasses.replace(variables, state={**variables.state, "frozen": kept})
+        found = estimate(current, tasks, key=key)
+        return dataclasses.replace(found, state={**found.state, "frozen": kept})
+
+    config = config_of(
+        "meta_embedding",
+        pretrain_steps=pretrain_steps,
+        num_steps=num_steps,
+        balance=balance,
+        first=first,
+    )
+    return MetaLearner(init, adapt, predict, frozen_estimate, config, hashable(loss_fn))
+
+
+class _Generator:
+    """The generator, whose params lack those that it shares with the base model."""
+
+    def __init__(self, model: Model | None, fresh: str):
+        if model is not None:
+            checks.model(model, "generator")
+        self.model, self.fresh = model, fresh
+
+    def network(self, base: PyTree) -> Model:
+        if self.model is not None:
+            return self.model
+        return from_linen(_Dense(_leaf(base, self.fresh).size))
+
+    def init(self, key: Key, base: PyTree, x: PyTree) -> PyTree:
+        network = self.network(base)
+        made = network.init(key, x)
+        if jax.tree.leaves(made.state):
+            raise ValueError(
+                "the generator has a state, such as averages of batch norm; expected a "
+                "network of parameters alone."
+            )
+        size = _leaf(base, self.fresh).size
+        like = jax.eval_shape(lambda v: network.apply(v, x)[0], made)
+        trees.one_array(like, "the output of the generator", f"vectors [N, {size}]")
+        if like.shape[1:] != (size,):
+            raise ValueError(
+                f"the generator gives {list(like.shape)}; expected [N, {size}], the size "
+                f"of the parameter {self.fresh!r}."
+            )
+        shared = {k: v for k, v in made.params.items() if k in base}
+        for name, part in shared.items():
+            shapes = [jax.tree.map(jnp.shape, tree) for tree in (part, base[name])]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"the parameter {name!r} of the generator has the shapes {shapes[0]}, "
+                    f"and that of the base model {shapes[1]}; expected the same ones, or "
+                    "another name."
+                )
+        return {k: v for k, v in made.params.items() if k not in base}
+
+    def apply(self, maker: PyTree, base: PyTree, x: PyTree) -> Array:
+        network = self.network(base)
+        # Names of both are the base model's; a network takes no parameter beyond its own.
+        wanted = jax.eval_shape(lambda: network.init(jax.random.key(0), x)).params
+        params = {name: maker[name] if name in maker else base[name] for name in wanted}
+        return network.apply(Variables(params=params, state={}), x)[0]
+
+
+class _Dense(nn.Module):
+    """One dense layer of all inputs of a row, tanh, divided by five."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        flat = x.reshape(x.shape[0], -1)
+        return jnp.tanh(nn.Dense(self.size, use_bias=False)(flat)) / 5
+
+
+def _hide(x: Any, item: str) -> Any:
+    """The inputs of items that count as new."""
+    if not isinstance(x, Mapping) or item not in x:
+        return x
+    return {**x, item: jnp.full_like(x[item], -1)}
+
+
+def _hidden(examples: Examples, item: str) -> Examples:
+    return dataclasses.replace(examples, x=_hide(examples.x, item))
+
+
+def _leaf(params: PyTree, path: str) -> Array:
+    found = trees.split(params, lambda p, leaf: bool(re.fullmatch(path, p)))[0]
+    leaves = jax.tree.leaves(found)
+    if len(leaves) != 1:
+        raise ValueError(
+            f"the base model has {len(leaves)} parameters {path!r}; expected one. Paths: "
+            + ", ".join(trees.leaf_paths(params))
+        )
+    return leaves[0]
+
+
+def _with_leaf(params: PyTree, path: str, value: Array) -> PyTree:
+    one, rest = trees.split(params, lambda p, leaf: bool(re.fullmatch(path, p)))
+    return trees.merge(jax.tree.map(lambda _: value, one), rest)
+
+
+def _vectors(params: PyTree, table: str, own: Array) -> Array:
+    """Vectors of the known items."""
+    found = _leaf(params, table)
+    if found.ndim != 1 + own.ndim or found.shape[1:] != own.shape:
+        raise ValueError(
+            f"the parameter {table!r} has shape {found.shape}; expected vectors [I, "
+            f"{', '.join(map(str, own.shape))}] of the known items."
+        )
+    return found
