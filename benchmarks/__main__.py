@@ -31,6 +31,7 @@ from benchmarks.streams import Streams
 from benchmarks.table import Table
 from benchmarks.texts import Texts
 from benchmarks.throughput import Throughput
+from benchmarks.warm_up import WarmUp
 from metalearn.runs import environment
 
 BENCHMARKS = {
@@ -58,6 +59,7 @@ BENCHMARKS = {
     "bandits": Bandits,
     "texts": Texts,
     "cold-start": ColdStarts,
+    "warm-up": WarmUp,
     "features": Features,
     "continual": ContinualFamilies,
     "table": Table,

@@ -20,6 +20,7 @@ from benchmarks import (
     online,
     streams,
     texts,
+    warm_up,
 )
 from benchmarks._harness import RESULTS
 
@@ -319,6 +320,7 @@ KINDS = {
     "bandits": bandits.table_rows,
     "texts": texts.table_rows,
     "cold-start": cold_start.table_rows,
+    "warm-up": warm_up.table_rows,
     "calibration": _systems.calibration_rows,
     "continual": _continual_rows,
     "families": _families_rows,

@@ -32,6 +32,13 @@ RECORDS = {
     "mixed_images": {"name": "made", "image_shape": [28, 28, 1]},
     "features": {"name": "features", "num_features": 8},
     "ratings": {"name": "made", "fields": [[2, 1], [3, 2]], "offset": 3.5},
+    "clicks": {
+        "name": "made",
+        "fields": [[2, 1], [3, 2]],
+        "of_users": 1,
+        "users": 4,
+        "items": 5,
+    },
 }
 MAML = learners.MAML(inner_opt=sgd(0.1))
 

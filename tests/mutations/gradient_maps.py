@@ -223,6 +223,45 @@ MUTATIONS: list[Mutation] = [
         tests="algorithms/gradient/test_warpgrad.py",
     ),
     *of(
+        "meta_embedding",
+        # The warm loss of the examples that the vector has adapted to.
+        (
+            "algorithms/gradient/meta_embedding.py",
+            "outputs = self.inner.predict(adapted, query.x, mask=query.mask)[0]",
+            "outputs = self.inner.predict(adapted, support.x, mask=support.mask)[0]",
+            "test_gradient_of_the_generator_by_finite_differences",
+        ),
+        # First order.
+        (
+            "algorithms/gradient/meta_embedding.py",
+            'norm="running",\n    )\n    warm',
+            'norm="running", differentiation="first_order",\n    )\n    warm',
+            "test_gradient_of_the_generator_by_finite_differences",
+        ),
+        # The base model goes on by the momenta of its training.
+        (
+            "algorithms/gradient/meta_embedding.py",
+            "lambda now, then: jnp.where(goes_on, now, then),",
+            "lambda now, then: now,",
+            "test_base_model_is_frozen_after_its_training_and_judges_then",
+        ),
+        # The number of an item of training is seen.
+        (
+            "algorithms/gradient/meta_embedding.py",
+            "return inner.predict(adapted, _hide(x, item), key=key, mask=mask)[0]",
+            "return inner.predict(adapted, x, key=key, mask=mask)[0]",
+            "test_only_the_vector_adapts_and_the_number_of_the_item_is_unread",
+        ),
+        # A sum over the examples for their mean.
+        (
+            "algorithms/gradient/meta_embedding.py",
+            "trees.masked_mean(vectors, support.mask)",
+            "vectors.sum(0)",
+            "test_masked_rows_generate_nothing",
+        ),
+        tests="algorithms/gradient/test_meta_embedding.py",
+    ),
+    *of(
         "melu",
         # The embeddings adapt, and what is above them does not.
         (

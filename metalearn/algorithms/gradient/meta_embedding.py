@@ -20,23 +20,25 @@ Where it differs from the paper or its released code:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metalearn.core import checks, kinds, metrics, trees
+from metalearn.core import checks, kinds, trees
 from metalearn.core.estimators import gradient_estimator
 from metalearn.core.keys import split_key
 from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.linen import from_linen
 from metalearn.core.model import Model, Variables
+from metalearn.core.pairing import paired
 from metalearn.core.task import Examples, Task, concatenate
-from metalearn.core.types import Array, InnerOpt, Key, LossFn, PyTree, TaskChunk
-from metalearn.inner import Adapted, descent
+from metalearn.core.types import Array, EstimateFn, InnerOpt, Key, LossFn, PyTree, TaskChunk
+from metalearn.inner import Adapted, Descent, descent
 
 First = Literal["generated", "mean", "random"]
 
@@ -108,113 +110,47 @@ def meta_embedding(
     checks.one_of("first", first, ("generated", "mean", "random"))
     if balance > 1:
         raise ValueError(f"balance is {balance}; expected a share from 0 to 1.")
-    made_by = _Generator(generator, fresh)
-
-    def init_model(key: Key, x: PyTree) -> Variables:
-        made = model.init(key, x)
-        own = _leaf(made.params, fresh)
-        if first == "mean":
-            _vectors(made.params, table, own)
-        return made
-
     inner = descent(
-        model._replace(init=init_model),
+        model._replace(init=functools.partial(_init_model, model, first, fresh, table)),
         loss_fn,
         inner_opt,
         num_steps=num_steps,
         adapt_filter=lambda path, leaf: bool(re.fullmatch(fresh, path)),
         norm="running",
     )
-
-    def init(key: Key, task: Task) -> Variables:
-        checks.one_task(task, key)
-        k_model, k_generator = split_key(key)
-        made = inner.init(k_model, task)
-        maker = made_by.init(k_generator, made.params, task.support.x)
-        state = {
-            "model": made.state,
-            "frozen": made.params,
-            "step": jnp.zeros((), jnp.int32),
-        }
-        return Variables(params={"model": made.params, "generator": maker}, state=state)
-
-    def started(maker: PyTree, base: PyTree, support: Examples) -> Variables:
-        """The base model with the first vector of the item."""
-        own = _leaf(base, fresh)
-        if first == "generated":
-            vectors = made_by.apply(maker, base, support.x)
-            vector = trees.masked_mean(vectors, support.mask).reshape(own.shape)
-        elif first == "mean":
-            vector = _vectors(base, table, own).mean(0)
-        else:
-            vector = own
-        return _with_leaf(base, fresh, vector.astype(own.dtype))
-
-    def base_of(variables: Variables) -> PyTree:
-        """Params of the base model: those of the moment when its training ended."""
-        goes_on = variables.state["step"] <= pretrain_steps
-        return jax.tree.map(
-            lambda now, then: jnp.where(goes_on, now, then),
-            variables.params["model"],
-            variables.state["frozen"],
-        )
+    warm = _WarmUp(
+        model=model,
+        loss_fn=loss_fn,
+        inner=inner,
+        generator=_Generator(generator, fresh),
+        pretrain_steps=pretrain_steps,
+        num_steps=num_steps,
+        balance=balance,
+        first=first,
+        fresh=fresh,
+        table=table,
+        item=item,
+    )
 
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> Adapted:
         kinds.adaptation(variables, support, ("model", "generator"))
-        support = _hidden(support, item)
-        params = started(variables.params["generator"], base_of(variables), support)
-        base = Variables(params=params, state=variables.state["model"])
-        return inner.adapt(base, None, support, key=key)[0]
+        base = warm.base_of(variables)
+        return warm.adapt(variables, base, _hidden(support, item), key)[0]
 
     def predict(adapted, x, *, key=None, mask=None) -> PyTree:
         kinds.adapted(adapted, Adapted)
         return inner.predict(adapted, _hide(x, item), key=key, mask=mask)[0]
 
-    def of_base(variables: Variables, task: Task, key: Key):
-        both = concatenate(task.support, task.query)
-        base = Variables(params=variables.params["model"], state=variables.state["model"])
-        outputs, state = model.apply(base, both.x, key=key, train=True, mask=both.mask)
-        loss = metrics.of_task(loss_fn, outputs, both)["loss"]
-        return loss, state, {"cold/loss": loss, "query/loss": loss}
-
-    def of_generator(variables: Variables, task: Task, key: Key):
-        # The state of the base model is frozen as well.
-        state = variables.state["model"]
-        support, query = (_hidden(part, item) for part in (task.support, task.query))
-        # A state has no gradient, so of all params only the generator's get one.
-        frozen = variables.state["frozen"]
-        params = started(variables.params["generator"], frozen, support)
-        adapted, path = inner.adapt(
-            Variables(params=params, state=state), None, support, key=key, train=False
-        )
-        if num_steps:
-            cold = path.losses[0]
-        else:
-            outputs = inner.predict(adapted, support.x, mask=support.mask)[0]
-            cold = metrics.of_task(loss_fn, outputs, support)["loss"]
-        outputs = inner.predict(adapted, query.x, mask=query.mask)[0]
-        warm = metrics.of_task(loss_fn, outputs, query)["loss"]
-        report = {"cold/loss": cold, "query/loss": warm}
-        return balance * cold + (1 - balance) * warm, state, report
-
     def objective(variables: Variables, task: Task, *, key: Key):
         step = variables.state["step"]
         loss, model_state, report = jax.lax.cond(
-            step < pretrain_steps, of_base, of_generator, variables, task, key
+            step < pretrain_steps, warm.of_base, warm.of_generator, variables, task, key
         )
         return loss, ({"model": model_state, "step": step + 1}, report)
 
-    estimate = gradient_estimator(objective, task_chunk=task_chunk)
-
-    def frozen_estimate(variables: Variables, tasks: Task, *, key: Key):
-        # A mean over equal copies of the tasks would move the frozen params by a rounding.
-        kept = base_of(variables)
-        current = dataclasses.replace(variables, state={**variables.state, "frozen": kept})
-        found = estimate(current, tasks, key=key)
-        return dataclasses.replace(found, state={**found.state, "frozen": kept})
-
+    estimate = warm.frozen(gradient_estimator(objective, task_chunk=task_chunk))
     config = config_of(
         "meta_embedding",
         pretrain_steps=pretrain_steps,
@@ -222,7 +158,105 @@ def meta_embedding(
         balance=balance,
         first=first,
     )
-    return MetaLearner(init, adapt, predict, frozen_estimate, config, hashable(loss_fn))
+    return MetaLearner(warm.init, adapt, predict, estimate, config, hashable(loss_fn))
+
+
+class _WarmUp(NamedTuple):
+    """The two phases of training; see `meta_embedding` for the fields."""
+
+    model: Model
+    loss_fn: LossFn
+    inner: Descent
+    generator: _Generator
+    pretrain_steps: int
+    num_steps: int
+    balance: float
+    first: First
+    fresh: str
+    table: str
+    item: str
+
+    def init(self, key: Key, task: Task) -> Variables:
+        checks.one_task(task, key)
+        k_model, k_generator = split_key(key)
+        made = self.inner.init(k_model, task)
+        maker = self.generator.init(k_generator, made.params, task.support.x)
+        state = {
+            "model": made.state,
+            "frozen": made.params,
+            "step": jnp.zeros((), jnp.int32),
+        }
+        return Variables(params={"model": made.params, "generator": maker}, state=state)
+
+    def frozen(self, estimate: EstimateFn) -> EstimateFn:
+        """The estimate with a base model that is kept as it was."""
+
+        def kept(variables: Variables, tasks: Task, *, key: Key):
+            # A mean over equal copies of the tasks would move the params by a rounding.
+            base = self.base_of(variables)
+            state = {**variables.state, "frozen": base}
+            found = estimate(dataclasses.replace(variables, state=state), tasks, key=key)
+            return dataclasses.replace(found, state={**found.state, "frozen": base})
+
+        return kept
+
+    def base_of(self, variables: Variables) -> PyTree:
+        """Params of the base model: those of the moment when its training ended."""
+        goes_on = variables.state["step"] <= self.pretrain_steps
+        return jax.tree.map(
+            lambda now, then: jnp.where(goes_on, now, then),
+            variables.params["model"],
+            variables.state["frozen"],
+        )
+
+    def adapt(self, variables: Variables, base: PyTree, support: Examples, key):
+        """The inner loop from the first vector of the item."""
+        own = _leaf(base, self.fresh)
+        if self.first == "generated":
+            maker = variables.params["generator"]
+            vectors = self.generator.apply(maker, base, support.x)
+            vector = trees.masked_mean(vectors, support.mask).reshape(own.shape)
+        elif self.first == "mean":
+            vector = _vectors(base, self.table, own).mean(0)
+        else:
+            vector = own
+        params = _with_leaf(base, self.fresh, vector.astype(own.dtype))
+        start = Variables(params=params, state=variables.state["model"])
+        return self.inner.adapt(start, None, support, key=key)
+
+    def of_base(self, variables: Variables, task: Task, key: Key):
+        """Loss of the base model on items that it knows, its state, the report."""
+        both = concatenate(task.support, task.query)
+        base = Variables(params=variables.params["model"], state=variables.state["model"])
+        outputs, state = self.model.apply(base, both.x, key=key, train=True, mask=both.mask)
+        loss = paired(self.loss_fn, outputs, both)
+        return loss, state, {"cold/loss": loss, "query/loss": loss}
+
+    def of_generator(self, variables: Variables, task: Task, key: Key):
+        """Objective of the generator, the state of the base model, the report."""
+        support, query = (_hidden(part, self.item) for part in (task.support, task.query))
+        # A state has no gradient, so of all params only the generator's get one.
+        frozen = variables.state["frozen"]
+        adapted, path = self.adapt(variables, frozen, support, key)
+        if self.num_steps:
+            cold = path.losses[0]
+        else:
+            outputs = self.inner.predict(adapted, support.x, mask=support.mask)[0]
+            cold = paired(self.loss_fn, outputs, support)
+        outputs = self.inner.predict(adapted, query.x, mask=query.mask)[0]
+        warm = paired(self.loss_fn, outputs, query)
+        report = {"cold/loss": cold, "query/loss": warm}
+        objective = self.balance * cold + (1 - self.balance) * warm
+        return objective, variables.state["model"], report
+
+
+def _init_model(model: Model, first: str, fresh: str, table: str, key: Key, x: PyTree):
+    """Variables of the base model, which has the parameters that are named."""
+    made = model.init(key, x)
+    own = _leaf(made.params, fresh)
+    if first == "mean":
+        _vectors(made.params, table, own)
+    return made
 
 
 class _Generator:

@@ -1,0 +1,172 @@
+"""Clicks as tasks of items: the split, the phases, settings, a run and its benchmark."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from few_ratings import write_own_ratings
+
+import metalearn as ml
+from benchmarks import warm_up
+from metalearn.apps import ItemClicks, Recipe, learners, sgd
+from metalearn.cli import main as cli
+
+TINY = ItemClicks(
+    dataset="own",
+    validation_items=0.25,
+    test_items=0.25,
+    shots=2,
+    eval_shots=2,
+    most_shots=6,
+    eval_queries=3,
+    dim=3,
+    widths=(4,),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(write_own_ratings(tmp_path_factory.mktemp("clicks")))
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return TINY.load(folder)
+
+
+def _every(app, data, part):
+    every = ml.tasks.in_order(app.tasks(data, part))
+    return jax.tree.map(np.asarray, next(iter(every.batches(every.num_tasks, 0))))
+
+
+def test_parts_have_different_items_and_clicks_are_high_ratings(data):
+    ratings, seen = data.ratings, []
+    one = {(u, i): r for u, i, r in zip(data.user, ratings.item, ratings.rating)}
+    for number, part in enumerate(("train", "validation", "test")):
+        batch = _every(TINY, data, part)
+        items = batch.info["task"]
+        assert (data.item_part[items] == number).all()
+        seen.append(set(items.tolist()))
+        assert (batch.query.x["item"] == -1).all() == (part != "train")
+        for t, item in enumerate(items):
+            for user, y in zip(batch.query.x["user"][t], batch.query.y[t, :, 0]):
+                assert user == -1 or y == (one[user, item] >= 4)
+    assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
+
+
+def test_numbers_of_training_are_all_used(data):
+    train = data.item_part[data.ratings.item] == 0
+    for numbers, count in ((data.user, data.num_users), (data.item, data.num_items)):
+        assert sorted(set(numbers[train].tolist())) == list(range(count))
+    assert (data.item[~train] == -1).all()
+
+
+def test_phases_have_the_same_queries_and_support_sets_grow(data):
+    batches = [
+        _every(dataclasses.replace(TINY, eval_shots=num), data, "test") for num in (2, 4, 6)
+    ]
+    for few, more in itertools.pairwise(batches):
+        for a, b in zip(jax.tree.leaves(few.query), jax.tree.leaves(more.query)):
+            np.testing.assert_array_equal(a, b)
+        num = few.support.y.shape[1]
+        np.testing.assert_array_equal(few.support.y, more.support.y[:, :num])
+        assert few.support.mask.all() and more.support.mask.all()
+
+
+def test_shapes_follow_from_the_record(data):
+    record = json.loads(json.dumps(TINY.describe(data)))
+    like = jax.tree.map(lambda a: (a.shape, a.dtype), TINY.example(record))
+    task = TINY.tasks(data, "train").first(jax.random.key(0))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), task) == like
+
+
+@pytest.mark.parametrize(
+    ("settings", "learner", "said"),
+    [
+        ({}, learners.ProtoNet(), "does not fit a network of clicks"),
+        ({"widths": ()}, learners.NoAdaptation(), "app.widths is"),
+        ({"eval_shots": 9}, learners.NoAdaptation(), "app.most_shots is 6"),
+        ({"positive": 9.0}, learners.NoAdaptation(), "app.positive is 9.0"),
+        ({"positive": 1.0}, learners.NoAdaptation(), "app.positive is 1.0"),
+        ({"test_items": 0.9}, learners.NoAdaptation(), "leave none of the items"),
+        ({"shots": 0}, learners.NoAdaptation(), "app.shots is 0"),
+        ({"network": "fm", "widths": (9,)}, learners.NoAdaptation(), "has no effect"),
+        ({"network": "din"}, learners.NoAdaptation(), "app.network is 'din'"),
+    ],
+)
+def test_settings_are_checked(settings, learner, said):
+    app = dataclasses.replace(TINY, **settings)
+    with pytest.raises(ValueError, match=said):
+        Recipe(app=app, learner=learner).check()
+
+
+def test_too_few_ratings_of_items_are_said(data):
+    app = dataclasses.replace(TINY, most_shots=500)
+    with pytest.raises(ValueError, match=r"none of .* groups has .*--app.eval-queries"):
+        app.tasks(data, "test")
+
+
+def test_a_run_is_drawn_judged_again_and_compared_in_all_phases(folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    sizes = ("shots", "eval-shots", "most-shots", "eval-queries", "dim")
+    options = [f"--app.{name}" for name in sizes]
+    values = ["2", "2", "6", "3", "3"]
+    own = [word for pair in zip(options, values) for word in pair]
+    command = ["train", "clicks-meta-embedding", "--data-dir", folder, "--out", str(out)]
+    command += ["--app.dataset", "own", "--app.validation-items", "0.25", *own]
+    command += ["--app.widths", "4", "--steps", "4", "--learner.pretrain-steps", "2"]
+    command += ["--tasks-per-step", "3", "--validate-every", "4", "--log-every", "1"]
+    command += ["--validation-tasks", "2", "--test-tasks", "2", "--devices", "1"]
+    assert cli.main(command) == 0, capsys.readouterr()
+    assert (out / "episode.png").stat().st_size > 5_000
+    capsys.readouterr()
+    found = warm_up.judged([out], (1, 2), folder)
+    assert list(found["phases"]) == ["cold", "warm a", "warm b", "warm c"]
+    for phase, rows in found["phases"].items():
+        assert list(rows) == list(warm_up.FIRSTS)
+        for first, row in rows.items():
+            assert row["steps"][0] in ((0,) if phase == "cold" else (1, 2))
+            assert ("auc_gain" in row) == (first != "generated")
+    row = {
+        **{"name": "own", "about": "few", "seeds": 1},
+        "networks": {"fm": {**found, "settings": {}}},
+    }
+    assert len([line for line in warm_up.table_rows(row) if line.startswith("| fm")]) == 4
+
+
+def test_pooled_metrics_by_hand():
+    y = np.array([[[1.0], [0.0]], [[1.0], [1.0]]])
+    mask = np.ones((2, 2), bool)
+    part = ml.Examples(x=y, y=y, mask=mask)
+    tasks = ml.Task(support=part, query=part)
+    logits = np.array([[0.5, 1.0], [2.0, 0.0]])
+    assert warm_up.auc(logits, tasks) == pytest.approx(1 / 3)
+    chance = 1 / (1 + np.exp(-logits))
+    first = -(np.log(chance[0, 0]) + np.log(1 - chance[0, 1])) / 2
+    assert warm_up.losses(logits, tasks)[0] == pytest.approx(first)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"networks": ()}, "expected some"),
+        ({"steps": (0,)}, "--steps is"),
+        ({"seeds": 0}, "--seeds is"),
+        ({"json": "/"}, "a folder"),
+        ({"set": ("app.most_shots=30",)}, "three times as many"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_training(monkeypatch, asked, said):
+    monkeypatch.setattr(warm_up._runs, "trained", lambda *args: pytest.fail("it trains"))
+    with pytest.raises(SystemExit, match=said):
+        warm_up.WarmUp(**asked).run_benchmark()
+
+
+def test_learners_that_know_no_generator_fit_too():
+    app = dataclasses.replace(TINY, network="fm", widths=(64, 64))
+    Recipe(app=app, learner=learners.MeLU(inner_opt=sgd(0.1))).check()
