@@ -16,6 +16,7 @@ from benchmarks.cold_start import ColdStarts
 from benchmarks.compiling import Compiling
 from benchmarks.continual import ContinualFamilies
 from benchmarks.data import Data
+from benchmarks.domains import Domains
 from benchmarks.families import Families
 from benchmarks.features import Features
 from benchmarks.growth import Growth
@@ -59,6 +60,7 @@ BENCHMARKS = {
     "texts": Texts,
     "cold-start": ColdStarts,
     "features": Features,
+    "domains": Domains,
     "continual": ContinualFamilies,
     "table": Table,
 }
