@@ -148,3 +148,23 @@ def compared(accuracy: dict[str, np.ndarray], first: str) -> dict[str, dict[str,
                 "by_target": apart.mean(1).tolist(),
             }
     return found
+
+
+def table_rows(row: dict[str, Any]) -> list[str]:
+    """Lines of `benchmarks/README.md`: recipes down, targets across."""
+    first = next(iter(row["rows"]))
+    lines = [
+        f"Accuracy on a domain of `{row['dataset']}` that training has not seen, training "
+        f"seeds: {row['seeds']}; inductive. In brackets, how far above {first}, paired "
+        "over targets and seeds:",
+        "",
+        f"| recipe | {' | '.join(row['targets'])} | mean |",
+        "|---" * (2 + len(row["targets"])) + "|",
+    ]
+    for name, found in row["rows"].items():
+        cells = [f"{100 * value:.1f} %" for value in (*found["by_target"], found["mean"])]
+        if told := found.get("difference"):
+            half = "" if told["ci95"] is None else f" ± {100 * told['ci95']:.1f}"
+            cells[-1] += f" ({100 * told['mean']:+.1f}{half} points)"
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines

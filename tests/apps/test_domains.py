@@ -265,6 +265,9 @@ def test_differences_are_paired_by_target_and_seed():
     assert told["mean"] == pytest.approx(0.1)
     assert told["by_target"] == pytest.approx([0.1, 0.1])
     assert told["ci95"] == pytest.approx(1.96 * np.std([0.1, 0.1, 0.0, 0.2], ddof=1) / 2)
+    row = {"dataset": "own", "seeds": 2, "targets": ["x", "y"], "rows": found}
+    lines = benchmark.table_rows(row)
+    assert "| b | 65.0 % | 85.0 % | 75.0 % (+10.0 ± 8.0 points) |" in lines
     with pytest.raises(SystemExit, match="no recipe of domains"):
         benchmark.Domains(recipes=("sinusoid-maml",)).run_benchmark()
     with pytest.raises(ValueError, match=r"app\.target is 'x'"):
