@@ -37,16 +37,19 @@ def held_out_batches(
       A sampler. Support sets have equal shares of domains in order; `info` holds their
       numbers `domains`, counted among those of `rows`, and that of the query `held_out`.
     """
-    # Sorted by domain, so that an image is the start of its domain and an offset.
-    rows = rows[np.argsort(data.domains[rows], kind="stable")]
-    _, starts, counts = np.unique(data.domains[rows], return_index=True, return_counts=True)
+    found, counts = np.unique(data.domains[rows], return_counts=True)
+    # As wide for any rows, and with all images, so that arrays have one shape whatever the
+    # target is: every target then shares the program of training.
+    table = np.zeros((len(found), np.bincount(data.domains).max()), np.int32)
+    for place, (domain, count) in enumerate(zip(found, counts)):
+        table[place, :count] = rows[data.domains[rows] == domain]
     arrays = {
-        "images": jnp.asarray(data.images[rows]),
-        "labels": jnp.asarray(data.labels[rows]),
-        "starts": jnp.asarray(starts, jnp.int32),
+        "images": jnp.asarray(data.images),
+        "labels": jnp.asarray(data.labels),
+        "rows": jnp.asarray(table),
         "counts": jnp.asarray(counts, jnp.int32),
     }
-    return TaskSampler(_HeldOut(len(starts), per_domain, mirror), arrays, name)
+    return TaskSampler(_HeldOut(len(found), per_domain, mirror), arrays, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ class _HeldOut:
         order = jax.random.permutation(k_order, self.num_domains).astype(jnp.int32)
         shape = (self.num_domains, self.per_domain)
         offset = jax.random.randint(k_rows, shape, 0, data["counts"][order][:, None])
-        rows = (data["starts"][order][:, None] + offset).reshape(-1)
+        rows = data["rows"][order[:, None], offset].reshape(-1)
         x = _floats(data["images"][rows])
         if self.mirror:
             turned = jax.random.bernoulli(k_mirror, shape=rows.shape)
