@@ -9,6 +9,7 @@ import pytest
 from tiny import INPUTS, WAYS, plain, tanh_net
 
 import metalearn as ml
+from metalearn.core.task import take
 
 pytestmark = pytest.mark.usefixtures("x64")
 CE = ml.losses.cross_entropy
@@ -291,7 +292,7 @@ def test_the_first_phase_trains_a_body_on_all_domains_and_a_head_on_each():
         for place, number in enumerate(numbers):
             at = slice(place * ROWS, (place + 1) * ROWS)
             held = place == DOMAINS
-            rows = task.query if held else ml.take(task.support, at)
+            rows = task.query if held else take(task.support, at)
             own = {k: v[number] for k, v in heads["head"].items()}
             total += CE(tanh_net({"body": body["body"], "head": own}, rows.x), rows)
         return total
