@@ -16,6 +16,7 @@ from benchmarks.cold_start import ColdStarts
 from benchmarks.compiling import Compiling
 from benchmarks.continual import ContinualFamilies
 from benchmarks.data import Data
+from benchmarks.domains import Domains
 from benchmarks.families import Families
 from benchmarks.features import Features
 from benchmarks.growth import Growth
@@ -61,6 +62,7 @@ BENCHMARKS = {
     "cold-start": ColdStarts,
     "warm-up": WarmUp,
     "features": Features,
+    "domains": Domains,
     "continual": ContinualFamilies,
     "table": Table,
 }

@@ -2,6 +2,7 @@
 
 from metalearn.apps.base import Application, Entry, Recipe
 from metalearn.apps.curves import Curves
+from metalearn.apps.domains import UnseenDomain
 from metalearn.apps.images import FewShotFeatures, FewShotImages, MixedImages
 from metalearn.apps.optimisers import Optimiser, Outer, adam, sgd
 from metalearn.apps.recommendation import FewRatings, ItemClicks
@@ -24,6 +25,7 @@ __all__ = [
     "Optimiser",
     "Outer",
     "Recipe",
+    "UnseenDomain",
     "adam",
     "find",
     "recipe_of",

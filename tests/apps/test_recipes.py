@@ -31,6 +31,12 @@ RECORDS = {
     "sinusoid": {"name": "sinusoid"},
     "mixed_images": {"name": "made", "image_shape": [28, 28, 1]},
     "features": {"name": "features", "num_features": 8},
+    "domains": {
+        "name": "made",
+        "image_shape": [28, 28, 1],
+        "num_classes": 3,
+        "sources": ["a", "b", "c"],
+    },
     "ratings": {"name": "made", "fields": [[2, 1], [3, 2]], "offset": 3.5},
     "clicks": {
         "name": "made",

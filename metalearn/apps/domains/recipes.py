@@ -1,0 +1,61 @@
+"""Recipes of domains that training has not seen: minutes on one core.
+
+Another target by `--app.target`, which is the domain that is left out. The settings are
+those of all three learners alike, and are not tuned yet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metalearn.apps import learners
+from metalearn.apps.base import Entry, Recipe
+from metalearn.apps.domains.unseen import UnseenDomain
+from metalearn.apps.learners import Learner
+from metalearn.apps.optimisers import Outer
+
+
+def _digits(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> Recipe:
+    shared: dict[str, Any] = {
+        "outer": Outer(rate=3e-3),
+        "tasks_per_step": 1,
+        "steps": 1000,
+        "log_every": 100,
+        "validate_every": 250,
+        "validation_tasks": 1000,
+        "test_tasks": 1000,
+        "checkpoint_every": 500,
+    }
+    return Recipe(app=UnseenDomain(**app or {}), learner=learner, **shared | rest)
+
+
+def _pacs(learner: Learner, **rest: Any) -> Recipe:
+    app = {"dataset": "pacs", "target": "sketch", "mirror": True, "per_domain": 16}
+    return _digits(learner, app, **rest)
+
+
+RECIPES: dict[str, Entry] = {
+    "domains-mldg": Entry(
+        "MLDG on rotated digits, tested at an angle that training has not seen",
+        _digits(learners.MLDG()),
+    ),
+    "domains-metareg": Entry(
+        "MetaReg on the same digits: half of the steps learn the regulariser",
+        _digits(learners.MetaReg(pretrain_steps=500)),
+    ),
+    "domains-erm": Entry(
+        "baseline: joint training on all source angles",
+        _digits(learners.NoAdaptation()),
+    ),
+    "domains-pacs-mldg": Entry(
+        "MLDG on PACS at 64x64, tested on sketches", _pacs(learners.MLDG())
+    ),
+    "domains-pacs-metareg": Entry(
+        "MetaReg on the same images: half of the steps learn the regulariser",
+        _pacs(learners.MetaReg(pretrain_steps=500)),
+    ),
+    "domains-pacs-erm": Entry(
+        "baseline: joint training on photographs, art and cartoons",
+        _pacs(learners.NoAdaptation()),
+    ),
+}
