@@ -18,6 +18,7 @@ from benchmarks.continual import ContinualFamilies
 from benchmarks.data import Data
 from benchmarks.families import Families
 from benchmarks.features import Features
+from benchmarks.graphs import Graphs
 from benchmarks.growth import Growth
 from benchmarks.memory import Memory
 from benchmarks.mixed import Mixed
@@ -58,6 +59,7 @@ BENCHMARKS = {
     "bandits": Bandits,
     "texts": Texts,
     "cold-start": ColdStarts,
+    "graphs": Graphs,
     "features": Features,
     "continual": ContinualFamilies,
     "table": Table,

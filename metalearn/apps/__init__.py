@@ -2,6 +2,7 @@
 
 from metalearn.apps.base import Application, Entry, Recipe
 from metalearn.apps.curves import Curves
+from metalearn.apps.graphs import FewShotNodes
 from metalearn.apps.images import FewShotFeatures, FewShotImages, MixedImages
 from metalearn.apps.optimisers import Optimiser, Outer, adam, sgd
 from metalearn.apps.recommendation import FewRatings
@@ -18,6 +19,7 @@ __all__ = [
     "FewRatings",
     "FewShotFeatures",
     "FewShotImages",
+    "FewShotNodes",
     "FewShotText",
     "MixedImages",
     "Optimiser",

@@ -31,6 +31,7 @@ RECORDS = {
     "sinusoid": {"name": "sinusoid"},
     "mixed_images": {"name": "made", "image_shape": [28, 28, 1]},
     "features": {"name": "features", "num_features": 8},
+    "graphs": {"name": "made", "num_features": 6, "num_classes": 4, "nodes": 5},
     "ratings": {"name": "made", "fields": [[2, 1], [3, 2]], "offset": 3.5},
 }
 MAML = learners.MAML(inner_opt=sgd(0.1))
