@@ -41,7 +41,8 @@ class Graphs:
       splits: Numbers of the splits; all if none is given.
       shots: Support nodes of a class, in training and test.
       seeds: Training runs of each recipe on each split.
-      set: Fields to override in all recipes but the centroid, such as `--set steps=100`.
+      set: Fields to override in all recipes, such as `--set steps=100`; of the centroid
+        those of the application alone, such as `app.rows=unit`.
       part: Part to judge on: "test", or "validation" to choose settings, which stores
         nothing.
       data_dir: Folder of the graphs.
@@ -119,7 +120,14 @@ class Graphs:
             if find(name).recipe.app.kind != FewShotNodes.kind:
                 raise SystemExit(f"{name} is no recipe of nodes; see `metalearn list`.")
             own = (f"app.dataset={self.dataset}", f"app.shots={self.shots}")
-            plan = _runs.Plan(name, 1, own + (() if name == BASELINE else self.set))
+            # The centroid is of the same features, but nothing of it is trained.
+            shared = [
+                pair
+                for pair in self.set
+                if name != BASELINE
+                or (pair.startswith("app.") and not pair.startswith("app.widths"))
+            ]
+            plan = _runs.Plan(name, 1, (*own, *shared))
             found[name] = parse_train([name, *plan.options()])[2]
             found[name].check()
         return found

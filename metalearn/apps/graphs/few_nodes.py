@@ -104,7 +104,7 @@ class FewShotNodes:
     validation: Literal["classes", "nodes"] = "classes"
     validation_classes: int = 2
     validation_share: float = 0.2
-    rows: Literal["sum", "unit", "none"] = "sum"
+    rows: Literal["sum", "unit", "none"] = "none"
     hops: int = 2
     encoder: Literal["sgc", "gcn"] = "sgc"
     widths: tuple[int, ...] = (16,)

@@ -18,12 +18,12 @@ def _graph(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> 
     shared: dict[str, Any] = {
         "outer": Outer(rate=3e-3),
         "tasks_per_step": 5,
-        "steps": 500,
-        "log_every": 50,
-        "validate_every": 50,
+        "steps": 200,
+        "log_every": 20,
+        "validate_every": 20,
         "validation_tasks": 250,
         "test_tasks": 250,
-        "checkpoint_every": 250,
+        "checkpoint_every": 100,
     }
     return Recipe(app=FewShotNodes(**app or {}), learner=learner, **shared | rest)
 
