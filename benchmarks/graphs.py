@@ -29,7 +29,7 @@ METRIC = "query/accuracy"
 
 @dataclasses.dataclass(frozen=True)
 class Graphs:
-    """Trains recipes of nodes on splits of the classes, and judges each on its test classes.
+    """Trains recipes of nodes on splits of the classes, judged on each one's test classes.
 
     The splits are all choices of two test classes. The interval is over splits, whose
     difficulty differs far more than that of the tasks of one. Validation stops; the test

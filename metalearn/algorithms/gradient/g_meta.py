@@ -7,10 +7,12 @@ K. Huang, M. Zitnik. Graph Meta Learning via Local Subgraphs. NeurIPS 2020. Diff
 - Prototypes of the queries are those of the weights after the last inner step. The released
   code keeps those of the step before.
 - The distance is the squared Euclidean one of the released code, times `scale`.
-- The learner is apart from the graph. The encoder gets whatever an example is; examples that
-  are subgraphs of static size come from `metalearn.data.graphs`, whose encoder is
-  `ml.models.GCN`. Only single graphs with classes that are new at test are there, the
-  setting "single graph, disjoint label" of the paper, and nodes, not links.
+- The learner is apart from the graph. The encoder gets whatever an example is; examples
+  that are subgraphs of static size come from `metalearn.data.graphs`, whose encoder is
+  `ml.models.GCN`. There is one graph with classes that are new at test, the setting
+  "single graph, disjoint label" of the paper, and nodes are classified, not links.
+- Layers of `ml.models.GCN` have links of a node with itself, the last one no ReLU, and no
+  linear layer follows.
 """
 
 from __future__ import annotations
@@ -94,13 +96,9 @@ def g_meta(
         del loss_fn
         support, query = done.task.support, done.task.query
         k_support, k_query = jax.random.split(done.key)
-        outputs, _ = done.predict(
-            done.adapted, support.x, key=k_support, mask=support.mask
-        )
+        outputs, _ = done.predict(done.adapted, support.x, key=k_support, mask=support.mask)
         means, present = means_of(outputs, support), present_classes(support, num_ways)
-        outputs, state = done.predict(
-            done.adapted, query.x, key=k_query, mask=query.mask
-        )
+        outputs, state = done.predict(done.adapted, query.x, key=k_query, mask=query.mask)
         logits = logits_of(_embedded(outputs, query).x, means, present)
         report = metrics.of_task(cross_entropy, logits, query)
         # A label outside belongs to no mean, so only this tells of it.

@@ -76,8 +76,9 @@ class FewShotNodes:
         of the training classes, with more classes left for training.
       validation_classes: Number of classes of validation.
       validation_share: Share of the nodes of each training class for validation.
-      rows: Scale of the features of a node before they spread: a sum of 1, a norm of 1
-        ("unit"), or as they are.
+      rows: Scale of the features of a node before they spread: a sum of 1, as in SGC and
+        Meta-GNN, a norm of 1 ("unit"), or as they are, with which an inner rate of 0.5
+        moves something.
       hops: Distance from which a node gets features, 0 or more.
       encoder: Network: linear layers of features that were spread over the graph (sgc), or
         convolutions over the subgraph around each node (gcn), one layer a hop.
@@ -170,8 +171,8 @@ class FewShotNodes:
             )
         if self.validation == "classes" and self.validation_classes < self.test_ways:
             raise ValueError(
-                f"app.validation_classes is {self.validation_classes}, too few for tasks of "
-                f"{self.test_ways} classes; expected as many or more."
+                f"app.validation_classes is {self.validation_classes}, too few for tasks "
+                f"of {self.test_ways} classes; expected as many or more."
             )
         if not 0 < self.validation_share < 1:
             raise ValueError(

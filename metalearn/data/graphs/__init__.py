@@ -1,4 +1,4 @@
-"""Graphs with labelled nodes: files, propagation, subgraphs, and splits of their classes."""
+"""Graphs with labelled nodes: files, propagation, subgraphs, splits of their classes."""
 
 from metalearn.data.graphs.episodes import NodeEpisode, node_tasks
 from metalearn.data.graphs.files import LAYOUTS, load_graph

@@ -70,8 +70,10 @@ def node_tasks(
     drawn = few_shot(rows, check_images=False, **options)
     counts = np.bincount(labels[labels >= 0])
     draw = dataclasses.replace(drawn.sample, largest=int(counts.max()))
-    ids = jnp.zeros((len(features), 1), jnp.float32).at[: len(nodes)].set(
-        drawn.data["images"]
+    ids = (
+        jnp.zeros((len(features), 1), jnp.float32)
+        .at[: len(nodes)]
+        .set(drawn.data["images"])
     )
     data = {"drawn": {**drawn.data, "images": ids}, "features": jnp.asarray(features)}
     if around is not None:

@@ -219,8 +219,8 @@ def _labels(
         found = found.astype(str)
     if found.shape != (num,):
         raise ValueError(
-            f"labels have the shape {list(found.shape)}; expected [{num}], one for each row "
-            "of the features."
+            f"labels have the shape {list(found.shape)}; expected [{num}], one for each "
+            "row of the features."
         )
     if found.dtype.kind not in "iuU":
         raise TypeError(
@@ -258,8 +258,8 @@ def _names(class_names: Sequence[str], kept: np.ndarray) -> tuple[str, ...]:
     names = tuple(str(name) for name in np.asarray(class_names).tolist())
     if kept.dtype.kind == "U" or int(kept[-1]) >= len(names):
         raise ValueError(
-            f"class_names has {len(names)} names and labels go up to {kept[-1]!r}; expected "
-            "labels 0..C-1 and C names."
+            f"class_names has {len(names)} names and labels go up to {kept[-1]!r}; "
+            "expected labels 0..C-1 and C names."
         )
     if len(set(names)) < len(names):
         raise ValueError("class_names has a name twice; expected each once.")
