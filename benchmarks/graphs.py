@@ -89,7 +89,7 @@ class Graphs:
         stored = {
             "kind": "graphs",
             "dataset": self.dataset,
-            "graph": runner.record,
+            "graph": {k: runner.record[k] for k in ("name", "graph", "num_features")},
             "splits": list(splits),
             "shots": self.shots,
             "seeds": self.seeds,

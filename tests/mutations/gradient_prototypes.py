@@ -8,9 +8,10 @@ MUTATIONS: list[Mutation] = [
         # Prototypes of the queries are those before the adaptation.
         (
             "algorithms/gradient/g_meta.py",
-            "outputs, _ = done.predict(\n            done.adapted, support.x,",
-            "outputs, _ = done.predict(\n"
-            "            done.adapted.replace(params=done.start.params), support.x,",
+            "outputs, _ = done.predict(done.adapted, support.x, key=k_support, "
+            "mask=support.mask)",
+            "start = done.adapted.replace(params=done.start.params)\n"
+            "        outputs, _ = done.predict(start, support.x, mask=support.mask)",
             "test_the_outer_gradient_is_of_second_order",
         ),
         # The same at test alone.
