@@ -125,6 +125,7 @@ class Graphs:
                 pair
                 for pair in self.set
                 if name != BASELINE
+                or pair.startswith("test_tasks")
                 or (pair.startswith("app.") and not pair.startswith("app.widths"))
             ]
             plan = _runs.Plan(name, 1, (*own, *shared))
