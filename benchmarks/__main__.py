@@ -19,6 +19,7 @@ from benchmarks.data import Data
 from benchmarks.domains import Domains
 from benchmarks.families import Families
 from benchmarks.features import Features
+from benchmarks.graphs import Graphs
 from benchmarks.growth import Growth
 from benchmarks.memory import Memory
 from benchmarks.mixed import Mixed
@@ -61,6 +62,7 @@ BENCHMARKS = {
     "texts": Texts,
     "cold-start": ColdStarts,
     "warm-up": WarmUp,
+    "graphs": Graphs,
     "features": Features,
     "domains": Domains,
     "continual": ContinualFamilies,

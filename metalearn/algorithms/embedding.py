@@ -223,13 +223,13 @@ def embedder(
         )
         if batch:
             state = kept_without_rows(state, variables.state, mask)
-        _check_embeddings(outputs, x, maps)
+        check_embeddings(outputs, x, maps)
         return trees.widened(outputs), state
 
     return embed
 
 
-def _check_embeddings(outputs: Any, x: PyTree, maps: bool) -> None:
+def check_embeddings(outputs: Any, x: PyTree, maps: bool = False) -> None:
     """Refuses what is no embedding, or no map where maps are taken, of each input x."""
     trees.one_array(outputs, "the output of the encoder", "embeddings [N, D]")
     wanted = "[N, D], or maps [N, H, W, C]" if maps else "[N, D]"

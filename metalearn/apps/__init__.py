@@ -3,6 +3,7 @@
 from metalearn.apps.base import Application, Entry, Recipe
 from metalearn.apps.curves import Curves
 from metalearn.apps.domains import UnseenDomain
+from metalearn.apps.graphs import FewShotNodes
 from metalearn.apps.images import FewShotFeatures, FewShotImages, MixedImages
 from metalearn.apps.optimisers import Optimiser, Outer, adam, sgd
 from metalearn.apps.recommendation import FewRatings, ItemClicks
@@ -20,6 +21,7 @@ __all__ = [
     "ItemClicks",
     "FewShotFeatures",
     "FewShotImages",
+    "FewShotNodes",
     "FewShotText",
     "MixedImages",
     "Optimiser",

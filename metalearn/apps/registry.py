@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from metalearn.apps import curves, domains, images, recommendation, text
+from metalearn.apps import curves, domains, graphs, images, recommendation, text
 from metalearn.apps.base import Application, DataRecord, Entry, Recipe
 
 DEFAULT = "glyphs-maml"
@@ -15,6 +15,7 @@ APPLICATIONS = (
     *text.APPLICATIONS,
     *recommendation.APPLICATIONS,
     *domains.APPLICATIONS,
+    *graphs.APPLICATIONS,
 )
 KINDS: dict[str, type[Application]] = {app.kind: app for app in APPLICATIONS}
 RECIPES: dict[str, Entry] = {
@@ -23,6 +24,7 @@ RECIPES: dict[str, Entry] = {
     **text.RECIPES,
     **recommendation.RECIPES,
     **domains.RECIPES,
+    **graphs.RECIPES,
 }
 
 

@@ -19,6 +19,7 @@ from metalearn.cli.predict import predict
 from metalearn.cli.train import train
 from metalearn.core.cache import cache_root
 from metalearn.core.errors import reading
+from metalearn.data.graphs import LAYOUTS as GRAPHS
 from metalearn.data.ratings import LAYOUTS
 from metalearn.data.text.sets import SETS
 
@@ -160,7 +161,10 @@ def _data_list(argv: list[str]) -> int:
             {"kind": "ratings", "name": n, "description": d}
             for n, (d, *_) in LAYOUTS.items()
         ]
-        print_json([*images, *texts, *ratings])
+        graphs = [
+            {"kind": "graphs", "name": n, "description": d} for n, (d, _) in GRAPHS.items()
+        ]
+        print_json([*images, *texts, *ratings, *graphs])
         return 0
     print("Images\n")
     for row in rows:
@@ -176,6 +180,9 @@ def _data_list(argv: list[str]) -> int:
     print("\nRatings, by --app.dataset of the recipes ratings-*\n")
     for name, (description, files, _) in LAYOUTS.items():
         print(f"  {name:<17}{description}\n  {'':<17}needs {', '.join(files)}")
+    print("\nGraphs, by --app.dataset of the recipes graphs-*\n")
+    for name, (description, file) in GRAPHS.items():
+        print(f"  {name:<19}{description}\n  {'':<19}needs --data-dir with {file}")
     return 0
 
 

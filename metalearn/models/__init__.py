@@ -5,6 +5,7 @@ from metalearn.models.clicks import ClickNetwork, VectorGenerator
 from metalearn.models.context import ContextMLP, FilmConv4
 from metalearn.models.conv4 import Conv4
 from metalearn.models.fields import FieldMLP
+from metalearn.models.graphs import GCN, SGC
 from metalearn.models.maps import ConvMaps
 from metalearn.models.mlp import MLP
 from metalearn.models.norm import Norm
@@ -14,7 +15,9 @@ from metalearn.models.tnet import TConv, TDense, TNetConv4, TNetMLP
 from metalearn.models.warp import Warp, WarpConv4, WarpMLP
 
 __all__ = [
+    "GCN",
     "MLP",
+    "SGC",
     "AdapterConv4",
     "AdapterMLP",
     "ClickNetwork",

@@ -37,6 +37,7 @@ RECORDS = {
         "num_classes": 3,
         "sources": ["a", "b", "c"],
     },
+    "graphs": {"name": "made", "num_features": 6, "num_classes": 4, "nodes": 5},
     "ratings": {"name": "made", "fields": [[2, 1], [3, 2]], "offset": 3.5},
     "clicks": {
         "name": "made",

@@ -313,6 +313,7 @@ def test_data_commands(base, image_folder):
     assert {(row["name"], row["kind"]) for row in found} == {
         *kinds.items(),
         *((name, "ratings") for name in ratings),
+        *((name, "graphs") for name in ("cora", "citeseer", "amazon_clothing20", "own")),
     }
     assert "prepared" in ok("data", "prepare", image_folder, "--channels=1")
 

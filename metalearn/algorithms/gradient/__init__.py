@@ -7,6 +7,7 @@ from metalearn.algorithms.gradient.alpha_maml import (
 )
 from metalearn.algorithms.gradient.bmg import bmg
 from metalearn.algorithms.gradient.es_maml import es_maml
+from metalearn.algorithms.gradient.g_meta import g_meta
 from metalearn.algorithms.gradient.imaml import imaml
 from metalearn.algorithms.gradient.kfo import kfo
 from metalearn.algorithms.gradient.maml import anil, boil, fomaml, maml, meta_sgd
@@ -28,6 +29,7 @@ __all__ = [
     "es_maml",
     "evidence",
     "fomaml",
+    "g_meta",
     "hypergradient_descent",
     "imaml",
     "kfo",

@@ -110,6 +110,15 @@ RECORDS: tuple[Record, ...] = (
         tiny={"pretrain_steps": 1, "fresh": "head/b|Dense_1/bias"},
     ),
     record(
+        gradient.g_meta,
+        "G-Meta",
+        "Huang & Zitnik, NeurIPS 2020",
+        good_for="nodes of graphs by the subgraphs around them; prototypes that adapt",
+        fixed_head=False,
+        # Without a factor, steps on squared distances make much of the last digits.
+        tiny={"num_steps": 2, "scale": 0.3},
+    ),
+    record(
         gradient.kfo,
         "KFO",
         "Arnold et al., AISTATS 2021",

@@ -1,0 +1,148 @@
+"""Graphs from files of NumPy arrays (.npz), those of the user too.
+
+| name | file | what |
+|---|---|---|
+| cora | cora.npz | 2,708 papers, 7 fields |
+| citeseer | citeseer.npz | 3,312 papers, 6 fields |
+| amazon_clothing20 | amazon_clothing20.npz | 9,360 products, 20 kinds |
+| own | graph.npz | a graph of the user |
+
+Each file has these arrays, and may have others, which are not read:
+
+- `labels` `[V]`, and `class_names` `[C]` if there are names;
+- `features` `[V, D]`, or `attr_data`, `attr_indices`, `attr_indptr`, `attr_shape` in CSR;
+- `edges` `[E, 2]`, or `adj_data`, `adj_indices`, `adj_indptr`, `adj_shape` in CSR.
+
+Cora and Citeseer are those of A. McCallum et al. (2000) and C. L. Giles et al. (1998) as
+`gnn-benchmark` stores them (O. Shchur et al., 2018). The clothing graph is the part of the
+20 test classes of K. Ding et al. (GPN, CIKM 2020).
+"""
+
+from __future__ import annotations
+
+import difflib
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metalearn.core.cost import in_bytes
+from metalearn.data.graphs.graph import MOST_BYTES, Graph, as_edges, graph_of
+
+# Name: one line, and the file.
+LAYOUTS: dict[str, tuple[str, str]] = {
+    "cora": ("2,708 papers of 7 fields, 5,429 citations", "cora.npz"),
+    "citeseer": ("3,312 papers of 6 fields, 4,715 citations", "citeseer.npz"),
+    "amazon_clothing20": (
+        "9,360 products of 20 kinds, 29,077 links",
+        "amazon_clothing20.npz",
+    ),
+    "own": ("a graph of your own: features, edges and labels", "graph.npz"),
+}
+_PARTS = ("data", "indices", "indptr", "shape")
+
+
+def load_graph(name: str, data_dir: str | Path | None) -> Graph:
+    """Reads a graph.
+
+    Args:
+      name: A name of `LAYOUTS`.
+      data_dir: Folder of the file, or the folder that has it in a folder of that name, or
+        in `planetoid` for cora and citeseer.
+
+    Raises:
+      FileNotFoundError: the file is missing.
+      ValueError: the name is unknown; the file is damaged, holds objects or lacks an array;
+        or see `graph_of`. The file is named.
+    """
+    if not isinstance(name, str) or name not in LAYOUTS:
+        near = difflib.get_close_matches(str(name), LAYOUTS, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"unknown graph {name!r}; expected one of {', '.join(LAYOUTS)}.{hint}"
+        )
+    path = _path(name, data_dir)
+    try:
+        arrays = _arrays(path)
+        return _graph(name, arrays)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _path(name: str, data_dir: str | Path | None) -> Path:
+    file = LAYOUTS[name][1]
+    if data_dir is None:
+        raise FileNotFoundError(
+            f"the graph {name!r} needs {file}; no data_dir was given. Give --data-dir DIR, "
+            f"where DIR or DIR/{name} holds it."
+        )
+    folders = [Path(data_dir) / name, Path(data_dir) / "planetoid", Path(data_dir)]
+    for folder in folders:
+        if (folder / file).is_file():
+            return folder / file
+    raise FileNotFoundError(
+        f"the graph {name!r} needs {file}, which is in none of "
+        f"{', '.join(map(str, folders))}. Give --data-dir DIR, where DIR or DIR/{name} "
+        "holds it."
+    )
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of a file by their names; nothing is unpickled."""
+    wanted = {"features", "edges", "labels", "class_names"}
+    wanted |= {f"{matrix}_{part}" for matrix in ("attr", "adj") for part in _PARTS}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {info.filename: info.file_size for info in archive.infolist()}
+        taken = [name for name in sorted(wanted) if f"{name}.npy" in names]
+        total = sum(names[f"{name}.npy"] for name in taken)
+        if total > MOST_BYTES:
+            raise ValueError(
+                f"its arrays take {in_bytes(total)}; expected at most "
+                f"{in_bytes(MOST_BYTES)}."
+            )
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: _stored(stored, name) for name in taken}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError) as error:
+        raise ValueError(
+            f"it is no file of numpy.savez, or damaged: {error}. Fetch or write it again."
+        ) from error
+
+
+def _stored(stored: Any, name: str) -> np.ndarray:
+    try:
+        return stored[name]
+    except ValueError as error:
+        raise ValueError(
+            f"{name} cannot be read ({error}); expected an array of numbers or text, since "
+            "objects would be unpickled, which may run code."
+        ) from error
+
+
+def _graph(name: str, arrays: dict[str, np.ndarray]) -> Graph:
+    found = {}
+    for dense, matrix in (("features", "attr"), ("edges", "adj")):
+        keys = {part: f"{matrix}_{part}" for part in _PARTS}
+        whole = all(key in arrays for key in keys.values())
+        if (dense in arrays) == whole:
+            given = "both" if whole else "neither"
+            raise ValueError(
+                f"it has {given} of {dense} and {', '.join(keys.values())}; expected one "
+                "of the two."
+            )
+        compressed = {part: arrays[key] for part, key in keys.items()} if whole else None
+        found[dense] = arrays[dense] if compressed is None else compressed
+    if "labels" not in arrays:
+        raise ValueError("it lacks labels; expected the class of each node, [V].")
+    edges = found["edges"]
+    if isinstance(edges, dict):
+        edges = as_edges(edges, len(arrays["labels"]))
+    return graph_of(
+        found["features"],
+        edges,
+        arrays["labels"],
+        class_names=arrays.get("class_names"),
+        name=name,
+    )
