@@ -1,3 +1,6 @@
 """One model for all tasks, which a second level trains: it does not adapt at test."""
 
-__all__: list[str] = []
+from metalearn.algorithms.joint.l2rw import clean_weights, l2rw
+from metalearn.algorithms.joint.meta_weight_net import loss_weights, meta_weight_net
+
+__all__ = ["clean_weights", "l2rw", "loss_weights", "meta_weight_net"]
