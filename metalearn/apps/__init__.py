@@ -3,6 +3,7 @@
 from metalearn.apps.base import Application, Entry, Recipe
 from metalearn.apps.curves import Curves
 from metalearn.apps.images import FewShotFeatures, FewShotImages, MixedImages
+from metalearn.apps.labels import NoisyLabels
 from metalearn.apps.optimisers import Optimiser, Outer, adam, sgd
 from metalearn.apps.recommendation import FewRatings
 from metalearn.apps.registry import DEFAULT, KINDS, RECIPES, find, recipe_of
@@ -20,6 +21,7 @@ __all__ = [
     "FewShotImages",
     "FewShotText",
     "MixedImages",
+    "NoisyLabels",
     "Optimiser",
     "Outer",
     "Recipe",

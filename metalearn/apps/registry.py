@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from metalearn.apps import curves, images, recommendation, text
+from metalearn.apps import curves, images, labels, recommendation, text
 from metalearn.apps.base import Application, DataRecord, Entry, Recipe
 
 DEFAULT = "glyphs-maml"
@@ -14,6 +14,7 @@ APPLICATIONS = (
     *curves.APPLICATIONS,
     *text.APPLICATIONS,
     *recommendation.APPLICATIONS,
+    *labels.APPLICATIONS,
 )
 KINDS: dict[str, type[Application]] = {app.kind: app for app in APPLICATIONS}
 RECIPES: dict[str, Entry] = {
@@ -21,6 +22,7 @@ RECIPES: dict[str, Entry] = {
     **curves.RECIPES,
     **text.RECIPES,
     **recommendation.RECIPES,
+    **labels.RECIPES,
 }
 
 

@@ -156,7 +156,7 @@ def network_of(model: Model, loss_fn: LossFn, *, keeps: bool) -> Network:
 
 
 def each(loss_fn: LossFn, outputs: PyTree, examples: Examples) -> Array:
-    """The loss of each example, `[N]`, from a loss that is a mean over a set; 0 if masked."""
+    """The loss of each example, `[N]`, of a loss that is a mean over a set; 0 if masked."""
     rows = jax.tree.map(lambda leaf: leaf[:, None], (outputs, examples.x, examples.y))
     one = jnp.ones((examples.mask.shape[0], 1), bool)
 

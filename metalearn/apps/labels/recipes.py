@@ -1,0 +1,81 @@
+"""Recipes of wrong labels and long tails: a minute or two on one core.
+
+All have the same images; the baselines are given the clean ones too, mixed among the
+others. There is one validation, at the end: choosing the step on clean images would be
+another way to resist wrong labels. `--validate-every 200` does so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metalearn.apps import learners
+from metalearn.apps.base import Entry, Recipe
+from metalearn.apps.labels.noisy import NoisyLabels
+from metalearn.apps.learners import Learner
+from metalearn.apps.optimisers import Outer
+
+STEPS = 2000
+TAIL = {"classes": ("9", "4"), "flips": 0.0, "imbalance": 100.0}
+
+
+def _labels(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> Recipe:
+    shared: dict[str, Any] = {
+        "outer": Outer(name="sgd", rate=0.05, momentum=0.9),
+        "tasks_per_step": 1,
+        "steps": STEPS,
+        "log_every": 200,
+        "validate_every": STEPS,
+        "validation_tasks": 1000,
+        "test_tasks": 1000,
+        "checkpoint_every": STEPS,
+    }
+    return Recipe(app=NoisyLabels(**app or {}), learner=learner, **shared | rest)
+
+
+def _joint(pool: str, balance: str = "none", **app: Any) -> Recipe:
+    return _labels(learners.NoAdaptation(), {"pool": pool, "balance": balance, **app})
+
+
+RECIPES: dict[str, Entry] = {
+    "labels-l2rw": Entry(
+        "learning to reweight: digits, 40 % of the labels wrong, ten clean ones a class",
+        _labels(learners.L2RW()),
+    ),
+    "labels-meta-weight-net": Entry(
+        "Meta-Weight-Net (a learned function of the loss weighs) on the same digits",
+        _labels(learners.MetaWeightNet(rate=0.05)),
+    ),
+    "labels-plain": Entry(
+        "baseline: plain training on noisy and clean digits together",
+        _joint("mixed"),
+    ),
+    "labels-clean-only": Entry(
+        "bound: plain training on the digits whose label is right, which nobody knows",
+        _joint("right"),
+    ),
+    "labels-few-clean": Entry(
+        "baseline: plain training on the clean digits alone",
+        _joint("clean"),
+    ),
+    "labels-tail-l2rw": Entry(
+        "learning to reweight: 4 against 9, one to a hundred",
+        _labels(learners.L2RW(), TAIL),
+    ),
+    "labels-tail-meta-weight-net": Entry(
+        "Meta-Weight-Net on the same two digits",
+        _labels(learners.MetaWeightNet(rate=0.05), TAIL),
+    ),
+    "labels-tail-plain": Entry(
+        "baseline: plain training on the same two digits",
+        _joint("mixed", **TAIL),
+    ),
+    "labels-tail-class-balanced": Entry(
+        "baseline: the same with weights of the classes",
+        _joint("mixed", "weights", **TAIL),
+    ),
+    "labels-tail-logit-adjusted": Entry(
+        "baseline: the same with adjusted logits",
+        _joint("mixed", "logits", **TAIL),
+    ),
+}
