@@ -43,7 +43,8 @@ def l2rw(
     an example is `u_i = <grad l_i, grad L(query)>`, by which a step on the example would
     lower the loss of the clean batch. Its weight is
     `w_i = max(u_i, 0) / sum_j max(u_j, 0)`, and the gradient of the model is
-    `sum_i w_i grad l_i`; it is 0 where no score is positive. The length of the step that the paper takes for the scores cancels.
+    `sum_i w_i grad l_i`; it is 0 where no score is positive. The length of the step that
+    the paper takes for the scores cancels.
 
     Args:
       model: The network.

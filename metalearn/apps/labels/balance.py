@@ -43,8 +43,8 @@ class WeightedLoss:
 class AdjustedLoss:
     """Cross-entropy of logits to which the logarithm of the class's share is added.
 
-    A. K. Menon et al. Long-tail learning via logit adjustment. ICLR 2021. Predictions are by
-    the logits alone, which so prefer no class for being frequent.
+    A. K. Menon et al. Long-tail learning via logit adjustment. ICLR 2021. Predictions are
+    by the logits alone, which so prefer no class for being frequent.
 
     Attributes:
       shift: What is added to each logit.

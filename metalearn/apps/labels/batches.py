@@ -16,7 +16,7 @@ from metalearn.data.noisy import Labelled
 def training(
     support: Labelled, query: Labelled, *, num_support: int, num_query: int, name: str
 ) -> TaskSampler:
-    """Batches drawn at random: the support set from one set of images, the query of another.
+    """Batches drawn at random, the support set from some images, the query set from others.
 
     Args:
       support: Images of the support sets.
@@ -111,7 +111,7 @@ def _on_device(part: Labelled) -> dict[str, Array]:
 def _drawn(data: dict[str, Array], key: Key, size: int) -> Examples:
     """Rows at random without repetition, masked where there are too few."""
     num = data["y"].shape[0]
-    if num > 100 * size:
+    if num > 20 * size:
         # Few repeat among so many, and to order all of them would take time.
         rows = jax.random.randint(key, (size,), 0, num)
         return rows_of(data, rows, jnp.ones((size,), bool))

@@ -163,7 +163,8 @@ class NoisyLabels:
         if self.validation_share + self.test_share >= 1:
             raise ValueError(
                 f"app.validation_share is {self.validation_share} and app.test_share is "
-                f"{self.test_share}; expected a sum below 1, or nothing is left to train on."
+                f"{self.test_share}; expected a sum below 1, or nothing is left to train "
+                "on."
             )
         if self.balance != "none" and self.pool == "apart":
             raise ValueError(
