@@ -19,6 +19,7 @@ from benchmarks.data import Data
 from benchmarks.families import Families
 from benchmarks.features import Features
 from benchmarks.growth import Growth
+from benchmarks.labels import Labels
 from benchmarks.memory import Memory
 from benchmarks.mixed import Mixed
 from benchmarks.online import Online
@@ -59,6 +60,7 @@ BENCHMARKS = {
     "texts": Texts,
     "cold-start": ColdStarts,
     "features": Features,
+    "labels": Labels,
     "continual": ContinualFamilies,
     "table": Table,
 }

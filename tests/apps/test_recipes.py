@@ -32,6 +32,11 @@ RECORDS = {
     "mixed_images": {"name": "made", "image_shape": [28, 28, 1]},
     "features": {"name": "features", "num_features": 8},
     "ratings": {"name": "made", "fields": [[2, 1], [3, 2]], "offset": 3.5},
+    "labels": {
+        "image_shape": [28, 28, 1],
+        "class_names": ["a", "b"],
+        "counts": [3, 1],
+    },
 }
 MAML = learners.MAML(inner_opt=sgd(0.1))
 

@@ -16,12 +16,15 @@ from metalearn.apps.learners import Learner
 from metalearn.apps.optimisers import Outer
 
 STEPS = 2000
-TAIL = {"classes": ("9", "4"), "flips": 0.0, "imbalance": 100.0}
+DIGITS: dict[str, Any] = {"clean_per_class": 100}
+TAIL: dict[str, Any] = {"classes": ("9", "4"), "flips": 0.0, "imbalance": 100.0}
 
 
-def _labels(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> Recipe:
+def _labels(
+    learner: Learner, rate: float, app: dict[str, Any] | None = None, **rest: Any
+) -> Recipe:
     shared: dict[str, Any] = {
-        "outer": Outer(name="sgd", rate=0.05, momentum=0.9),
+        "outer": Outer(name="sgd", rate=rate, momentum=0.9),
         "tasks_per_step": 1,
         "steps": STEPS,
         "log_every": 200,
@@ -33,49 +36,54 @@ def _labels(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) ->
     return Recipe(app=NoisyLabels(**app or {}), learner=learner, **shared | rest)
 
 
-def _joint(pool: str, balance: str = "none", **app: Any) -> Recipe:
-    return _labels(learners.NoAdaptation(), {"pool": pool, "balance": balance, **app})
+def _joint(rate: float, pool: str, balance: str = "none", **app: Any) -> Recipe:
+    app = {"pool": pool, "balance": balance, **app}
+    return _labels(learners.NoAdaptation(), rate, app)
 
 
 RECIPES: dict[str, Entry] = {
     "labels-l2rw": Entry(
-        "learning to reweight: digits, 40 % of the labels wrong, ten clean ones a class",
-        _labels(learners.L2RW()),
+        "learning to reweight: digits, 40 % of the labels wrong, a hundred clean a class",
+        _labels(learners.L2RW(), 0.01, DIGITS),
     ),
     "labels-meta-weight-net": Entry(
         "Meta-Weight-Net (a learned function of the loss weighs) on the same digits",
-        _labels(learners.MetaWeightNet(rate=0.05)),
+        _labels(learners.MetaWeightNet(rate=0.02, weights_rate=0.01), 0.02, DIGITS),
     ),
     "labels-plain": Entry(
         "baseline: plain training on noisy and clean digits together",
-        _joint("mixed"),
+        _joint(0.02, "mixed", **DIGITS),
+    ),
+    "labels-plain-fitted": Entry(
+        "the same at a larger rate, until it fits nearly all labels",
+        _joint(0.1, "mixed", **DIGITS),
     ),
     "labels-clean-only": Entry(
         "bound: plain training on the digits whose label is right, which nobody knows",
-        _joint("right"),
+        _joint(0.1, "right", **DIGITS),
     ),
     "labels-few-clean": Entry(
         "baseline: plain training on the clean digits alone",
-        _joint("clean"),
+        _joint(0.1, "clean", **DIGITS),
     ),
     "labels-tail-l2rw": Entry(
-        "learning to reweight: 4 against 9, one to a hundred",
-        _labels(learners.L2RW(), TAIL),
+        "learning to reweight: 4 against 9, one to a hundred, ten clean ones of each",
+        _labels(learners.L2RW(), 0.01, TAIL),
     ),
     "labels-tail-meta-weight-net": Entry(
         "Meta-Weight-Net on the same two digits",
-        _labels(learners.MetaWeightNet(rate=0.05), TAIL),
+        _labels(learners.MetaWeightNet(rate=0.02, weights_rate=0.01), 0.02, TAIL),
     ),
     "labels-tail-plain": Entry(
         "baseline: plain training on the same two digits",
-        _joint("mixed", **TAIL),
+        _joint(0.02, "mixed", **TAIL),
     ),
     "labels-tail-class-balanced": Entry(
         "baseline: the same with weights of the classes",
-        _joint("mixed", "weights", **TAIL),
+        _joint(0.02, "mixed", "weights", **TAIL),
     ),
     "labels-tail-logit-adjusted": Entry(
         "baseline: the same with adjusted logits",
-        _joint("mixed", "logits", **TAIL),
+        _joint(0.02, "mixed", "logits", **TAIL),
     ),
 }
