@@ -135,3 +135,29 @@ def _told(values: np.ndarray) -> dict[str, Any]:
     mean, half = mean_ci95(values.mean(0))
     seeds = values.mean(1).tolist()
     return {"mean": mean, "ci95": half, "seeds": seeds, "spread": spread(seeds)}
+
+
+def table_rows(row: dict[str, Any]) -> list[str]:
+    """Lines of `benchmarks/README.md`: recipes down."""
+    first, base = next(iter(row["rows"].items()))
+    lines = [
+        f"Accuracy on `{row['tasks']}`, {base['about']}; training seeds: {row['seeds']}; "
+        f"inductive. Differences to {first} are paired over test batches, σ is over seeds:",
+        "",
+        "| | accuracy | macro accuracy | difference, points | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in row["rows"].items():
+        cells = [name]
+        for metric in ("query/accuracy", "query/macro_accuracy"):
+            told = found["metrics"][metric]
+            cells.append(f"{100 * told['mean']:.2f} ± {100 * told['ci95']:.2f} %")
+        apart = found.get("difference")
+        cells.append("")
+        if apart:
+            cells[-1] = f"{100 * apart['mean']:+.2f} ± {100 * apart['ci95']:.2f}"
+            if apart["spread"] is not None:
+                cells[-1] += f", σ {100 * apart['spread']:.2f}"
+        cells.append(f"{np.mean(found['training_seconds']):.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
