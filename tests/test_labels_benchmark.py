@@ -12,7 +12,7 @@ from benchmarks import labels
 
 def test_recipes_are_compared_on_the_same_test_batches(tmp_path, capsys):
     folder = write_own_labels(tmp_path / "own")
-    settings = ("app.dataset=own", "app.clean_per_class=10", "app.hidden=6", "steps=2")
+    settings = ("app.dataset=own", "app.hidden=6", "steps=2")
     settings += ("app.batch=8", "app.clean_batch=4", "app.eval_batch=5", "log_every=2")
     settings += ("validate_every=2", "checkpoint_every=2")
     path = tmp_path / "found.json"

@@ -88,7 +88,7 @@ class NoisyLabels:
     flips: float | None = None
     flip_kind: Literal["uniform", "pair", "background"] = "uniform"
     imbalance: float = 1.0
-    clean_per_class: int = 10
+    clean_per_class: int = 100
     validation_share: float = 0.1
     test_share: float = 0.3
     split_number: int = 1

@@ -16,8 +16,12 @@ from metalearn.apps.learners import Learner
 from metalearn.apps.optimisers import Outer
 
 STEPS = 2000
-DIGITS: dict[str, Any] = {"clean_per_class": 100}
-TAIL: dict[str, Any] = {"classes": ("9", "4"), "flips": 0.0, "imbalance": 100.0}
+TAIL: dict[str, Any] = {
+    "classes": ("9", "4"),
+    "flips": 0.0,
+    "imbalance": 100.0,
+    "clean_per_class": 10,
+}
 
 
 def _labels(
@@ -44,27 +48,27 @@ def _joint(rate: float, pool: str, balance: str = "none", **app: Any) -> Recipe:
 RECIPES: dict[str, Entry] = {
     "labels-l2rw": Entry(
         "learning to reweight: digits, 40 % of the labels wrong, a hundred clean a class",
-        _labels(learners.L2RW(), 0.01, DIGITS),
+        _labels(learners.L2RW(), 0.01),
     ),
     "labels-meta-weight-net": Entry(
         "Meta-Weight-Net (a learned function of the loss weighs) on the same digits",
-        _labels(learners.MetaWeightNet(rate=0.02, weights_rate=0.01), 0.02, DIGITS),
+        _labels(learners.MetaWeightNet(rate=0.02, weights_rate=0.01), 0.02),
     ),
     "labels-plain": Entry(
         "baseline: plain training on noisy and clean digits together",
-        _joint(0.02, "mixed", **DIGITS),
+        _joint(0.02, "mixed"),
     ),
     "labels-plain-fitted": Entry(
         "the same at a larger rate, until it fits nearly all labels",
-        _joint(0.1, "mixed", **DIGITS),
+        _joint(0.1, "mixed"),
     ),
     "labels-clean-only": Entry(
         "bound: plain training on the digits whose label is right, which nobody knows",
-        _joint(0.1, "right", **DIGITS),
+        _joint(0.1, "right"),
     ),
     "labels-few-clean": Entry(
         "baseline: plain training on the clean digits alone",
-        _joint(0.1, "clean", **DIGITS),
+        _joint(0.1, "clean"),
     ),
     "labels-tail-l2rw": Entry(
         "learning to reweight: 4 against 9, one to a hundred, ten clean ones of each",
