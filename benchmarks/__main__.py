@@ -21,6 +21,7 @@ from benchmarks.families import Families
 from benchmarks.features import Features
 from benchmarks.graphs import Graphs
 from benchmarks.growth import Growth
+from benchmarks.labels import Labels
 from benchmarks.memory import Memory
 from benchmarks.mixed import Mixed
 from benchmarks.online import Online
@@ -65,6 +66,7 @@ BENCHMARKS = {
     "graphs": Graphs,
     "features": Features,
     "domains": Domains,
+    "labels": Labels,
     "continual": ContinualFamilies,
     "table": Table,
 }

@@ -5,6 +5,7 @@ from metalearn.apps.curves import Curves
 from metalearn.apps.domains import UnseenDomain
 from metalearn.apps.graphs import FewShotNodes
 from metalearn.apps.images import FewShotFeatures, FewShotImages, MixedImages
+from metalearn.apps.labels import NoisyLabels
 from metalearn.apps.optimisers import Optimiser, Outer, adam, sgd
 from metalearn.apps.recommendation import FewRatings, ItemClicks
 from metalearn.apps.registry import DEFAULT, KINDS, RECIPES, find, recipe_of
@@ -24,6 +25,7 @@ __all__ = [
     "FewShotNodes",
     "FewShotText",
     "MixedImages",
+    "NoisyLabels",
     "Optimiser",
     "Outer",
     "Recipe",

@@ -49,12 +49,14 @@ class Predictor(NamedTuple):
         learner has no such outputs.
       after: Function `(task, x) -> outputs` after adaptation.
       learner: Title of the learner.
+      variables: Variables of the learner.
     """
 
     task: Callable[[int], Task]
     before: Callable[[Task, Any], np.ndarray | None]
     after: Callable[[Task, Any], np.ndarray]
     learner: str
+    variables: Variables
 
 
 class Application(Protocol):
@@ -212,7 +214,7 @@ class Recipe:
         if self.learner.record.start:
             before = predict(self.build_judged(record, steps=0))
         after = predict(self.build_judged(record))
-        return Predictor(task, before, after, self.learner.record.title)
+        return Predictor(task, before, after, self.learner.record.title, variables)
 
     def check(self) -> None:
         """Refuses values out of range and settings without effect.

@@ -64,6 +64,7 @@ class Outer:
       clip_value: Largest size of a coordinate of the meta-gradient; no clipping if None. It
         comes before the other two.
       clip_array: Largest norm of each array of the meta-gradient; no clipping if None.
+      momentum: Momentum of sgd, from 0 to below 1.
     """
 
     name: Literal["adam", "sgd"] = "adam"
@@ -74,6 +75,7 @@ class Outer:
     clip: float | None = None
     clip_value: float | None = None
     clip_array: float | None = None
+    momentum: float = 0.0
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation for training with `steps` outer steps."""
@@ -85,7 +87,11 @@ class Outer:
                 self.rate, self.halve_every, self.halve_by, staircase=True
             ),
         }[self.schedule]()
-        opt = clipped({"adam": optax.adam, "sgd": optax.sgd}[self.name](rate), self.clip)
+        if self.name == "sgd":
+            opt = optax.sgd(rate, momentum=self.momentum or None)
+        else:
+            opt = optax.adam(rate)
+        opt = clipped(opt, self.clip)
         before = []
         if self.clip_value is not None:
             before.append(optax.clip(self.clip_value))
@@ -95,9 +101,10 @@ class Outer:
 
     def unread(self) -> dict[str, str]:
         """Fields without effect, and the setting that would read each."""
+        idle = {} if self.name == "sgd" else {"momentum": "name sgd"}
         if self.schedule == "halving":
-            return {}
-        return dict.fromkeys(("halve_every", "halve_by"), "schedule halving")
+            return idle
+        return idle | dict.fromkeys(("halve_every", "halve_by"), "schedule halving")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

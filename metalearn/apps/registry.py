@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from metalearn.apps import curves, domains, graphs, images, recommendation, text
+from metalearn.apps import curves, domains, graphs, images, labels, recommendation, text
 from metalearn.apps.base import Application, DataRecord, Entry, Recipe
 
 DEFAULT = "glyphs-maml"
@@ -16,6 +16,7 @@ APPLICATIONS = (
     *recommendation.APPLICATIONS,
     *domains.APPLICATIONS,
     *graphs.APPLICATIONS,
+    *labels.APPLICATIONS,
 )
 KINDS: dict[str, type[Application]] = {app.kind: app for app in APPLICATIONS}
 RECIPES: dict[str, Entry] = {
@@ -25,6 +26,7 @@ RECIPES: dict[str, Entry] = {
     **recommendation.RECIPES,
     **domains.RECIPES,
     **graphs.RECIPES,
+    **labels.RECIPES,
 }
 
 

@@ -24,6 +24,7 @@ HIGHER_IS_BETTER = {
     "f1": True,
     "log_likelihood": True,
     "loss": False,
+    "macro_accuracy": True,
     "mae": False,
     "mse": False,
     "multi_step_loss": False,
@@ -115,6 +116,34 @@ def f1(logits: Array, examples: Examples) -> Array:
     counted = jnp.sum(true, axis=0) + jnp.sum(found, axis=0)
     of_class = 2 * both / jnp.maximum(counted, 1)
     return masked_mean(of_class.astype(jnp.float32), counted > 0)
+
+
+def macro_accuracy(logits: Array, examples: Examples) -> Array:
+    """Mean over classes of the share of their examples that is right, in 0..1.
+
+    Every class counts the same, however rare it is. Classes without a valid example are
+    left out. Of tied logits the first is the prediction.
+
+    Args:
+      logits: Float `[N, W]`.
+      examples: Class indices `y` int `[N]`, `mask` `[N]`.
+
+    Returns:
+      Scalar; 0 if every row is masked.
+
+    Example:
+      >>> logits = jnp.array([[2.0, 1.0], [3.0, 0.0], [0.0, 1.0]])
+      >>> examples = ml.Examples.of(jnp.zeros((3, 1)), jnp.array([0, 1, 1]))
+      >>> float(ml.metrics.macro_accuracy(logits, examples))
+      0.75
+    """
+    losses.check_classes(logits, examples, "macro_accuracy")
+    ways = jnp.arange(logits.shape[-1])
+    true = (examples.y.astype(jnp.int32)[:, None] == ways[None]) & examples.mask[:, None]
+    found = jnp.argmax(logits, axis=-1)[:, None] == ways[None]
+    count = jnp.sum(true, axis=0)
+    right = jnp.sum(true & found, axis=0) / jnp.maximum(count, 1)
+    return masked_mean(right.astype(jnp.float32), count > 0)
 
 
 def of_task(loss_fn: LossFn, outputs: Array, examples: Examples) -> dict[str, Array]:

@@ -45,6 +45,10 @@ RECORDS = {
         "of_users": 1,
         "users": 4,
         "items": 5,
+    "labels": {
+        "image_shape": [28, 28, 1],
+        "class_names": ["a", "b"],
+        "counts": [3, 1],
     },
 }
 MAML = learners.MAML(inner_opt=sgd(0.1))

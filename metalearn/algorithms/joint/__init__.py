@@ -1,6 +1,15 @@
 """One model for all tasks, which a second level trains: it does not adapt at test."""
 
+from metalearn.algorithms.joint.l2rw import clean_weights, l2rw
+from metalearn.algorithms.joint.meta_weight_net import loss_weights, meta_weight_net
 from metalearn.algorithms.joint.metareg import metareg
 from metalearn.algorithms.joint.mldg import mldg
 
-__all__ = ["metareg", "mldg"]
+__all__ = [
+    "clean_weights",
+    "l2rw",
+    "loss_weights",
+    "meta_weight_net",
+    "metareg",
+    "mldg",
+]

@@ -55,7 +55,7 @@ def joint(
     gradient: Callable[[Network], Gradient],
     *,
     level: Callable[[Key, Variables], dict[str, PyTree]] | None = None,
-    memory: Callable[[Variables], dict[str, PyTree]] | None = None,
+    memory: Callable[[Key, Variables], dict[str, PyTree]] | None = None,
     settings: dict[str, Any] | None = None,
     norm: JointNorm = "running",
     task_chunk: TaskChunk = "auto",
@@ -71,8 +71,9 @@ def joint(
         gradient and the state that it returns.
       level: Function `(key, variables of the model) -> dict`, the parameters of the second
         level, which the outer optimiser moves.
-      memory: Function `(variables of the model) -> dict`, what the learner remembers beside
-        the state of the model, such as moments of an optimiser of its own.
+      memory: Function `(key, variables of the model) -> dict`, what the learner remembers
+        beside the state of the model, such as moments of an optimiser of its own, or
+        parameters that it moves itself.
       settings: Hyper-parameters for `describe`.
       norm: Batch-norm policy: "running", "support" or "batch"; see `metalearn.inner.norm`.
       task_chunk: Tasks handled at once, or "auto".
@@ -94,10 +95,10 @@ def joint(
 
     def init(key: Key, task: Task) -> Variables:
         checks.one_task(task, key)
-        k_model, k_level = split_key(key, 2)
+        k_model, k_level, k_memory = split_key(key, 3)
         made = inner.init(k_model, task)
         own = {} if level is None else level(k_level, made)
-        kept = {} if memory is None else memory(made)
+        kept = {} if memory is None else memory(k_memory, made)
         return Variables(
             params={"model": made.params, **own}, state={"model": made.state, **kept}
         )
@@ -115,7 +116,7 @@ def joint(
         kinds.adapted(adapted, Adapted)
         return inner.predict(adapted, x, key=key, mask=mask)[0]
 
-    made = gradient(_network(model, loss_fn, keeps=norm == "running"))
+    made = gradient(network_of(model, loss_fn, keeps=norm == "running"))
     return MetaLearner(
         init,
         adapt,
@@ -126,7 +127,15 @@ def joint(
     )
 
 
-def _network(model: Model, loss_fn: LossFn, *, keeps: bool) -> Network:
+def network_of(model: Model, loss_fn: LossFn, *, keeps: bool) -> Network:
+    """The functions of a model and its loss, in training mode.
+
+    Args:
+      model: The network.
+      loss_fn: Loss of one task.
+      keeps: Whether running averages are read, and so go on.
+    """
+
     def apply(params, state, examples: Examples, *, key: Key | None = None):
         variables = Variables(params=params, state=state)
         outputs, new = model.apply(

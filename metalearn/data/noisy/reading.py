@@ -1,0 +1,250 @@
+"""Images with labels: two known sets, and those of the user.
+
+| name | files |
+|---|---|
+| mnist | t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz (10,000 digits) |
+| cifar-fs | cifar100_test_images.zip, class/name.png (100 images of each of 100 classes) |
+| own | labels.npz, or the folders train, clean, validation and test of class/image.png |
+
+`labels.npz` has the arrays `train_images` `[I, H, W, C]` or `[I, H, W]`, `train_labels`
+`[I]`, and so on for the four parts; `class_names` and `train_truth`, the true classes, are
+optional.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import gzip
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from metalearn.data.images.layout import layout_of, open_images
+from metalearn.data.images.limits import check_total, limits_of
+from metalearn.data.noisy.parts import PARTS, Labelled, NoisySet, check_set
+
+SETS = {
+    "mnist": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+    "cifar-fs": ("cifar100_test_images.zip",),
+    "own": ("labels.npz", "or train, clean, validation and test with class/image.png"),
+}
+_MOST_BYTES = 512 * 2**20
+
+
+def load_labelled(
+    name: str, data_dir: str | Path | None, *, classes: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Images of a known set, all with right labels.
+
+    Args:
+      name: "mnist" or "cifar-fs".
+      data_dir: Folder of the files, or the folder that has them in a folder of that name.
+      classes: Names of the classes to keep, in this order; all if empty.
+
+    Returns:
+      Images uint8 `[I, H, W, C]`, classes int32 `[I]`, and their names.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: a file is damaged, or a class is unknown or given twice.
+    """
+    folder = _folder(name, data_dir)
+    if name == "mnist":
+        images, labels = (_idx(folder / file) for file in SETS[name])
+        if images.ndim != 3 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"{folder} has images {list(images.shape)} and labels "
+                f"{list(labels.shape)}; expected [I, H, W] and [I]."
+            )
+        images, names = images[..., None], tuple("0123456789")
+        if len(labels) and labels.max() >= len(names):
+            row = int((labels >= len(names)).argmax())
+            raise ValueError(
+                f"{folder / SETS[name][1]} has the label {labels[row]} in row {row}; "
+                "expected 0..9."
+            )
+    else:
+        images, labels, names = _classes(folder / SETS[name][0], channels=3)
+    return _kept(images, labels.astype(np.int32), names, classes, name)
+
+
+def load_own(data_dir: str | Path | None, *, channels: int = 3) -> NoisySet:
+    """The user's own images, from `labels.npz` or from folders.
+
+    Args:
+      data_dir: Folder of the file, or of the four folders.
+      channels: 3 for colour, 1 for greyscale, to which images of folders are converted.
+
+    Raises:
+      FileNotFoundError: no file and not all four folders are there.
+      ValueError, TypeError: the contents do not fit; see `check_set`.
+    """
+    folder = _folder("own", data_dir)
+    file = folder / "labels.npz"
+    return check_set(_arrays(file) if file.is_file() else _folders(folder, channels))
+
+
+def _folder(name: str, data_dir: str | Path | None) -> Path:
+    if name not in SETS:
+        near = difflib.get_close_matches(str(name), SETS, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown set {name!r}; expected one of {', '.join(SETS)}.{hint}")
+    needs = ", ".join(SETS[name])
+    if data_dir is None:
+        raise FileNotFoundError(
+            f"{name!r} needs {needs}; no data_dir was given. Give --data-dir DIR, where "
+            f"DIR or DIR/{name} holds them."
+        )
+    places = [
+        Path(data_dir),
+        Path(data_dir) / name,
+        Path(data_dir) / name.replace("-", "_"),
+    ]
+    for place in places:
+        whole = all((place / file).is_file() for file in SETS[name])
+        if name == "own":
+            whole = (place / "labels.npz").is_file()
+            whole |= all((place / part).is_dir() for part in PARTS)
+        if whole:
+            return place
+    raise FileNotFoundError(
+        f"neither {places[0]} nor {places[1]} holds {needs}, which {name!r} needs."
+    )
+
+
+def _idx(path: Path) -> np.ndarray:
+    """An array of bytes in the idx format of MNIST, packed by gzip."""
+    try:
+        with gzip.open(path) as file:
+            found = file.read(_MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be unpacked ({error}); fetch it again.") from error
+    if len(found) > _MOST_BYTES:
+        raise ValueError(f"{path} unpacks to more than {_MOST_BYTES:,} bytes.")
+    if len(found) < 4 or found[:3] != b"\0\0\x08":
+        raise ValueError(f"{path} is no idx file of bytes; expected 0, 0, 8 at its start.")
+    start = 4 + 4 * found[3]
+    shape = struct.unpack(f">{found[3]}I", found[4:start].ljust(4 * found[3], b"\xff"))
+    if len(found) - start != int(np.prod(shape, dtype=object)):
+        raise ValueError(
+            f"{path} has {len(found) - start:,} values for an array {list(shape)}; it is "
+            "cut or damaged. Fetch it again."
+        )
+    return np.frombuffer(found, np.uint8, offset=start).reshape(shape)
+
+
+def _classes(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Images of `class/image.png` in a folder or zip, all of one size."""
+    limits, images, labels = limits_of(), [], []
+    with contextlib.ExitStack() as stack:
+        tree = stack.enter_context(open_images(path, limits))
+        found = layout_of(tree, by_parts=False)
+        names = tuple(sorted(found.files))
+        for number, name in enumerate(names):
+            for place in found.files[name]:
+                image, _ = tree.decode(place, mode={1: "L", 3: "RGB"}[channels])
+                if not images:
+                    total = sum(map(len, found.files.values()))
+                    check_total(total, image.shape, limits, str(path))
+                elif image.shape != images[0].shape:
+                    raise ValueError(
+                        f"{place!r} in {path} is {image.shape[1]}x{image.shape[0]} pixels; "
+                        f"expected {images[0].shape[1]}x{images[0].shape[0]} as of the "
+                        "first image. Resize them to one size."
+                    )
+                images.append(image)
+                labels.append(number)
+    stacked = np.stack(images)
+    stacked = stacked.reshape((*stacked.shape[:3], channels))
+    return stacked, np.asarray(labels, np.int32), names
+
+
+def _kept(
+    images: np.ndarray,
+    labels: np.ndarray,
+    names: tuple[str, ...],
+    classes: Sequence[str],
+    name: str,
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    if not classes:
+        return images, labels, names
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"classes are {tuple(classes)}; expected each once.")
+    for one in classes:
+        if one not in names:
+            near = difflib.get_close_matches(one, names, n=3, cutoff=0.4)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(f"{name} has no class {one!r}.{hint}")
+    place = np.full(len(names), -1, np.int32)
+    place[[names.index(one) for one in classes]] = np.arange(len(classes), dtype=np.int32)
+    rows = np.flatnonzero(place[labels] >= 0)
+    return images[rows], place[labels[rows]], tuple(classes)
+
+
+def _arrays(path: Path) -> NoisySet:
+    wanted = [f"{part}_{kind}" for part in PARTS for kind in ("images", "labels")]
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); expected arrays of numpy.savez, without "
+            "objects."
+        ) from error
+    if missing := [name for name in wanted if name not in arrays]:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}; expected {', '.join(wanted)}."
+        )
+    optional = ("train_truth", "class_names")
+    if unknown := sorted(arrays.keys() - {*wanted, *optional}):
+        raise ValueError(
+            f"{path} has {', '.join(unknown)}; expected {', '.join(wanted)}, and maybe "
+            f"{' and '.join(optional)}."
+        )
+    parts = {}
+    for part in PARTS:
+        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.dtype.kind == "f":
+            images = images.astype(np.float32)
+        truth = arrays.get("train_truth") if part == "train" else None
+        parts[part] = Labelled(images=images, labels=_whole(labels), truth=_whole(truth))
+    if "class_names" in arrays:
+        names = tuple(map(str, arrays["class_names"].tolist()))
+    else:
+        # The test may not say how many classes there are.
+        learned = (parts["train"].labels, parts["clean"].labels)
+        top = max(
+            (int(x.max()) for x in learned if x.size and x.dtype.kind in "iu"), default=0
+        )
+        names = tuple(map(str, range(min(top, 10**6) + 1)))
+    return NoisySet(name="own", class_names=names, **parts)
+
+
+def _whole(labels: np.ndarray | None) -> np.ndarray | None:
+    """Whole numbers as int32, where they fit; others as they are, to be refused."""
+    if labels is None or labels.dtype.kind not in "iu":
+        return labels
+    # Clipped and not wrapped: what is out of range has to stay so.
+    return np.clip(labels, -1, 2**31 - 1).astype(np.int32)
+
+
+def _folders(folder: Path, channels: int) -> NoisySet:
+    found = {part: _classes(folder / part, channels) for part in PARTS}
+    names = tuple(sorted({*found["train"][2], *found["clean"][2]}))
+    parts = {}
+    for part, (images, labels, own) in found.items():
+        if unknown := [name for name in own if name not in names]:
+            raise ValueError(
+                f"{folder / part} has the class {unknown[0]!r}, which neither train nor "
+                "clean has; expected classes of training."
+            )
+        place = np.asarray([names.index(name) for name in own], np.int32)
+        parts[part] = Labelled(images=images, labels=place[labels])
+    return NoisySet(name="own", class_names=names, **parts)

@@ -1,0 +1,35 @@
+"""The benchmark of wrong labels: a whole comparison of two steps, and its table."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from few_labels import write_own_labels
+
+from benchmarks import labels
+
+
+def test_recipes_are_compared_on_the_same_test_batches(tmp_path, capsys):
+    folder = write_own_labels(tmp_path / "own")
+    settings = ("app.dataset=own", "app.hidden=6", "steps=2")
+    settings += ("app.batch=8", "app.clean_batch=4", "app.eval_batch=5", "log_every=2")
+    settings += ("validate_every=2", "checkpoint_every=2")
+    path = tmp_path / "found.json"
+    labels.Labels(
+        recipes=("labels-plain", "labels-l2rw"),
+        seeds=2,
+        set=settings,
+        data_dir=str(folder),
+        json=str(path),
+    ).run_benchmark()
+    found = json.loads(path.read_text(encoding="utf-8"))
+    first, second = found["rows"].values()
+    assert "difference" not in first
+    apart = second["difference"]
+    means = [row["metrics"]["query/accuracy"]["mean"] for row in (first, second)]
+    assert apart["mean"] == pytest.approx(means[1] - means[0], abs=1e-6)
+    assert len(apart["seeds"]) == len(first["training_seconds"]) == 2
+    lines = labels.table_rows(found)
+    assert lines[-1].startswith("| labels-l2rw | ") and "σ" in lines[-1]
+    assert "wrong labels is not known" in lines[0]
