@@ -45,6 +45,7 @@ RECORDS = {
         "of_users": 1,
         "users": 4,
         "items": 5,
+    },
     "labels": {
         "image_shape": [28, 28, 1],
         "class_names": ["a", "b"],

@@ -97,7 +97,8 @@ def metareg(
     checks.number("initial_weight", initial_weight, signed=True)
     checks.adapt_filter(head)
 
-    def memory(made: Variables) -> dict[str, Any]:
+    def memory(key: Key, made: Variables) -> dict[str, Any]:
+        del key
         own, _ = _of_head(made.params, head)
         filled = jax.tree.map(lambda p: jnp.full_like(p, initial_weight), own)
         return {"step": jnp.zeros((), jnp.int32), "regulariser": filled}
