@@ -33,20 +33,22 @@ def _clicks(learner: Learner, **rest: Any) -> Recipe:
     shared: dict[str, Any] = {
         "outer": Outer(rate=1e-3),
         "tasks_per_step": 25,
-        "steps": 3000,
-        "log_every": 250,
-        "validate_every": 500,
+        "steps": 1000,
+        "log_every": 100,
+        "validate_every": 100,
         "validation_tasks": 200,
         "test_tasks": 1000,
-        "checkpoint_every": 1000,
+        "checkpoint_every": 500,
     }
     return Recipe(app=ItemClicks(), learner=learner, **shared | rest)
 
 
 RECIPES: dict[str, Entry] = {
+    # The base model sees every rating about once, as in the paper: with 2,000 steps it
+    # remembers them, and the log-loss of new items is 1.1 instead of 0.61.
     "clicks-meta-embedding": Entry(
         "Meta-Embedding: clicks on new items from twenty (MovieLens-1M, cold-start parts)",
-        _clicks(learners.MetaEmbedding(inner_opt=sgd(1.0), pretrain_steps=2000)),
+        _clicks(learners.MetaEmbedding(inner_opt=sgd(0.1), pretrain_steps=300)),
     ),
     # The paper takes one step at 5e-6. Of rates of 0.01, 0.02 and 0.05, the first two are
     # alike on validation users and the last is worse.
