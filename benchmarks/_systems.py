@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks import _comparisons as of
+from benchmarks import _measures
 from metalearn.algorithms.registry import DRIVERS, RECORDS
 
 START, END = "<!-- systems -->", "<!-- end of systems -->"
@@ -105,6 +106,8 @@ def _apart(value: dict[str, Any]) -> str:
 def _measured(name: str, row: dict[str, Any]) -> str:
     """Our number of a system, from whatever kind of result measures it."""
     kind = row["kind"]
+    if kind in _measures.OF_KIND:
+        return _measures.OF_KIND[kind](name, row)
     if kind == "against":
         system = of.system_of(row)
         way = "transductive" if system["transductive"] else "inductive"

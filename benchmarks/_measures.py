@@ -1,0 +1,68 @@
+"""What the README's table says of a learner from results of whole applications."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+MAE = "query/mae"
+JOINT = "ratings-joint"
+
+
+def _own(name: str, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The first row of a learner, with the name of its recipe."""
+    return next(
+        (recipe, found)
+        for recipe, found in row["rows"].items()
+        if found.get("settings", {}).get("learner", {}).get("name") == name
+    )
+
+
+def of_cold_start(name: str, row: dict[str, Any]) -> str:
+    """Errors of new users, beside the joint model."""
+    recipe, found = _own(name, row)
+    parts = []
+    for state, title in (("user", "new users"), ("both", "new users and items")):
+        mae, joint = found["states"][state][MAE], row["rows"][JOINT]["states"][state][MAE]
+        apart = joint["difference"]
+        parts.append(
+            f"{title}: MAE {mae['mean']:.3f} ± {mae['ci95']:.3f}, against `{JOINT}` "
+            f"{apart['mean']:+.3f} ± {apart['ci95']:.3f}"
+        )
+    return f"`{recipe}` {'; '.join(parts)} (inductive, {row['seeds']} seeds)"
+
+
+def of_warm_up(name: str, row: dict[str, Any]) -> str:
+    """AUC of clicks on new items, beside the mean vector."""
+    del name
+    parts = []
+    for network, told in row["networks"].items():
+        for phase in ("cold", "warm c"):
+            rows = told["phases"][phase]
+            gain = rows["mean"]["auc_gain"]
+            parts.append(
+                f"{network}, {phase}: AUC {np.mean(rows['generated']['auc']):.4f}, against "
+                f"the mean vector {gain['mean']:+.4f}, σ {gain['spread']:.4f}"
+            )
+    return f"{'; '.join(parts)} (inductive, {row['seeds']} seeds)"
+
+
+def of_labels(name: str, row: dict[str, Any]) -> str:
+    """Accuracy beside plain training on the same labels."""
+    recipe, found = _own(name, row)
+    value = found["metrics"]["query/accuracy"]
+    apart = found["difference"]
+    return (
+        f"`{recipe}` {100 * value['mean']:.1f} ± {100 * value['ci95']:.1f} %; against "
+        f"`{next(iter(row['rows']))}` {100 * apart['mean']:+.1f} ± "
+        f"{100 * apart['ci95']:.1f} points (inductive, {len(row['seeds'])} seeds)"
+    )
+
+
+OF_KIND: dict[str, Callable[[str, dict[str, Any]], str]] = {
+    "cold-start": of_cold_start,
+    "warm-up": of_warm_up,
+    "labels": of_labels,
+}
