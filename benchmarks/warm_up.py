@@ -125,7 +125,16 @@ def judged(
       generated vector less this one, over items.
     """
     loaded = [run_folder.load(folder) for folder in folders]
-    variables = [runs.best(run)[0] for run in loaded]
+    best = [runs.best(run) for run in loaded]
+    trained = [int(each[0].state["step"]) for each in best]
+    first = loaded[0].recipe.learner.pretrain_steps
+    if min(trained) <= first:
+        raise SystemExit(
+            f"{folders[int(np.argmin(trained))]} has its best step at {min(trained)}, "
+            f"when no generator was trained yet (after {first}). Train the base model for "
+            "fewer steps: --set learner.pretrain_steps=NUMBER."
+        )
+    variables = [each[0] for each in best]
     recipe, record = loaded[0].recipe, loaded[0].record
     data = recipe.app.load(data_dir)
     found: dict[str, Any] = {"phases": {}}

@@ -49,6 +49,9 @@ class Record(Card):
         `inner` is a direction such as `optax.scale_by_adam()`.
       since: Options that came after runs had been stored, with what the learner did before:
         what a stored record without them means.
+      batches: What the query set of a training task has to be, for learners of one
+        persistent model: "clean" labels, or another of several "domains". Applications of
+        other tasks refuse such a learner.
       tiny: Arguments of a small instance for the conformance suite.
       curves: Whether that instance regresses curves; else it classifies.
       traits: What the instance declares, as keyword arguments of
@@ -61,6 +64,7 @@ class Record(Card):
     fixed_head: bool = True
     outer: Callable[..., Any] | None = None
     since: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    batches: str = ""
     tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     curves: bool = False
     traits: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -68,6 +68,7 @@ class Application(Protocol):
       measures: Metrics beside loss and accuracy, as `evaluate` takes them.
       light: Whether tasks take microseconds, so that sharing them among the cores of a CPU
         makes them slower.
+      batches: See `metalearn.algorithms.record.Record`; may be left out.
     """
 
     kind: ClassVar[str]
@@ -243,6 +244,7 @@ class Recipe:
                     f"keeps statistics for num_steps={trained}. Leave it out."
                 )
         _refuse_idle(self.outer, self.outer.unread(), "outer.")
+        self._check_batches()
         _refuse_idle(self.app, self.app.unread(self.learner), "app.")
         self.app.check(self.learner)
 
@@ -272,6 +274,17 @@ class Recipe:
                 f"learner.pretrain_steps is {before} and steps is {self.steps}; expected "
                 "fewer than steps, or no episode would ever be trained on. Lower "
                 "--learner.pretrain-steps, or raise --steps."
+            )
+
+    def _check_batches(self) -> None:
+        """A second level means something only where the query set is what it is about."""
+        needs, has = self.learner.record.batches, getattr(self.app, "batches", "")
+        if needs and needs != has:
+            what = {"clean": "clean labels", "domains": "another domain"}[needs]
+            raise ValueError(
+                f"{self.learner.name} trains on tasks whose query set has {what}, which "
+                f"those of {self.app.kind!r} have not. Choose another learner, or a recipe "
+                "that has this one (metalearn list)."
             )
 
     def _check_kinds(self) -> None:

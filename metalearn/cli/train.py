@@ -113,8 +113,10 @@ def _train_here(
         data = recipe.app.load(data_dir, ("train", "validation", "test"))
     record = recipe.app.describe(data)
     say_data(record)
-    for part in ("train", "validation", "test"):
-        recipe.app.tasks(data, part)  # too few classes are refused before a folder is made
+    # Too few classes or tasks are refused before a folder is made.
+    recipe.app.tasks(data, "train")
+    for part in ("validation", "test"):
+        runs.judged_tasks(recipe, data, part, 2)
     recipe.check_builds(record)  # and so are bad options
     found = {}
     for seed, folder in folders.items():

@@ -239,7 +239,7 @@ def takes_classes(loss_fn: Callable | None) -> bool:
 
 def is_own(loss_fn: Callable | None) -> bool:
     """Whether a loss is one of this package, with numbers of its own or without."""
-    return _is_one_of(loss_fn, cross_entropy, focal, mse, huber)
+    return _is_one_of(loss_fn, cross_entropy, binary_cross_entropy, focal, mse, huber)
 
 
 def _is_one_of(loss_fn: Callable | None, *losses: Callable) -> bool:

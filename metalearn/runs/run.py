@@ -188,7 +188,9 @@ def judged_tasks(
         return tasks, num
     if different < 2:
         raise ValueError(
-            f"{tasks.name} has {different} task; expected 2 or more, for an interval."
+            f"{tasks.name} has {different} task; expected 2 or more, for an interval. Give "
+            f"the {part} more data, by a share of it (see --help for --app), or make its "
+            "tasks smaller."
         )
     return in_order(tasks, seed=seed), min(num, different)
 

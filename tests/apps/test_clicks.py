@@ -13,8 +13,10 @@ from few_ratings import write_own_ratings
 
 import metalearn as ml
 from benchmarks import warm_up
+from metalearn import runs
 from metalearn.apps import ItemClicks, Recipe, learners, sgd
 from metalearn.cli import main as cli
+from metalearn.runs import folder as run_folder
 
 TINY = ItemClicks(
     dataset="own",
@@ -111,7 +113,9 @@ def test_too_few_ratings_of_items_are_said(data):
         app.tasks(data, "test")
 
 
-def test_a_run_is_drawn_judged_again_and_compared_in_all_phases(folder, tmp_path, capsys):
+def test_a_run_is_drawn_judged_again_and_compared_in_all_phases(
+    folder, tmp_path, capsys, monkeypatch
+):
     out = tmp_path / "run"
     sizes = ("shots", "eval-shots", "most-shots", "eval-queries", "dim")
     options = [f"--app.{name}" for name in sizes]
@@ -125,6 +129,12 @@ def test_a_run_is_drawn_judged_again_and_compared_in_all_phases(folder, tmp_path
     assert cli.main(command) == 0, capsys.readouterr()
     assert (out / "episode.png").stat().st_size > 5_000
     capsys.readouterr()
+    with pytest.raises(SystemExit, match="when no generator was trained yet"):
+        early = runs.best(run_folder.load(out))
+        early[0].state["step"] = 2
+        monkeypatch.setattr(warm_up.runs, "best", lambda run: early)
+        warm_up.judged([out], (1, 2), folder)
+    monkeypatch.undo()
     found = warm_up.judged([out], (1, 2), folder)
     assert list(found["phases"]) == ["cold", "warm a", "warm b", "warm c"]
     for phase, rows in found["phases"].items():
@@ -170,3 +180,21 @@ def test_what_cannot_be_compared_is_refused_before_training(monkeypatch, asked, 
 def test_learners_that_know_no_generator_fit_too():
     app = dataclasses.replace(TINY, network="fm", widths=(64, 64))
     Recipe(app=app, learner=learners.MeLU(inner_opt=sgd(0.1))).check()
+
+
+def test_a_part_with_one_item_is_refused_before_training(folder, tmp_path, capsys):
+    command = [
+        "train",
+        "clicks-meta-embedding",
+        "--data-dir",
+        folder,
+        "--app.dataset",
+        "own",
+    ]
+    command += ["--app.shots", "2", "--app.eval-shots", "2", "--app.most-shots", "6"]
+    command += ["--app.eval-queries", "3", "--app.test-items", "0.03", "--devices", "1"]
+    command += ["--app.validation-items", "0.4", "--out", str(tmp_path / "run")]
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert "has 1 task; expected 2 or more" in said or "test 0" in said, said
+    assert not (tmp_path / "run").exists()

@@ -123,6 +123,13 @@ def test_recipe_builds(name):
         assert outputs.shape[0] == task.query.mask.shape[0]
 
 
+@pytest.mark.parametrize("name", ["graphs-meta-gnn", "ratings-joint", "labels-l2rw"])
+def test_learners_of_other_batches_are_refused(name):
+    recipe = apps.RECIPES[name].recipe
+    with pytest.raises(ValueError, match=r"mldg trains on tasks .* another domain"):
+        dataclasses.replace(recipe, learner=learners.MLDG()).check()
+
+
 def test_default_is_a_recipe():
     assert apps.DEFAULT in apps.RECIPES
 

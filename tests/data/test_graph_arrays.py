@@ -70,6 +70,9 @@ def test_rows_are_scaled_and_rows_of_zeros_stay():
     np.testing.assert_allclose(graphs.scaled_rows(x, "unit")[0], [0.6, -0.8])
     for rows in ("sum", "unit", "none"):
         assert (graphs.scaled_rows(x, rows)[1] == 0).all()
+    for size in (1e30, 1e-30):  # whose squares float32 does not hold
+        found = graphs.scaled_rows(x * np.float32(size), "unit")
+        np.testing.assert_allclose(found[0], [0.6, -0.8], rtol=1e-6)
 
 
 def _distances(graph):
@@ -268,3 +271,11 @@ def test_stored_graphs_are_what_their_papers_say(shared_dir):
     assert len(cora.edges) == 5278 and cora.info["repeated"] == 151
     counts = np.bincount(cora.labels).tolist()
     assert counts == [298, 418, 818, 426, 217, 180, 351]
+
+
+def test_links_that_are_no_numbers_are_refused():
+    parts = {"indices": [0, 2, 1], "indptr": [0, 1, 2, 3], "shape": [3, 3]}
+    entries = {"data": np.asarray([1.0, np.nan, 1.0])}
+    given = entries | {name: np.asarray(value) for name, value in parts.items()}
+    with pytest.raises(ValueError, match="adj holds nan in row 1, column 2"):
+        graphs.graph.as_edges(given, 3)

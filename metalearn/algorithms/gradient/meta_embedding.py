@@ -315,7 +315,9 @@ class _Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         flat = x.reshape(x.shape[0], -1)
-        return jnp.tanh(nn.Dense(self.size, use_bias=False)(flat)) / 5
+        return (
+            jnp.tanh(nn.Dense(self.size, use_bias=False, name="generate_vector")(flat)) / 5
+        )
 
 
 def _hide(x: Any, item: str) -> Any:

@@ -9,7 +9,7 @@ a counter of steps in the state tells apart.
    and a head for each domain. Beside it phi is learned: from the head of one domain,
    `inner_steps` steps of descent are made on the loss of that domain plus R, the body kept,
    and phi descends the loss that the head then has on the held-out domain. The model of the
-   learner stays as it was made.
+   learner has no gradient, so it stays as it was made unless the outer optimiser decays it.
 2. Then phi is kept as it is, and the model is trained from its start on all domains, on the
    mean loss of their examples plus R. The pilot stays as it was.
 
@@ -104,7 +104,7 @@ def metareg(
         return {"step": jnp.zeros((), jnp.int32), "regulariser": filled}
 
     def gradient(network: Network) -> Gradient:
-        first = _first_phase(network, loss_fn, head, inner_rate, inner_steps)
+        first = _first_phase(network, loss_fn, inner_rate, inner_steps)
         second = _second_phase(network, loss_fn, head)
 
         def of_task(variables: Variables, task: Task, *, key: Key):
@@ -208,7 +208,15 @@ def _numbers(task: Task) -> tuple[Array, Array]:
     return ids, held
 
 
-def _first_phase(network: Network, loss_fn: LossFn, select: Any, rate: float, steps: int):
+def _heads(heads: PyTree, numbers: Array) -> PyTree:
+    """Heads of domains; NaN for a domain that has none, which would be another's."""
+    numbers = jnp.where(numbers < 0, jax.tree.leaves(heads)[0].shape[0], numbers)
+    return jax.tree.map(
+        lambda leaf: leaf.at[numbers].get(mode="fill", fill_value=jnp.nan), heads
+    )
+
+
+def _first_phase(network: Network, loss_fn: LossFn, rate: float, steps: int):
     """Function `(params, state, task, key) -> (gradients, report)`."""
 
     def pilot_loss(pilot: PyTree, state: PyTree, task: Task, key: Key):
@@ -222,11 +230,11 @@ def _first_phase(network: Network, loss_fn: LossFn, select: Any, rate: float, st
 
         k_support, k_query = split_key(key, 2)
         found = jax.vmap(of_domain)(
-            jax.tree.map(lambda leaf: leaf[ids], heads),
+            _heads(heads, ids),
             domains.shares(task.support, num),
             jax.random.split(k_support, num),
         )
-        own = jax.tree.map(lambda leaf: leaf[held], heads)
+        own = _heads(heads, held)
         last, (outputs, _) = network.loss(
             trees.merge(own, body), state, task.query, key=k_query
         )
@@ -241,7 +249,7 @@ def _first_phase(network: Network, loss_fn: LossFn, select: Any, rate: float, st
         rows = jax.tree.map(
             lambda leaf: leaf[place], domains.shares(task.support, ids.shape[0])
         )
-        start = jax.tree.map(lambda leaf: leaf[ids[place]], heads)
+        start = _heads(heads, ids[place])
 
         def inner_loss(head: PyTree) -> Array:
             params = trees.merge(head, body)

@@ -14,6 +14,7 @@ Differences from the paper:
 - Which domain is held out is the choice of the task. The tasks of `metalearn.apps.domains`
   draw it anew for each, as the paper does.
 - Batch norm normalises the meta-train domains together and the held-out domain by itself.
+  Its running averages are those of the meta-train domains, before the virtual step.
 - The outer optimiser is the caller's; the paper has momentum and a decay of the weights.
 
 Other code that goes by this name differs: that of DomainBed drops the second derivatives,
@@ -99,7 +100,10 @@ def mldg(
                     params,
                     slope,
                 )
-                test, (outputs, state) = network.loss(moved, state, task.query, key=k_test)
+                # Running averages are of the parameters that predict at test, and not of
+                # those of a virtual step.
+                found = network.loss(moved, state, task.query, key=k_test)
+                test, (outputs, _) = found
                 report = metrics.of_task(loss_fn, outputs, task.query)
                 report = {f"query/{name}": value for name, value in report.items()}
                 report["fit/loss"] = train / num

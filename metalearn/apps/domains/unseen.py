@@ -66,6 +66,7 @@ class UnseenDomain:
     """
 
     kind: ClassVar[str] = "domains"
+    batches: ClassVar[str] = "domains"
     metric: ClassVar[str] = "query/accuracy"
     measures: ClassVar[Mapping[str, Metric]] = {}
     light: ClassVar[bool] = False

@@ -78,6 +78,7 @@ class NoisyLabels:
     """
 
     kind: ClassVar[str] = "labels"
+    batches: ClassVar[str] = "clean"
     metric: ClassVar[str] = "query/accuracy"
     light: ClassVar[bool] = False
     measures: ClassVar[Mapping[str, Metric]] = {

@@ -113,7 +113,7 @@ class ItemClicks:
           ValueError: the learner classifies or needs layers of its own, or a number is out
             of range; the message names the remedy.
         """
-        if not self.widths or min(self.widths) < 1:
+        if self.network != "fm" and (not self.widths or min(self.widths) < 1):
             raise ValueError(
                 f"app.widths is {self.widths}; expected units of layers, each 1 or more."
             )

@@ -125,6 +125,13 @@ def as_edges(data: Mapping[str, Any], num: int) -> np.ndarray:
             f"adj has the shape {list(shape)}; expected [{num}, {num}], a row and a column "
             "for each node of the features."
         )
+    finite = np.isfinite(values)
+    if not finite.all():
+        place = int(finite.argmin())
+        raise ValueError(
+            f"adj holds {values[place]} in row {rows[place]}, column {columns[place]}, "
+            "counted from 0; expected finite numbers, of which 0 is no link."
+        )
     return np.stack([rows, columns], axis=1)[values != 0]
 
 

@@ -78,11 +78,13 @@ def scaled_rows(features: np.ndarray, rows: Rows) -> np.ndarray:
     """
     if rows == "none":
         return features
+    # A square leaves the range of float32 where its number does not.
     sizes: Any
+    wide = features.astype(np.float64)
     if rows == "sum":
-        sizes = np.abs(features).sum(axis=1, keepdims=True)
+        sizes = np.abs(wide).sum(axis=1, keepdims=True)
     elif rows == "unit":
-        sizes = np.sqrt(np.square(features).sum(axis=1, keepdims=True))
+        sizes = np.sqrt(np.square(wide).sum(axis=1, keepdims=True))
     else:
         raise ValueError(f"rows is {rows!r}; expected one of sum, unit, none.")
-    return features / np.where(sizes > 0, sizes, 1).astype(features.dtype)
+    return (wide / np.where(sizes > 0, sizes, 1)).astype(features.dtype)

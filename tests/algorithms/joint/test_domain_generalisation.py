@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import INPUTS, WAYS, plain, tanh_net
+from tiny import INPUTS, WAYS, centred, plain, tanh_net
 
 import metalearn as ml
 from metalearn.core.task import take
@@ -200,6 +202,19 @@ def test_numbers_of_mldg_are_checked(options, said):
         ml.mldg(plain(), CE, **options)
 
 
+def test_running_averages_are_those_of_the_parameters_that_predict():
+    """And not of those after a virtual step, nor of the held-out domain alone."""
+    task, found = _task(), []
+    for rate in (0.0, 5.0):
+        learner = ml.mldg(centred(), CE, inner_rate=rate)
+        variables = _start(learner, task)
+        found.append(_estimate(learner, variables, task).state["model"])
+    _equal(*found)
+    far = dataclasses.replace(task.query, x=task.query.x + 9)
+    other = dataclasses.replace(task, query=far)
+    _equal(_estimate(learner, variables, other).state["model"], found[1])
+
+
 # -- MetaReg ---------------------------------------------------------------------------
 
 RATE, STEPS = 0.3, 2
@@ -333,3 +348,11 @@ def test_the_regulariser_is_kept_as_the_first_phase_left_it():
 def test_settings_of_metareg_are_checked(options, said):
     with pytest.raises(ValueError, match=said):
         _metareg(**options).init(KEY, _task())
+
+
+def test_a_domain_without_a_head_takes_no_other_head():
+    task, learner = _task(), _metareg()
+    variables = _start(learner, task)
+    info = {**task.info, "domains": jnp.asarray([2, 3])}
+    grads = _estimate(learner, variables, dataclasses.replace(task, info=info)).grads
+    assert any(jnp.isnan(leaf).any() for leaf in jax.tree.leaves(grads))
