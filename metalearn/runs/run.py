@@ -254,7 +254,8 @@ def draw(run: Run, data: Any, trained: FitResult) -> list[Path]:
 
 
 def check_images(run: Run, record: DataRecord) -> None:
-    """Refuses images of another size or colour than those of training, and other codes.
+    """Refuses images of another size or colour than those of training, other classes of
+    one persistent model, and other codes.
 
     Raises:
       ValueError: the images differ (the message names both kinds and the options that
@@ -266,6 +267,13 @@ def check_images(run: Run, record: DataRecord) -> None:
             "when the run was trained, so that its embeddings would be those of others. "
             "Evaluate on the tables of training, to which users, items and ratings may be "
             "added, but no new values; or train again."
+        )
+    names = [found.get("class_names") for found in (run.record, record)]
+    if names[0] != names[1]:
+        raise ValueError(
+            f"the run was trained on the classes {names[0]}, and {record['name']!r} has "
+            f"{names[1]}: a logit would be that of another class. Give the classes of "
+            "training, by their names and in their order; or train again."
         )
     trained, given = run.record.get("image_shape"), record.get("image_shape")
     # Features and curves have no shape of images on either side.

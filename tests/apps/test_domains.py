@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import types
 
 import jax
 import numpy as np
@@ -272,3 +273,12 @@ def test_differences_are_paired_by_target_and_seed():
         benchmark.Domains(recipes=("sinusoid-maml",)).run_benchmark()
     with pytest.raises(ValueError, match=r"app\.target is 'x'"):
         benchmark.Domains(recipes=("domains-erm",), targets=("x",)).run_benchmark()
+
+
+@pytest.mark.parametrize("given", [["b", "a"], ["a", "b", "c"], ["a"]])
+def test_other_classes_than_those_of_training_are_refused(given):
+    record = {"name": "own", "class_names": ["a", "b"], "image_shape": [8, 8, 1]}
+    run = types.SimpleNamespace(record=record)
+    runs.check_images(run, record)
+    with pytest.raises(ValueError, match=r"trained on the classes \['a', 'b'\]"):
+        runs.check_images(run, record | {"class_names": given})
