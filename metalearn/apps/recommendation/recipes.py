@@ -34,11 +34,13 @@ def _clicks(learner: Learner, **rest: Any) -> Recipe:
         "outer": Outer(rate=1e-3),
         "tasks_per_step": 25,
         "steps": 1000,
-        "log_every": 100,
-        "validate_every": 100,
+        "log_every": 50,
+        # The first validation is after the base model's training, which ends at 300: a best
+        # step before has a generator that is not trained.
+        "validate_every": 350,
         "validation_tasks": 200,
         "test_tasks": 1000,
-        "checkpoint_every": 500,
+        "checkpoint_every": 350,
     }
     return Recipe(app=ItemClicks(), learner=learner, **shared | rest)
 
