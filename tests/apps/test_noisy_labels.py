@@ -91,13 +91,21 @@ def test_each_test_image_is_judged_once_in_batches_that_are_mixed(data):
     each = [
         sampler.sample.one(sampler.data, jnp.int32(i), jax.random.key(i)) for i in range(3)
     ]
-    assert [int(task.query.mask.sum()) for task in each] == [5, 5, 2]
+    assert [int(task.query.mask.sum()) for task in each] == [4, 4, 4]
     shown = np.concatenate([np.asarray(t.query.x)[np.asarray(t.query.mask)] for t in each])
     assert len(np.unique(shown.reshape(12, -1), axis=0)) == 12
     y = np.concatenate([np.asarray(t.query.y)[np.asarray(t.query.mask)] for t in each])
     assert np.bincount(y).tolist() == [4, 4, 4]
-    order = batches.mixed_order(np.repeat([0, 1], [90, 10]))
-    assert (np.add.reduceat((order >= 90), range(0, 100, 20)) == 2).all()
+    assert all(np.bincount(t.query.y).max() == 2 for t in each)
+    # As many of each class as can be, though classes and tasks do not divide.
+    part = Labelled(
+        images=np.zeros((97, 1, 1, 1), np.float32),
+        labels=np.repeat([0, 1], [87, 10]).astype(np.int32),
+    )
+    sampler = batches.judging(part, part, num_support=2, num_query=20, name="uneven")
+    each = [sampler.sample.one(sampler.data, i, jax.random.key(i)) for i in range(5)]
+    assert sorted(int(t.query.mask.sum()) for t in each) == [19, 19, 19, 20, 20]
+    assert [int((t.query.y * t.query.mask).sum()) for t in each] == [2] * 5
 
 
 def test_few_of_many_images_are_drawn():
