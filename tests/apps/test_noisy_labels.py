@@ -108,6 +108,14 @@ def test_each_test_image_is_judged_once_in_batches_that_are_mixed(data):
     assert [int((t.query.y * t.query.mask).sum()) for t in each] == [2] * 5
 
 
+def test_plain_training_sees_the_rows_that_learners_see(data):
+    apps = [RECIPES[f"labels-{n}"].recipe.app for n in ("plain", "l2rw", "meta-weight-net")]
+    assert apps[0] == apps[1] == apps[2]
+    drawn = [_drawn(dataclasses.replace(TINY, pool=app.pool), data) for app in apps]
+    np.testing.assert_array_equal(drawn[0].support.x, drawn[1].support.x)
+    np.testing.assert_array_equal(drawn[0].query.x, drawn[1].query.x)
+
+
 def test_few_of_many_images_are_drawn():
     part = Labelled(
         images=np.zeros((901, 1, 1, 1), np.float32), labels=np.arange(901, dtype=np.int32)
@@ -144,6 +152,17 @@ def test_weights_of_classes_by_hand():
     # Equal classes, or beta 0: plain cross-entropy.
     for same in (balanced_loss([5, 5], beta=0.9), balanced_loss([90, 10], beta=0.0)):
         assert same.weights == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+@pytest.mark.parametrize("made", [balanced_loss([9, 1], beta=0.9), adjusted_loss([9, 1])])
+def test_a_label_outside_the_classes_is_no_number(made, label):
+    outputs = jnp.zeros((2, 2))
+    examples = ml.Examples.of(jnp.zeros((2, 1)), jnp.asarray([0, label]))
+    assert np.isnan(made(outputs, examples))
+    masked = ml.Examples.of(examples.x, examples.y, jnp.asarray([True, False]))
+    value, slope = jax.value_and_grad(made)(outputs, masked)
+    assert np.isfinite(value) and np.isfinite(slope).all()
 
 
 def test_adjusted_logits_by_hand():
