@@ -50,7 +50,7 @@ def of_warm_up(name: str, row: dict[str, Any]) -> str:
 
 
 def of_labels(name: str, row: dict[str, Any]) -> str:
-    """Accuracy beside plain training on the same labels."""
+    """Accuracy beside plain training on the same batches."""
     recipe, found = _own(name, row)
     value = found["metrics"]["query/accuracy"]
     apart = found["difference"]

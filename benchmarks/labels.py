@@ -31,7 +31,8 @@ class Labels:
       recipes: Recipes of labels, the first of which is compared with the others.
       seeds: Training runs of each recipe.
       set: Fields to override in all recipes, such as `--set steps=100`.
-      part: Part to judge on; choices belong to validation.
+      part: Part to judge on; choices belong to validation, which stores nothing unless
+        `json` says where.
       data_dir: Folder of the sets.
       json: Where to write; `benchmarks/results/labels-FIRST.json` by default, of the first
         recipe.
@@ -39,7 +40,7 @@ class Labels:
 
     recipes: tuple[str, ...] = (
         *("labels-plain", "labels-l2rw", "labels-meta-weight-net"),
-        *("labels-clean-only", "labels-plain-fitted"),
+        *("labels-clean-set", "labels-oracle"),
     )
     seeds: int = 3
     set: tuple[str, ...] = ()
@@ -49,6 +50,7 @@ class Labels:
 
     def run_benchmark(self) -> None:
         rows, told = {}, {}
+        origin = _runs.here()
         for name in self.recipes:
             rows[name] = self._row(name)
             told[name] = rows[name].pop("judged")
@@ -67,11 +69,14 @@ class Labels:
                 f"{name}: {shown['mean']:.4f}, by seed {np.round(shown['seeds'], 4)}; "
                 f"{apart['mean']:+.4f} ± {apart['ci95']:.4f} to {self.recipes[0]}"
             )
+        if self.part != "test" and not self.json:
+            return
         found = {
             "kind": "labels",
             "seeds": list(range(self.seeds)),
             "overrides": list(self.set),
             "part": self.part,
+            "origin": origin,
             "tasks": next(iter(told.values()))[0],
             "fingerprint": fingerprint,
             "rows": rows,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from few_labels import write_own_labels
 
-from benchmarks import labels
+from benchmarks import _harness, labels
 
 
 def test_recipes_are_compared_on_the_same_test_batches(tmp_path, capsys):
@@ -25,7 +26,7 @@ def test_recipes_are_compared_on_the_same_test_batches(tmp_path, capsys):
     ).run_benchmark()
     found = json.loads(path.read_text(encoding="utf-8"))
     first, second = found["rows"].values()
-    assert "difference" not in first
+    assert "difference" not in first and found["origin"]["code"]
     apart = second["difference"]
     means = [row["metrics"]["query/accuracy"]["mean"] for row in (first, second)]
     assert apart["mean"] == pytest.approx(means[1] - means[0], abs=1e-6)
@@ -33,3 +34,18 @@ def test_recipes_are_compared_on_the_same_test_batches(tmp_path, capsys):
     lines = labels.table_rows(found)
     assert lines[-1].startswith("| labels-l2rw | ") and "σ" in lines[-1]
     assert "wrong labels is not known" in lines[0]
+
+
+@pytest.mark.parametrize(("part", "stored"), [("validation", False), ("test", True)])
+def test_what_choices_read_is_not_stored_as_a_result(tmp_path, monkeypatch, part, stored):
+    row = {
+        "values": {"query/accuracy": np.ones((1, 2))},
+        "judged": ("made", "1", 2),
+    }
+    monkeypatch.setattr(labels.Labels, "_row", lambda self, name: dict(row))
+    monkeypatch.setattr(_harness, "RESULTS", tmp_path)
+    labels.Labels(part=part, seeds=1).run_benchmark()
+    assert (tmp_path / "labels-plain.json").is_file() == stored
+    path = tmp_path / "mine.json"
+    labels.Labels(part=part, seeds=1, json=str(path)).run_benchmark()
+    assert json.loads(path.read_text(encoding="utf-8"))["part"] == part

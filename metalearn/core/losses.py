@@ -242,6 +242,19 @@ def is_own(loss_fn: Callable | None) -> bool:
     return _is_one_of(loss_fn, cross_entropy, binary_cross_entropy, focal, mse, huber)
 
 
+def divides_by_weights(loss_fn: Callable | None) -> bool:
+    """Whether a loss is known to be a mean by class weights, whose divisor they are."""
+    while loss_fn is not None:
+        if isinstance(loss_fn, functools.partial):
+            weighted = loss_fn.keywords.get("class_weights") is not None
+            if weighted and _is_one_of(loss_fn, cross_entropy):
+                return True
+            loss_fn = loss_fn.func
+        else:
+            loss_fn = getattr(loss_fn, "__wrapped__", None)
+    return False
+
+
 def _is_one_of(loss_fn: Callable | None, *losses: Callable) -> bool:
     """By identity: what users call a loss may compare itself to nothing."""
     while True:

@@ -91,13 +91,29 @@ def test_each_test_image_is_judged_once_in_batches_that_are_mixed(data):
     each = [
         sampler.sample.one(sampler.data, jnp.int32(i), jax.random.key(i)) for i in range(3)
     ]
-    assert [int(task.query.mask.sum()) for task in each] == [5, 5, 2]
+    assert [int(task.query.mask.sum()) for task in each] == [4, 4, 4]
     shown = np.concatenate([np.asarray(t.query.x)[np.asarray(t.query.mask)] for t in each])
     assert len(np.unique(shown.reshape(12, -1), axis=0)) == 12
     y = np.concatenate([np.asarray(t.query.y)[np.asarray(t.query.mask)] for t in each])
     assert np.bincount(y).tolist() == [4, 4, 4]
-    order = batches.mixed_order(np.repeat([0, 1], [90, 10]))
-    assert (np.add.reduceat((order >= 90), range(0, 100, 20)) == 2).all()
+    assert all(np.bincount(t.query.y).max() == 2 for t in each)
+    # As many of each class as can be, though classes and tasks do not divide.
+    part = Labelled(
+        images=np.zeros((97, 1, 1, 1), np.float32),
+        labels=np.repeat([0, 1], [87, 10]).astype(np.int32),
+    )
+    sampler = batches.judging(part, part, num_support=2, num_query=20, name="uneven")
+    each = [sampler.sample.one(sampler.data, i, jax.random.key(i)) for i in range(5)]
+    assert sorted(int(t.query.mask.sum()) for t in each) == [19, 19, 19, 20, 20]
+    assert [int((t.query.y * t.query.mask).sum()) for t in each] == [2] * 5
+
+
+def test_plain_training_sees_the_rows_that_learners_see(data):
+    apps = [RECIPES[f"labels-{n}"].recipe.app for n in ("plain", "l2rw", "meta-weight-net")]
+    assert apps[0] == apps[1] == apps[2]
+    drawn = [_drawn(dataclasses.replace(TINY, pool=app.pool), data) for app in apps]
+    np.testing.assert_array_equal(drawn[0].support.x, drawn[1].support.x)
+    np.testing.assert_array_equal(drawn[0].query.x, drawn[1].query.x)
 
 
 def test_few_of_many_images_are_drawn():
@@ -136,6 +152,17 @@ def test_weights_of_classes_by_hand():
     # Equal classes, or beta 0: plain cross-entropy.
     for same in (balanced_loss([5, 5], beta=0.9), balanced_loss([90, 10], beta=0.0)):
         assert same.weights == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+@pytest.mark.parametrize("made", [balanced_loss([9, 1], beta=0.9), adjusted_loss([9, 1])])
+def test_a_label_outside_the_classes_is_no_number(made, label):
+    outputs = jnp.zeros((2, 2))
+    examples = ml.Examples.of(jnp.zeros((2, 1)), jnp.asarray([0, label]))
+    assert np.isnan(made(outputs, examples))
+    masked = ml.Examples.of(examples.x, examples.y, jnp.asarray([True, False]))
+    value, slope = jax.value_and_grad(made)(outputs, masked)
+    assert np.isfinite(value) and np.isfinite(slope).all()
 
 
 def test_adjusted_logits_by_hand():

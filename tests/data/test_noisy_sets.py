@@ -55,6 +55,23 @@ def test_a_long_tail_is_exponential():
     assert np.bincount(short[rows]).tolist() == [40, 1, 1, 1, 1]
 
 
+def test_split_tail_and_flips_of_one_seed_are_drawn_apart():
+    """By one stream of numbers the places that stay would be those that are made wrong."""
+    labels = np.zeros(400, np.int32)
+    made = {"class_names": "a", "name": "made", "validation": 0.25, "test": 0.25}
+    images = np.arange(400, dtype=np.float32)[:, None, None, None] / 400
+    data = noisy.split_of(images, labels, clean_per_class=100, seed=7, **made)
+    clean = set(np.rint(400 * data.clean.images.ravel()).astype(int).tolist())
+    wrong = set(np.flatnonzero(noisy.flipped(labels, 2, share=0.25, seed=7)).tolist())
+    two = np.repeat([0, 1], 400)
+    tail = noisy.long_tail(two, 2, imbalance=4, seed=7)
+    rare = set((tail[tail >= 400] - 400).tolist())
+    assert len(clean) == len(wrong) == len(rare) == 100
+    # A quarter of a quarter in common, by chance.
+    for one, other in ((clean, wrong), (clean, rare), (wrong, rare)):
+        assert 10 < len(one & other) < 40
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

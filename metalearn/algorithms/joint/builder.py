@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.core import checks, kinds
+from metalearn.core import checks, kinds, losses
 from metalearn.core.estimators import mean_estimator
 from metalearn.core.keys import split_key
 from metalearn.core.learner import MetaLearner, config_of, hashable
@@ -148,11 +148,26 @@ def network_of(model: Model, loss_fn: LossFn, *, keeps: bool) -> Network:
         outputs, state = apply(params, state, examples, key=key)
         return paired(loss_fn, outputs, examples), (outputs, state)
 
-    def losses(params, state, examples: Examples, *, key: Key | None = None):
+    def singly(params, state, examples: Examples, *, key: Key | None = None):
         outputs, state = apply(params, state, examples, key=key)
         return each(loss_fn, outputs, examples), (outputs, state)
 
-    return Network(apply, loss, losses)
+    return Network(apply, loss, singly)
+
+
+def check_single(learner: str, loss_fn: LossFn) -> None:
+    """Refuses a loss whose value on a single example is not that example's part of it.
+
+    Raises:
+      ValueError: it is a cross-entropy that divides by the sum of the class weights.
+    """
+    if losses.divides_by_weights(loss_fn):
+        raise ValueError(
+            f"{learner} takes the loss of single examples, and cross_entropy with "
+            "class_weights divides by their sum, so that on one example nothing is left of "
+            "the weights. Write functools.partial(ml.losses.focal, gamma=0, "
+            "class_weights=...), the same loss as a mean over examples."
+        )
 
 
 def each(loss_fn: LossFn, outputs: PyTree, examples: Examples) -> Array:

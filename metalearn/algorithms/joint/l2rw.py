@@ -18,7 +18,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metalearn.algorithms.joint.builder import Gradient, Network, joint, network_of
+from metalearn.algorithms.joint.builder import (
+    Gradient,
+    Network,
+    check_single,
+    joint,
+    network_of,
+)
 from metalearn.core import kinds, metrics
 from metalearn.core.keys import split_key
 from metalearn.core.learner import MetaLearner
@@ -56,10 +62,14 @@ def l2rw(
       A `MetaLearner`; `adapt` takes the model as it is. A step reports `weights/used`, the
       share of the examples whose weight is above 0, and `weights/sum`, which is 1 or 0.
 
+    Raises:
+      ValueError: the loss divides by class weights.
+
     Example:
       >>> network = ml.from_linen(ml.models.MLP(10, widths=(50,)))
       >>> learner = ml.l2rw(network, ml.losses.cross_entropy)
     """
+    check_single("l2rw", loss_fn)
 
     def gradient(network: Network) -> Gradient:
         def of_task(variables: Variables, task: Task, *, key: Key):
@@ -94,11 +104,15 @@ def clean_weights(
     Returns:
       Weights of 0 or more, whose sum is 1, or 0 where no example helps; 0 if masked.
 
+    Raises:
+      ValueError: the loss divides by class weights.
+
     Example:
       >>> mine = ml.Variables(params=v.params["model"], state=v.state["model"])
       >>> weights = ml.clean_weights(model, mine, task, loss_fn=ml.losses.cross_entropy)
     """
     kinds.variables(variables)
+    check_single("clean_weights", loss_fn)
     network = network_of(model, loss_fn, keeps=False)
     return _reweighted(network, variables.params, variables.state, task, None).weights
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalearn.algorithms.joint.builder import Gradient, Network, joint
+from metalearn.algorithms.joint.builder import Gradient, Network, check_single, joint
 from metalearn.core import checks, metrics
 from metalearn.core.keys import split_key
 from metalearn.core.learner import MetaLearner
@@ -70,12 +70,14 @@ def meta_weight_net(
       A `MetaLearner`; `adapt` takes the model as it is. A step reports `weights/mean`.
 
     Raises:
-      ValueError: a rate is not above 0, the decay is below 0, or `hidden` is below 1.
+      ValueError: a rate is not above 0, the decay is below 0, `hidden` is below 1, or the
+        loss divides by class weights.
 
     Example:
       >>> network = ml.from_linen(ml.models.MLP(10, widths=(50,)))
       >>> learner = ml.meta_weight_net(network, ml.losses.cross_entropy, rate=0.05)
     """
+    check_single("meta_weight_net", loss_fn)
     checks.number("rate", rate, positive=True)
     checks.number("weights_rate", weights_rate, positive=True)
     checks.number("weight_decay", weight_decay)

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalearn.core.task import Examples, Task, TaskSampler
-from metalearn.core.types import Array, Key, PyTree
+from metalearn.core.types import Key, PyTree
 from metalearn.data.domains import DomainImages
+from metalearn.tasks.arrays import scaled
+from metalearn.tasks.dealt import Rows, dealt
 
 
 def held_out_batches(
@@ -66,7 +68,7 @@ class _HeldOut:
         shape = (self.num_domains, self.per_domain)
         offset = jax.random.randint(k_rows, shape, 0, data["counts"][order][:, None])
         rows = data["rows"][order[:, None], offset].reshape(-1)
-        x = _floats(data["images"][rows])
+        x = scaled(data["images"][rows])
         if self.mirror:
             turned = jax.random.bernoulli(k_mirror, shape=rows.shape)
             x = jnp.where(turned[:, None, None, None], x[:, :, ::-1], x)
@@ -98,42 +100,9 @@ def images_in_order(
     Returns:
       A sampler, whose `sample` has `num_tasks` and `one`, as `ml.tasks.in_order` asks.
     """
-    num_tasks = max(-(-len(rows) // per_task), 1)
-    size = -(-len(rows) // num_tasks)
     order = np.random.default_rng(0).permutation(rows)
-    places = np.full(num_tasks * size, -1)
-    places[: len(rows)] = np.arange(len(rows))
-    # Dealt out in turn, so that all tasks but for one query are as large.
-    places = places.reshape(size, num_tasks).T
-    arrays = {
-        "images": jnp.asarray(data.images[order]),
-        "labels": jnp.asarray(data.labels[order]),
-        "places": jnp.asarray(places, jnp.int32),
-        "shown": jnp.asarray(data.images[shown]),
-        "shown_labels": jnp.asarray(data.labels[shown]),
-    }
-    return TaskSampler(_InOrder(num_tasks), arrays, name)
 
+    def examples(numbers: np.ndarray) -> Rows:
+        return {"x": data.images[numbers], "y": data.labels[numbers]}
 
-@dataclasses.dataclass(frozen=True)
-class _InOrder:
-    """Function `(data, key) -> Task`. Equal settings are equal, to share compilations."""
-
-    num_tasks: int
-
-    def __call__(self, data: PyTree, key: Key) -> Task:
-        return self.one(data, jax.random.randint(key, (), 0, self.num_tasks), key)
-
-    def one(self, data: PyTree, number: Array, key: Key) -> Task:
-        """The task of that number; nothing is drawn."""
-        del key
-        places = data["places"][number]
-        mask = places >= 0
-        rows = jnp.where(mask, places, 0)
-        query = Examples.of(_floats(data["images"][rows]), data["labels"][rows], mask)
-        support = Examples.of(_floats(data["shown"]), data["shown_labels"])
-        return Task(support=support, query=query, info={"task": number})
-
-
-def _floats(images: Array) -> Array:
-    return images.astype(jnp.float32) / 255
+    return dealt(examples(order), examples(shown), per_task=per_task, name=name)

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from metalearn.core import losses
 from metalearn.core.task import Examples
-from metalearn.core.trees import masked_mean
 from metalearn.core.types import Array
 
 
@@ -33,10 +31,8 @@ class WeightedLoss:
 
     def __call__(self, outputs: Array, examples: Examples) -> Array:
         """The loss of one set."""
-        each = losses_of(outputs, examples)
-        return masked_mean(
-            jnp.asarray(self.weights, each.dtype)[examples.y] * each, examples.mask
-        )
+        # Without a power the focal loss is this one.
+        return losses.focal(outputs, examples, gamma=0.0, class_weights=self.weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +52,6 @@ class AdjustedLoss:
         """The loss of one set."""
         shift = jnp.asarray(self.shift, outputs.dtype)
         return losses.cross_entropy(outputs + shift[None], examples)
-
-
-def losses_of(outputs: Array, examples: Examples) -> Array:
-    """Cross-entropy of each example, `[N]`."""
-    losses.check_classes(outputs, examples, "cross_entropy")
-    return optax.softmax_cross_entropy_with_integer_labels(outputs, examples.y)
 
 
 def balanced_loss(counts: Sequence[float], *, beta: float) -> WeightedLoss:

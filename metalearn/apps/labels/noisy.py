@@ -52,7 +52,8 @@ class NoisyLabels:
         validation and test.
       classes: Names of the classes, such as 9,4, the frequent one first; all if empty.
       flips: Share of the training labels that are made wrong, in 0..1; 0.4 if None, and
-        none for images of your own.
+        none for images of your own. With the kind "background" it is the share of the
+        classes but the first.
       flip_kind: Kind of wrong labels: "uniform", any other class; "pair", the next class;
         "background", the first class.
       imbalance: Ratio of the largest class of training to the smallest; the classes in
@@ -70,7 +71,7 @@ class NoisyLabels:
       beta: Beta of the effective numbers behind the weights, from 0 to below 1.
       batch: Images of a support set.
       clean_batch: Images of a query set.
-      eval_batch: Images of a validation or test task.
+      eval_batch: Most images of a validation or test task; tasks differ by one at most.
       network: Network: "mlp" with one hidden layer, "lenet", or "conv4" with batch norm.
       width: Channels of the first convolution.
       hidden: Units of the hidden layer.
@@ -106,7 +107,7 @@ class NoisyLabels:
 
     @property
     def share(self) -> float:
-        """Share of the training labels that are made wrong."""
+        """Share of the training labels that can be wrong and are made so."""
         if self.flips is None:
             return 0.0 if self.dataset == "own" else 0.4
         return self.flips

@@ -20,6 +20,7 @@ from metalearn.core.model import Model, Variables
 from metalearn.core.task import Task
 from metalearn.core.types import Array
 from metalearn.data.noisy import NoisySet
+from metalearn.tasks.dealt import rows_of
 
 MOST = 2000  # examples in a picture
 
@@ -68,7 +69,7 @@ def training_examples(
     @jax.jit
     def run(number: Array) -> tuple[Array, Array]:
         drawn = sampler.sample(sampler.data, jax.random.fold_in(of_seed(0), number))
-        support = batches.rows_of(
+        support = rows_of(
             sampler.data["support"], number * batch + jnp.arange(batch), drawn.support.mask
         )
         task = Task(support=support, query=drawn.query)

@@ -1,8 +1,9 @@
 """Recipes of wrong labels and long tails: a minute or two on one core.
 
-All have the same images; the baselines are given the clean ones too, mixed among the
-others. There is one validation, at the end: choosing the step on clean images would be
-another way to resist wrong labels. `--validate-every 200` does so.
+All have the same images. `labels-plain` sees in a step the noisy and the clean batch that
+the learners see; baselines of the pool "mixed", those of the long tail too, draw from all
+images alike. There is one validation, at the end: choosing the step on clean images would
+be another way to resist wrong labels. `--validate-every 200` does so.
 """
 
 from __future__ import annotations
@@ -55,18 +56,18 @@ RECIPES: dict[str, Entry] = {
         _labels(learners.MetaWeightNet(rate=0.02, weights_rate=0.01), 0.02),
     ),
     "labels-plain": Entry(
-        "baseline: plain training on noisy and clean digits together",
+        "baseline: plain training on the same noisy and clean batches",
+        _joint(0.02, "apart"),
+    ),
+    "labels-mixed": Entry(
+        "baseline: plain training on all digits alike, a sixth of them clean",
         _joint(0.02, "mixed"),
     ),
-    "labels-plain-fitted": Entry(
-        "the same at a larger rate, until it fits nearly all labels",
-        _joint(0.1, "mixed"),
-    ),
-    "labels-clean-only": Entry(
+    "labels-oracle": Entry(
         "bound: plain training on the digits whose label is right, which nobody knows",
         _joint(0.1, "right"),
     ),
-    "labels-few-clean": Entry(
+    "labels-clean-set": Entry(
         "baseline: plain training on the clean digits alone",
         _joint(0.1, "clean"),
     ),

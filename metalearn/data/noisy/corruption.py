@@ -14,7 +14,9 @@ def flipped(
 ) -> np.ndarray:
     """Labels of which a share is wrong.
 
-    The number of wrong labels is `share` of the examples that can have one, rounded.
+    The number of wrong labels is `share` of the examples that can have one, rounded; with
+    "background" these are the examples of the other classes. Splits, tails and flips of one
+    seed are drawn apart.
 
     Args:
       labels: True classes, int `[I]` of `0..C-1`.
@@ -46,7 +48,7 @@ def flipped(
         raise ValueError(
             f"labels are {labels.min()}..{labels.max()}; expected 0..{num_classes - 1}."
         )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 2])
     able = np.flatnonzero(labels > 0) if kind == "background" else np.arange(len(labels))
     wrong = rng.permutation(able)[: round(share * len(able))]
     found = labels.copy()
@@ -89,7 +91,7 @@ def long_tail(
             f"the imbalance is {imbalance}; expected the ratio of the largest class to the "
             "smallest, 1 or more."
         )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])
     labels = np.asarray(labels)
     counts = np.bincount(labels, minlength=num_classes)
     kept = []

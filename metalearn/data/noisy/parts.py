@@ -162,7 +162,7 @@ def split_of(
     Raises:
       ValueError: a class has too few images; the message names it.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 0])
     rows: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
     for number, name_of in enumerate(class_names):
         mine = rng.permutation(np.flatnonzero(labels == number))

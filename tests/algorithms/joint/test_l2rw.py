@@ -12,6 +12,7 @@ import pytest
 from tiny import centred, one, plain
 
 import metalearn as ml
+from metalearn.algorithms.joint.builder import each
 
 CE = ml.losses.cross_entropy
 x64 = pytest.mark.usefixtures("x64")
@@ -51,6 +52,32 @@ def _flipped_duplicates(flips):
     x, y = jnp.eye(3), jnp.asarray([0, 1, 0], jnp.int32)
     given = jnp.where(jnp.asarray(flips), 1 - y, y)
     return ml.Task(support=ml.Examples.of(x, given), query=ml.Examples.of(x, y))
+
+
+@pytest.mark.parametrize("make", [ml.l2rw, ml.meta_weight_net])
+def test_a_loss_that_divides_by_class_weights_is_refused(make):
+    weighted = functools.partial(CE, class_weights=(1.0, 5.0, 1.0))
+
+    @functools.wraps(weighted)
+    def wrapped(outputs, examples):
+        return weighted(outputs, examples)
+
+    model, task = plain(), _task()
+    for loss_fn in (weighted, functools.partial(weighted, label_smoothing=0.1), wrapped):
+        with pytest.raises(ValueError, match=r"class_weights divides .*losses\.focal"):
+            make(model, loss_fn)
+    make(model, functools.partial(CE, class_weights=None, label_smoothing=0.1))
+    # The remedy keeps the weights.
+    remedy = functools.partial(ml.losses.focal, gamma=0, class_weights=(1.0, 5.0, 1.0))
+    outputs = jax.random.normal(KEY, (7, 3))
+    found = each(remedy, outputs, task.support)
+    plainly = each(CE, outputs, task.support)
+    weights = np.asarray([1.0, 5.0, 1.0])[np.asarray(task.support.y)]
+    np.testing.assert_allclose(found, weights * plainly, rtol=1e-6)
+    make(model, remedy)
+    variables = model.init(KEY, task.support.x)
+    with pytest.raises(ValueError, match="clean_weights takes the loss"):
+        ml.clean_weights(model, variables, task, loss_fn=weighted)
 
 
 @x64
