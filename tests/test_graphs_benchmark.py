@@ -34,7 +34,7 @@ def test_what_is_not_there_is_refused_before_training(monkeypatch, asked, said):
 
 def test_splits_are_trained_compared_and_stored(tmp_path, capsys):
     folder, path = write_own_graph(tmp_path / "own"), tmp_path / "found.json"
-    settings = (*TINY, "steps=1", "validate_every=1")
+    settings = (*TINY, "steps=1", "validate_every=1", "outer.rate=1.0")
     graphs.Graphs(
         "own",
         recipes=("graphs-protonet",),
