@@ -12,7 +12,7 @@ import numpy as np
 
 import metalearn as ml
 from benchmarks import _harness, _runs
-from benchmarks.against import difference, spread
+from benchmarks.against import spread
 from metalearn.apps import FewShotNodes, Recipe, find
 from metalearn.apps.graphs.few_nodes import NodeData
 from metalearn.cli.train_options import parse_train
@@ -31,9 +31,11 @@ METRIC = "query/accuracy"
 class Graphs:
     """Trains recipes of nodes on splits of the classes, judged on each one's test classes.
 
-    The splits are all choices of two test classes. The interval is over splits, whose
-    difficulty differs far more than that of the tasks of one. Validation stops; the test
-    is read once. Nothing is stored of a run but its numbers: it takes seconds.
+    The splits are all choices of two test classes. They share classes, so they are no
+    independent sample: told are the mean, the standard deviation over splits, and how many
+    are better than with the centroid, but no interval. Validation stops; the test is read
+    once, with the best variables and with those before training. Nothing is stored of a run
+    but its numbers: it takes seconds.
 
     Attributes:
       dataset: Graph, such as cora or citeseer.
@@ -160,12 +162,15 @@ class _Runner:
             made = recipe.trainer(record), recipe.build_judged(record)
             self.made[record["num_classes"]] = made
         trainer, judged = made
+        key = of_seed(seed)
+        # Those that `fit` starts from, by the same key.
+        start = trainer.init(jax.random.split(key, 3)[0], app.example(record)).variables
         result = ml.fit(
             trainer,
             app.tasks(data, "train"),
             num_steps=recipe.steps,
             tasks_per_step=recipe.tasks_per_step,
-            key=of_seed(seed),
+            key=key,
             validation=ml.Validation(
                 tasks=app.tasks(data, "validation"),
                 learner=judged,
@@ -176,25 +181,30 @@ class _Runner:
             ),
             progress=False,
         )
-        evaluation = ml.evaluate(
-            judged,
-            result.variables,
-            app.tasks(data, part),
-            num_tasks=recipe.test_tasks,
-            key=jax.random.key(_runs.KEYS[part]),
+        tasks = app.tasks(data, part)
+        untrained, evaluation = (
+            ml.evaluate(
+                judged,
+                variables,
+                tasks,
+                num_tasks=recipe.test_tasks,
+                key=jax.random.key(_runs.KEYS[part]),
+            )
+            for variables in (start, result.variables)
         )
         found = {
             "split": number,
             "seed": seed,
             "classes": record["parts"]["test"]["classes"],
             "accuracy": float(np.mean(evaluation.values[METRIC])),
+            "untrained": float(np.mean(untrained.values[METRIC])),
             "ci95_tasks": mean_ci95(evaluation.values[METRIC])[1],
             "best_step": result.best_step,
             "seconds": round(time.perf_counter() - began, 1),
             "fingerprint": evaluation.fingerprint,
             "transductive": evaluation.transductive,
         }
-        told = {k: found[k] for k in ("accuracy", "best_step", "seconds")}
+        told = {k: found[k] for k in ("accuracy", "untrained", "best_step", "seconds")}
         print(f"split {number} seed {seed} {part}: {told}", flush=True)
         return found
 
@@ -210,54 +220,71 @@ def _row(
       values: Accuracies `[splits, seeds]`.
       base: Accuracies of the baseline, on the same splits.
     """
-    mean, half = interval(values.mean(1))
+    untrained = np.asarray([run["untrained"] for run in runs]).reshape(values.shape)
     row = {
         "settings": recipe.settings(),
-        "accuracy": {"mean": mean, "ci95": half, "by_split": values.mean(1).tolist()},
+        "accuracy": over_splits(values.mean(1)),
+        "untrained": over_splits(untrained.mean(1)),
         "by_seed": values.mean(0).tolist(),
         "spread": spread(values.mean(0).tolist()),
         "seconds": round(sum(run["seconds"] for run in runs), 1),
         "runs": [{k: v for k, v in run.items() if k != "fingerprint"} for run in runs],
     }
-    if base is not None and len(values) > 1:
-        apart = difference(values.T, np.broadcast_to(base, values.shape).T)
-        row["difference"] = apart
+    if base is not None:
+        apart = values.mean(1) - base.mean(1)
+        row["difference"] = over_splits(apart) | {"positive": int((apart > 0).sum())}
     return row
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean over splits and the half-width of its 95 % interval; 0 of one split."""
-    return mean_ci95(values) if len(values) > 1 else (float(values[0]), 0.0)
+def over_splits(values: np.ndarray) -> dict[str, Any]:
+    """Mean, standard deviation over splits (None of a single one), and each."""
+    each = values.tolist()
+    return {"mean": float(values.mean()), "spread": spread(each), "by_split": each}
+
+
+def _percent(told: dict[str, Any], sign: str = "") -> str:
+    text = f"{100 * told['mean']:{sign}.1f}"
+    if told["spread"] is not None:
+        text += f" (σ {100 * told['spread']:.1f})"
+    return text
 
 
 def _told(row: dict[str, Any]) -> str:
-    told = row["accuracy"]
-    text = f"{100 * told['mean']:.2f} ± {100 * told['ci95']:.2f} % over splits"
+    text = f"{_percent(row['accuracy'])} % of splits"
+    text += f", untrained {_percent(row['untrained'])}"
     if apart := row.get("difference"):
-        text += f", {100 * apart['mean']:+.2f} ± {100 * apart['ci95']:.2f} on the centroid"
+        text += f", {_percent(apart, '+')} on the centroid, {apart['positive']} better"
     return f"{text}, {row['seconds']:.0f} s"
 
 
 def table_rows(row: dict[str, Any]) -> list[str]:
     """Lines of `benchmarks/README.md`."""
     num = len(row["splits"])
+    changed = ", ".join(f"`--set {pair}`" for pair in row["overrides"])
     lines = [
         f"Accuracy (%) on 2-way {row['shots']}-shot tasks of nodes of `{row['dataset']}`, "
-        f"mean over {num} choices of two test classes, training seeds of each: "
-        f"{row['seeds']}; stopped by validation; the graph is seen whole, queries are "
-        "inductive. Differences are paired with the centroid of the propagated features, "
-        "for which nothing is trained; intervals are over splits:",
+        f"mean and standard deviation (σ) over {num} choices of two test classes, which "
+        f"share classes and are no independent sample; training seeds of each: "
+        f"{row['seeds']}; settings of the recipes{f', but {changed}' if changed else ''}; "
+        "stopped by validation; the graph is seen whole, queries are inductive. Untrained "
+        "is the learner at its initialisation, adapted as after training. Differences are "
+        "paired with the centroid of the propagated features, scaled to a norm of 1, for "
+        "which nothing is trained:",
         "",
-        "| | accuracy | difference | seconds of all runs |",
-        "|---|---|---|---|",
+        "| | accuracy | untrained | difference | splits above the centroid | median best "
+        "step | seconds of all runs |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, found in row["rows"].items():
-        told, apart = found["accuracy"], found.get("difference")
-        cells = [name, f"{100 * told['mean']:.1f} ± {100 * told['ci95']:.1f}"]
+        apart = found.get("difference")
+        cells = [name, _percent(found["accuracy"])]
         if found["spread"] is not None:
-            cells[1] += f", σ {100 * found['spread']:.1f}"
-        cells.append(
-            f"{100 * apart['mean']:+.1f} ± {100 * apart['ci95']:.1f}" if apart else ""
-        )
+            cells[1] += f", σ of seeds {100 * found['spread']:.1f}"
+        if apart:
+            steps = np.median([run["best_step"] for run in found["runs"]])
+            cells += [_percent(found["untrained"]), _percent(apart, "+")]
+            cells += [f"{apart['positive']} of {num}", f"{steps:.0f}"]
+        else:
+            cells += [""] * 4
         lines.append(f"| {' | '.join(cells)} | {found['seconds']:.0f} |")
     return lines

@@ -34,7 +34,7 @@ def test_what_is_not_there_is_refused_before_training(monkeypatch, asked, said):
 
 def test_splits_are_trained_compared_and_stored(tmp_path, capsys):
     folder, path = write_own_graph(tmp_path / "own"), tmp_path / "found.json"
-    settings = (*TINY, "steps=1", "validate_every=1")
+    settings = (*TINY, "steps=1", "validate_every=1", "outer.rate=1.0")
     graphs.Graphs(
         "own",
         recipes=("graphs-protonet",),
@@ -48,11 +48,17 @@ def test_splits_are_trained_compared_and_stored(tmp_path, capsys):
     base, row = (found["rows"][n] for n in (graphs.BASELINE, "graphs-protonet"))
     each = np.asarray(row["accuracy"]["by_split"])
     assert row["accuracy"]["mean"] == pytest.approx(each.mean())
-    half = 1.96 * each.std(ddof=1) / np.sqrt(2)
-    assert row["accuracy"]["ci95"] == pytest.approx(half)
+    assert row["accuracy"]["spread"] == pytest.approx(each.std(ddof=1))
     apart = each - np.asarray(base["accuracy"]["by_split"])
-    assert row["difference"]["mean"] == pytest.approx(apart.mean())
+    told = row["difference"]
+    assert told["mean"] == pytest.approx(apart.mean())
+    assert told["spread"] == pytest.approx(apart.std(ddof=1))
+    assert told["positive"] == (apart > 0).sum()
+    # Nothing of the centroid is trained.
+    assert base["untrained"] == base["accuracy"]
+    assert row["untrained"]["by_split"] != row["accuracy"]["by_split"]
     assert [run["split"] for run in row["runs"]] == [1, 4]
     lines = graphs.table_rows(found)
     assert f"{100 * each.mean():.1f}" in lines[-1] and "centroid" in lines[-2]
+    assert "`--set steps=1`" in lines[0] and f"{told['positive']} of 2" in lines[-1]
     capsys.readouterr()

@@ -99,8 +99,12 @@ def test_without_links_it_is_maml_on_the_features_of_the_nodes(folder, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, one, other)
     spread = _first(TINY, TINY.load(folder))
     assert np.abs(spread.support.x - one.support.x).max() > 0.1
+    lengths = np.linalg.norm(spread.support.x, axis=-1)
+    np.testing.assert_allclose(lengths[lengths > 0], 1, rtol=1e-5)
     # A convolution without links is a network of the node's own features.
     alone = _first(CONVOLVED, CONVOLVED.load(str(tmp_path)))
+    plain = dataclasses.replace(TINY, unit=False)
+    one = _first(plain, plain.load(str(tmp_path)))
     np.testing.assert_array_equal(alone.support.x["features"][:, 0], one.support.x)
     assert (alone.support.x["links"].sum((1, 2)) == 1).all()
 
@@ -126,6 +130,11 @@ def test_records_and_examples_are_of_the_tasks(folder):
             learners.NoAdaptation(),
             "app.degrees='graph' has no effect",
         ),
+        (
+            {"encoder": "gcn", "widths": (3, 3), "unit": False},
+            learners.NoAdaptation(),
+            "app.unit=False has no effect",
+        ),
         ({"validation_share": 0.5}, learners.NoAdaptation(), "has no effect"),
         (
             {"validation": "nodes", "validation_share": 1.0},
@@ -144,6 +153,24 @@ def test_settings_are_checked(settings, learner, said):
     app = dataclasses.replace(TINY, **settings)
     with pytest.raises(ValueError, match=said):
         Recipe(app=app, learner=learner).check()
+
+
+def test_the_centroid_is_the_nearest_mean_of_features_of_norm_1(folder):
+    recipe = RECIPES["graphs-centroid"].recipe
+    app = dataclasses.replace(TINY, widths=(), shots=3)
+    data = app.load(folder)
+    record = app.describe(data)
+    learner = dataclasses.replace(recipe, app=app).build_judged(record)
+    variables = learner.init(jax.random.key(0), app.example(record))
+    matrix = graphs.adjacency(data.graph.edges, len(data.graph))
+    rows = graphs.propagated(matrix, data.graph.features, 2)
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-9)
+    np.testing.assert_allclose(data.features, rows, atol=1e-6)
+    task = _first(app, data, "test")
+    means = np.stack([task.support.x[task.support.y == c].mean(0) for c in range(2)])
+    apart = np.square(task.query.x[:, None] - means[None]).sum(-1)
+    found = learner.predict(learner.adapt(variables, task.support), task.query.x)
+    np.testing.assert_array_equal(found.argmax(-1), apart.argmin(-1))
 
 
 def test_recipes_are_of_graphs():
@@ -170,7 +197,9 @@ def test_a_run_from_the_command_line_is_judged_and_drawn(folder, tmp_path, capsy
     said = capsys.readouterr().out
     assert "54 nodes" in said and "split 1 of 15" in said
     found = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert 0 <= found["query/accuracy"]["mean"] <= 1
+    # Two classes of two queries in each of six tasks.
+    right = 24 * found["query/accuracy"]["mean"]
+    assert right == pytest.approx(round(right), abs=1e-4) and right > 6
     assert (out / "episode.png").stat().st_size > 10_000
     run = runs.load(out)
     variables, _ = runs.best(run)

@@ -107,6 +107,7 @@ RECORDS: tuple[Record, ...] = (
         "Pan et al., SIGIR 2019",
         good_for="clicks on new items: a generator makes their vectors, which then adapt",
         published="MovieLens-1M AUC .6693 against .6528 (cold, DeepFM) [P]",
+        result="warm-up-ml-1m-coldstart",
         tiny={"pretrain_steps": 1, "fresh": "head/b|Dense_1/bias"},
     ),
     record(

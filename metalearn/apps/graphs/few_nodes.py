@@ -77,8 +77,9 @@ class FewShotNodes:
       validation_classes: Number of classes of validation.
       validation_share: Share of the nodes of each training class for validation.
       rows: Scale of the features of a node before they spread: a sum of 1, as in SGC and
-        Meta-GNN, a norm of 1 ("unit"), or as they are, with which an inner rate of 0.5
-        moves something.
+        Meta-GNN, a norm of 1 ("unit"), or as they are.
+      unit: Whether features of sgc get a norm of 1 once they have spread, without which the
+        nearest centroid of Cora is eight points worse.
       hops: Distance from which a node gets features, 0 or more.
       encoder: Network: linear layers of features that were spread over the graph (sgc), or
         convolutions over the subgraph around each node (gcn), one layer a hop.
@@ -106,6 +107,7 @@ class FewShotNodes:
     validation_classes: int = 2
     validation_share: float = 0.2
     rows: Literal["sum", "unit", "none"] = "none"
+    unit: bool = True
     hops: int = 2
     encoder: Literal["sgc", "gcn"] = "sgc"
     widths: tuple[int, ...] = (16,)
@@ -138,6 +140,8 @@ class FewShotNodes:
             found["validation_classes"] = "app.validation classes"
         if self.encoder == "sgc":
             found |= dict.fromkeys(("most_nodes", "degrees"), "app.encoder gcn")
+        else:
+            found["unit"] = "app.encoder sgc"
         return found
 
     def check(self, learner: Learner) -> None:
@@ -194,6 +198,8 @@ class FewShotNodes:
         if self.encoder == "sgc":
             matrix = adjacency(graph.edges, len(graph))
             features = propagated(matrix, features, self.hops)
+            if self.unit:
+                features = scaled_rows(features, "unit")
         else:
             around = subgraphs(
                 graph, hops=self.hops, size=self.most_nodes, degrees=self.degrees
