@@ -155,6 +155,11 @@ def test_arrays_of_the_user_are_read_as_they_are(tmp_path):
             "train part of own: images are float",
         ),
         ({"train_truth": np.full(24, 3)}, "true label 3 in row 0"),
+        ({"train_labels": np.array(1)}, r"labels \[\]; expected \[I, H, W, C\] and \[I\]"),
+        ({"class_names": np.array(["a", "a", "b"])}, "name 'a' in row 1"),
+        ({"class_names": np.array(["a", " ", "b"])}, "name ' ' in row 1"),
+        ({"class_names": np.array([1.0, 2.0, 3.0])}, "class_names of float64"),
+        ({"train_images": np.zeros((24, 0, 8), np.uint8)}, r"images \[0, 8, 1\]; expected"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(changes, said, tmp_path):
@@ -167,7 +172,7 @@ def test_labels_that_are_no_whole_numbers_are_refused(tmp_path):
     with pytest.raises(TypeError, match=r"labels of float64\[24\]; expected whole numbers"):
         noisy.load_own(folder)
     (folder / "labels.npz").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"no file of numpy\.savez"):
         noisy.load_own(folder)
 
 

@@ -23,15 +23,12 @@ clothing graph is the part of the
 from __future__ import annotations
 
 import difflib
-import zipfile
-import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from metalearn.core.cost import in_bytes
 from metalearn.data.graphs.graph import MOST_BYTES, Graph, as_edges, graph_of
+from metalearn.data.npz import read_arrays
 
 # Name: one line, and the file.
 LAYOUTS: dict[str, tuple[str, str]] = {
@@ -44,6 +41,10 @@ LAYOUTS: dict[str, tuple[str, str]] = {
     "own": ("a graph of your own: features, edges and labels", "graph.npz"),
 }
 _PARTS = ("data", "indices", "indptr", "shape")
+_WANTED = (
+    *("features", "edges", "labels", "class_names"),
+    *(f"{matrix}_{part}" for matrix in ("attr", "adj") for part in _PARTS),
+)
 
 
 def load_graph(name: str, data_dir: str | Path | None) -> Graph:
@@ -67,7 +68,7 @@ def load_graph(name: str, data_dir: str | Path | None) -> Graph:
         )
     path = _path(name, data_dir)
     try:
-        arrays = _arrays(path)
+        arrays, _ = read_arrays(path, _WANTED, most=MOST_BYTES)
         return _graph(name, arrays)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -91,38 +92,6 @@ def _path(name: str, data_dir: str | Path | None) -> Path:
     )
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of a file by their names; nothing is unpickled."""
-    wanted = {"features", "edges", "labels", "class_names"}
-    wanted |= {f"{matrix}_{part}" for matrix in ("attr", "adj") for part in _PARTS}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {info.filename: info.file_size for info in archive.infolist()}
-        taken = [name for name in sorted(wanted) if f"{name}.npy" in names]
-        total = sum(names[f"{name}.npy"] for name in taken)
-        if total > MOST_BYTES:
-            raise ValueError(
-                f"its arrays take {in_bytes(total)}; expected at most "
-                f"{in_bytes(MOST_BYTES)}."
-            )
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: _stored(stored, name) for name in taken}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError) as error:
-        raise ValueError(
-            f"it is no file of numpy.savez, or damaged: {error}. Fetch or write it again."
-        ) from error
-
-
-def _stored(stored: Any, name: str) -> np.ndarray:
-    try:
-        return stored[name]
-    except ValueError as error:
-        raise ValueError(
-            f"{name} cannot be read ({error}); expected an array of numbers or text, since "
-            "objects would be unpickled, which may run code."
-        ) from error
-
-
 def _graph(name: str, arrays: dict[str, np.ndarray]) -> Graph:
     found = {}
     for dense, matrix in (("features", "attr"), ("edges", "adj")):
@@ -139,6 +108,10 @@ def _graph(name: str, arrays: dict[str, np.ndarray]) -> Graph:
     if "labels" not in arrays:
         raise ValueError("it lacks labels; expected the class of each node, [V].")
     edges = found["edges"]
+    if arrays["labels"].ndim != 1:
+        raise ValueError(
+            f"labels have the shape {list(arrays['labels'].shape)}; expected [V]."
+        )
     if isinstance(edges, dict):
         edges = as_edges(edges, len(arrays["labels"]))
     return graph_of(

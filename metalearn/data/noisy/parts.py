@@ -101,13 +101,18 @@ def _check_part(
     where: str, part: Labelled, shape: Sequence[int], names: Sequence[str]
 ) -> None:
     images, labels = part.images, part.labels
-    if images.ndim != 4 or len(images) != len(labels) or labels.ndim != 1:
+    if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels):
         raise ValueError(
             f"{where} has images {list(images.shape)} and labels {list(labels.shape)}; "
             "expected [I, H, W, C] and [I]."
         )
     if not len(labels):
         raise ValueError(f"{where} is empty; expected one image or more.")
+    if not images.size or images.shape[3] not in (1, 3):
+        raise ValueError(
+            f"{where} has images {list(images.shape[1:])}; expected [H, W, C], pixels in 1 "
+            "or 3 channels."
+        )
     if images.shape[1:] != tuple(shape):
         raise ValueError(
             f"{where} has images {list(images.shape[1:])}, and training has {list(shape)}; "

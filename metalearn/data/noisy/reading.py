@@ -17,7 +17,6 @@ import contextlib
 import difflib
 import gzip
 import struct
-import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 from metalearn.data.images.layout import layout_of, open_images
 from metalearn.data.images.limits import check_total, limits_of
 from metalearn.data.noisy.parts import PARTS, Labelled, NoisySet, check_set
+from metalearn.data.npz import read_arrays
 
 SETS = {
     "mnist": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
@@ -188,20 +188,16 @@ def _kept(
 
 def _arrays(path: Path) -> NoisySet:
     wanted = [f"{part}_{kind}" for part in PARTS for kind in ("images", "labels")]
+    optional = ("train_truth", "class_names")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); expected arrays of numpy.savez, without "
-            "objects."
-        ) from error
+        arrays, unknown = read_arrays(path, (*wanted, *optional))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if missing := [name for name in wanted if name not in arrays]:
         raise ValueError(
             f"{path} lacks {', '.join(missing)}; expected {', '.join(wanted)}."
         )
-    optional = ("train_truth", "class_names")
-    if unknown := sorted(arrays.keys() - {*wanted, *optional}):
+    if unknown:
         raise ValueError(
             f"{path} has {', '.join(unknown)}; expected {', '.join(wanted)}, and maybe "
             f"{' and '.join(optional)}."
@@ -216,7 +212,7 @@ def _arrays(path: Path) -> NoisySet:
         truth = arrays.get("train_truth") if part == "train" else None
         parts[part] = Labelled(images=images, labels=_whole(labels), truth=_whole(truth))
     if "class_names" in arrays:
-        names = tuple(map(str, arrays["class_names"].tolist()))
+        names = _names(arrays["class_names"], path)
     else:
         # The test may not say how many classes there are.
         learned = (parts["train"].labels, parts["clean"].labels)
@@ -225,6 +221,22 @@ def _arrays(path: Path) -> NoisySet:
         )
         names = tuple(map(str, range(min(top, 10**6) + 1)))
     return NoisySet(name="own", class_names=names, **parts)
+
+
+def _names(given: np.ndarray, path: Path) -> tuple[str, ...]:
+    if given.ndim != 1 or given.dtype.kind != "U":
+        raise ValueError(
+            f"{path} has class_names of {given.dtype}{list(given.shape)}; expected text, "
+            "[C]."
+        )
+    names = tuple(given.tolist())
+    for row, name in enumerate(names):
+        if not name.strip() or not name.isprintable() or name in names[:row]:
+            raise ValueError(
+                f"{path} has the class name {name!r} in row {row}, counted from 0; "
+                "expected printable text, each name once."
+            )
+    return names
 
 
 def _whole(labels: np.ndarray | None) -> np.ndarray | None:
