@@ -266,10 +266,10 @@ def table_rows(row: dict[str, Any]) -> list[str]:
         f"mean and standard deviation (σ) over {num} choices of two test classes, which "
         f"share classes and are no independent sample; training seeds of each: "
         f"{row['seeds']}; settings of the recipes{f', but {changed}' if changed else ''}; "
-        "stopped by validation; the graph is seen whole, queries are inductive. Untrained "
-        "is the learner at its initialisation, adapted as after training. Differences are "
-        "paired with the centroid of the propagated features, scaled to a norm of 1, for "
-        "which nothing is trained:",
+        "best step of validation; the graph is seen whole, queries are inductive. "
+        "Untrained is the learner at its initialisation, adapted as after training. "
+        "Differences are paired with the centroid of the propagated features, "
+        "scaled to a norm of 1, for which nothing is trained:",
         "",
         "| | accuracy | untrained | difference | splits above the centroid | median best "
         "step | seconds of all runs |",

@@ -197,9 +197,9 @@ def test_a_run_from_the_command_line_is_judged_and_drawn(folder, tmp_path, capsy
     said = capsys.readouterr().out
     assert "54 nodes" in said and "split 1 of 15" in said
     found = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    # Two classes of two queries in each of six tasks.
+    # Of 24 queries, two of each of two classes in six tasks, more than by chance.
     right = 24 * found["query/accuracy"]["mean"]
-    assert right == pytest.approx(round(right), abs=1e-4) and right > 6
+    assert right == pytest.approx(round(right), abs=1e-4) and right > 12
     assert (out / "episode.png").stat().st_size > 10_000
     run = runs.load(out)
     variables, _ = runs.best(run)
