@@ -137,10 +137,12 @@ class ColdStarts:
         """MAE by the kind of `num` items that test users are asked about."""
         each: dict[str, list[Values]] = {kind: [] for kind in (*KINDS, "nothing")}
         answers: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        for seed, folder in enumerate(folders):
-            lists = items_asked(folder, data, num, seed)
+        asked = [items_asked(folder, data, num, s) for s, folder in enumerate(folders)]
+        # No query is of an item that a list of any seed has, so all have the same users.
+        anywhere = {f"{k} {s}": v for s, own in enumerate(asked) for k, v in own.items()}
+        for lists, folder in zip(asked, folders, strict=True):
             users = {
-                kind: asking(folder, data, items, lists) for kind, items in lists.items()
+                kind: asking(folder, data, items, anywhere) for kind, items in lists.items()
             }
             for kind, tasks in users.items():
                 each[kind].append(_judged(folder, tasks))
