@@ -117,3 +117,25 @@ def test_rows_are_compared_with_the_first_one_and_read_in_a_table():
     assert "| a | 0.6000, σ 0.1414 |" in lines
     assert any(line.startswith("| b | 1.0000 (-40.0 %: -0.4000 ± ") for line in lines)
     assert any(line.startswith("| 5 | ") and "2.5 answers" in line for line in lines)
+
+
+def test_seeds_that_ask_about_other_items_judge_the_same_users(data, monkeypatch):
+    run = types.SimpleNamespace(recipe=types.SimpleNamespace(app=APP))
+    monkeypatch.setattr(cold_start.run_folder, "load", lambda folder: run)
+    lists = [[0, 1, 2, 3], [9, 10, 11, 12]]
+    monkeypatch.setattr(
+        cold_start,
+        "items_asked",
+        lambda folder, data, num, seed: dict.fromkeys(cold_start.KINDS, lists[seed]),
+    )
+    judged = []
+
+    def values(folder, tasks, steps=None):
+        batch = next(iter(ml.tasks.in_order(tasks).batches(tasks.sample.num_tasks, 0)))
+        judged.append(np.asarray(batch.info["task"]).tolist())
+        zeros = np.zeros(len(judged[-1]))
+        return {cold_start.MAE: zeros + 1, cold_start.NDCG: zeros + 1}
+
+    monkeypatch.setattr(cold_start, "_judged", values)
+    cold_start.ColdStarts()._asked(["a", "b"], data, 4)
+    assert len(judged) == 8 and all(users == judged[0] for users in judged)
