@@ -16,22 +16,19 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import gzip
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from metalearn.data.domains.sets import DomainImages, domain_images
+from metalearn.data.images.digits import IMAGES, LABELS, read_digits
 from metalearn.data.images.folder import refuse_lost, resize
 from metalearn.data.images.layout import layout_of, open_images
 from metalearn.data.images.limits import check_total, limits_of
 
 DATASETS = ("rotated-mnist", "pacs", "own")
 ANGLES = (0, 15, 30, 45, 60, 75)
-_IMAGES, _LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
-_MOST_BYTES = 512 * 2**20
 
 
 def load_domains(
@@ -68,10 +65,10 @@ def load_domains(
     root = Path(data_dir)
     if name == "rotated-mnist":
         for folder in (root / "mnist", root):
-            if (folder / _IMAGES).is_file() and (folder / _LABELS).is_file():
+            if (folder / IMAGES).is_file() and (folder / LABELS).is_file():
                 return rotated_digits(folder, angles)
         raise FileNotFoundError(
-            f"rotated-mnist needs {_IMAGES} and {_LABELS}, which are not both in "
+            f"rotated-mnist needs {IMAGES} and {LABELS}, which are not both in "
             f"{root / 'mnist'} or {root}. Give --data-dir DIR."
         )
     if name == "pacs":
@@ -151,12 +148,13 @@ def rotated_digits(folder: str | Path, angles: Sequence[int] = ANGLES) -> Domain
       ValueError: a file is damaged, or the angles are not two or more different ones.
     """
     angles = tuple(angles)
-    if len(angles) < 2 or len(set(angles)) < len(angles):
-        raise ValueError(f"angles are {angles}; expected two or more, each once.")
-    images = _idx(Path(folder) / _IMAGES, 3)
-    labels = _idx(Path(folder) / _LABELS, 1)
-    if len(images) != len(labels):
-        raise ValueError(f"{folder} has {len(images)} images and {len(labels)} labels.")
+    turns = {angle % 360 for angle in angles}
+    if len(angles) < 2 or len(turns) < len(angles):
+        raise ValueError(
+            f"angles are {angles}; expected two or more, each once: 0 and 360 are one, and "
+            "a target among them would be seen in training."
+        )
+    images, labels = read_digits(folder)
     # The files have the digits in no order of classes.
     domains = np.arange(len(images)) % len(angles)
     pixels = np.empty_like(images)
@@ -201,24 +199,3 @@ def rotated(images: np.ndarray, angle: float) -> np.ndarray:
     upper = padded[:, top, left] * (1 - beside) + padded[:, top, left + 1] * beside
     lower = padded[:, top + 1, left] * (1 - beside) + padded[:, top + 1, left + 1] * beside
     return np.rint(upper * (1 - below) + lower * below).astype(np.uint8)
-
-
-def _idx(path: Path, axes: int) -> np.ndarray:
-    """Bytes of a file of the idx format, `[I, ...]` with this number of axes.
-
-    Raises:
-      ValueError: the file is damaged, too large, or of another kind.
-    """
-    try:
-        with gzip.open(path) as file:
-            content = file.read(_MOST_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be unpacked ({error}). Fetch it again.") from error
-    start = 4 + 4 * axes
-    shape = np.frombuffer(content[4:start], ">i4") if len(content) >= start else ()
-    right = content[:4] == bytes([0, 0, 8, axes]) and min(shape, default=0) > 0
-    if not right or len(content) != start + int(np.prod(shape, dtype=np.int64)):
-        raise ValueError(
-            f"{path} is no whole idx file of bytes with {axes} axes. Fetch it again."
-        )
-    return np.frombuffer(content[start:], np.uint8).reshape(shape)

@@ -15,25 +15,22 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import gzip
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from metalearn.data.images.digits import IMAGES, LABELS, read_digits
 from metalearn.data.images.layout import layout_of, open_images
 from metalearn.data.images.limits import check_total, limits_of
 from metalearn.data.noisy.parts import PARTS, Labelled, NoisySet, check_set
 from metalearn.data.npz import read_arrays
 
 SETS = {
-    "mnist": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+    "mnist": (IMAGES, LABELS),
     "cifar-fs": ("cifar100_test_images.zip",),
     "own": ("labels.npz", "or train, clean, validation and test with class/image.png"),
 }
-_MOST_BYTES = 512 * 2**20
 
 
 def load_labelled(
@@ -55,19 +52,8 @@ def load_labelled(
     """
     folder = _folder(name, data_dir)
     if name == "mnist":
-        images, labels = (_idx(folder / file) for file in SETS[name])
-        if images.ndim != 3 or labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"{folder} has images {list(images.shape)} and labels "
-                f"{list(labels.shape)}; expected [I, H, W] and [I]."
-            )
+        images, labels = read_digits(folder)
         images, names = images[..., None], tuple("0123456789")
-        if len(labels) and labels.max() >= len(names):
-            row = int((labels >= len(names)).argmax())
-            raise ValueError(
-                f"{folder / SETS[name][1]} has the label {labels[row]} in row {row}; "
-                "expected 0..9."
-            )
     else:
         images, labels, names = _classes(folder / SETS[name][0], channels=3)
     return _kept(images, labels.astype(np.int32), names, classes, name)
@@ -115,27 +101,6 @@ def _folder(name: str, data_dir: str | Path | None) -> Path:
     raise FileNotFoundError(
         f"neither {places[0]} nor {places[1]} holds {needs}, which {name!r} needs."
     )
-
-
-def _idx(path: Path) -> np.ndarray:
-    """An array of bytes in the idx format of MNIST, packed by gzip."""
-    try:
-        with gzip.open(path) as file:
-            found = file.read(_MOST_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be unpacked ({error}); fetch it again.") from error
-    if len(found) > _MOST_BYTES:
-        raise ValueError(f"{path} unpacks to more than {_MOST_BYTES:,} bytes.")
-    if len(found) < 4 or found[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} is no idx file of bytes; expected 0, 0, 8 at its start.")
-    start = 4 + 4 * found[3]
-    shape = struct.unpack(f">{found[3]}I", found[4:start].ljust(4 * found[3], b"\xff"))
-    if len(found) - start != int(np.prod(shape, dtype=object)):
-        raise ValueError(
-            f"{path} has {len(found) - start:,} values for an array {list(shape)}; it is "
-            "cut or damaged. Fetch it again."
-        )
-    return np.frombuffer(found, np.uint8, offset=start).reshape(shape)
 
 
 def _classes(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
