@@ -99,6 +99,7 @@ RECORDS: tuple[Record, ...] = (
         "MeLU",
         "Lee et al., KDD 2019",
         good_for="ratings of new users: embeddings are shared, the rest adapts",
+        result="cold-start-ml-1m-coldstart",
         tiny={"shared": "body|Dense_0"},
     ),
     record(
