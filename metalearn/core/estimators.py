@@ -128,6 +128,29 @@ def mean_estimator(
     return _mean_over_tasks(chunk_fn, task_chunk, reduce_state, divisor)
 
 
+def remembering(
+    estimate: EstimateFn, remember: Callable[[Variables], dict[str, PyTree]]
+) -> EstimateFn:
+    """The estimate with parts of the state that no task makes.
+
+    A mean over equal copies of the tasks would move them by a rounding.
+
+    Args:
+      estimate: The estimate, whose tasks return a state without these parts.
+      remember: Function from the variables to these parts. The tasks find them in the state
+        that they are given, and so does the next step.
+    """
+
+    def remembered(variables: Variables, tasks: Task, *, key: Key) -> Estimate:
+        kept = remember(variables)
+        state = {**variables.state, **kept}
+        found = estimate(Variables(params=variables.params, state=state), tasks, key=key)
+        whole = {**found.state, **kept}
+        return Estimate(grads=found.grads, state=whole, metrics=found.metrics)
+
+    return remembered
+
+
 def _check_function(name: str, given: Any, result: str) -> None:
     if not callable(given):
         raise TypeError(

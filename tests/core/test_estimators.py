@@ -13,7 +13,7 @@ from tiny import blob_batch, blobs, one, plain
 
 import metalearn as ml
 from metalearn.core import cost
-from metalearn.core.estimators import mean_estimator
+from metalearn.core.estimators import mean_estimator, remembering
 
 CE = ml.losses.cross_entropy
 KEY = jax.random.key(0)
@@ -228,11 +228,28 @@ def test_python_of_a_loss_in_training_and_evaluation(num_steps):
     assert loss.runs <= 10
 
 
+def test_what_is_remembered_is_kept_to_the_last_digit():
+    third = jnp.float32(1) / 3
+
+    def objective(variables, task, *, key):
+        seen = variables.state["kept"]  # the tasks find it
+        return variables.params * seen, ({"step": variables.state["step"] + 1}, {})
+
+    plain = ml.gradient_estimator(objective, task_chunk=2)
+    learn = remembering(plain, lambda variables: {"kept": third})
+    state = {"step": jnp.zeros((), jnp.int32), "kept": jnp.float32(0)}
+    variables = ml.Variables(params=jnp.float32(2), state=state)
+    found = learn(variables, blob_batch(), key=KEY)
+    assert found.state["kept"] == third and found.state["step"] == 1
+    assert found.grads == pytest.approx(1 / 3)
+
+
 # -- Structure --------------------------------------------------------------------------
 
 ALGORITHMS = sorted((Path(ml.__file__).parent / "algorithms").rglob("*.py"))
 # Two builders, and what a learner with a state of its own does with states.
 BUILDERS = {"gradient_estimator", "mean_estimator", "gathered", "mean_state"}
+BUILDERS |= {"remembering"}
 
 
 def maps_over_tasks(text):

@@ -51,8 +51,8 @@ MUTATIONS: list[Mutation] = [
         # The head of the held-out domain in place of that of the drawn one.
         (
             REGULARISER,
-            "leaf[ids[place]]",
-            "leaf[place]",
+            "_heads(heads, ids[place])",
+            "_heads(heads, place)",
             "test_the_regulariser_descends_the_held_out_loss_after_steps_on_another_domain",
         ),
         # The regulariser moves on in the second phase.

@@ -30,14 +30,14 @@ import jax
 import jax.numpy as jnp
 
 from metalearn.core import checks, kinds, trees
-from metalearn.core.estimators import gradient_estimator
+from metalearn.core.estimators import gradient_estimator, remembering
 from metalearn.core.keys import split_key
 from metalearn.core.learner import MetaLearner, config_of, hashable
 from metalearn.core.linen import from_linen
 from metalearn.core.model import Model, Variables
 from metalearn.core.pairing import paired
 from metalearn.core.task import Examples, Task, concatenate
-from metalearn.core.types import Array, EstimateFn, InnerOpt, Key, LossFn, PyTree, TaskChunk
+from metalearn.core.types import Array, InnerOpt, Key, LossFn, PyTree, TaskChunk
 from metalearn.inner import Adapted, Descent, descent
 
 First = Literal["generated", "mean", "random"]
@@ -150,7 +150,10 @@ def meta_embedding(
         )
         return loss, ({"model": model_state, "step": step + 1}, report)
 
-    estimate = warm.frozen(gradient_estimator(objective, task_chunk=task_chunk))
+    estimate = remembering(
+        gradient_estimator(objective, task_chunk=task_chunk),
+        lambda variables: {"frozen": warm.base_of(variables)},
+    )
     config = config_of(
         "meta_embedding",
         pretrain_steps=pretrain_steps,
@@ -187,18 +190,6 @@ class _WarmUp(NamedTuple):
             "step": jnp.zeros((), jnp.int32),
         }
         return Variables(params={"model": made.params, "generator": maker}, state=state)
-
-    def frozen(self, estimate: EstimateFn) -> EstimateFn:
-        """The estimate with a base model that is kept as it was."""
-
-        def kept(variables: Variables, tasks: Task, *, key: Key):
-            # A mean over equal copies of the tasks would move the params by a rounding.
-            base = self.base_of(variables)
-            state = {**variables.state, "frozen": base}
-            found = estimate(dataclasses.replace(variables, state=state), tasks, key=key)
-            return dataclasses.replace(found, state={**found.state, "frozen": base})
-
-        return kept
 
     def base_of(self, variables: Variables) -> PyTree:
         """Params of the base model: those of the moment when its training ended."""
