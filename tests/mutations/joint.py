@@ -40,7 +40,7 @@ MUTATIONS = [
             "algorithms/joint/builder.py",
             "return jnp.where(examples.mask, jax.vmap(of_row)(*rows, one), 0)",
             "return jax.vmap(of_row)(*rows, one)",
-            "test_masked_examples_do_not_count",
+            "test_a_masked_example_has_a_loss_of_zero",
         ),
         tests="algorithms/joint/test_l2rw.py",
     ),

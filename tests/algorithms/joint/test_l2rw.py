@@ -198,3 +198,10 @@ def test_the_model_predicts_as_it_is():
     outputs = learner.predict(learner.adapt(variables, task.support), task.query.x)
     expected, _ = model.apply(_of_model(variables), task.query.x)
     np.testing.assert_array_equal(outputs, expected)
+
+
+def test_a_masked_example_has_a_loss_of_zero():
+    rows = _task().support
+    rows = ml.Examples(x=rows.x, y=rows.y, mask=rows.mask.at[2].set(False))
+    found = each(CE, jnp.zeros((7, 3)), rows)
+    np.testing.assert_allclose(found, np.log(3) * (np.arange(7) != 2), rtol=1e-6)
