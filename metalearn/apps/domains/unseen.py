@@ -116,7 +116,8 @@ class UnseenDomain:
                 "0 and below 1."
             )
         if self.dataset == "rotated-mnist":
-            if len(self.angles) < 3 or len(set(self.angles)) < len(self.angles):
+            turns = {angle % 360 for angle in self.angles}
+            if len(self.angles) < 3 or len(turns) < len(self.angles):
                 raise ValueError(
                     f"app.angles is {self.angles}; expected three or more, each once: the "
                     "target and two sources."

@@ -7,18 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from metalearn import models
-from metalearn.algorithms.record import parameters
 from metalearn.apps.base import DataRecord, Predictor
+from metalearn.apps.fits import check_learner
 from metalearn.apps.labels import batches, pictures
 from metalearn.apps.labels.balance import adjusted_loss, balanced_loss
 from metalearn.apps.learners import Learner
 from metalearn.core import losses, metrics
-from metalearn.core.keys import of_seed
 from metalearn.core.linen import from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import LossFn
@@ -138,14 +136,6 @@ class NoisyLabels:
           ValueError: the learner is none of any model and any loss, or a number is out of
             range; the message names the remedy.
         """
-        taken = parameters(learner.record.build)
-        if "model" not in taken or "loss_fn" not in taken or learner.record.networks:
-            raise ValueError(
-                f"{learner.name} does not fit batches of labels; expected a learner of any "
-                "model and any loss, which does not classify by its support set."
-            )
-        if self.network != "conv4":
-            learner.refuse_policy("app.network conv4")
         if not 0 <= self.share <= 1:
             raise ValueError(f"app.flips is {self.flips}; expected a share in 0..1.")
         if self.imbalance < 1:
@@ -174,19 +164,9 @@ class NoisyLabels:
                 "clean batches have other shares of the classes; expected app.pool mixed, "
                 "right or clean."
             )
-        self._check_fits(learner)
-
-    def _check_fits(self, learner: Learner) -> None:
-        """Refuses learners that do not take these batches, before the data are read."""
-        record = {"image_shape": [28, 28, 1], "class_names": ["a", "b"], "counts": [1, 1]}
-        example = jax.eval_shape(lambda: self.example(record))
-        try:
-            made = learner.build(self.offers(learner, record, evaluating=False))
-            jax.eval_shape(made.init, of_seed(0), example)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{learner.name} does not fit batches of labels: {error}"
-            ) from error
+        small = {"image_shape": [28, 28, 1], "class_names": ["a", "b"], "counts": [1, 1]}
+        policy = None if self.network == "conv4" else "app.network conv4"
+        check_learner(self, learner, small, "batches of labels", policy=policy)
 
     def load(self, data_dir: str | None, parts: tuple[str, ...] = ()) -> NoisySet:
         """The set, divided and with wrong labels.

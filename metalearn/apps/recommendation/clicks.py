@@ -12,9 +12,9 @@ import numpy as np
 
 from metalearn import models
 from metalearn.apps.base import DataRecord, Predictor
+from metalearn.apps.fits import check_learner
 from metalearn.apps.learners import Learner
 from metalearn.apps.recommendation import pictures
-from metalearn.apps.recommendation.fits import check_learner
 from metalearn.core import losses
 from metalearn.core.linen import from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
@@ -130,7 +130,7 @@ class ItemClicks:
                 "expected a rating above the lowest, up to the highest."
             )
         small = {"fields": [[2, 1], [2, 1]], "of_users": 1, "users": 1, "items": 1}
-        check_learner(self, learner, small, "clicks")
+        check_learner(self, learner, small, "a network of clicks")
 
     def load(self, data_dir: str | None, parts: tuple[str, ...] = ()) -> ClickData:
         """The ratings, with their split.

@@ -12,9 +12,9 @@ import numpy as np
 
 from metalearn import models
 from metalearn.apps.base import DataRecord, Predictor
+from metalearn.apps.fits import check_learner
 from metalearn.apps.learners import Learner
 from metalearn.apps.recommendation import pictures
-from metalearn.apps.recommendation.fits import check_learner
 from metalearn.core import losses, metrics
 from metalearn.core.linen import from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
@@ -132,7 +132,9 @@ class FewRatings:
                 "expected a share above 0."
             )
         # The smallest data that have a field.
-        check_learner(self, learner, {"fields": [[2, 1]], "offset": 0.0}, "ratings")
+        check_learner(
+            self, learner, {"fields": [[2, 1]], "offset": 0.0}, "a network of ratings"
+        )
 
     def load(self, data_dir: str | None, parts: tuple[str, ...] = ()) -> RatingData:
         """The ratings, with their split.

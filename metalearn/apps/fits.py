@@ -1,4 +1,4 @@
-"""Which learners fit the networks of this field."""
+"""Which learners fit an application whose learners take any model and any loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from metalearn.core.keys import of_seed
 
 
 def check_learner(
-    app: Application, learner: Learner, record: DataRecord, network: str
+    app: Application,
+    learner: Learner,
+    record: DataRecord,
+    what: str,
+    *,
+    policy: str | None = "networks with batch norm",
 ) -> None:
     """Refuses learners that do not take the network or its inputs, before data are read.
 
@@ -19,7 +24,8 @@ def check_learner(
       app: The application.
       learner: The learner.
       record: Description of the smallest data.
-      network: What the network predicts, such as "ratings".
+      what: What the learner has to fit, such as "a network of ratings".
+      policy: What a batch-norm policy would need, where the network has no batch norm.
 
     Raises:
       ValueError: the learner classifies, needs layers of its own or other inputs.
@@ -27,15 +33,14 @@ def check_learner(
     taken = parameters(learner.record.build)
     if "model" not in taken or "loss_fn" not in taken or learner.record.networks:
         raise ValueError(
-            f"{learner.name} does not fit a network of {network}; expected a learner of "
-            "any model and any loss, such as melu, maml or fine_tune."
+            f"{learner.name} does not fit {what}; expected a learner of any model and any "
+            "loss, such as maml or fine_tune."
         )
-    learner.refuse_policy("networks with batch norm")
+    if policy is not None:
+        learner.refuse_policy(policy)
     example = jax.eval_shape(lambda: app.example(record))
     try:
         made = learner.build(app.offers(learner, record, evaluating=False))
         jax.eval_shape(made.init, of_seed(0), example)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{learner.name} does not fit a network of {network}: {error}"
-        ) from error
+        raise ValueError(f"{learner.name} does not fit {what}: {error}") from error
