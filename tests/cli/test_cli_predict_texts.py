@@ -115,7 +115,7 @@ def lines(path, *rows):
             "1 texts are empty, the first at line 1 of",
         ),
         (lambda at: {"support": lines(at / "a.csv", "text,category", "")}, "no example"),
-        (lambda at: {"data_dir": str(at / "gone")}, "which is in neither of"),
+        (lambda at: {"data_dir": str(at / "gone")}, "not together in"),
         (lambda at: {"texts": []}, "texts is empty"),
         (lambda at: {"texts": ["a", "\u200b"]}, "text 1 is"),
         (lambda at: {"texts": ["a" * 3000]}, "longer than max_characters=2000"),

@@ -257,7 +257,7 @@ def test_files_are_read_and_nothing_is_unpickled(tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         graphs.load_graph("own", folder)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"needs graph\.npz"):
+    with pytest.raises(FileNotFoundError, match=r"missing \(graph\.npz\)"):
         graphs.load_graph("own", folder)
     with pytest.raises(ValueError, match="Did you mean 'cora'"):
         graphs.load_graph("kora", folder)

@@ -224,7 +224,7 @@ def test_files_of_digits_are_read_and_classes_kept_in_order(tmp_path):
 def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="no data_dir was given"):
         noisy.load_labelled("mnist", None)
-    with pytest.raises(FileNotFoundError, match="'own' needs"):
+    with pytest.raises(FileNotFoundError, match="the set 'own' are missing"):
         noisy.load_own(tmp_path)
     with pytest.raises(ValueError, match="Did you mean 'mnist'"):
         noisy.load_labelled("mnits", tmp_path)

@@ -254,7 +254,7 @@ def test_bad_folds_are_named(tmp_path, folds, message):
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no data_dir was given"):
         load_texts("hwu64", None)
-    with pytest.raises(FileNotFoundError, match=r"need train.csv, which is in neither"):
+    with pytest.raises(FileNotFoundError, match=r"\(train.csv\): they are not together in"):
         load_texts("banking77", tmp_path)
     write_own(tmp_path)
     (tmp_path / "few_shot_folds.json").unlink()

@@ -22,12 +22,12 @@ clothing graph is the part of the
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import numpy as np
 
 from metalearn.data.graphs.graph import MOST_BYTES, Graph, as_edges, graph_of
+from metalearn.data.lookup import check_name, place_of
 from metalearn.data.npz import read_arrays
 
 # Name: one line, and the file.
@@ -60,36 +60,15 @@ def load_graph(name: str, data_dir: str | Path | None) -> Graph:
       ValueError: the name is unknown; the file is damaged, holds objects or lacks an array;
         or see `graph_of`. The file is named.
     """
-    if not isinstance(name, str) or name not in LAYOUTS:
-        near = difflib.get_close_matches(str(name), LAYOUTS, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"unknown graph {name!r}; expected one of {', '.join(LAYOUTS)}.{hint}"
-        )
-    path = _path(name, data_dir)
+    check_name("graph", name, LAYOUTS)
+    file = LAYOUTS[name][1]
+    folders = (name, "planetoid")
+    path = place_of(f"the graph {name!r}", data_dir, (file,), within=folders) / file
     try:
         arrays, _ = read_arrays(path, _WANTED, most=MOST_BYTES)
         return _graph(name, arrays)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _path(name: str, data_dir: str | Path | None) -> Path:
-    file = LAYOUTS[name][1]
-    if data_dir is None:
-        raise FileNotFoundError(
-            f"the graph {name!r} needs {file}; no data_dir was given. Give --data-dir DIR, "
-            f"where DIR or DIR/{name} holds it."
-        )
-    folders = [Path(data_dir) / name, Path(data_dir) / "planetoid", Path(data_dir)]
-    for folder in folders:
-        if (folder / file).is_file():
-            return folder / file
-    raise FileNotFoundError(
-        f"the graph {name!r} needs {file}, which is in none of "
-        f"{', '.join(map(str, folders))}. Give --data-dir DIR, where DIR or DIR/{name} "
-        "holds it."
-    )
 
 
 def _graph(name: str, arrays: dict[str, np.ndarray]) -> Graph:

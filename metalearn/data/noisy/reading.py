@@ -23,6 +23,7 @@ import numpy as np
 from metalearn.data.images.digits import IMAGES, LABELS, read_digits
 from metalearn.data.images.layout import layout_of, open_images
 from metalearn.data.images.limits import check_total, limits_of
+from metalearn.data.lookup import check_name, place_of
 from metalearn.data.noisy.parts import PARTS, Labelled, NoisySet, check_set
 from metalearn.data.npz import read_arrays
 
@@ -76,30 +77,14 @@ def load_own(data_dir: str | Path | None, *, channels: int = 3) -> NoisySet:
 
 
 def _folder(name: str, data_dir: str | Path | None) -> Path:
-    if name not in SETS:
-        near = difflib.get_close_matches(str(name), SETS, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown set {name!r}; expected one of {', '.join(SETS)}.{hint}")
-    needs = ", ".join(SETS[name])
-    if data_dir is None:
-        raise FileNotFoundError(
-            f"{name!r} needs {needs}; no data_dir was given. Give --data-dir DIR, where "
-            f"DIR or DIR/{name} holds them."
-        )
-    places = [
-        Path(data_dir),
-        Path(data_dir) / name,
-        Path(data_dir) / name.replace("-", "_"),
-    ]
-    for place in places:
-        whole = all((place / file).is_file() for file in SETS[name])
-        if name == "own":
-            whole = (place / "labels.npz").is_file()
-            whole |= all((place / part).is_dir() for part in PARTS)
-        if whole:
-            return place
-    raise FileNotFoundError(
-        f"neither {places[0]} nor {places[1]} holds {needs}, which {name!r} needs."
+    check_name("set", name, SETS)
+    return place_of(
+        f"the set {name!r}",
+        data_dir,
+        SETS[name][:1] if name == "own" else SETS[name],
+        within=(name, name.replace("-", "_")),
+        also=(PARTS,) if name == "own" else (),
+        told=", ".join(SETS[name]),
     )
 
 

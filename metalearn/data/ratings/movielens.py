@@ -18,7 +18,6 @@ certificate, directors and actors too. It is two blocks that share neither users
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import io
 import re
@@ -29,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from metalearn.core.cost import in_bytes
+from metalearn.data.lookup import check_name, place_of
 from metalearn.data.ratings.tables import Ratings, rating_tables
 
 Columns = dict[str, list[str]]
@@ -58,34 +58,13 @@ def load_ratings(
       ValueError: the name is unknown; a line has another number of columns (named with its
         file), or see `rating_tables`.
     """
-    if not isinstance(name, str) or name not in LAYOUTS:
-        near = difflib.get_close_matches(str(name), LAYOUTS, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"unknown ratings {name!r}; expected one of {', '.join(LAYOUTS)}.{hint}"
-        )
+    check_name("ratings", name, LAYOUTS)
     _, files, read = LAYOUTS[name]
-    folder = _folder(name, files, data_dir)
+    folder = place_of(f"the ratings {name!r}", data_dir, files, within=(name,))
     try:
         return read(folder, limits)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-
-
-def _folder(name: str, files: tuple[str, ...], data_dir: str | Path | None) -> Path:
-    if data_dir is None:
-        raise FileNotFoundError(
-            f"the ratings {name!r} need {', '.join(files)}; no data_dir was given. Give "
-            f"--data-dir DIR, where DIR or DIR/{name} holds them."
-        )
-    folders = [Path(data_dir) / name, Path(data_dir)]
-    for folder in folders:
-        if all((folder / file).is_file() for file in files):
-            return folder
-    raise FileNotFoundError(
-        f"the ratings {name!r} need {', '.join(files)}, which are not all in {folders[0]} "
-        f"or {folders[1]}. Give --data-dir DIR, where DIR or DIR/{name} holds them."
-    )
 
 
 def _ml_100k(folder: Path, limits: Limits) -> Ratings:

@@ -22,7 +22,6 @@ HWU64 and Liu54 share 46% of their sentences: do not train on one and test on th
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections import Counter
@@ -34,6 +33,7 @@ import numpy as np
 
 from metalearn.core import given
 from metalearn.data.images.splits import check_splits, parsed
+from metalearn.data.lookup import check_name, place_of
 from metalearn.data.text import files as text_files
 from metalearn.data.text.files import Row
 from metalearn.data.text.plain import folded, is_empty
@@ -126,17 +126,13 @@ def load_texts(
         parts.
     """
     given.flag("drop_repeated", drop_repeated)
-    if not isinstance(name, str) or name not in SETS:
-        near = difflib.get_close_matches(str(name), SETS, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"unknown texts {name!r}; expected one of {', '.join(SETS)}.{hint}"
-        )
+    check_name("texts", name, SETS)
     if type(max_characters) is not int or max_characters < 1:
         raise ValueError(
             f"max_characters is {max_characters!r}; expected an integer of 1 or more."
         )
-    folder = _folder(name, data_dir)
+    needed = (SETS[name][1],)
+    folder = place_of(f"the texts {name!r}", data_dir, needed, within=(name,))
     fold, rows, splits, where = _sources(name, folder, fold)
     rows = list(rows)
     check_rows(rows, max_characters)
@@ -162,23 +158,6 @@ def load_texts(
         "unused": sorted(counts.keys() - used),
     }
     return TextSet(name=name, fold=fold, parts=parts, info=info)
-
-
-def _folder(name: str, data_dir: str | Path | None) -> Path:
-    needed = SETS[name][1]
-    if data_dir is None:
-        raise FileNotFoundError(
-            f"the texts {name!r} need their files; no data_dir was given. Give "
-            f"--data-dir DIR, where DIR or DIR/{name} holds {needed}."
-        )
-    folders = [Path(data_dir) / name, Path(data_dir)]
-    for folder in folders:
-        if (folder / needed).is_file():
-            return folder
-    raise FileNotFoundError(
-        f"the texts {name!r} need {needed}, which is in neither of {folders[0]} and "
-        f"{folders[1]}. Give --data-dir DIR, where DIR or DIR/{name} holds it."
-    )
 
 
 def _sources(
