@@ -203,6 +203,7 @@ def test_a_loss_of_training_does_not_judge():
         ({"clean_per_class": 3}, PLAIN, "app.clean_per_class=3 has no effect"),
         ({"width": 3}, PLAIN, "app.width=3 has no effect"),
         ({}, learners.L2RW(norm="batch"), "learner.norm='batch' has no effect"),
+        ({"pool": "mixed"}, learners.L2RW(), "apart from the support sets"),
     ],
 )
 def test_settings_are_checked(settings, learner, said):

@@ -35,6 +35,7 @@ RECORDS: tuple[Record, ...] = (
         "Sung et al., CVPR 2018",
         good_for="a learned comparison of maps",
         published="mini 50.44 ± 0.82 [S]",
+        result="omniglot-relation-seed0",
         start=False,
         fixed_head=False,
         networks={"conv4": models.ConvMaps},

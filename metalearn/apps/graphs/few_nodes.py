@@ -80,7 +80,7 @@ class FewShotNodes:
         Meta-GNN, a norm of 1 ("unit"), or as they are.
       unit: Whether features of sgc get a norm of 1 once they have spread, without which the
         nearest centroid of Cora is eight points worse.
-      hops: Distance from which a node gets features, 0 or more.
+      hops: Distance from which a node gets features, 1 or more.
       encoder: Network: linear layers of features that were spread over the graph (sgc), or
         convolutions over the subgraph around each node (gcn), one layer a hop.
       widths: Sizes of the layers before the head; of gcn as many as hops. None of sgc for

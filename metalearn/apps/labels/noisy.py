@@ -164,6 +164,11 @@ class NoisyLabels:
                 "clean batches have other shares of the classes; expected app.pool mixed, "
                 "right or clean."
             )
+        if learner.record.batches == self.batches and self.pool != "apart":
+            raise ValueError(
+                f"app.pool is {self.pool!r} with {learner.name}, whose query sets have to "
+                "be clean and apart from the support sets; expected app.pool apart."
+            )
         small = {"image_shape": [28, 28, 1], "class_names": ["a", "b"], "counts": [1, 1]}
         policy = None if self.network == "conv4" else "app.network conv4"
         check_learner(self, learner, small, "batches of labels", policy=policy)
