@@ -41,7 +41,8 @@ class WarmUp:
       set: Fields to override, such as `--set steps=100`.
       data_dir: Folder of the sets.
       runs: Where run folders go; finished ones are taken as they are.
-      json: Where to write; `benchmarks/results/warm-up-SET.json` by default.
+      json: Where to write; `benchmarks/results/warm-up-SET.json` by default, with what is
+        overridden in its name.
     """
 
     networks: tuple[str, ...] = ("deepfm", "fm", "wide_deep", "pnn")
@@ -82,7 +83,9 @@ class WarmUp:
             for phase, rows in told["phases"].items():
                 for first, row in rows.items():
                     print(f"{network}, {phase}, {first}: AUC {row['auc']}", flush=True)
-        _harness.store(f"warm-up-{found['name']}", found, self.json)
+        # A comparison under other settings stands beside that of the recipe.
+        name = "-".join(["warm-up", found["name"], *self.set])
+        _harness.store(name, found, self.json)
 
     def _check(self) -> dict[str, _runs.Plan]:
         """The plan of each network, once all that is asked is seen to be possible.
@@ -228,10 +231,11 @@ def _row(mine: list[dict], generated: list[dict]) -> dict[str, Any]:
 
 def table_rows(row: dict[str, Any]) -> list[str]:
     """Lines of `benchmarks/README.md`: phases down, first vectors across."""
+    other = "".join(f"; `{setting}`" for setting in row["overrides"])
     lines = [
         f"AUC of clicks on new items of `{row['name']}` ({row['about']}), training seeds: "
-        f"{row['seeds']}; over all clicks of all items of the test; inductive; inner steps "
-        "of each first vector by validation. In brackets, how much more the generated "
+        f"{row['seeds']}{other}; over all clicks of all items of the test; inductive; inner "
+        "steps of each first vector by validation. In brackets, how much more the generated "
         "vector has, its spread over seeds, and its log-loss less that of the row, paired "
         "over items:",
         "",

@@ -245,6 +245,13 @@ MUTATIONS: list[Mutation] = [
             "lambda now, then: now,",
             "test_base_model_is_frozen_after_its_training_and_judges_then",
         ),
+        # The base model sees the items that are kept for the generator.
+        (
+            "algorithms/gradient/meta_embedding.py",
+            "of_base = jnp.where(apart, 0, 1 / (1 - self.apart))",
+            "of_base = jnp.where(apart, 1.0, 1.0)",
+            "test_items_apart_train_the_generator_alone_and_the_others_the_base_model",
+        ),
         # The number of an item of training is seen.
         (
             "algorithms/gradient/meta_embedding.py",

@@ -13,6 +13,8 @@ Where it differs from the paper or its released code:
   drawn anew each time; the released code has three passes over four fixed ones.
 - Tasks are items, drawn with equal probability, in both phases; the paper trains the base
   model on all rows once.
+- In the paper the generator learns on the items that the base model was trained on, whose
+  clicks that model has fitted. `apart` can keep a share of the items for the generator.
 - The wide part of a network has no weight of an item's own, so nothing but the vector
   tells items with equal content apart.
 """
@@ -56,6 +58,7 @@ def meta_embedding(
     fresh: str = "new_item",
     table: str = "item",
     item: str = "item",
+    apart: float = 0.0,
     task_chunk: TaskChunk = "auto",
 ) -> MetaLearner:
     """Generates the vector of an item that the model does not know, then adapts it alone.
@@ -84,6 +87,8 @@ def meta_embedding(
       table: Path of the vectors of the known items `[I, D]`, likewise, which "mean" reads.
       item: Entry of the inputs, if they are a dictionary, that tells known items apart. It
         is -1 wherever the item has to count as new.
+      apart: Share of the known items that the base model does not see and on which alone
+        the generator learns, from 0 to below 1; with 0, both learn on all, as in the paper.
       task_chunk: Tasks handled at once, or "auto".
 
     Returns:
@@ -93,7 +98,8 @@ def meta_embedding(
 
     Raises:
       ValueError: an option is out of range; in `init`: no parameter has the path `fresh`,
-        or the generator gives vectors of another size.
+        the generator gives vectors of another size, or inputs do not tell items apart and
+        `apart` is above 0.
 
     Example:
       >>> network = ml.models.ClickNetwork(fields=((2, 1), (19, 6)), users=9, items=5)
@@ -107,9 +113,12 @@ def meta_embedding(
     checks.loss(loss_fn)
     checks.whole_number("pretrain_steps", pretrain_steps, least=0)
     checks.number("balance", balance)
+    checks.number("apart", apart)
     checks.one_of("first", first, ("generated", "mean", "random"))
     if balance > 1:
         raise ValueError(f"balance is {balance}; expected a share from 0 to 1.")
+    if apart >= 1:
+        raise ValueError(f"apart is {apart}; expected a share from 0 to below 1.")
     inner = descent(
         model._replace(init=functools.partial(_init_model, model, first, fresh, table)),
         loss_fn,
@@ -130,6 +139,7 @@ def meta_embedding(
         fresh=fresh,
         table=table,
         item=item,
+        apart=apart,
     )
 
     def adapt(
@@ -148,6 +158,7 @@ def meta_embedding(
         loss, model_state, report = jax.lax.cond(
             step < pretrain_steps, warm.of_base, warm.of_generator, variables, task, key
         )
+        loss = warm.weight(task, step).astype(loss.dtype) * loss
         return loss, ({"model": model_state, "step": step + 1}, report)
 
     estimate = remembering(
@@ -160,6 +171,7 @@ def meta_embedding(
         num_steps=num_steps,
         balance=balance,
         first=first,
+        apart=apart,
     )
     return MetaLearner(warm.init, adapt, predict, estimate, config, hashable(loss_fn))
 
@@ -178,9 +190,15 @@ class _WarmUp(NamedTuple):
     fresh: str
     table: str
     item: str
+    apart: float
 
     def init(self, key: Key, task: Task) -> Variables:
         checks.one_task(task, key)
+        if self.apart and not _tells(task.support.x, self.item):
+            raise ValueError(
+                f"apart is {self.apart}, but inputs have no entry {self.item!r} that tells "
+                "items apart; expected one, or apart=0."
+            )
         k_model, k_generator = split_key(key)
         made = self.inner.init(k_model, task)
         maker = self.generator.init(k_generator, made.params, task.support.x)
@@ -200,6 +218,17 @@ class _WarmUp(NamedTuple):
             variables.state["frozen"],
         )
 
+    def weight(self, task: Task, step: Array) -> Array:
+        """Weight of an item in the objective of a phase; its mean over items is 1."""
+        if not self.apart:
+            return jnp.ones(())
+        support = task.support
+        number = jnp.max(jnp.where(support.mask, support.x[self.item], -1))
+        apart = _is_apart(number, self.apart)
+        of_base = jnp.where(apart, 0, 1 / (1 - self.apart))
+        of_generator = jnp.where(apart, 1 / self.apart, 0)
+        return jnp.where(step < self.pretrain_steps, of_base, of_generator)
+
     def adapt(self, variables: Variables, base: PyTree, support: Examples, key):
         """The inner loop from the first vector of the item."""
         own = _leaf(base, self.fresh)
@@ -208,7 +237,10 @@ class _WarmUp(NamedTuple):
             vectors = self.generator.apply(maker, base, support.x)
             vector = trees.masked_mean(vectors, support.mask).reshape(own.shape)
         elif self.first == "mean":
-            vector = _vectors(base, self.table, own).mean(0)
+            known = _vectors(base, self.table, own)
+            # Vectors of items that the base model does not see are as initialised.
+            seen = ~_is_apart(jnp.arange(len(known)), self.apart)
+            vector = trees.masked_mean(known, seen)
         else:
             vector = own
         params = _with_leaf(base, self.fresh, vector.astype(own.dtype))
@@ -311,9 +343,21 @@ class _Dense(nn.Module):
         )
 
 
+def _is_apart(number: Array, share: float) -> Array:
+    """Whether items are kept from the base model; these are spread over the numbers."""
+    golden = (5**0.5 - 1) / 2
+    # Whole numbers, for products of floats would differ between float32 and float64.
+    place = number.astype(jnp.uint32) * jnp.uint32(round(golden * 2**32))
+    return place < jnp.uint32(round(share * (2**32 - 1)))
+
+
+def _tells(x: Any, item: str) -> bool:
+    return isinstance(x, Mapping) and item in x
+
+
 def _hide(x: Any, item: str) -> Any:
     """The inputs of items that count as new."""
-    if not isinstance(x, Mapping) or item not in x:
+    if not _tells(x, item):
         return x
     return {**x, item: jnp.full_like(x[item], -1)}
 

@@ -227,9 +227,38 @@ def test_mean_and_random_starts_are_those_of_the_base_model():
     np.testing.assert_array_equal(found["random"], base["new_item"])
 
 
+@x64
+def test_items_apart_train_the_generator_alone_and_the_others_the_base_model():
+    tasks = [_task(item, seed=item) for item in range(4)]
+    # Items 0..3 times the golden section, after the point: .00 .62 .24 .85.
+    apart, own, base = 0.4, (0, 2), (1, 3)
+    for pretrain_steps, part, kept in ((5, "model", base), (0, "generator", own)):
+        learner = _learner(pretrain_steps=pretrain_steps, apart=apart)
+        whole = _learner(pretrain_steps=pretrain_steps)
+        variables, _ = _parts(learner, tasks[0])
+        for item, task in enumerate(tasks):
+            found = _gradient(learner, variables, task).grads[part]
+            wanted = _gradient(whole, variables, task).grads[part]
+            scale = 0 if item not in kept else 1 / (0.4 if part == "generator" else 0.6)
+            for mine, other in zip(*map(jax.tree.leaves, (found, wanted))):
+                np.testing.assert_allclose(mine, scale * other, rtol=1e-12)
+    learner = _learner(first="mean", num_steps=0, apart=apart)
+    variables, params = _parts(learner, tasks[0])
+    vector = learner.adapt(variables, tasks[0].support).params["new_item"]
+    np.testing.assert_allclose(vector, params["item"][[1, 3]].mean(0), rtol=1e-12)
+
+
 def test_bad_options_are_refused_by_name():
     with pytest.raises(ValueError, match=r"balance is 1.5; expected a share from 0 to 1"):
         _learner(balance=1.5)
+    with pytest.raises(
+        ValueError, match=r"apart is 1\.0; expected a share from 0 to below 1"
+    ):
+        _learner(apart=1.0)
+    both = {"support": _task().support, "query": _task().query}
+    plain = ml.Task(**{k: ml.Examples.of(v.x["code"], v.y) for k, v in both.items()})
+    with pytest.raises(ValueError, match="inputs have no entry 'item' that tells"):
+        _learner(apart=0.5).init(jax.random.key(0), plain)
     with pytest.raises(ValueError, match="first is 'zero'"):
         _learner(first="zero")
     with pytest.raises(ValueError, match=r"has 0 parameters 'vector'.*Paths: bias"):
