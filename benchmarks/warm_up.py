@@ -234,8 +234,8 @@ def table_rows(row: dict[str, Any]) -> list[str]:
     other = "".join(f"; `{setting}`" for setting in row["overrides"])
     lines = [
         f"AUC of clicks on new items of `{row['name']}` ({row['about']}), training seeds: "
-        f"{row['seeds']}{other}; over all clicks of all items of the test; inductive; inner "
-        "steps of each first vector by validation. In brackets, how much more the generated "
+        f"{row['seeds']}{other}; over all clicks of all items of the test; inductive; "
+        "inner steps of each first vector by validation. In brackets, how much more the generated "
         "vector has, its spread over seeds, and its log-loss less that of the row, paired "
         "over items:",
         "",
