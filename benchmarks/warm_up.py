@@ -235,8 +235,9 @@ def table_rows(row: dict[str, Any]) -> list[str]:
     lines = [
         f"AUC of clicks on new items of `{row['name']}` ({row['about']}), training seeds: "
         f"{row['seeds']}{other}; over all clicks of all items of the test; inductive; "
-        "inner steps of each first vector by validation. In brackets, how much more the generated "
-        "vector has, its spread over seeds, and its log-loss less that of the row, paired "
+        "inner steps of each first vector by validation. In brackets, how much more the "
+        "generated vector has, its spread over seeds, and its log-loss less that of the "
+        "row, paired "
         "over items:",
         "",
         "| base model | phase | " + " | ".join(FIRSTS) + " |",
