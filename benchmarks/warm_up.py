@@ -141,6 +141,12 @@ def judged(
     recipe, record = loaded[0].recipe, loaded[0].record
     data = recipe.app.load(data_dir)
     found: dict[str, Any] = {"phases": {}}
+    # Phases differ in what is masked alone, so that all share the compiled programs.
+    predictors = {
+        (first, num): _predictor(recipe, record, first, num)
+        for first in FIRSTS
+        for num in (0, *steps)
+    }
     for phase, part in PHASES.items():
         app = dataclasses.replace(recipe.app, eval_shots=part * recipe.app.shots)
         batches = [_every(app.tasks(data, which)) for which in ("validation", "test")]
@@ -149,7 +155,7 @@ def judged(
         rows: dict[str, Any] = {}
         for first in FIRSTS:
             choices = (0,) if phase == "cold" else steps
-            predict = [_predictor(recipe, record, first, num) for num in choices]
+            predict = [predictors[first, num] for num in choices]
             rows[first] = [_judge(predict, choices, each, *batches) for each in variables]
         found["phases"][phase] = {
             first: _row(each, rows["generated"]) for first, each in rows.items()

@@ -123,7 +123,7 @@ def test_a_run_is_drawn_judged_again_and_compared_in_all_phases(
     own = [word for pair in zip(options, values) for word in pair]
     command = ["train", "clicks-meta-embedding", "--data-dir", folder, "--out", str(out)]
     command += ["--app.dataset", "own", "--app.validation-items", "0.25", *own]
-    command += ["--app.widths", "4", "--steps", "4", "--learner.pretrain-steps", "2"]
+    command += ["--app.network", "fm", "--steps", "4", "--learner.pretrain-steps", "2"]
     command += ["--tasks-per-step", "3", "--validate-every", "4", "--log-every", "1"]
     command += ["--validation-tasks", "2", "--test-tasks", "2", "--devices", "1"]
     assert cli.main(command) == 0, capsys.readouterr()
@@ -133,20 +133,32 @@ def test_a_run_is_drawn_judged_again_and_compared_in_all_phases(
         early = runs.best(run_folder.load(out))
         early[0].state["step"] = 2
         monkeypatch.setattr(warm_up.runs, "best", lambda run: early)
-        warm_up.judged([out], (1, 2), folder)
+        warm_up.judged([out], (1,), folder)
     monkeypatch.undo()
-    found = warm_up.judged([out], (1, 2), folder)
+    found = warm_up.judged([out], (1,), folder)
     assert list(found["phases"]) == ["cold", "warm a", "warm b", "warm c"]
     for phase, rows in found["phases"].items():
         assert list(rows) == list(warm_up.FIRSTS)
         for first, row in rows.items():
-            assert row["steps"][0] in ((0,) if phase == "cold" else (1, 2))
+            assert row["steps"] == [0 if phase == "cold" else 1]
             assert ("auc_gain" in row) == (first != "generated")
     row = {
-        **{"name": "own", "about": "few", "seeds": 1},
+        **{"name": "own", "about": "few", "seeds": 1, "overrides": ["app.network=fm"]},
         "networks": {"fm": {**found, "settings": {}}},
     }
     assert len([line for line in warm_up.table_rows(row) if line.startswith("| fm")]) == 4
+
+
+def test_validation_chooses_the_number_of_steps():
+    y = np.array([[[1.0], [0.0]], [[0.0], [1.0]]])
+    part = ml.Examples(x=y, y=y, mask=np.ones((2, 2), bool))
+    validation = ml.Task(support=part, query=part)
+    test = ml.Task(support=part, query=dataclasses.replace(part, y=1 - y))
+    # Of 1, 5 and 20 steps, 5 are right for validation and wrong for the test.
+    predict = [lambda v, tasks, s=s: s * (2 * y[..., 0] - 1) for s in (0.0, 3.0, -3.0)]
+    found = warm_up._judge(predict, (1, 5, 20), None, validation, test)
+    assert found["steps"] == 5 and found["auc"] == 0.0
+    np.testing.assert_allclose(found["losses"], np.logaddexp(0, 3.0))
 
 
 def test_pooled_metrics_by_hand():
