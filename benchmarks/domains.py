@@ -143,7 +143,8 @@ class Domains:
                     with_settings(plan, more) for more in settings[name] or [()]
                 ]
                 for one in plans[name, target]:
-                    app = recipe_of(one).app
+                    # Images without labels are the learner's; all else is to be shared.
+                    app = dataclasses.replace(recipe_of(one).app, unlabelled=None)
                     if seen.setdefault(target, app) != app:
                         raise SystemExit(
                             "the recipes are of different data; expected the same."

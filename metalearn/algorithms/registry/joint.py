@@ -23,6 +23,22 @@ RECORDS: tuple[Record, ...] = (
         tiny={"pretrain_steps": 2, "inner_steps": 2},
     ),
     record(
+        joint.dann,
+        "DANN",
+        "Ganin et al., JMLR 2016",
+        batches="target",
+        good_for="a domain of which only unlabelled images are there (transductive)",
+        tiny={"discriminator_width": 4},
+    ),
+    record(
+        joint.meta_dann,
+        "Meta-DANN",
+        "Li and Hospedales, ECCV 2020",
+        batches="target",
+        good_for="the same, with steps for a good start of the adaptation (transductive)",
+        tiny={"discriminator_width": 4, "ahead_steps": 2},
+    ),
+    record(
         joint.l2rw,
         "L2RW",
         "Ren et al., ICML 2018",

@@ -1,7 +1,8 @@
 """Recipes of domains that training has not seen: minutes on one core.
 
 Another target by `--app.target`, which is the domain that is left out. The settings are
-those of all three learners alike, but for a constant rate of MetaReg, and are not tuned.
+those of all learners alike, but for a constant rate of MetaReg, and are not tuned. Runs of
+DANN are transductive: the images that are judged are in training, without their labels.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from metalearn.apps.optimisers import Outer
 
 # The model of MetaReg is trained in the second half: a falling rate would leave it little.
 _CONSTANT = Outer(rate=3e-3, schedule="constant")
+# As many target images as of each source.
+_TARGET = {"unlabelled": 32}
 
 
 def _digits(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> Recipe:
@@ -49,6 +52,14 @@ RECIPES: dict[str, Entry] = {
     "domains-erm": Entry(
         "baseline: joint training on all source angles",
         _digits(learners.NoAdaptation()),
+    ),
+    "domains-dann": Entry(
+        "DANN on the same digits: the images of the target, without labels (transductive)",
+        _digits(learners.DANN(), _TARGET),
+    ),
+    "domains-dann-meta": Entry(
+        "the same with meta-steps for a good start of DANN (transductive)",
+        _digits(learners.MetaDANN(), _TARGET),
     ),
     "domains-pacs-mldg": Entry(
         "MLDG on PACS at 64x64, tested on sketches", _pacs(learners.MLDG())
