@@ -75,8 +75,11 @@ class Record(Card):
         """Whether tasks may have fewer classes than those of training.
 
         An encoder serves any number. With a fixed head the constructor has to take
-        `mask_absent_classes`, or `num_ways` and make the head itself.
+        `mask_absent_classes`, or `num_ways` and make the head itself. A persistent model
+        has no support set that would tell the classes.
         """
+        if self.batches:
+            return False
         taken = parameters(self.build)
         return not self.fixed_head or not {"mask_absent_classes", "num_ways"}.isdisjoint(
             taken

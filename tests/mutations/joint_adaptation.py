@@ -19,8 +19,8 @@ MUTATIONS: list[Mutation] = [
         # Every row counts the same, so that the larger side wins.
         (
             BASE,
-            "+ jnp.mean(jax.nn.softplus(-target))",
-            "+ jnp.sum(jax.nn.softplus(-target))",
+            "return 0.5 * (sources + target)",
+            "return 0.5 * (sources + (logits.shape[0] - num) * target)",
             "test_both_sides_count_the_same",
         ),
         # The weight is there at once.

@@ -162,7 +162,7 @@ def adversarial(
     def gradient(*, keeps: bool) -> Callable:
         network = network_of(both, loss_fn, keeps=keeps)
 
-        def loss(params, state, examples: Examples, target: PyTree, weight, key):
+        def loss(params, state, examples: Examples, target: Unlabelled, weight, key):
             num = examples.mask.shape[0]
             everything = _with_target(examples, target)
             (features, logits), state = network.apply(
@@ -172,7 +172,7 @@ def adversarial(
             told = metrics.of_task(loss_fn, known, examples)
             hidden = reverse(features, jnp.asarray(weight, features.dtype))
             apart = _mlp(params["discriminator"], hidden)
-            domain = domain_loss(apart[:num], apart[num:], examples.mask)
+            domain = domain_loss(apart, everything.mask, num)
             report = {f"joint/{name}": value for name, value in told.items()}
             report["domain/loss"] = domain
             return told["loss"] + domain.astype(told["loss"].dtype), (state, report)
@@ -216,23 +216,32 @@ def _backward(weight: Array, cotangent: Array) -> tuple[Array, Array]:
 reverse.defvjp(_forward, _backward)
 
 
-def domain_loss(sources: Array, target: Array, mask: Array) -> Array:
-    """Binary cross-entropy of logits of the two sides, which count the same.
+def domain_loss(logits: Array, mask: Array, num: int) -> Array:
+    """Binary cross-entropy of two sides, which count the same.
 
     Args:
-      sources: Logits `[N]` that a row is of the target, of source rows.
-      target: The same `[U]`, of target rows.
-      mask: Mask of the source rows, `[N]`.
+      logits: Logits `[N + U]` that a row is of the target: those of the sources first.
+      mask: Mask of the valid rows, `[N + U]`.
+      num: N, number of rows of the sources.
     """
-    return 0.5 * (
-        trees.masked_mean(jax.nn.softplus(sources), mask)
-        + jnp.mean(jax.nn.softplus(-target))
-    )
+    sources = trees.masked_mean(jax.nn.softplus(logits[:num]), mask[:num])
+    target = trees.masked_mean(jax.nn.softplus(-logits[num:]), mask[num:])
+    return 0.5 * (sources + target)
 
 
-def target_of(task: Task) -> PyTree:
+class Unlabelled(NamedTuple):
+    """Inputs `[U, ...]` without labels, and the mask `[U]` of the valid ones."""
+
+    x: PyTree
+    mask: Array
+
+
+def target_of(task: Task) -> Unlabelled:
     """The unlabelled inputs of the target domain of one task."""
-    return task.info.get("target", task.query.x)
+    x = task.info.get("target")
+    if x is None:
+        return Unlabelled(task.query.x, task.query.mask)
+    return Unlabelled(x, jnp.ones((jax.tree.leaves(x)[0].shape[0],), bool))
 
 
 def counter(key: Key, made: Variables) -> dict[str, Array]:
@@ -241,15 +250,15 @@ def counter(key: Key, made: Variables) -> dict[str, Array]:
     return {"step": jnp.zeros((), jnp.int32)}
 
 
-def _with_target(examples: Examples, target: PyTree) -> Examples:
+def _with_target(examples: Examples, target: Unlabelled) -> Examples:
     """Labelled and unlabelled rows; nothing reads the labels of the latter."""
-    num = jax.tree.leaves(target)[0].shape[0]
+    num = target.mask.shape[0]
     join = lambda one, other: jnp.concatenate([one, other.astype(one.dtype)])
     y = jax.tree.map(lambda leaf: jnp.zeros((num, *leaf.shape[1:]), leaf.dtype), examples.y)
     return Examples(
-        x=jax.tree.map(join, examples.x, target),
+        x=jax.tree.map(join, examples.x, target.x),
         y=jax.tree.map(join, examples.y, y),
-        mask=jnp.concatenate([examples.mask, jnp.ones((num,), bool)]),
+        mask=join(examples.mask, target.mask),
     )
 
 

@@ -33,7 +33,13 @@ import jax
 import jax.numpy as jnp
 
 from metalearn.algorithms.joint.builder import Gradient, Network, joint
-from metalearn.algorithms.joint.dann import Adversarial, adversarial, counter, target_of
+from metalearn.algorithms.joint.dann import (
+    Adversarial,
+    Unlabelled,
+    adversarial,
+    counter,
+    target_of,
+)
 from metalearn.core import checks, kinds, metrics
 from metalearn.core.keys import split_key
 from metalearn.core.learner import MetaLearner
@@ -112,7 +118,8 @@ def meta_dann(
             target = target_of(task)
 
             def meta(key: Key):
-                seen = task.query.x if towards == "held_out" else target
+                held = Unlabelled(task.query.x, task.query.mask)
+                seen = held if towards == "held_out" else target
                 grads, report = of_start(variables.params, state, task, seen, weight, key)
                 return grads, (state, report)
 
@@ -157,7 +164,9 @@ def _start(
     # The look-ahead has no averages of its own, and leaves those of training alone.
     slope = base.gradient(keeps=False)
 
-    def ahead(params: PyTree, state: PyTree, task: Task, seen: PyTree, weight, key: Key):
+    def ahead(
+        params: PyTree, state: PyTree, task: Task, seen: Unlabelled, weight, key: Key
+    ):
         def step(params: PyTree, key: Key):
             grads, (_, report) = slope(
                 params, state, task.support, seen, weight=weight, key=key
@@ -174,7 +183,7 @@ def _start(
         value, (outputs, _) = network.loss(params["model"], state, task.query, key=key)
         return value, outputs
 
-    def of(params, state, task: Task, seen: PyTree, weight, key: Key):
+    def of(params, state, task: Task, seen: Unlabelled, weight, key: Key):
         k_ahead, k_judge = split_key(key, 2)
 
         def through(params: PyTree):

@@ -162,9 +162,12 @@ def test_the_weight_grows_over_the_ramp():
 
 def test_both_sides_count_the_same():
     some = jnp.asarray([0.3, -0.2])
-    one = domain_loss(some, jnp.asarray([1.0]), jnp.ones(2, bool))
-    three = domain_loss(some, jnp.ones(3), jnp.ones(2, bool))
+    far = jnp.asarray([9.0])
+    one = domain_loss(jnp.concatenate([some, jnp.ones(1)]), jnp.ones(3, bool), 2)
+    three = domain_loss(jnp.concatenate([some, jnp.ones(3)]), jnp.ones(5, bool), 2)
     assert float(one) == pytest.approx(float(three))
+    masked = jnp.asarray([True, True, True, False])
+    assert float(domain_loss(jnp.concatenate([some, jnp.ones(1), far]), masked, 2)) == one
 
 
 def test_the_reversal_can_be_differentiated_again():
