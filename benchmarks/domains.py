@@ -201,9 +201,10 @@ def student(values: np.ndarray) -> float | None:
 def table_rows(row: dict[str, Any]) -> list[str]:
     """Lines of `benchmarks/README.md`: recipes down, targets across."""
     first = next(iter(row["rows"]))
+    changed = "".join(f" `{pair}`" for pair in row.get("overrides", ()))
     lines = [
-        f"Accuracy on a domain of `{row['dataset']}` whose labels training has not seen, "
-        f"training seeds: {row['seeds']}; settings were chosen on the sources. In "
+        f"Accuracy on a domain of `{row['dataset']}` whose labels training has not seen,"
+        f"{changed}; training seeds: {row['seeds']}; settings were chosen on the sources. In "
         f"brackets, how far above {first}: the mean over targets of each seed, with "
         "Student's interval over the seeds:",
         "",
