@@ -204,8 +204,8 @@ def table_rows(row: dict[str, Any]) -> list[str]:
     changed = "".join(f" `{pair}`" for pair in row.get("overrides", ()))
     lines = [
         f"Accuracy on a domain of `{row['dataset']}` whose labels training has not seen,"
-        f"{changed}; training seeds: {row['seeds']}; settings were chosen on the sources. In "
-        f"brackets, how far above {first}: the mean over targets of each seed, with "
+        f"{changed}; training seeds: {row['seeds']}; settings were chosen on the sources. "
+        f"In brackets, how far above {first}: the mean over targets of each seed, with "
         "Student's interval over the seeds:",
         "",
         f"| recipe | {' | '.join(row['targets'])} | mean |",

@@ -21,7 +21,6 @@ RECORDS: tuple[Record, ...] = (
         "Balaji et al., NeurIPS 2018",
         batches="domains",
         good_for="domains that training has not seen: a learned regulariser",
-        result="domains-rotated-mnist",
         tiny={"pretrain_steps": 2, "inner_steps": 2},
     ),
     record(
