@@ -61,8 +61,23 @@ def of_labels(name: str, row: dict[str, Any]) -> str:
     )
 
 
+def of_domains(name: str, row: dict[str, Any]) -> str:
+    """Accuracy on unseen domains, beside joint training."""
+    recipe, found = _own(name, row)
+    seen = found["settings"]["app"].get("unlabelled")
+    how = "transductive, the baseline inductive" if seen else "inductive"
+    apart = found["difference"]
+    half = "" if apart["ci95"] is None else f" ± {100 * apart['ci95']:.1f}"
+    return (
+        f"`{recipe}` on `{row['dataset']}` {100 * found['mean']:.1f} %, mean of "
+        f"{len(row['targets'])} targets; against `{next(iter(row['rows']))}` "
+        f"{100 * apart['mean']:+.1f}{half} points ({how}, {row['seeds']} seeds)"
+    )
+
+
 OF_KIND: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "cold-start": of_cold_start,
     "warm-up": of_warm_up,
     "labels": of_labels,
+    "domains": of_domains,
 }

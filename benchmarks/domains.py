@@ -7,32 +7,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from benchmarks import _harness, _runs
+from benchmarks._domain_runs import Workshop, recipe_of, with_settings
 from benchmarks.against import spread
-from benchmarks.recipe import summary
 from metalearn.apps import UnseenDomain, find
-from metalearn.cli.train_options import parse_train
-from metalearn.core.metrics import mean_ci95
-
-ACCURACY = "query/accuracy"
 
 
 @dataclasses.dataclass(frozen=True)
 class Domains:
     """Trains recipes with each domain left out in turn, and judges them on that domain.
 
-    A run is judged on every image of its target once. Runs of the same target and seed are
-    pairs; the interval of a difference is over these pairs. Validation, which chose the
-    variables, was on the sources.
+    A run is judged on every image of its target once. The unit of an interval is the
+    training seed: the accuracies of a seed are averaged over the targets, and the interval
+    of a difference is Student's over the seeds. Targets are not drawn from anything, and
+    those of one seed share their images, so they are no sample.
+
+    With `choose`, each recipe has several settings. For every target the one is taken whose
+    run with seed 0 is best in validation, which is on the sources of that target; the
+    target takes no part in it.
 
     Attributes:
       recipes: Recipes of domains, the first of which is compared with the others.
       targets: Domains to leave out.
       seeds: Training runs of each recipe and target.
       set: Fields to override in all recipes, such as `--set steps=100`.
+      choose: Settings to choose from: RECIPE:FIELD=VALUE, and further FIELD=VALUE after
+        commas. RECIPE: alone is the recipe as it is, which is all that a recipe has of
+        which nothing is said.
       data_dir: Folder of the sets.
-      runs: Where run folders go; finished ones are taken as they are.
+      runs: Where the files of runs go; finished ones are taken as they are.
       json: Where to write; `benchmarks/results/domains-SET.json` by default.
     """
 
@@ -40,42 +45,54 @@ class Domains:
     targets: tuple[str, ...] = ("art_painting", "cartoon", "photo", "sketch")
     seeds: int = 3
     set: tuple[str, ...] = ()
+    choose: tuple[str, ...] = ()
     data_dir: str | None = None
     runs: str = "runs"
     json: str | None = None
 
     def run_benchmark(self) -> None:
         plans, dataset = self._check()
-        origin = _runs.planned(list(plans.values()), self.runs)
-        accuracy = {
-            name: np.zeros((len(self.targets), self.seeds)) for name in self.recipes
-        }
-        held = {name: np.zeros_like(values) for name, values in accuracy.items()}
-        rows: dict[str, Any] = {name: {"training_seconds": []} for name in self.recipes}
-        tasks = {}
+        shop = Workshop(self.runs, self.data_dir)
+        origin = _runs.here()
+        origins = {"this benchmark": origin}
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {key: [] for key in plans}
+        chosen: dict[tuple[str, str], _runs.Plan] = {}
+        tasks: dict[str, dict[str, Any]] = {target: {} for target in self.targets}
+        tried: dict[str, dict[str, dict[str, float]]] = {name: {} for name in self.recipes}
         # Seed by seed, so that what is there when time ends is a comparison.
         for seed in range(self.seeds):
-            for place, target in enumerate(self.targets):
-                seen = {}
+            for target in self.targets:
                 for name in self.recipes:
-                    plan = plans[name, target]
-                    folder = _runs.trained(plan, seed, self.runs, self.data_dir)
-                    found = _runs.judged(folder, self.data_dir)
-                    seen[f"{plan.label} seed {seed}"] = _runs.told(found)
-                    told = summary(folder)
-                    accuracy[name][place, seed] = float(np.mean(found.values[ACCURACY]))
-                    held[name][place, seed] = max(
-                        row[f"validation/{ACCURACY.partition('/')[2]}"]
-                        for row in told["validation"]
-                    )
-                    rows[name]["settings"] = told["settings"]
-                    rows[name]["training_seconds"].append(
-                        round(told["training_seconds"], 1)
-                    )
-                    print(f"{plan.label} seed {seed}: {found}", flush=True)
-                tasks[target] = _runs.check_tasks(seen)
+                    key = name, target
+                    if not seed:
+                        runs = {plan: shop.run(plan, 0) for plan in plans[key]}
+                        chosen[key] = best_of(runs)
+                        held = {p.label: r["source_validation"] for p, r in runs.items()}
+                        tried[name][target] = held
+                    run = shop.run(chosen[key], seed)
+                    label = f"{chosen[key].label} seed {seed}"
+                    origins[label] = run["origin"]
+                    tasks[target][label] = tuple(run["tasks"])
+                    found[key].append(run)
+                    print(f"{label}: {run['accuracy']:.4f}", flush=True)
+            _runs.check_origins(origins)
+            self._store(found, tried, tasks, (dataset, origin), seed + 1)
+
+    def _store(self, found, tried, tasks, made: tuple[str, Any], seeds: int) -> None:
+        """Writes what the seeds so far tell."""
+        dataset, origin = made
+        accuracy, rows = {}, {}
+        for name in self.recipes:
+            runs = [found[name, target] for target in self.targets]
+            accuracy[name] = _table(runs, "accuracy")
+            rows[name] = {
+                "settings": runs[0][0]["settings"],
+                "tried": tried[name],
+                "source_validation": _table(runs, "source_validation").tolist(),
+                "seconds": _table(runs, "seconds").tolist(),
+            }
         for name, told in compared(accuracy, self.recipes[0]).items():
-            rows[name] |= told | {"source_validation": held[name].tolist()}
+            rows[name] |= told
             print(f"{name}: {told['mean']:.4f}, {told.get('difference')}", flush=True)
         _harness.store(
             f"domains-{dataset}",
@@ -83,16 +100,17 @@ class Domains:
                 "kind": "domains",
                 "dataset": dataset,
                 "targets": list(self.targets),
-                "seeds": self.seeds,
+                "seeds": seeds,
                 "overrides": list(self.set),
-                "fingerprints": tasks,
+                "choose": list(self.choose),
+                "fingerprints": {t: _runs.check_tasks(seen) for t, seen in tasks.items()},
                 "origin": origin,
                 "rows": rows,
             },
             self.json,
         )
 
-    def _check(self) -> tuple[dict[tuple[str, str], _runs.Plan], str]:
+    def _check(self) -> tuple[dict[tuple[str, str], list[_runs.Plan]], str]:
         """The plans by recipe and target, and the set, once all is seen to be possible.
 
         Raises:
@@ -105,20 +123,43 @@ class Domains:
             raise SystemExit(f"--seeds is {self.seeds}; expected 1 or more.")
         if self.json and Path(self.json).is_dir():
             raise SystemExit(f"--json is {self.json}, a folder; expected a file.")
-        plans, seen = {}, {}
+        settings: dict[str, list[tuple[str, ...]]] = {name: [] for name in self.recipes}
+        for item in self.choose:
+            name, colon, fields = item.partition(":")
+            if not colon or name not in settings:
+                raise SystemExit(
+                    f"--choose has {item!r}; expected RECIPE:FIELD=VALUE, where RECIPE is "
+                    f"one of {', '.join(self.recipes)}."
+                )
+            settings[name].append(tuple(fields.split(",")) if fields else ())
+        plans: dict[tuple[str, str], list[_runs.Plan]] = {}
+        seen: dict[str, UnseenDomain] = {}
         for name in self.recipes:
             if find(name).recipe.app.kind != UnseenDomain.kind:
                 raise SystemExit(f"{name} is no recipe of domains.")
             for target in self.targets:
                 plan = _runs.Plan(name, self.seeds, (*self.set, f"app.target={target}"))
-                recipe = parse_train([plan.recipe, *plan.options()])[2]
-                recipe.check()
-                if seen.setdefault(target, recipe.app) != recipe.app:
-                    raise SystemExit(
-                        "the recipes are of different data; expected the same."
-                    )
-                plans[name, target] = plan
+                plans[name, target] = [
+                    with_settings(plan, more) for more in settings[name] or [()]
+                ]
+                for one in plans[name, target]:
+                    # Images without labels are the learner's; all else is to be shared.
+                    app = dataclasses.replace(recipe_of(one).app, unlabelled=None)
+                    if seen.setdefault(target, app) != app:
+                        raise SystemExit(
+                            "the recipes are of different data; expected the same."
+                        )
         return plans, seen[self.targets[0]].dataset
+
+
+def best_of(runs: dict[_runs.Plan, dict[str, Any]]) -> _runs.Plan:
+    """The plan whose run is best in validation on its sources; of equal ones the first."""
+    return max(runs, key=lambda plan: runs[plan]["source_validation"])
+
+
+def _table(runs: list[list[dict[str, Any]]], what: str) -> np.ndarray:
+    """One number of every run, `[targets, seeds]`."""
+    return np.asarray([[run[what] for run in of_target] for of_target in runs])
 
 
 def compared(accuracy: dict[str, np.ndarray], first: str) -> dict[str, dict[str, Any]]:
@@ -126,8 +167,8 @@ def compared(accuracy: dict[str, np.ndarray], first: str) -> dict[str, dict[str,
 
     Returns:
       By recipe: `accuracy`, `mean`, `by_target`, `spread` of the mean over targets among
-      seeds; of all but the first `difference` with `mean` and `ci95` over pairs of target
-      and seed, and the mean `by_target`.
+      seeds; of all but the first `difference` with `mean`, the mean `by_target` and
+      `by_seed`, and `ci95`, the half-width of Student's interval over the means of seeds.
     """
     found = {}
     for name, values in accuracy.items():
@@ -139,24 +180,33 @@ def compared(accuracy: dict[str, np.ndarray], first: str) -> dict[str, dict[str,
         }
         if name != first:
             apart = values - accuracy[first]
-            mean, half = float(apart.mean()), None
-            if apart.size > 1:
-                half = mean_ci95(apart.reshape(-1))[1]
             found[name]["difference"] = {
-                "mean": mean,
-                "ci95": half,
+                "mean": float(apart.mean()),
+                "ci95": student(apart.mean(0)),
+                "unit": "training seeds, of the mean over targets",
                 "by_target": apart.mean(1).tolist(),
+                "by_seed": apart.mean(0).tolist(),
             }
     return found
+
+
+def student(values: np.ndarray) -> float | None:
+    """Half-width of Student's 95 % interval of a mean; None of a single value."""
+    if len(values) < 2:
+        return None
+    wide = stats.t.ppf(0.975, len(values) - 1)
+    return float(wide * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def table_rows(row: dict[str, Any]) -> list[str]:
     """Lines of `benchmarks/README.md`: recipes down, targets across."""
     first = next(iter(row["rows"]))
+    changed = "".join(f" `{pair}`" for pair in row.get("overrides", ()))
     lines = [
-        f"Accuracy on a domain of `{row['dataset']}` that training has not seen, training "
-        f"seeds: {row['seeds']}; inductive. In brackets, how far above {first}, paired "
-        "over targets and seeds:",
+        f"Accuracy on a domain of `{row['dataset']}` whose labels training has not seen,"
+        f"{changed}; training seeds: {row['seeds']}; settings were chosen on the sources. "
+        f"In brackets, how far above {first}: the mean over targets of each seed, with "
+        "Student's interval over the seeds:",
         "",
         f"| recipe | {' | '.join(row['targets'])} | mean |",
         "|---" * (2 + len(row["targets"])) + "|",
@@ -166,5 +216,11 @@ def table_rows(row: dict[str, Any]) -> list[str]:
         if told := found.get("difference"):
             half = "" if told["ci95"] is None else f" ± {100 * told['ci95']:.1f}"
             cells[-1] += f" ({100 * told['mean']:+.1f}{half} points)"
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name}{_seen(found)} | {' | '.join(cells)} |")
     return lines
+
+
+def _seen(row: dict[str, Any]) -> str:
+    """A word where images of the target were seen without labels."""
+    app = row.get("settings", {}).get("app", {})
+    return ", transductive" if app.get("unlabelled") else ", inductive"

@@ -50,8 +50,9 @@ class Record(Card):
       since: Options that came after runs had been stored, with what the learner did before:
         what a stored record without them means.
       batches: What the query set of a training task has to be, for learners of one
-        persistent model: "clean" labels, or another of several "domains". Applications of
-        other tasks refuse such a learner.
+        persistent model: "clean" labels, or another of several "domains", or that with
+        unlabelled images of a "target" domain beside it. Applications of other tasks refuse
+        such a learner.
       tiny: Arguments of a small instance for the conformance suite.
       curves: Whether that instance regresses curves; else it classifies.
       traits: What the instance declares, as keyword arguments of
@@ -74,8 +75,11 @@ class Record(Card):
         """Whether tasks may have fewer classes than those of training.
 
         An encoder serves any number. With a fixed head the constructor has to take
-        `mask_absent_classes`, or `num_ways` and make the head itself.
+        `mask_absent_classes`, or `num_ways` and make the head itself. A persistent model
+        has no support set that would tell the classes.
         """
+        if self.batches:
+            return False
         taken = parameters(self.build)
         return not self.fixed_head or not {"mask_absent_classes", "num_ways"}.isdisjoint(
             taken

@@ -279,8 +279,12 @@ class Recipe:
     def _check_batches(self) -> None:
         """A second level means something only where the query set is what it is about."""
         needs, has = self.learner.record.batches, getattr(self.app, "batches", "")
-        if needs and needs != has:
-            what = {"clean": "clean labels", "domains": "another domain"}[needs]
+        if needs and needs not in ((has,) if isinstance(has, str) else has):
+            what = {
+                "clean": "clean labels",
+                "domains": "another domain",
+                "target": "unlabelled images of a target domain beside it",
+            }[needs]
             raise ValueError(
                 f"{self.learner.name} trains on tasks whose query set has {what}, which "
                 f"those of {self.app.kind!r} have not. Choose another learner, or a recipe "

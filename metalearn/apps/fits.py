@@ -17,6 +17,7 @@ def check_learner(
     what: str,
     *,
     policy: str | None = "networks with batch norm",
+    networks: tuple[str, ...] = ("model",),
 ) -> None:
     """Refuses learners that do not take the network or its inputs, before data are read.
 
@@ -26,12 +27,14 @@ def check_learner(
       record: Description of the smallest data.
       what: What the learner has to fit, such as "a network of ratings".
       policy: What a batch-norm policy would need, where the network has no batch norm.
+      networks: Parameters of constructors for which the application has a network.
 
     Raises:
       ValueError: the learner classifies, needs layers of its own or other inputs.
     """
     taken = parameters(learner.record.build)
-    if "model" not in taken or "loss_fn" not in taken or learner.record.networks:
+    served = not taken.keys().isdisjoint(networks) and "loss_fn" in taken
+    if not served or learner.record.networks:
         raise ValueError(
             f"{learner.name} does not fit {what}; expected a learner of any model and any "
             "loss, such as maml or fine_tune."

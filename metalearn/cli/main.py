@@ -19,6 +19,7 @@ from metalearn.cli.predict import predict
 from metalearn.cli.train import train
 from metalearn.core.cache import cache_root
 from metalearn.core.errors import reading
+from metalearn.data.domains import LAYOUTS as DOMAINS
 from metalearn.data.graphs import LAYOUTS as GRAPHS
 from metalearn.data.ratings import LAYOUTS
 from metalearn.data.text.sets import SETS
@@ -164,7 +165,11 @@ def _data_list(argv: list[str]) -> int:
         graphs = [
             {"kind": "graphs", "name": n, "description": d} for n, (d, _) in GRAPHS.items()
         ]
-        print_json([*images, *texts, *ratings, *graphs])
+        domains = [
+            {"kind": "domains", "name": n, "description": d}
+            for n, (d, _) in DOMAINS.items()
+        ]
+        print_json([*images, *texts, *ratings, *graphs, *domains])
         return 0
     print("Images\n")
     for row in rows:
@@ -183,6 +188,9 @@ def _data_list(argv: list[str]) -> int:
     print("\nGraphs, by --app.dataset of the recipes graphs-*\n")
     for name, (description, file) in GRAPHS.items():
         print(f"  {name:<19}{description}\n  {'':<19}needs --data-dir with {file}")
+    print("\nDomains, by --app.dataset of the recipes domains-*\n")
+    for name, (description, file) in DOMAINS.items():
+        print(f"  {name:<15}{description}\n  {'':<15}needs --data-dir with {file}")
     return 0
 
 

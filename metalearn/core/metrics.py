@@ -122,14 +122,16 @@ def macro_accuracy(logits: Array, examples: Examples) -> Array:
     """Mean over classes of the share of their examples that is right, in 0..1.
 
     Every class counts the same, however rare it is. Classes without a valid example are
-    left out. Of tied logits the first is the prediction.
+    left out. Of tied logits the first is the prediction. The shares are those of one set:
+    a mean of this over tasks is not that of all their examples together, unless each task
+    has as many of every class.
 
     Args:
       logits: Float `[N, W]`.
       examples: Class indices `y` int `[N]`, `mask` `[N]`.
 
     Returns:
-      Scalar; 0 if every row is masked.
+      Scalar; 0 if every row is masked, NaN if a valid row has a logit that is NaN.
 
     Example:
       >>> logits = jnp.array([[2.0, 1.0], [3.0, 0.0], [0.0, 1.0]])
@@ -143,7 +145,9 @@ def macro_accuracy(logits: Array, examples: Examples) -> Array:
     found = jnp.argmax(logits, axis=-1)[:, None] == ways[None]
     count = jnp.sum(true, axis=0)
     right = jnp.sum(true & found, axis=0) / jnp.maximum(count, 1)
-    return masked_mean(right.astype(jnp.float32), count > 0)
+    lost = jnp.any(jnp.isnan(logits).any(-1) & examples.mask)
+    mean = masked_mean(right.astype(jnp.float32), count > 0)
+    return jnp.where(lost, jnp.nan, mean)
 
 
 def of_task(loss_fn: LossFn, outputs: Array, examples: Examples) -> dict[str, Array]:

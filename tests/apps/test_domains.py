@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.stats
 from image_folders import folder, picture
 
 import metalearn as ml
@@ -81,6 +82,26 @@ def test_a_training_task_holds_one_source_out_and_says_which_rows_are_of_which(d
         y = np.concatenate([one.support.y, one.query.y])
         assert [own[image.tobytes()] for image in _bytes(x)] == list(zip(numbers, y))
     assert set(tasks.info["held_out"].tolist()) == {0, 1, 2}
+
+
+def test_unlabelled_images_are_of_the_target_and_change_nothing_else(data):
+    app = dataclasses.replace(TINY, unlabelled=5)
+    keys = jax.random.split(jax.random.key(0), 20)
+    found, plain = (
+        jax.tree.map(np.asarray, jax.jit(jax.vmap(one.tasks(data, "train")))(keys))
+        for one in (app, TINY)
+    )
+    own = {image.tobytes() for image in data.set.images[data.rows["test"]]}
+    seen = {image.tobytes() for image in _bytes(found.info["target"].reshape(-1, 8, 8, 3))}
+    assert seen == own and found.info["target"].shape == (20, 5, 8, 8, 3)
+    np.testing.assert_array_equal(found.support.x, plain.support.x)
+    np.testing.assert_array_equal(found.query.y, plain.query.y)
+    assert "target" not in plain.info
+    record = app.describe(data)
+    assert "transductive" in record["about"]
+    shapes = [jax.tree.map(np.shape, app.example(record))]
+    shapes += [jax.tree.map(lambda leaf: leaf.shape[1:], found)]
+    assert shapes[0] == shapes[1]
 
 
 def test_each_image_is_judged_once(data):
@@ -204,6 +225,7 @@ ARRAYS = {
         ({"labels": np.asarray([0, 1, 0, 2])}, ValueError, "class of image 3 is 2"),
         ({"domain_names": ("c",)}, ValueError, "two or more, each once"),
         ({"labels": np.asarray([0, 1, 0, 0])}, ValueError, "no image of 1 .*: d/b"),
+        ({"labels": np.ma.masked_equal([0, 1, 0, 1], 0)}, ValueError, "2 values are"),
     ],
 )
 def test_arrays_are_checked(given, error, said):
@@ -227,6 +249,10 @@ def test_arrays_are_checked(given, error, said):
             "expected three or more",
         ),
         ({}, learners.MetaReg(pretrain_steps=1500), "pretrain_steps is 1500"),
+        ({}, learners.DANN(), "unlabelled images of a target domain"),
+        ({"unlabelled": 4}, learners.MLDG(), "app.unlabelled=4 has no effect"),
+        ({"unlabelled": 0}, learners.DANN(), "app.unlabelled is 0"),
+        ({"image_size": 10**6}, learners.MLDG(), "image_size=1000000 gives"),
     ],
 )
 def test_settings_are_checked(settings, learner, said):
@@ -259,7 +285,7 @@ def test_recipes_are_of_domains():
     assert all(name.startswith("domains-") for name in RECIPES)
 
 
-def test_differences_are_paired_by_target_and_seed():
+def test_differences_are_of_seeds_and_their_interval_is_students():
     accuracy = {"a": np.asarray([[0.5, 0.6], [0.7, 0.8]])}
     accuracy["b"] = accuracy["a"] + np.asarray([[0.1, 0.1], [0.0, 0.2]])
     found = benchmark.compared(accuracy, "a")
@@ -267,12 +293,64 @@ def test_differences_are_paired_by_target_and_seed():
     told = found["b"]["difference"]
     assert told["mean"] == pytest.approx(0.1)
     assert told["by_target"] == pytest.approx([0.1, 0.1])
-    assert told["ci95"] == pytest.approx(1.96 * np.std([0.1, 0.1, 0.0, 0.2], ddof=1) / 2)
+    assert told["by_seed"] == pytest.approx([0.05, 0.15])
+    half = scipy.stats.t.interval(0.95, 1, scale=scipy.stats.sem([0.05, 0.15]))[1]
+    assert told["ci95"] == pytest.approx(half)
+    found["b"]["settings"] = {"app": {"unlabelled": 32}}
     row = {"dataset": "own", "seeds": 2, "targets": ["x", "y"], "rows": found}
     lines = benchmark.table_rows(row)
-    assert "| b | 65.0 % | 85.0 % | 75.0 % (+10.0 ± 8.0 points) |" in lines
-    with pytest.raises(SystemExit, match="no recipe of domains"):
-        benchmark.Domains(recipes=("sinusoid-maml",)).run_benchmark()
+    assert "| b, transductive | 65.0 % | 85.0 % | 75.0 % (+10.0 ± 63.5 points) |" in lines
+    assert lines[-2].startswith("| a, inductive |")
+
+
+def test_settings_are_chosen_on_the_sources_of_each_target(monkeypatch, tmp_path):
+    seen = []
+
+    def run(self, plan, seed):
+        seen.append((plan.overrides, seed))
+        # What is best on the sources is worst on the target.
+        rate = next((v for v in plan.overrides if "rate" in v), "")
+        value = 0.5 + 0.1 * ("0.01" in rate and "app.target=0" in plan.overrides)
+        origin = {"machine": {}, "code": "a", "commit": "b"}
+        return {
+            "accuracy": 1 - value,
+            "source_validation": value,
+            "seconds": 1.0,
+            "settings": {},
+            "tasks": ["name", "digest", 3],
+            "origin": origin,
+        }
+
+    monkeypatch.setattr(benchmark.Workshop, "run", run)
+    monkeypatch.setattr(benchmark._runs, "here", lambda: run(None, PLAN, 0)["origin"])
+    path = tmp_path / "found.json"
+    benchmark.Domains(
+        recipes=("domains-erm",),
+        targets=("0", "75"),
+        seeds=2,
+        choose=("domains-erm:", "domains-erm:outer.rate=0.01"),
+        json=str(path),
+    ).run_benchmark()
+    found = json.loads(path.read_text(encoding="utf-8"))["rows"]["domains-erm"]
+    np.testing.assert_allclose(found["accuracy"], [[0.4, 0.4], [0.5, 0.5]])
+    assert [(len(overrides), s) for overrides, s in seen if s] == [(2, 1), (1, 1)]
+    assert len(found["tried"]["0"]) == 2
+
+
+PLAN = types.SimpleNamespace(overrides=())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"recipes": ("sinusoid-maml",)}, "no recipe of domains"),
+        ({"recipes": ("domains-erm",), "choose": ("domains-mldg:",)}, "--choose has"),
+        ({"recipes": ("domains-erm",), "targets": ("0", "0")}, "each once"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_is_refused(given, said):
+    with pytest.raises(SystemExit, match=said):
+        benchmark.Domains(**given).run_benchmark()
     with pytest.raises(ValueError, match=r"app\.target is 'x'"):
         benchmark.Domains(recipes=("domains-erm",), targets=("x",)).run_benchmark()
 

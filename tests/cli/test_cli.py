@@ -314,6 +314,7 @@ def test_data_commands(base, image_folder):
         *kinds.items(),
         *((name, "ratings") for name in ratings),
         *((name, "graphs") for name in ("cora", "citeseer", "amazon_clothing20", "own")),
+        *((name, "domains") for name in ("rotated-mnist", "pacs", "own")),
     }
     assert "prepared" in ok("data", "prepare", image_folder, "--channels=1")
 

@@ -166,3 +166,13 @@ def test_metrics_of_classes_say_what_they_take(name, shape, y, words):
     examples = ml.Examples.of(jnp.zeros((3, 1)), y)
     with pytest.raises((TypeError, ValueError), match=f"{name} got .*{words}|{words}"):
         TAKES[name](jnp.zeros(shape), examples)
+
+
+def test_macro_accuracy_of_logits_that_are_no_numbers_is_none():
+    y = jnp.asarray([0, 0, 1])
+    logits = jnp.asarray([[2.0, 0.0], [2.0, 0.0], [jnp.nan, 0.0]])
+    rows = ml.Examples.of(jnp.zeros((3, 1)), y)
+    assert jnp.isnan(ml.metrics.macro_accuracy(logits, rows))
+    # A masked row has no part in it.
+    masked = ml.Examples.of(rows.x, y, jnp.asarray([True, True, False]))
+    assert float(ml.metrics.macro_accuracy(logits, masked)) == 1.0

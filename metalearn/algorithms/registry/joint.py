@@ -12,6 +12,7 @@ RECORDS: tuple[Record, ...] = (
         "Li et al., AAAI 2018",
         batches="domains",
         good_for="domains that training has not seen",
+        result="domains-pacs",
         tiny={"inner_rate": 0.1},
     ),
     record(
@@ -21,6 +22,24 @@ RECORDS: tuple[Record, ...] = (
         batches="domains",
         good_for="domains that training has not seen: a learned regulariser",
         tiny={"pretrain_steps": 2, "inner_steps": 2},
+    ),
+    record(
+        joint.dann,
+        "DANN",
+        "Ganin et al., JMLR 2016",
+        batches="target",
+        good_for="a domain of which only unlabelled images are there (transductive)",
+        result="domains-rotated-mnist",
+        tiny={"discriminator_width": 4},
+    ),
+    record(
+        joint.meta_dann,
+        "Meta-DANN",
+        "Li and Hospedales, ECCV 2020",
+        batches="target",
+        good_for="the same, with steps for a good start of the adaptation (transductive)",
+        result="domains-rotated-mnist",
+        tiny={"discriminator_width": 4, "ahead_steps": 2},
     ),
     record(
         joint.l2rw,

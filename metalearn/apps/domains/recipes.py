@@ -1,7 +1,9 @@
 """Recipes of domains that training has not seen: minutes on one core.
 
 Another target by `--app.target`, which is the domain that is left out. The settings are
-those of all three learners alike, but for a constant rate of MetaReg, and are not tuned.
+those of all learners alike, but for a constant rate of MetaReg and what `benchmarks
+domains` chose for DANN, and are not tuned. Runs of DANN are transductive: the images that
+are judged are in training, without their labels.
 """
 
 from __future__ import annotations
@@ -16,6 +18,10 @@ from metalearn.apps.optimisers import Outer
 
 # The model of MetaReg is trained in the second half: a falling rate would leave it little.
 _CONSTANT = Outer(rate=3e-3, schedule="constant")
+# By validation on the sources, as the weight of the reversed gradient.
+_FAST = Outer(rate=1e-2)
+# As many target images as of each source.
+_TARGET = {"unlabelled": 32}
 
 
 def _digits(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> Recipe:
@@ -49,6 +55,14 @@ RECIPES: dict[str, Entry] = {
     "domains-erm": Entry(
         "baseline: joint training on all source angles",
         _digits(learners.NoAdaptation()),
+    ),
+    "domains-dann": Entry(
+        "DANN on the same digits: the images of the target, without labels (transductive)",
+        _digits(learners.DANN(adversarial_weight=0.1), _TARGET, outer=_FAST),
+    ),
+    "domains-dann-meta": Entry(
+        "the same with meta-steps for a good start of DANN (transductive)",
+        _digits(learners.MetaDANN(adversarial_weight=0.1), _TARGET, outer=_FAST),
     ),
     "domains-pacs-mldg": Entry(
         "MLDG on PACS at 64x64, tested on sketches", _pacs(learners.MLDG())

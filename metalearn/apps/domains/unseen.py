@@ -11,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalearn import models
-from metalearn.algorithms.record import parameters
 from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.domains import batches, pictures
+from metalearn.apps.fits import check_learner
 from metalearn.apps.learners import Learner
 from metalearn.core import losses
 from metalearn.core.linen import from_linen
+from metalearn.core.model import Model
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.data.domains import ANGLES, DomainImages, load_domains, validation_rows
+from metalearn.data.images.folder import check_size
+from metalearn.data.images.limits import limits_of
 from metalearn.training.judgement import Metric
 
 PARTS = ("train", "validation", "test")
@@ -57,6 +60,8 @@ class UnseenDomain:
       validation_share: Share of the images of each class and source domain for validation.
       split_number: Number of the split, the seed of its draw.
       per_domain: Images of each source domain in a training task.
+      unlabelled: Target images in a training task, without their labels, for learners of a
+        target domain. These images are judged as well, so such a run is transductive.
       eval_queries: Images of a validation or test task, at most.
       mirror: Whether training mirrors half of the images.
       width: Channels of the convolutions.
@@ -66,7 +71,6 @@ class UnseenDomain:
     """
 
     kind: ClassVar[str] = "domains"
-    batches: ClassVar[str] = "domains"
     metric: ClassVar[str] = "query/accuracy"
     measures: ClassVar[Mapping[str, Metric]] = {}
     light: ClassVar[bool] = False
@@ -77,18 +81,26 @@ class UnseenDomain:
     validation_share: float = 0.2
     split_number: int = 1
     per_domain: int = 32
+    unlabelled: int | None = None
     eval_queries: int = 50
     mirror: bool = False
     width: int = 32
     norm: Literal["batch", "group", "layer", "none"] = "batch"
     downsample: Literal["stride", "pool"] = "stride"
 
+    @property
+    def batches(self) -> str | tuple[str, ...]:
+        """What the tasks offer to learners, see `metalearn.algorithms.record.Record`."""
+        return "domains" if self.unlabelled is None else ("domains", "target")
+
     def unread(self, learner: Learner) -> dict[str, str]:
         """Fields without effect, and the setting that would read each."""
-        del learner
+        found = {"angles": "app.dataset rotated-mnist"}
         if self.dataset == "rotated-mnist":
-            return {"image_size": "app.dataset pacs or own"}
-        return {"angles": "app.dataset rotated-mnist"}
+            found = {"image_size": "app.dataset pacs or own"}
+        if learner.record.batches != "target":
+            found["unlabelled"] = "a learner of a target domain, such as dann"
+        return found
 
     def check(self, learner: Learner) -> None:
         """Refuses settings that do not go together.
@@ -97,19 +109,23 @@ class UnseenDomain:
           ValueError: the learner needs another network or examples of the target, or a
             number is out of range; the message names the remedy.
         """
-        taken = parameters(learner.record.build)
-        if not {"model", "loss_fn"} <= taken.keys() or learner.record.networks:
-            raise ValueError(
-                f"{learner.name} does not fit a network with one logit for each class; "
-                "expected a learner of any model and any loss, such as a joint one."
-            )
-        if self.norm != "batch":
-            learner.refuse_policy("app.norm batch")
-        elif getattr(learner, "norm", "running") == "support":
+        # Of the smallest data: two classes, two sources beside the one that is held out.
+        small = {"image_shape": (28, 28, 1), "num_classes": 2, "sources": "abc"}
+        check_learner(
+            self,
+            learner,
+            small,
+            "a network with one logit for each class",
+            policy=None if self.norm == "batch" else "app.norm batch",
+            networks=("model", "encoder"),
+        )
+        if self.norm == "batch" and getattr(learner, "norm", "running") == "support":
             raise ValueError(
                 "learner.norm is 'support', but a target domain comes without a support "
                 "set. Choose 'running'."
             )
+        if self.image_size is not None:
+            check_size(self.image_size, limits_of())
         if not 0 < self.validation_share < 1:
             raise ValueError(
                 f"app.validation_share is {self.validation_share}; expected a share above "
@@ -166,12 +182,13 @@ class UnseenDomain:
         found, digest = data.set, data.set.digest
         sources = [name for name in found.domain_names if name != self.target]
         numbers = {part: len(rows) for part, rows in data.rows.items()}
+        seen = "" if self.unlabelled is None else ", seen without labels (transductive)"
         return {
             "name": found.name,
             "about": (
                 f"{len(found.class_names)} classes; sources {', '.join(sources)}: train "
                 f"{numbers['train']:,}, validation {numbers['validation']:,} images; "
-                f"target {self.target}: {numbers['test']:,}"
+                f"target {self.target}: {numbers['test']:,}{seen}"
             ),
             "image_shape": list(found.images.shape[1:]),
             "num_classes": len(found.class_names),
@@ -189,7 +206,9 @@ class UnseenDomain:
                 rows,
                 per_domain=self.per_domain,
                 mirror=self.mirror,
-                name=f"{found.name} without {self.target}",
+                target=None if self.unlabelled is None else data.rows["test"],
+                unlabelled=self.unlabelled or 0,
+                name=f"{found.name} without {self._without()}",
             )
         domain = f"target {self.target}" if part == "test" else "sources"
         # One image of each source, as an example of what training has seen.
@@ -212,24 +231,41 @@ class UnseenDomain:
             return Examples.of(x, jnp.zeros((rows,), jnp.int32))
 
         ids = jnp.arange(num + 1, dtype=jnp.int32)
+        info = {"domains": ids[:-1], "held_out": ids[-1]}
+        if self.unlabelled is not None:
+            info["target"] = examples(self.unlabelled).x
         return Task(
             support=examples(num * self.per_domain),
             query=examples(self.per_domain),
-            info={"domains": ids[:-1], "held_out": ids[-1]},
+            info=info,
         )
+
+    def _without(self) -> str:
+        """What training does not see."""
+        labels = "labels of " if self.unlabelled is not None else ""
+        return f"{labels}{self.target}"
 
     def offers(
         self, learner: Learner, record: DataRecord, *, evaluating: bool
     ) -> dict[str, Any]:
         """Arguments for the constructor of a learner."""
         del learner, evaluating
+        num = record["num_classes"]
+        return {
+            "model": self._network(num),
+            "encoder": self._network(None),
+            "loss_fn": losses.cross_entropy,
+            "num_ways": num,
+        }
+
+    def _network(self, num_outputs: int | None) -> Model:
         network = models.Conv4(
-            num_outputs=record["num_classes"],
+            num_outputs=num_outputs,
             width=self.width,
             norm=self.norm,
             downsample=self.downsample,
         )
-        return {"model": from_linen(network), "loss_fn": losses.cross_entropy}
+        return from_linen(network)
 
     def draw(self, path: Path, record: DataRecord, data: Any, predictor: Predictor) -> None:
         """Writes a picture of target images and their predictions."""

@@ -4,6 +4,7 @@ from metalearn.data.domains.sets import DomainImages, domain_images, validation_
 from metalearn.data.domains.sources import (
     ANGLES,
     DATASETS,
+    LAYOUTS,
     domain_folder,
     load_domains,
     rotated,
@@ -13,6 +14,7 @@ from metalearn.data.domains.sources import (
 __all__ = [
     "ANGLES",
     "DATASETS",
+    "LAYOUTS",
     "DomainImages",
     "domain_folder",
     "domain_images",

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.core.given import check_unmasked
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DomainImages:
@@ -78,9 +80,11 @@ def domain_images(
 
     Raises:
       TypeError: images are no bytes, or labels or domains no whole numbers.
-      ValueError: shapes do not fit, a number has no name, there are fewer than two classes
-        or domains, or a domain has no image of a class.
+      ValueError: values are masked, shapes do not fit, a number has no name, there are
+        fewer than two classes or domains, or a domain has no image of a class.
     """
+    for what, given in (("images", images), ("labels", labels), ("domains", domains)):
+        check_unmasked(given, what)
     images = np.asarray(images)
     if images.dtype != np.uint8:
         raise TypeError(

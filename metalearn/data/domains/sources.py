@@ -23,11 +23,23 @@ import numpy as np
 
 from metalearn.data.domains.sets import DomainImages, domain_images
 from metalearn.data.images.digits import IMAGES, LABELS, read_digits
-from metalearn.data.images.folder import refuse_lost, resize
+from metalearn.data.images.folder import check_size, refuse_lost, resize
 from metalearn.data.images.layout import layout_of, open_images
 from metalearn.data.images.limits import check_total, limits_of
 
-DATASETS = ("rotated-mnist", "pacs", "own")
+# Description and files, by name.
+LAYOUTS = {
+    "rotated-mnist": (
+        "test digits of MNIST, each at one of several angles",
+        f"{IMAGES} and {LABELS}",
+    ),
+    "pacs": (
+        "seven classes as art, cartoons, photographs and sketches",
+        "pacs64.zip, or a folder pacs64",
+    ),
+    "own": ("one's own images", "a folder or zip of DOMAIN/CLASS/image"),
+}
+DATASETS = tuple(LAYOUTS)
 ANGLES = (0, 15, 30, 45, 60, 75)
 
 
@@ -94,6 +106,7 @@ def domain_folder(
         sizes, cannot be decoded, or see `domain_images`.
     """
     limits = limits_of()
+    check_size(image_size, limits)
     with contextlib.ExitStack() as stack:
         tree = stack.enter_context(open_images(path, limits))
         found = layout_of(tree, by_parts=False)

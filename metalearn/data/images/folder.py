@@ -89,7 +89,7 @@ def folder_source(
         max_file_bytes=max_file_bytes,
         max_files=max_files,
     )
-    _check_size(image_size, limits)
+    check_size(image_size, limits)
     tree = stack.enter_context(open_images(path, limits))
     explicit = splits is not None or (
         split not in ("random", *PARTS) and _splits_nearby(tree) is not None
@@ -142,7 +142,7 @@ def folder_source(
     )
 
 
-def _check_size(image_size, limits):
+def check_size(image_size, limits):
     if image_size is None:
         return
     whole = isinstance(image_size, int) and not isinstance(image_size, bool)
