@@ -38,7 +38,7 @@ class InterestNetwork(nn.Module):
 
     categories: int = 1
     dim: int = 8
-    attention: int = 32
+    attention: int = 16
     widths: Sequence[int] = (64, 64)
     dropout: float = 0.0
 
@@ -61,9 +61,7 @@ class InterestNetwork(nn.Module):
         hidden = (
             nn.Dense(self.attention, name="of_candidate")(asked)[:, :, None]
             + nn.Dense(self.attention, use_bias=False, name="of_past")(past)[:, None]
-            + nn.Dense(self.attention, use_bias=False, name="of_both")(
-                asked[:, :, None] * past[:, None]
-            )
+            + self._of_both(asked, past)
         )
         scores = nn.Dense(1, name="weigh")(nn.relu(hidden))[..., 0]
         weights = _weights(scores, x["seen"][:, None])
@@ -73,6 +71,15 @@ class InterestNetwork(nn.Module):
             h = nn.relu(nn.Dense(width, name=f"decision_{number}")(h))
             h = self._without(h, train)
         return nn.Dense(1, name="head")(h)[..., 0]
+
+    def _of_both(self, asked: Array, past: Array) -> Array:
+        """A layer on the products of candidates and records, `[N, K, L, A]`."""
+        first = nn.initializers.lecun_normal()
+        shape = (asked.shape[-1], self.attention)
+        kernel = self.param("of_both", first, shape, jnp.float32)
+        # In the order that takes least: of a hundred candidates, the products of kernel and
+        # records are made first.
+        return jnp.einsum("nkr,nlr,rh->nklh", asked, past, kernel, optimize="optimal")
 
     def _without(self, h: Array, train: bool) -> Array:
         if not self.dropout:
