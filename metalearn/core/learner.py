@@ -181,7 +181,7 @@ def is_transductive(
     import jax.numpy as jnp
 
     def keep_first(leaf: Array) -> Array:
-        return leaf.at[1:].set(0)
+        return leaf.at[1:].set(jnp.zeros((), leaf.dtype))
 
     whole = learner.predict(adapted, x, key=key)
     alone = learner.predict(adapted, jax.tree.map(keep_first, x), key=key)

@@ -18,9 +18,9 @@ def easy_to_hard(
     loss_fn: LossFn,
     tasks: TaskSampler,
     *,
-    steps: int = 150,
+    steps: int = 100,
     rate: float = 3e-3,
-    judged: int = 20,
+    judged: int = 10,
     seed: int = 0,
 ) -> tuple[list[int], list[float]]:
     """Areas in the order of the losses that networks of their own have.
