@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ import metalearn as ml
 from benchmarks import _harness, _runs
 from benchmarks.against import difference, spread
 from metalearn import runs
-from metalearn.apps import NextPlace, Recipe
+from metalearn.apps import NextPlace, Recipe, learners
 from metalearn.cli.train_options import parse_train
 from metalearn.core.metrics import mean_ci95
 from metalearn.data.places import Area
@@ -55,6 +56,10 @@ class Places:
     part: _runs.Part = "test"
     data_dir: str | None = None
     json: str | None = None
+
+    @functools.cached_property
+    def _judges(self) -> dict[Any, ml.MetaLearner]:
+        return {}
 
     def run_benchmark(self) -> None:
         plans = {name: self._recipe(name) for name in self.recipes}
@@ -106,9 +111,23 @@ class Places:
         recipe.check()
         return recipe
 
+    def _judge(self, recipe: Recipe, record: dict[str, Any]) -> ml.MetaLearner:
+        """The learner as judged; that of MAML for CHAML, which adapts in the same way.
+
+        Learners with the same settings are one, so that its program is compiled once.
+        """
+        learner = recipe.learner
+        if learner.name == "chaml":
+            own = {"inner_opt": learner.inner_opt, "num_steps": learner.num_steps}
+            learner = learners.MAML(**own)
+        if (known := (repr(learner), recipe.eval_steps)) not in self._judges:
+            plain = dataclasses.replace(recipe, learner=learner)
+            self._judges[known] = plain.build_judged(record)
+        return self._judges[known]
+
     def _row(self, recipe: Recipe, data: Any, record: dict[str, Any]) -> dict[str, Any]:
         """All seeds of one recipe."""
-        trainer, judge = recipe.trainer(record), recipe.build_judged(record)
+        trainer, judge = recipe.trainer(record), self._judge(recipe, record)
         tasks = recipe.app.tasks(data, "train")
         judged_on, num = runs.judged_tasks(recipe, data, self.part, recipe.test_tasks)
         seconds, each = [], []
@@ -126,7 +145,7 @@ class Places:
             seconds.append(round(time.perf_counter() - began, 1))
             evaluation = ml.evaluate(
                 judge,
-                trained.state.variables,
+                _without_hardness(trained.state.variables),
                 judged_on,
                 num_tasks=num,
                 key=jax.random.key(_runs.KEYS[self.part]),
@@ -144,6 +163,14 @@ class Places:
             "judged": _runs.told(evaluation),
             "values": {k: np.stack([e[k] for e in each]) for k in each[0]},
         }
+
+
+def _without_hardness(variables: ml.Variables) -> ml.Variables:
+    """Variables of CHAML as those of MAML."""
+    if not isinstance(variables.state, dict):
+        return variables
+    state = {k: v for k, v in variables.state.items() if k != "hardness"}
+    return ml.Variables(params=variables.params, state=state)
 
 
 def by_counts(areas: list[Area]) -> dict[str, dict[str, np.ndarray]]:
