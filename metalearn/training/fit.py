@@ -154,8 +154,7 @@ def fit(
     )
     check_folder(checkpoints, resume)
     tasks, stops = as_tasks(tasks), nonfinite == "stop"
-    check_planned(trainer.learner, tasks)
-    _check_shares(tasks, tasks_per_step)
+    _check_tasks(trainer, tasks, tasks_per_step)
     k_init, k_first, k_steps = jax.random.split(key, 3)
     first = tasks.first(k_first)
     cost.check_room("tasks_per_step", tasks_per_step, first)
@@ -170,12 +169,7 @@ def fit(
 
     numbers = (trainer, tasks, tasks_per_step, k_steps, stops, num_steps, run.ways)
     calls = Calls(functools.partial(advance_of, *numbers))
-
-    def again(number: int) -> Task:
-        # A step that was not finite left the variables as they were before it.
-        learned = (trainer.learner, run.state.variables)
-        return tasks_of_step(tasks, tasks_per_step, k_steps, number, *learned)
-
+    again = functools.partial(_again, run, trainer, tasks, tasks_per_step, k_steps)
     is_due = functools.partial(_is_due, num_steps)
     if resume and checkpoints.latest() is not None:
         _go_on(run, checkpoints, calls)
@@ -208,7 +202,23 @@ def fit(
     )
 
 
-def _check_shares(tasks: TaskSampler | TaskStream, tasks_per_step: int) -> None:
+def _again(
+    run: Run,
+    trainer: MetaTrainer,
+    tasks: TaskSampler | TaskStream,
+    tasks_per_step: int,
+    key: Key,
+    number: int,
+) -> Task:
+    """The tasks of a step that was not finite, which left the variables as they were."""
+    learned = (trainer.learner, run.state.variables)
+    return tasks_of_step(tasks, tasks_per_step, key, number, *learned)
+
+
+def _check_tasks(
+    trainer: MetaTrainer, tasks: TaskSampler | TaskStream, tasks_per_step: int
+) -> None:
+    check_planned(trainer.learner, tasks)
     mesh.check_enough(tasks_per_step, mesh.shares())
     # A process reads its own share of a batch, and shares are arrays of one size.
     if isinstance(tasks, TaskStream) and jax.process_count() > 1:

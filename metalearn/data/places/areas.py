@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from metalearn.core import checks
-from metalearn.data.places.visits import Visits
+from metalearn.data.places.visits import Visits, check_count
 
 NONE = -1  # number of a place in no area
 ITERATIONS = 60
@@ -41,8 +40,8 @@ def area_of_places(
     Raises:
       ValueError: a number is below 1.
     """
-    checks.whole_number("area_visits", area_visits, least=1)
-    checks.whole_number("least_visits", least_visits, least=1)
+    check_count("area_visits", area_visits, least=1)
+    check_count("least_visits", least_visits, least=1)
     counts = np.bincount(visits.place, minlength=len(visits.places))
     kept = counts >= least_visits
     if visits.are_areas:

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalearn.core import checks
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.data.places.tables import MOST_KM2, QUERY, RECORDS, SUPPORT, Area, padded
+from metalearn.data.places.visits import check_count
 
 LONGEST = RECORDS - 1  # records before the last one
 
@@ -55,7 +55,7 @@ def place_tasks(
     on_device = {key: jnp.asarray(value) for key, value in data.items()}
     if num_users is None:
         return TaskSampler(AllUsers(len(areas), most), on_device, name)
-    checks.whole_number("num_users", num_users, least=1)
+    check_count("num_users", num_users, least=1)
     few = [area for area in areas if area.num_users < num_users]
     if few:
         raise ValueError(

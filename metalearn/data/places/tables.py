@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from metalearn.core import checks
 from metalearn.data.places.areas import NONE, area_of_places, home_areas
 from metalearn.data.places.vectors import place_vectors
-from metalearn.data.places.visits import UNKNOWN, Visits
+from metalearn.data.places.visits import UNKNOWN, Visits, check_count
 
 RECORDS = 10  # last records of a user
 SUPPORT = (5, 6)  # those that a task shows
@@ -93,9 +92,9 @@ def areas_of(
         has visited all but fewer than K places.
     """
     for name, value in (("least_users", least_users), ("negatives", negatives)):
-        checks.whole_number(name, value, least=1)
-    checks.whole_number("most_users", most_users, least=least_users)
-    checks.whole_number("dim", dim, least=2)
+        check_count(name, value, least=1)
+    check_count("most_users", most_users, least=least_users)
+    check_count("dim", dim, least=2)
     area, names = area_of_places(visits, area_visits=area_visits, least_visits=least_visits)
     home = home_areas(visits, area, len(names))
     inside = (area[visits.place] == home[visits.user]) & (home[visits.user] != NONE)
