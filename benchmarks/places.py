@@ -48,8 +48,9 @@ class Places:
     """
 
     recipes: tuple[str, ...] = (
-        *("places-chaml", "places-maml", "places-fine-tune", "places-joint"),
-        *("places-chaml-curriculum", "places-chaml-hardness", "places-chaml-neither"),
+        *("places-chaml", "places-maml", "places-fine-tune"),
+        *("places-chaml-hardness", "places-chaml-curriculum"),
+        *("places-joint", "places-chaml-neither"),
     )
     seeds: int = 3
     set: tuple[str, ...] = ()
@@ -71,25 +72,8 @@ class Places:
         origin = _runs.here()
         data = app.load(self.data_dir)
         record = app.describe(data)
-        rows = {name: self._row(plan, data, record) for name, plan in plans.items()}
-        told = {name: row.pop("judged") for name, row in rows.items()}
-        fingerprint = _runs.check_tasks(told)
         counted = by_counts(data.areas[self.part])
-        rows |= {name: {"values": found} for name, found in counted.items()}
-        first = rows[self.recipes[0]]["values"]
-        for name, row in rows.items():
-            values = row.pop("values")
-            row["metrics"] = {key: _told(values[key]) for key in METRICS}
-            if name != self.recipes[0]:
-                row["difference"] = {
-                    key: difference(
-                        first[key], np.broadcast_to(values[key], first[key].shape)
-                    )
-                    for key in METRICS
-                }
-            print(name, {TITLES[k]: round(row["metrics"][k]["mean"], 4) for k in METRICS})
-        if self.part != "test" and not self.json:
-            return
+        counts = {name: {"values": found} for name, found in counted.items()}
         found = {
             "kind": "places",
             "seeds": list(range(self.seeds)),
@@ -98,11 +82,20 @@ class Places:
             "origin": origin,
             "about": record["about"],
             "order": record["order"],
-            "tasks": next(iter(told.values()))[0],
-            "fingerprint": fingerprint,
-            "rows": rows,
         }
-        _harness.store("-".join(["places", app.dataset, *self.set]), found, self.json)
+        rows: dict[str, Any] = {}
+        for name, plan in plans.items():
+            rows[name] = self._row(plan, data, record)
+            told = {n: row["judged"] for n, row in rows.items()}
+            found["fingerprint"] = _runs.check_tasks(told)
+            found["tasks"] = told[name][0]
+            found["rows"] = compared({**rows, **counts}, self.recipes[0])
+            if self.part == "test" or self.json:
+                # After each recipe, since all of them take long.
+                where = "-".join(["places", app.dataset, *self.set])
+                _harness.store(where, found, self.json)
+        for name, row in found["rows"].items():
+            print(name, {TITLES[k]: round(row["metrics"][k]["mean"], 4) for k in METRICS})
 
     def _recipe(self, name: str) -> Recipe:
         recipe = parse_train([name, *_runs.Plan(name, 1, self.set).options()])[2]
@@ -171,6 +164,26 @@ def _without_hardness(variables: ml.Variables) -> ml.Variables:
         return variables
     state = {k: v for k, v in variables.state.items() if k != "hardness"}
     return ml.Variables(params=variables.params, state=state)
+
+
+def compared(rows: dict[str, Any], first: str) -> dict[str, Any]:
+    """Rows with means, and how far the row `first` is above each other one.
+
+    Args:
+      rows: Rows with `values`, by metric `[seeds, areas]`, and facts that are kept.
+      first: Row that is compared with the others; a row of one seed stands for all.
+    """
+    best, found = rows[first]["values"], {}
+    for name, row in rows.items():
+        values = row["values"]
+        kept = {k: v for k, v in row.items() if k not in ("values", "judged")}
+        found[name] = {**kept, "metrics": {key: _told(values[key]) for key in METRICS}}
+        if name != first:
+            found[name]["difference"] = {
+                key: difference(best[key], np.broadcast_to(values[key], best[key].shape))
+                for key in METRICS
+            }
+    return found
 
 
 def by_counts(areas: list[Area]) -> dict[str, dict[str, np.ndarray]]:

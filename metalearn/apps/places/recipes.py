@@ -10,20 +10,20 @@ from metalearn.apps.learners import Learner
 from metalearn.apps.optimisers import Outer, sgd
 from metalearn.apps.places.next_place import NextPlace
 
-STEPS = 1000
-RATE = 0.3  # of inner steps
+STEPS = 600
+RATE = 0.1  # of inner steps
 
 
 def _places(learner: Learner, **rest: Any) -> Recipe:
     shared: dict[str, Any] = {
-        "outer": Outer(rate=3e-3),
+        "outer": Outer(rate=1e-2),
         "tasks_per_step": 4,
         "steps": STEPS,
         "log_every": 200,
-        "validate_every": 250,
+        "validate_every": 200,
         "validation_tasks": 100,
         "test_tasks": 100,
-        "checkpoint_every": 500,
+        "checkpoint_every": 200,
     }
     return Recipe(app=NextPlace(), learner=learner, **shared | rest)
 
