@@ -20,6 +20,7 @@ from metalearn.cli.train import train
 from metalearn.core.cache import cache_root
 from metalearn.core.errors import reading
 from metalearn.data.graphs import LAYOUTS as GRAPHS
+from metalearn.data.places import LAYOUTS as VISITS
 from metalearn.data.ratings import LAYOUTS
 from metalearn.data.text.sets import SETS
 
@@ -164,7 +165,10 @@ def _data_list(argv: list[str]) -> int:
         graphs = [
             {"kind": "graphs", "name": n, "description": d} for n, (d, _) in GRAPHS.items()
         ]
-        print_json([*images, *texts, *ratings, *graphs])
+        places = [
+            {"kind": "places", "name": n, "description": d} for n, (d, *_) in VISITS.items()
+        ]
+        print_json([*images, *texts, *ratings, *graphs, *places])
         return 0
     print("Images\n")
     for row in rows:
@@ -183,6 +187,9 @@ def _data_list(argv: list[str]) -> int:
     print("\nGraphs, by --app.dataset of the recipes graphs-*\n")
     for name, (description, file) in GRAPHS.items():
         print(f"  {name:<19}{description}\n  {'':<19}needs --data-dir with {file}")
+    print("\nVisits to places, by --app.dataset of the recipes places-*\n")
+    for name, (description, files, _) in VISITS.items():
+        print(f"  {name:<19}{description}\n  {'':<19}needs {', '.join(files)}")
     return 0
 
 

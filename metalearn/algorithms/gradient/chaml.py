@@ -21,6 +21,7 @@ Differences:
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple, Unpack
 
 import jax
@@ -213,7 +214,7 @@ class Schedule:
     def allowed(self, step: Array, num: int) -> Array:
         """Mask of the areas in the pool at a step, bool `[C]`."""
         total = self.pool.areas
-        easy = -int(-self.easy_share * total // 1) if self.curriculum else total
+        easy = math.ceil(round(self.easy_share * total, 9)) if self.curriculum else total
         least = min(easy, total) if self.easy_steps else total
         if num > least:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -46,12 +47,19 @@ class PlaceData:
       areas: The areas of each part.
       categories: Number of categories, the unknown one included.
       digest: Digest of the visits.
+      vocabulary: Digest of what the categories are.
+      orders: Orders of the training areas from easy to hard that were found, by the
+        settings of the network.
     """
 
     name: str
     areas: dict[str, list[Area]]
     categories: int
     digest: str
+    vocabulary: str
+    orders: dict[Any, list[int]] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,7 +197,11 @@ class NextPlace:
         for part in PARTS[1:]:
             of[part], _ = known_categories(of["train"], of[part], num)
         return PlaceData(
-            name=visits.name, areas=of, categories=num, digest=visits.digest[:16]
+            name=visits.name,
+            areas=of,
+            categories=num,
+            digest=visits.digest[:16],
+            vocabulary=hashlib.sha256(repr(visits.categories).encode()).hexdigest(),
         )
 
     def _shares(self) -> tuple[float, float]:
@@ -204,6 +216,7 @@ class NextPlace:
             "name": data.name,
             "about": f"areas: {told}",
             "categories": data.categories,
+            "vocabulary": data.vocabulary[:16],
             "most_users": max(a.num_users for a in data.areas["train"]),
             "parts": {part: {"sha256": data.digest} for part in PARTS},
         }
@@ -213,11 +226,8 @@ class NextPlace:
     def _order(self, data: PlaceData, record: DataRecord) -> list[int]:
         """Numbers of the training areas from easy to hard."""
         key = (self.users, self.dim, self.attention, self.widths, self.dropout)
-        # The data of a run are described several times.
-        if not hasattr(data, "_order_by"):
-            object.__setattr__(data, "_order_by", {})
-        found = data._order_by
-        if key not in found:
+        found = data.orders
+        if key not in found:  # the data of a run are described several times
             tasks = self.tasks(data, "train")
             loss_fn = losses.binary_cross_entropy
             found[key] = easy_to_hard(self._model(record), loss_fn, tasks)[0]

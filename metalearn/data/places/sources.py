@@ -51,7 +51,7 @@ def load_visits(name: str, data_dir: str | Path | None) -> Visits:
         raise ValueError(
             f"unknown visits {name!r}; expected one of {', '.join(LAYOUTS)}.{hint}"
         )
-    files, read = LAYOUTS[name]
+    _, files, read = LAYOUTS[name]
     if data_dir is None:
         raise FileNotFoundError(
             f"the visits {name!r} need {', '.join(files)}; no data_dir was given. Give "
@@ -245,12 +245,21 @@ def _csv(path: Path, wanted: tuple[str, ...]) -> dict[str, list[str]]:
     return {name: [row[i] for row in found] for i, name in enumerate(names)}
 
 
-LAYOUTS: dict[str, tuple[tuple[str, ...], Callable[[Path], Visits]]] = {
-    "foursquare_cities": (tuple(f"{city}.npz" for city in CITIES), _cities),
-    "foursquare_nyc_geo": (("nyc_geo.npz",), _nyc_geo),
+LAYOUTS: dict[str, tuple[str, tuple[str, ...], Callable[[Path], Visits]]] = {
+    "foursquare_cities": (
+        "1,010,925 check-ins in New York, Jakarta and Kuala Lumpur",
+        tuple(f"{city}.npz" for city in CITIES),
+        _cities,
+    ),
+    "foursquare_nyc_geo": (
+        "147,938 check-ins in New York, with positions",
+        ("nyc_geo.npz",),
+        _nyc_geo,
+    ),
     "flickr_tours": (
+        "24,078 visits to sights in four cities, with positions",
         tuple(f"{kind}-{city}.csv" for city in TOURS for kind in ("traj", "poi")),
         _tours,
     ),
-    "own": (("visits.csv",), _own),
+    "own": ("visits of your own: user, place, time and more", ("visits.csv",), _own),
 }
