@@ -17,6 +17,7 @@ SETTINGS = (
 )
 
 
+@pytest.mark.slow  # four programs
 def test_recipes_are_compared_on_the_same_areas(tmp_path, capsys):
     folder = write_own_visits(tmp_path)
     path = tmp_path / "found.json"

@@ -117,6 +117,7 @@ RECORDS: tuple[Record, ...] = (
         "CHAML",
         "Chen et al., KDD 2021",
         good_for="the next place in new cities: hard cities and users come again",
+        result="places-foursquare_cities",
         batches="planned",
         tiny={"pool": Pool(areas=4, users=2)},
     ),

@@ -32,9 +32,13 @@ def _state(step, areas=None, users=None):
     return {"step": jnp.asarray(step, jnp.int32), "hardness": found}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _planned(schedule, state, keys):
+    return jax.vmap(lambda key: schedule.tasks(state, T, key))(keys)
+
+
 def _plans(schedule, state, num=400):
-    keys = jax.random.split(jax.random.key(3), num)
-    found = jax.jit(jax.vmap(lambda key: schedule.tasks(state, T, key)))(keys)
+    found = _planned(schedule, state, jax.random.split(jax.random.key(3), num))
     return jax.tree.map(np.asarray, found)
 
 
