@@ -34,8 +34,9 @@ def hit_rate(at: int) -> Callable[[Array, Examples], Array]:
       ValueError: `at` is below 1; in the function: shapes differ.
 
     Example:
-      >>> examples = ml.Examples.of(jnp.zeros((2, 1)), jnp.array([[1.0, 0, 0], [0, 1.0,
-      0]])) >>> scores = jnp.array([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
+      >>> y = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+      >>> examples = ml.Examples.of(jnp.zeros((2, 1)), y)
+      >>> scores = jnp.array([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
       >>> float(ml.metrics.hit_rate(at=1)(scores, examples))
       0.5
     """
@@ -60,8 +61,9 @@ def choice_ndcg(at: int) -> Callable[[Array, Examples], Array]:
 
     Example:
       >>> examples = ml.Examples.of(jnp.zeros((1, 1)), jnp.array([[0.0, 1.0, 0.0]]))
-      >>> round(float(ml.metrics.choice_ndcg(at=3)(jnp.array([[3.0, 2.0, 1.0]]), examples)),
-      4) 0.6309
+      >>> gain = ml.metrics.choice_ndcg(at=3)(jnp.array([[3.0, 2.0, 1.0]]), examples)
+      >>> round(float(gain), 4)
+      0.6309
     """
     checks.whole_number("at", at, least=1)
     return _Choice("choice_ndcg", int(at))
