@@ -27,6 +27,7 @@ from benchmarks.mixed import Mixed
 from benchmarks.online import Online
 from benchmarks.paired import Paired
 from benchmarks.peers import Peers
+from benchmarks.places import Places
 from benchmarks.recipe import RunRecipe
 from benchmarks.routing import Routing
 from benchmarks.scaling import Scaling
@@ -67,6 +68,7 @@ BENCHMARKS = {
     "features": Features,
     "domains": Domains,
     "labels": Labels,
+    "places": Places,
     "continual": ContinualFamilies,
     "table": Table,
 }

@@ -75,9 +75,29 @@ def of_domains(name: str, row: dict[str, Any]) -> str:
     )
 
 
+def of_places(name: str, row: dict[str, Any]) -> str:
+    """Rankings in new areas, beside MAML and the fine-tuned joint model."""
+    recipe, found = _own(name, row)
+    parts = []
+    for key, title in (("query/hit_rate@10", "HR@10"), ("query/choice_ndcg@10", "NDCG@10")):
+        told = found["metrics"][key]
+        each = []
+        for other in ("places-maml", "places-fine-tune"):
+            apart = row["rows"][other]["difference"][key]
+            each.append(
+                f"`{other}` {100 * apart['mean']:+.2f} ± {100 * apart['ci95']:.2f} points"
+            )
+        parts.append(
+            f"{title} {100 * told['mean']:.1f} ± {100 * told['ci95']:.1f} %, against "
+            f"{' and '.join(each)}"
+        )
+    return f"`{recipe}` {'; '.join(parts)} (inductive, {len(row['seeds'])} seeds)"
+
+
 OF_KIND: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "cold-start": of_cold_start,
     "warm-up": of_warm_up,
     "labels": of_labels,
     "domains": of_domains,
+    "places": of_places,
 }

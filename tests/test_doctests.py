@@ -12,6 +12,7 @@ import metalearn as ml
 
 # Examples elsewhere lean on a model or a data set of the reader, and are not run.
 MODULES = (
+    "core.choices",
     "core.losses",
     "core.metrics",
     "core.optional",

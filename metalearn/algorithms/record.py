@@ -51,8 +51,8 @@ class Record(Card):
         what a stored record without them means.
       batches: What the query set of a training task has to be, for learners of one
         persistent model: "clean" labels, or another of several "domains", or that with
-        unlabelled images of a "target" domain beside it. Applications of other tasks refuse
-        such a learner.
+        unlabelled images of a "target" domain beside it; or "planned" tasks, which a
+        learner chooses itself. Applications of other tasks refuse such a learner.
       tiny: Arguments of a small instance for the conformance suite.
       curves: Whether that instance regresses curves; else it classifies.
       traits: What the instance declares, as keyword arguments of

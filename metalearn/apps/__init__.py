@@ -7,6 +7,7 @@ from metalearn.apps.graphs import FewShotNodes
 from metalearn.apps.images import FewShotFeatures, FewShotImages, MixedImages
 from metalearn.apps.labels import NoisyLabels
 from metalearn.apps.optimisers import Optimiser, Outer, adam, sgd
+from metalearn.apps.places import NextPlace
 from metalearn.apps.recommendation import FewRatings, ItemClicks
 from metalearn.apps.registry import DEFAULT, KINDS, RECIPES, find, recipe_of
 from metalearn.apps.text import FewShotText
@@ -25,6 +26,7 @@ __all__ = [
     "FewShotNodes",
     "FewShotText",
     "MixedImages",
+    "NextPlace",
     "NoisyLabels",
     "Optimiser",
     "Outer",

@@ -281,13 +281,14 @@ class Recipe:
         needs, has = self.learner.record.batches, getattr(self.app, "batches", "")
         if needs and needs not in ((has,) if isinstance(has, str) else has):
             what = {
-                "clean": "clean labels",
-                "domains": "another domain",
-                "target": "unlabelled images of a target domain beside it",
+                "clean": "whose query set has clean labels",
+                "domains": "whose query set has another domain",
+                "target": "with unlabelled images of a target domain beside them",
+                "planned": "of areas and users that it chooses",
             }[needs]
             raise ValueError(
-                f"{self.learner.name} trains on tasks whose query set has {what}, which "
-                f"those of {self.app.kind!r} have not. Choose another learner, or a recipe "
+                f"{self.learner.name} trains on tasks {what}, which those of "
+                f"{self.app.kind!r} are not. Choose another learner, or a recipe "
                 "that has this one (metalearn list)."
             )
 

@@ -21,6 +21,7 @@ from metalearn.core.cache import cache_root
 from metalearn.core.errors import reading
 from metalearn.data.domains import LAYOUTS as DOMAINS
 from metalearn.data.graphs import LAYOUTS as GRAPHS
+from metalearn.data.places import LAYOUTS as VISITS
 from metalearn.data.ratings import LAYOUTS
 from metalearn.data.text.sets import SETS
 
@@ -169,7 +170,10 @@ def _data_list(argv: list[str]) -> int:
             {"kind": "domains", "name": n, "description": d}
             for n, (d, _) in DOMAINS.items()
         ]
-        print_json([*images, *texts, *ratings, *graphs, *domains])
+        places = [
+            {"kind": "places", "name": n, "description": d} for n, (d, *_) in VISITS.items()
+        ]
+        print_json([*images, *texts, *ratings, *graphs, *domains, *places])
         return 0
     print("Images\n")
     for row in rows:
@@ -191,6 +195,9 @@ def _data_list(argv: list[str]) -> int:
     print("\nDomains, by --app.dataset of the recipes domains-*\n")
     for name, (description, file) in DOMAINS.items():
         print(f"  {name:<15}{description}\n  {'':<15}needs --data-dir with {file}")
+    print("\nVisits to places, by --app.dataset of the recipes places-*\n")
+    for name, (description, files, _) in VISITS.items():
+        print(f"  {name:<19}{description}\n  {'':<19}needs {', '.join(files)}")
     return 0
 
 

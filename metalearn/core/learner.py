@@ -62,6 +62,10 @@ class MetaLearner(NamedTuple):
         with such queries then.
       training_classes: Number of training classes, if meta-training classifies all of them
         by `task.info["class_ids"]`; `fit` refuses tasks of further ones then.
+      plan: `(variables, num, *, key) -> {name: [T, ...]}`, for learners that choose the
+        tasks of their next outer step by what the last ones were like. The sampler's
+        `sample.planned(data, plan of one task, key)` draws them; without it `fit` refuses
+        the learner.
 
     Example:
       >>> learner = ml.maml(model, ml.losses.mse, optax.sgd(0.01), num_steps=5)
@@ -77,6 +81,7 @@ class MetaLearner(NamedTuple):
     loss_fn: LossFn | None = None
     masks_absent: bool = False
     training_classes: int | None = None
+    plan: Callable[..., dict[str, Array]] | None = None
 
     def __repr__(self) -> str:
         name, *settings = describe(self).items()
@@ -176,7 +181,7 @@ def is_transductive(
     import jax.numpy as jnp
 
     def keep_first(leaf: Array) -> Array:
-        return leaf.at[1:].set(0)
+        return leaf.at[1:].set(jnp.zeros((), leaf.dtype))
 
     whole = learner.predict(adapted, x, key=key)
     alone = learner.predict(adapted, jax.tree.map(keep_first, x), key=key)

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalearn.core import checks, labels, losses
+from metalearn.core.choices import choice_ndcg as choice_ndcg  # part of `ml.metrics`
+from metalearn.core.choices import hit_rate as hit_rate
 from metalearn.core.pairing import paired
-from metalearn.core.ranking import auc as auc  # part of `ml.metrics`
+from metalearn.core.ranking import auc as auc
 from metalearn.core.ranking import mae as mae
 from metalearn.core.ranking import ndcg as ndcg
 from metalearn.core.task import Examples
@@ -20,8 +22,10 @@ HIGHER_IS_BETTER = {
     "accuracy": True,
     "auc": True,
     "calibration_error": False,
+    "choice_ndcg": True,
     "error": False,
     "f1": True,
+    "hit_rate": True,
     "log_likelihood": True,
     "loss": False,
     "macro_accuracy": True,

@@ -6,6 +6,7 @@ from metalearn.models.context import ContextMLP, FilmConv4
 from metalearn.models.conv4 import Conv4
 from metalearn.models.fields import FieldMLP
 from metalearn.models.graphs import GCN, SGC
+from metalearn.models.interest import InterestNetwork
 from metalearn.models.lenet import LeNet
 from metalearn.models.maps import ConvMaps
 from metalearn.models.mlp import MLP
@@ -27,6 +28,7 @@ __all__ = [
     "ConvMaps",
     "FieldMLP",
     "FilmConv4",
+    "InterestNetwork",
     "LeNet",
     "Norm",
     "ResNet12",

@@ -12,10 +12,12 @@ import jax
 
 from metalearn.core import cost, kinds, mesh
 from metalearn.core.model import Variables
+from metalearn.core.plans import check_planned
 from metalearn.core.task import Task, Tasks, TaskSampler, TaskStream, as_tasks
 from metalearn.core.types import Key
 from metalearn.training.arguments import check_fit, intervals
 from metalearn.training.averaging import judged
+from metalearn.training.batches import tasks_of_step
 from metalearn.training.bookkeeping import (
     Run,
     judge,
@@ -36,7 +38,6 @@ from metalearn.training.loop import (
     check_labels,
     copied,
     no_totals,
-    tasks_of_step,
     training_classes,
 )
 from metalearn.training.notes import FIELDS, Notes
@@ -153,7 +154,7 @@ def fit(
     )
     check_folder(checkpoints, resume)
     tasks, stops = as_tasks(tasks), nonfinite == "stop"
-    _check_shares(tasks, tasks_per_step)
+    _check_tasks(trainer, tasks, tasks_per_step)
     k_init, k_first, k_steps = jax.random.split(key, 3)
     first = tasks.first(k_first)
     cost.check_room("tasks_per_step", tasks_per_step, first)
@@ -168,7 +169,7 @@ def fit(
 
     numbers = (trainer, tasks, tasks_per_step, k_steps, stops, num_steps, run.ways)
     calls = Calls(functools.partial(advance_of, *numbers))
-    again = functools.partial(tasks_of_step, tasks, tasks_per_step, k_steps)
+    again = functools.partial(_again, run, trainer, tasks, tasks_per_step, k_steps)
     is_due = functools.partial(_is_due, num_steps)
     if resume and checkpoints.latest() is not None:
         _go_on(run, checkpoints, calls)
@@ -201,7 +202,23 @@ def fit(
     )
 
 
-def _check_shares(tasks: TaskSampler | TaskStream, tasks_per_step: int) -> None:
+def _again(
+    run: Run,
+    trainer: MetaTrainer,
+    tasks: TaskSampler | TaskStream,
+    tasks_per_step: int,
+    key: Key,
+    number: int,
+) -> Task:
+    """The tasks of a step that was not finite, which left the variables as they were."""
+    learned = (trainer.learner, run.state.variables)
+    return tasks_of_step(tasks, tasks_per_step, key, number, *learned)
+
+
+def _check_tasks(
+    trainer: MetaTrainer, tasks: TaskSampler | TaskStream, tasks_per_step: int
+) -> None:
+    check_planned(trainer.learner, tasks)
     mesh.check_enough(tasks_per_step, mesh.shares())
     # A process reads its own share of a batch, and shares are arrays of one size.
     if isinstance(tasks, TaskStream) and jax.process_count() > 1:

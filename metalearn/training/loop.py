@@ -14,8 +14,9 @@ from metalearn.core import cost, labels, mesh, trees
 from metalearn.core.keys import of_seed
 from metalearn.core.learner import MetaLearner
 from metalearn.core.programs import compiled, kept_with_owner
-from metalearn.core.task import Task, TaskSampler, TaskStream, next_batch, sample_batch
+from metalearn.core.task import Task, TaskSampler, TaskStream
 from metalearn.core.types import Array, Key, Metrics, PyTree
+from metalearn.training.batches import sampled, step_keys, streamed
 from metalearn.training.trainer import MetaTrainer, TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def advance_of(
     """
     if isinstance(tasks, TaskStream):
         step, choice = _compiled_step(trainer, stops, ways, limit)
-        return _streamed(step, tasks, tasks_per_step, key, num_steps), choice
+        return streamed(step, tasks, tasks_per_step, key, num_steps), choice
     numbers = (tasks_per_step, stops, ways, limit)
     loop, choice = _compiled_loop(trainer, tasks.sample, *numbers)
     data, key = mesh.everywhere((tasks.data, key))
@@ -144,8 +145,9 @@ def _compiled_loop(
 
     def run(state: TrainState, totals: Totals, data: PyTree, key: Key, stop: Array):
         def body(carry: tuple) -> tuple:
-            k_tasks, k_step = _step_keys(key, carry[0].step)
-            return step(*carry, _sampled(sample, data, k_tasks, tasks_per_step), k_step)
+            k_tasks, k_step = step_keys(key, carry[0].step)
+            given = (sample, trainer.learner, data, carry[0].variables, k_tasks)
+            return step(*carry, sampled(*given, tasks_per_step), k_step)
 
         def goes_on(carry: tuple) -> Array:
             state, totals = carry
@@ -157,57 +159,12 @@ def _compiled_loop(
     return compiled(run, donate_argnums=(0, 1)), choice
 
 
-def _streamed(
-    step: Callable, stream: TaskStream, num: int, key: Key, num_steps: int
-) -> Advance:
-    key = mesh.everywhere(key)
-    share = mesh.local_share(num)
-    size = num if share is None else share.stop - share.start
-    batches, place = None, None
-    ahead, next_one = None, None
-
-    def fetch(number: int) -> Task:
-        nonlocal batches, place
-        if place != number:
-            batches = stream.batches(num, number, share)
-        place = number + 1
-        return mesh.place_tasks(next_batch(batches, number, size))
-
-    def advance(state: TrainState, totals: Totals, stop: int):
-        nonlocal ahead, next_one
-        for number in range(int(state.step), stop):
-            tasks = ahead if next_one == number else fetch(number)
-            state, totals = step(state, totals, tasks, key)
-            # The next batch is read while the device computes on this one.
-            next_one = number + 1 if number + 1 < num_steps else None
-            ahead = None if next_one is None else fetch(next_one)
-        return state, totals
-
-    return advance
-
-
-def tasks_of_step(
-    tasks: TaskSampler | TaskStream, tasks_per_step: int, key: Key, number: int
-) -> Task:
-    """The batch of an outer step once more, to look at what it holds."""
-    if isinstance(tasks, TaskStream):
-        batches = iter(tasks.batches(tasks_per_step, number))
-        return next_batch(batches, number, tasks_per_step)
-    k_tasks = _step_keys(key, jnp.asarray(number, jnp.int32))[0]
-    draw = jax.jit(_sampled, static_argnums=(0, 3))
-    return draw(tasks.sample, tasks.data, k_tasks, tasks_per_step)
-
-
-def _sampled(sample: Callable[..., Task], data: PyTree, key: Key, num: int) -> Task:
-    return sample_batch(TaskSampler(sample, data), data, jax.random.split(key, num))
-
-
 @kept_with_owner
 def _compiled_step(trainer: MetaTrainer, stops: bool, ways: int | None, limit: int):
     step, choice = _one_step(trainer, ways), cost.Choice(limit)
 
     def run(state: TrainState, totals: Totals, tasks: Task, key: Key):
-        k_step = _step_keys(key, state.step)[1]
+        k_step = step_keys(key, state.step)[1]
         with cost.choosing(choice):
             return mesh.replicated(
                 jax.lax.cond(
@@ -218,11 +175,6 @@ def _compiled_step(trainer: MetaTrainer, stops: bool, ways: int | None, limit: i
             )
 
     return compiled(run, donate_argnums=(0, 1)), choice
-
-
-def _step_keys(key: Key, number: Array) -> Key:
-    """Keys of the tasks and of the step; they depend on its number alone."""
-    return jax.random.split(jax.random.fold_in(key, number))
 
 
 def _one_step(

@@ -20,9 +20,11 @@ import numpy as np
 from metalearn.core import checks, cost, kinds, labels, mesh, metrics
 from metalearn.core.keys import check_key
 from metalearn.core.learner import MetaLearner
+from metalearn.core.plans import check_planned
 from metalearn.core.programs import compiled, kept_with_owner
 from metalearn.core.task import Examples, Task, TaskSampler, stack_tasks
 from metalearn.core.types import Array, Key, LossFn, PyTree
+from metalearn.training.batches import tasks_of_step
 from metalearn.training.diagnosis import not_finite
 from metalearn.training.judgement import Judgement, check_judgement, judge
 from metalearn.training.loop import (
@@ -30,7 +32,6 @@ from metalearn.training.loop import (
     copied,
     first_call,
     no_totals,
-    tasks_of_step,
 )
 from metalearn.training.trainer import MetaTrainer, TrainState, check_trainer
 
@@ -190,6 +191,7 @@ def _training(
         # A key for each task: where variables restart, the number of the step does too.
         k_task, stop = jax.random.fold_in(key, task), int(state.step) + steps
         sampler = TaskSampler(sample, data, "online")
+        check_planned(trainer.learner, sampler)
         # Every task was looked at before the first round, so labels are not counted.
         numbers = (trainer, sampler, tasks_per_step, k_task, True, stop, None)
         make = functools.partial(advance_of, *numbers)
@@ -202,7 +204,14 @@ def _training(
         if int(totals["first_bad"]) >= 0:
             raise not_finite(
                 totals,
-                functools.partial(tasks_of_step, sampler, tasks_per_step, k_task),
+                lambda number: tasks_of_step(
+                    sampler,
+                    tasks_per_step,
+                    k_task,
+                    number,
+                    trainer.learner,
+                    state.variables,
+                ),
                 where=f", during task {task}",
                 kept="Checkpoints and sinks keep what came before.",
             )

@@ -46,6 +46,12 @@ RECORDS = {
         "users": 4,
         "items": 5,
     },
+    "places": {
+        "name": "made",
+        "categories": 3,
+        "order": [1, 0, 3, 2, 4, 6, 5, 7],
+        "most_users": 4,
+    },
     "labels": {
         "image_shape": [28, 28, 1],
         "class_names": ["a", "b"],

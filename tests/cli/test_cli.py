@@ -310,9 +310,11 @@ def test_data_commands(base, image_folder):
     texts = {"banking77", "hwu64", "liu54", "huffpost41", "fewrel", "own"}
     kinds = {"glyphs": "images", "omniglot": "images"} | dict.fromkeys(texts, "texts")
     ratings = {"ml-100k", "ml-1m", "ml-1m-coldstart", "own"}
+    visits = {"foursquare_cities", "foursquare_nyc_geo", "flickr_tours", "own"}
     assert {(row["name"], row["kind"]) for row in found} == {
         *kinds.items(),
         *((name, "ratings") for name in ratings),
+        *((name, "places") for name in visits),
         *((name, "graphs") for name in ("cora", "citeseer", "amazon_clothing20", "own")),
         *((name, "domains") for name in ("rotated-mnist", "pacs", "own")),
     }

@@ -6,6 +6,7 @@ from metalearn.algorithms.gradient.alpha_maml import (
     hypergradient_descent,
 )
 from metalearn.algorithms.gradient.bmg import bmg
+from metalearn.algorithms.gradient.chaml import Pool, chaml
 from metalearn.algorithms.gradient.es_maml import es_maml
 from metalearn.algorithms.gradient.g_meta import g_meta
 from metalearn.algorithms.gradient.imaml import imaml
@@ -21,11 +22,13 @@ from metalearn.algorithms.gradient.tnet import mt_net, t_net
 from metalearn.algorithms.gradient.warpgrad import warpgrad
 
 __all__ = [
+    "Pool",
     "alpha_maml",
     "alpha_maml_optimiser",
     "anil",
     "bmg",
     "boil",
+    "chaml",
     "es_maml",
     "evidence",
     "fomaml",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from metalearn import models
 from metalearn.algorithms import gradient
+from metalearn.algorithms.gradient import Pool
 from metalearn.algorithms.record import Record, record
 
 RECORDS: tuple[Record, ...] = (
@@ -110,6 +111,15 @@ RECORDS: tuple[Record, ...] = (
         published="MovieLens-1M AUC .6693 against .6528 (cold, DeepFM) [P]",
         result="warm-up-ml-1m-coldstart",
         tiny={"pretrain_steps": 1, "fresh": "head/b|Dense_1/bias"},
+    ),
+    record(
+        gradient.chaml,
+        "CHAML",
+        "Chen et al., KDD 2021",
+        good_for="the next place in new cities: hard cities and users come again",
+        result="places-foursquare_cities",
+        batches="planned",
+        tiny={"pool": Pool(areas=4, users=2)},
     ),
     record(
         gradient.g_meta,

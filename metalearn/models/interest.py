@@ -1,0 +1,105 @@
+"""Network of the interest of a user, weighed by what is asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from metalearn.core import checks
+from metalearn.core.types import Array
+from metalearn.models.sizes import check_sizes
+
+HOURS = 24
+
+
+class InterestNetwork(nn.Module):
+    """Logits of candidates after a history, `[N, K]`.
+
+    The base model of CHAML (Y. Chen et al., KDD 2021), a deep interest network (G. Zhou et
+    al., KDD 2018): a record is the vector of its place, embeddings of category and hour,
+    and further numbers. For each candidate q, a layer on q, the records v of the history
+    and q * v gives weights by a softmax, and hidden layers decide on their weighted sum and
+    q. The difference q - v is not among the inputs, which adds no function to a linear
+    layer on q and v; one logit stands for two of a softmax.
+
+    Inputs are a dictionary as `metalearn.data.places.place_tasks` gives it. Outputs with a
+    category or hour that there is not are NaN. A history without a record counts as zeros.
+
+    Attributes:
+      categories: Number of categories, the unknown one, 0, included.
+      dim: Length of the embeddings of category and hour.
+      attention: Units of the layer that weighs records.
+      widths: Sizes of the hidden layers.
+      dropout: Share of weights and hidden units that are left out in training.
+    """
+
+    categories: int = 1
+    dim: int = 8
+    attention: int = 16
+    widths: Sequence[int] = (64, 64)
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: dict[str, Array], train: bool = False):
+        check_sizes(self)
+        for name in ("categories", "dim", "attention"):
+            checks.whole_number(name, getattr(self, name), least=1)
+        checks.number("dropout", self.dropout)
+        if self.dropout >= 1:
+            raise ValueError(
+                f"dropout is {self.dropout}; expected a share from 0 to below 1."
+            )
+        first = nn.initializers.normal(0.1)
+        tables = {
+            "category": self.param("category", first, (self.categories, self.dim)),
+            "hour": self.param("hour", first, (HOURS, self.dim)),
+        }
+        past, asked = _records(x["history"], tables), _records(x["candidates"], tables)
+        hidden = (
+            nn.Dense(self.attention, name="of_candidate")(asked)[:, :, None]
+            + nn.Dense(self.attention, use_bias=False, name="of_past")(past)[:, None]
+            + self._of_both(asked, past)
+        )
+        scores = nn.Dense(1, name="weigh")(nn.relu(hidden))[..., 0]
+        weights = _weights(scores, x["seen"][:, None])
+        weights = self._without(weights, train)
+        h = jnp.concatenate([jnp.einsum("nkl,nlr->nkr", weights, past), asked], axis=-1)
+        for number, width in enumerate(self.widths):
+            h = nn.relu(nn.Dense(width, name=f"decision_{number}")(h))
+            h = self._without(h, train)
+        return nn.Dense(1, name="head")(h)[..., 0]
+
+    def _of_both(self, asked: Array, past: Array) -> Array:
+        """A layer on the products of candidates and records, `[N, K, L, A]`."""
+        first = nn.initializers.lecun_normal()
+        shape = (asked.shape[-1], self.attention)
+        kernel = self.param("of_both", first, shape, jnp.float32)
+        # In the order that takes least: of a hundred candidates, the products of kernel and
+        # records are made first.
+        return jnp.einsum("nkr,nlr,rh->nklh", asked, past, kernel, optimize="optimal")
+
+    def _without(self, h: Array, train: bool) -> Array:
+        if not self.dropout:
+            return h
+        return nn.Dropout(self.dropout)(h, deterministic=not train)
+
+
+def _records(records: dict[str, Array], tables: dict[str, Array]) -> Array:
+    """Records as vectors, `[N, L, R]`."""
+    parts = [records["vector"], records["numbers"]]
+    for name, table in tables.items():
+        code = records[name]
+        # A code below 0 would count from the end.
+        code = jnp.where(code < 0, table.shape[0], code)
+        parts.append(jnp.take(table, code, axis=0, mode="fill", fill_value=jnp.nan))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def _weights(scores: Array, seen: Array) -> Array:
+    """Softmax over the records that there are; zeros if there is none."""
+    seen = jnp.broadcast_to(seen, scores.shape)
+    weights = jax.nn.softmax(jnp.where(seen, scores, -1e9), axis=-1)
+    return jnp.where(seen, weights, 0)

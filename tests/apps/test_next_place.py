@@ -1,0 +1,205 @@
+"""The next place: what learners of areas are given, and a whole run of CHAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from own_visits import write_own_visits
+
+import metalearn as ml
+from benchmarks import places as benchmark
+from metalearn.apps import NextPlace, Recipe, find, learners, sgd
+from metalearn.apps.places import RECIPES, easy_to_hard
+from metalearn.cli import main as cli
+from metalearn.data.places import areas_of, place_tasks, visit_table
+
+TINY = NextPlace(
+    dataset="own",
+    least_visits=1,
+    least_users=4,
+    users=3,
+    negatives=2,
+    validation_areas=0.34,
+    new_areas=0.33,
+    place_dim=3,
+    dim=2,
+    attention=2,
+    widths=(4,),
+)
+SETTINGS = {
+    **{"dataset": "own", "least-visits": 1, "least-users": 4, "users": 3, "negatives": 2},
+    **{"validation-areas": 0.34, "new-areas": 0.33, "place-dim": 3, "dim": 2},
+    **{"attention": 2, "widths": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(write_own_visits(tmp_path_factory.mktemp("visits")))
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return TINY.load(folder)
+
+
+@pytest.fixture(scope="module")
+def record(data):
+    return TINY.describe(data)
+
+
+def test_parts_share_no_area_no_place_and_no_user(data):
+    ids = [{i for a in part for i in a.ids} for part in data.areas.values()]
+    assert [len(part) for part in data.areas.values()] == [2, 2, 2]
+    assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2])
+
+
+def test_the_record_is_json_and_orders_the_training_areas(data, record):
+    assert json.loads(json.dumps(record)) == record
+    assert sorted(record["order"]) == [0, 1] and record["most_users"] == 6
+    like = jax.tree.map(lambda a: (a.shape, a.dtype), TINY.example(record))
+    task = TINY.tasks(data, "train").first(jax.random.key(0))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), task) == like
+
+
+def test_easy_areas_come_first(data):
+    """Users of one area alternate between two places; those of the other go at random."""
+    random = np.random.default_rng(0)
+    rows = [
+        (area, user, random.integers(40) if area == 0 else user % 2, float(visit))
+        for area in range(2)
+        for user in range(8)
+        for visit in range(14)
+    ]
+    area, user, place, time = zip(*rows, strict=True)
+    table = {
+        "user": [f"{a}-{u}" for a, u in zip(area, user, strict=True)],
+        "place": [f"{a}-{p}" for a, p in zip(area, place, strict=True)],
+        "time": list(time),
+        "area": list(map(str, area)),
+    }
+    # Places that nobody of the second area goes to but once.
+    for number in range(6):
+        once = (f"1-{number % 8}", f"1-far{number}", -1.0, "1")
+        for column, value in zip(table.values(), once, strict=True):
+            column.insert(0, value)
+    made = areas_of(visit_table(table), least_visits=1, least_users=2, negatives=2, dim=3)
+    model = TINY.offers(
+        None, {"categories": 1, "most_users": 8, "order": [0]}, evaluating=False
+    )
+    tasks = place_tasks(made, num_users=4)
+    loss_fn = ml.losses.binary_cross_entropy
+    order, found = easy_to_hard(model["model"], loss_fn, tasks, rate=0.02, judged=5)
+    assert order == [1, 0] and found[1] < found[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "learner", "said"),
+    [
+        ({}, learners.ProtoNet(), "does not fit a network of places"),
+        ({"widths": ()}, learners.NoAdaptation(), "app.widths is"),
+        ({"users": 5}, learners.NoAdaptation(), "in this order"),
+        ({"new_areas": 0.9}, learners.NoAdaptation(), "a sum below 1"),
+        ({"place_dim": 1}, learners.NoAdaptation(), "app.place_dim is 1"),
+        ({"dropout": 1.0}, learners.NoAdaptation(), "app.dropout is 1.0"),
+    ],
+)
+def test_settings_are_checked(settings, learner, said):
+    app = dataclasses.replace(TINY, **settings)
+    with pytest.raises(ValueError, match=said):
+        Recipe(app=app, learner=learner).check()
+
+
+def test_chaml_is_refused_where_tasks_cannot_be_chosen():
+    curves, chosen = find("sinusoid-maml").recipe, learners.CHAML(inner_opt=sgd(0.1))
+    with pytest.raises(ValueError, match="areas and users that it chooses"):
+        dataclasses.replace(curves, learner=chosen).check()
+
+
+def test_too_few_areas_are_said(folder):
+    app = dataclasses.replace(TINY, new_areas=0.1)
+    with pytest.raises(ValueError, match="1 for the test; expected 1, 2 and 2"):
+        app.load(folder)
+
+
+def test_recipes_name_learners_that_fit():
+    for name, entry in RECIPES.items():
+        assert name.startswith("places-")
+        entry.recipe.check()
+
+
+def test_masked_records_and_users_do_not_count(data, record):
+    """Network and loss: another history behind the mask, another user who is not there."""
+    model = TINY.offers(None, record, evaluating=False)["model"]
+    task = TINY.tasks(data, "train").first(jax.random.key(0))
+    x = task.query.x
+    variables = model.init(jax.random.key(1), x)
+    found, _ = model.apply(variables, x)
+    assert found.shape == task.query.y.shape
+
+    def hidden(leaf):
+        seen = x["seen"].reshape(*x["seen"].shape, *[1] * (leaf.ndim - 2))
+        return jnp.where(seen, leaf, 1).astype(leaf.dtype)
+
+    other = {**x, "history": jax.tree.map(hidden, x["history"])}
+    np.testing.assert_allclose(model.apply(variables, other)[0], found, rtol=1e-6)
+    nothing = {**x, "seen": jnp.zeros_like(x["seen"])}
+    assert np.isfinite(model.apply(variables, nothing)[0]).all()
+    unknown = {**x["candidates"], "category": x["candidates"]["category"] + 99}
+    assert np.isnan(model.apply(variables, {**x, "candidates": unknown})[0]).all()
+
+
+def test_order_of_a_history_and_of_candidates_does_not_matter(data, record):
+    model = TINY.offers(None, record, evaluating=False)["model"]
+    task = TINY.tasks(data, "test").sample.one(
+        TINY.tasks(data, "test").data, 0, jax.random.key(0)
+    )
+    x = task.query.x
+    variables = model.init(jax.random.key(1), x)
+    found = model.apply(variables, x)[0]
+    turned = {
+        "history": jax.tree.map(lambda leaf: leaf[:, ::-1], x["history"]),
+        "seen": x["seen"][:, ::-1],
+        "candidates": jax.tree.map(lambda leaf: leaf[:, ::-1], x["candidates"]),
+    }
+    np.testing.assert_allclose(
+        model.apply(variables, turned)[0], found[:, ::-1], rtol=1e-4, atol=1e-6
+    )
+
+
+def test_counts_rank_as_a_loop_does(data):
+    area = data.areas["test"][0]
+    found = benchmark.by_counts([area])["own visits, then popularity"]
+    hits = []
+    everyone = [*area.earlier_place, *area.place[:, :7].ravel()]
+    for user in range(area.num_users):
+        own = [*area.earlier_place[area.earlier_user == user], *area.place[user, :7]]
+        for query in range(3):
+            asked = [area.place[user, 7 + query], *area.ranked[user, query]]
+            worth = [(own.count(p), everyone.count(p)) for p in asked]
+            hits.append(sum(w >= worth[0] for w in worth) <= 2)
+    small = benchmark._ranked(np.zeros((2, 3, 3)))
+    assert small["query/hit_rate@5"] == 1 and small["query/choice_ndcg@5"] == 0.5
+    place_of = found["query/choice_ndcg@5"][0, 0]
+    assert 0 < place_of < 1 and np.mean(hits) <= 1
+
+
+def test_a_run_from_the_command_line_trains_and_is_judged(folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = [f"--app.{k}={v}" for k, v in SETTINGS.items()]
+    command = ["train", "places-chaml", "--data-dir", folder, "--out", str(out)]
+    command += ["--steps", "4", "--learner.easy-steps", "2", "--learner.easy-share", "1"]
+    command += ["--tasks-per-step", "2", "--validate-every", "4", "--log-every", "2"]
+    command += ["--checkpoint-every", "4", "--devices", "1"]
+    command += ["--learner.differentiation", "first_order"]  # compiles sooner
+    assert cli.main([*command, *options]) == 0
+    found = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert {"query/hit_rate@10", "query/choice_ndcg@10", "query/loss"} <= found.keys()
+    said = capsys.readouterr().out
+    assert "areas: train 2 (12 users)" in said and "hit_rate@10" in said
+    assert list(out.glob("*.png"))
