@@ -197,7 +197,7 @@ def test_folders_that_are_no_domains_are_refused(tmp_path, content, settings, sa
 
 @pytest.mark.parametrize(
     ("name", "given", "said"),
-    [("pacs", None, "no data_dir"), ("rotated-mnist", "", "are not both in")],
+    [("pacs", None, "no data_dir"), ("rotated-mnist", "", "they are not together in")],
 )
 def test_files_that_are_missing_are_named(tmp_path, name, given, said):
     with pytest.raises(FileNotFoundError, match=said):

@@ -15,7 +15,6 @@ Domain Generalization, ICCV 2017.
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from metalearn.data.images.digits import IMAGES, LABELS, read_digits
 from metalearn.data.images.folder import check_size, refuse_lost, resize
 from metalearn.data.images.layout import layout_of, open_images
 from metalearn.data.images.limits import check_total, limits_of
+from metalearn.data.lookup import check_name, place_of
 
 # Description and files, by name.
 LAYOUTS = {
@@ -64,25 +64,12 @@ def load_domains(
       FileNotFoundError: a file is missing.
       ValueError: the name is unknown, a file is damaged, or see `domain_images`.
     """
-    if name not in DATASETS:
-        near = difflib.get_close_matches(str(name), DATASETS, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"unknown domains {name!r}; expected one of {', '.join(DATASETS)}.{hint}"
-        )
-    if data_dir is None:
-        raise FileNotFoundError(
-            f"the domains {name!r} need files; no data_dir was given. Give --data-dir DIR."
-        )
+    check_name("domains", name, DATASETS)
+    if data_dir is None or name == "rotated-mnist":
+        needed = (IMAGES, LABELS) if name == "rotated-mnist" else (LAYOUTS[name][1],)
+        what = f"the domains {name!r}"
+        return rotated_digits(place_of(what, data_dir, needed, within=("mnist",)), angles)
     root = Path(data_dir)
-    if name == "rotated-mnist":
-        for folder in (root / "mnist", root):
-            if (folder / IMAGES).is_file() and (folder / LABELS).is_file():
-                return rotated_digits(folder, angles)
-        raise FileNotFoundError(
-            f"rotated-mnist needs {IMAGES} and {LABELS}, which are not both in "
-            f"{root / 'mnist'} or {root}. Give --data-dir DIR."
-        )
     if name == "pacs":
         places = [root / "pacs64" / "pacs64.zip", root / "pacs64.zip", root / "pacs64"]
         root = next((place for place in places if place.exists()), root)

@@ -17,7 +17,6 @@ numbers its categories in another way than the other two, so they count as other
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from metalearn.core.cost import in_bytes
+from metalearn.data.lookup import check_name, place_of
 from metalearn.data.npz import read_arrays
 from metalearn.data.places.visits import Visits, kilometres, visit_table
 
@@ -45,29 +45,13 @@ def load_visits(name: str, data_dir: str | Path | None) -> Visits:
       FileNotFoundError: a file is missing.
       ValueError: the name is unknown, a file is damaged, or see `visit_table`.
     """
-    if not isinstance(name, str) or name not in LAYOUTS:
-        near = difflib.get_close_matches(str(name), LAYOUTS, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"unknown visits {name!r}; expected one of {', '.join(LAYOUTS)}.{hint}"
-        )
+    check_name("visits", name, LAYOUTS)
     _, files, read = LAYOUTS[name]
-    if data_dir is None:
-        raise FileNotFoundError(
-            f"the visits {name!r} need {', '.join(files)}; no data_dir was given. Give "
-            f"--data-dir DIR, where DIR or DIR/{name} holds them."
-        )
-    folders = [Path(data_dir) / name, Path(data_dir)]
-    for folder in folders:
-        if all((folder / file).is_file() for file in files):
-            try:
-                return read(folder)
-            except ValueError as error:
-                raise ValueError(f"{folder}: {error}") from error
-    raise FileNotFoundError(
-        f"the visits {name!r} need {', '.join(files)}, which are not all in {folders[0]} "
-        f"or {folders[1]}. Give --data-dir DIR, where DIR or DIR/{name} holds them."
-    )
+    folder = place_of(f"the visits {name!r}", data_dir, files, within=(name,))
+    try:
+        return read(folder)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def unrolled(hour_of_week: np.ndarray) -> np.ndarray:
