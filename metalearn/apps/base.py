@@ -280,7 +280,11 @@ class Recipe:
         """A second level means something only where the query set is what it is about."""
         needs, has = self.learner.record.batches, getattr(self.app, "batches", "")
         if needs and needs != has:
-            what = {"clean": "clean labels", "domains": "another domain"}[needs]
+            what = {
+                "clean": "clean labels",
+                "domains": "another domain",
+                "quiz": "a quiz for the student of a teacher",
+            }[needs]
             raise ValueError(
                 f"{self.learner.name} trains on tasks whose query set has {what}, which "
                 f"those of {self.app.kind!r} have not. Choose another learner, or a recipe "
