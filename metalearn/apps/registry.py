@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import difflib
 
-from metalearn.apps import curves, domains, graphs, images, labels, recommendation, text
+from metalearn.apps import (
+    curves,
+    distillation,
+    domains,
+    graphs,
+    images,
+    labels,
+    recommendation,
+    text,
+)
 from metalearn.apps.base import Application, DataRecord, Entry, Recipe
 
 DEFAULT = "glyphs-maml"
@@ -17,6 +26,7 @@ APPLICATIONS = (
     *domains.APPLICATIONS,
     *graphs.APPLICATIONS,
     *labels.APPLICATIONS,
+    *distillation.APPLICATIONS,
 )
 KINDS: dict[str, type[Application]] = {app.kind: app for app in APPLICATIONS}
 RECIPES: dict[str, Entry] = {
@@ -27,6 +37,7 @@ RECIPES: dict[str, Entry] = {
     **domains.RECIPES,
     **graphs.RECIPES,
     **labels.RECIPES,
+    **distillation.RECIPES,
 }
 
 

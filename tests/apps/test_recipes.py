@@ -46,6 +46,7 @@ RECORDS = {
         "users": 4,
         "items": 5,
     },
+    "distillation": {"input_shape": [28, 28, 1], "class_names": ["a", "b"]},
     "labels": {
         "image_shape": [28, 28, 1],
         "class_names": ["a", "b"],

@@ -68,8 +68,8 @@ def meta_distil(
     sets, and the student stays as it was made unless the outer optimiser decays it. The
     pilot is thrown away, with the statistics of its norm layers. With `teacher_rate=0` the
     teacher stays as it is: plain distillation, at its cost. With `soft=0` in addition the
-    student learns from the labels alone. If a step has several tasks, each moves the teacher
-    from where it was, and the mean of these goes on.
+    student learns from the labels alone. If a step has several tasks, each moves the
+    teacher from where it was, and the mean of these goes on.
 
     Args:
       model: The student's network, which returns logits.
@@ -259,7 +259,7 @@ def soft_loss(
     valid = examples.mask.reshape((-1,) + (1,) * (outputs.ndim - 1))
 
     def logs(logits: Array) -> Array:
-        # What a masked row holds may be no number, and would be NaN times 0 in a derivative.
+        # What a masked row holds may be no number, which a derivative would keep.
         wide = jnp.where(valid, trees.widened(logits), 0)
         return jax.nn.log_softmax(wide / temperature, axis=-1)
 

@@ -164,6 +164,30 @@ def load_texts(
     return TextSet(name=name, fold=fold, parts=parts, info=info)
 
 
+def labelled_texts(
+    name: str, data_dir: str | Path | None, *, max_characters: int = 2000
+) -> TextClasses:
+    """All texts of a set of intents, whatever its folds, without those a class has twice.
+
+    Args:
+      name: Name of a set whose folds are in a file: "banking77", "hwu64", "liu54", "own".
+      data_dir: Folder of the files, or the folder that has them in a folder of that name.
+      max_characters: Longest text that is accepted.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: the name is another, a file is damaged, or a text is empty or too long,
+        named with its line.
+    """
+    known = ("banking77", "hwu64", "liu54", "own")
+    if name not in known:
+        raise ValueError(f"unknown texts {name!r}; expected one of {', '.join(known)}.")
+    rows = list(_intents(name, _folder(name, data_dir)))
+    check_rows(rows, max_characters)
+    rows, _, _ = _unrepeated(rows, [folded(row.text) for row in rows], True)
+    return _part(rows, sorted({row.label for row in rows}), {})
+
+
 def _folder(name: str, data_dir: str | Path | None) -> Path:
     needed = SETS[name][1]
     if data_dir is None:
@@ -203,12 +227,15 @@ def _sources(
             f"{_EXAMPLE}"
         )
     fold = _chosen(folds, fold, str(path))
+    return fold, _intents(name, folder), folds[fold], f"fold {fold!r} of {path}"
+
+
+def _intents(name: str, folder: Path) -> Iterable[Row]:
+    """Rows of the sets that have folds in a file."""
     if name == "banking77":
         files = [folder / "train.csv", folder / "test.csv"]
-        rows = [row for path in files for row in text_files.csv_rows(path)]
-    else:
-        rows = text_files.json_lines(folder / "full.jsonl", "sentence", "label")
-    return fold, rows, folds[fold], f"fold {fold!r} of {path}"
+        return [row for path in files for row in text_files.csv_rows(path)]
+    return text_files.json_lines(folder / "full.jsonl", "sentence", "label")
 
 
 def _chosen(folds: Iterable[str], fold: str | None, where: str) -> str:
