@@ -78,7 +78,7 @@ def test_all_students_of_a_set_have_equal_care():
 @pytest.mark.parametrize(
     ("settings", "learner", "said"),
     [
-        ({"teacher": (256,)}, learners.ProtoNet(), "does not fit a student"),
+        ({"teacher": (128,)}, learners.ProtoNet(), "does not fit a student"),
         ({}, learners.L2RW(), "l2rw trains on tasks whose query set has clean labels"),
         ({"quiz_share": 0.9}, STUDENT, "app.quiz_share is 0.9.*a sum below 1"),
         ({"student": (0,)}, STUDENT, r"app.student is \(0,\)"),
@@ -87,7 +87,7 @@ def test_all_students_of_a_set_have_equal_care():
         ({"dataset": "hwu64", "dim": 1}, STUDENT, "app.dim is 1; expected a length"),
         ({"width": 3}, STUDENT, "app.width=3 has no effect"),
         ({"network": "lenet"}, STUDENT, "app.teacher=.*has no effect.*app.network mlp"),
-        ({"dataset": "hwu64", "network": "lenet", "teacher": (256,)}, STUDENT, "has texts"),
+        ({"dataset": "hwu64", "network": "lenet", "teacher": (128,)}, STUDENT, "has texts"),
         ({}, learners.NoAdaptation(), "app.teacher=.*read by learners with a teacher"),
         ({}, learners.MetaDistil(norm="batch"), "learner.norm='batch' has no effect"),
     ],
@@ -99,14 +99,14 @@ def test_settings_are_checked(settings, learner, said):
 
 
 def test_lenet_reads_images_alone(folder):
-    app = dataclasses.replace(TINY, network="lenet", teacher=(256,))
+    app = dataclasses.replace(TINY, network="lenet", teacher=(128,))
     Recipe(app=app, learner=STUDENT).check()
     with pytest.raises(ValueError, match=r"the inputs of own are \[18, 4\]; expected mlp"):
         app.load(folder)
 
 
 def test_other_learners_fit_and_other_applications_refuse_a_quiz():
-    app = dataclasses.replace(TINY, teacher=(256,))
+    app = dataclasses.replace(TINY, teacher=(128,))
     Recipe(app=app, learner=learners.MAML(inner_opt=sgd(0.1), num_steps=1)).check()
     with pytest.raises(ValueError, match="has a quiz for the student of a teacher"):
         Recipe(app=NoisyLabels(), learner=learners.MetaDistil()).check()

@@ -15,7 +15,8 @@ from metalearn.apps.distillation.teaching import Distillation
 from metalearn.apps.learners import Learner
 from metalearn.apps.optimisers import Outer
 
-STEPS = 3000
+STEPS = 2500
+PRETRAIN = 500
 PLAIN: dict[str, Any] = {"teacher_rate": 0.0}
 ALONE: dict[str, Any] = {"teacher_rate": 0.0, "soft": 0.0}
 TEXT: dict[str, Any] = {"dataset": "banking77", "student": (16,)}
@@ -28,7 +29,7 @@ def _student(learner: Learner, rate: float, app: dict[str, Any] | None = None) -
         outer=Outer(name="sgd", rate=rate, momentum=0.9),
         tasks_per_step=1,
         steps=STEPS,
-        log_every=300,
+        log_every=500,
         validate_every=STEPS,
         validation_tasks=1000,
         test_tasks=1000,
@@ -37,16 +38,22 @@ def _student(learner: Learner, rate: float, app: dict[str, Any] | None = None) -
 
 
 def _digits(rate: float, pool: str = "apart", **options: Any) -> Recipe:
-    return _student(learners.MetaDistil(**options), rate, {"pool": pool})
+    return _student(
+        learners.MetaDistil(pretrain_steps=PRETRAIN, **options), rate, {"pool": pool}
+    )
 
 
 def _intents(rate: float, pool: str = "apart", **options: Any) -> Recipe:
-    return _student(learners.MetaDistil(**options), rate, {**TEXT, "pool": pool})
+    return _student(
+        learners.MetaDistil(pretrain_steps=PRETRAIN, **options),
+        rate,
+        {**TEXT, "pool": pool},
+    )
 
 
 RECIPES: dict[str, Entry] = {
     "distil-meta": Entry(
-        "MetaDistil on digits: a student of 8 hidden units, a teacher of 256",
+        "MetaDistil on digits: a student of 8 hidden units, a teacher of 128",
         _digits(0.05),
     ),
     "distil-plain": Entry(
@@ -62,7 +69,7 @@ RECIPES: dict[str, Entry] = {
         _digits(0.05, "mixed", **ALONE),
     ),
     "distil-text-meta": Entry(
-        "MetaDistil on 77 intents (BANKING77): 16 hidden units, a teacher of 256",
+        "MetaDistil on 77 intents (BANKING77): 16 hidden units, a teacher of 128",
         _intents(1.0),
     ),
     "distil-text-plain": Entry(

@@ -69,16 +69,16 @@ class Distillation:
     dataset: Literal["mnist", "banking77", "hwu64", "own", "own-texts"] = "mnist"
     dim: int = 1024
     quiz_share: float = 0.1
-    validation_share: float = 0.1
+    validation_share: float = 0.2
     test_share: float = 0.3
     split_number: int = 1
     pool: Literal["apart", "mixed", "train"] = "apart"
-    batch: int = 100
-    quiz_batch: int = 100
+    batch: int = 64
+    quiz_batch: int = 64
     eval_batch: int = 100
     student: tuple[int, ...] = (8,)
     network: Literal["mlp", "lenet"] = "mlp"
-    teacher: tuple[int, ...] = (256,)
+    teacher: tuple[int, ...] = (128,)
     width: int = 8
     hidden: int = 128
 
