@@ -21,6 +21,7 @@ from benchmarks.families import Families
 from benchmarks.features import Features
 from benchmarks.graphs import Graphs
 from benchmarks.growth import Growth
+from benchmarks.hyperparameters import Hyperparameters
 from benchmarks.labels import Labels
 from benchmarks.memory import Memory
 from benchmarks.mixed import Mixed
@@ -67,6 +68,7 @@ BENCHMARKS = {
     "features": Features,
     "domains": Domains,
     "labels": Labels,
+    "hyperparameters": Hyperparameters,
     "continual": ContinualFamilies,
     "table": Table,
 }

@@ -66,9 +66,9 @@ def meta_distil(
 
     For the first `pretrain_steps` steps the teacher alone is trained, by Adam on the
     support sets, and the student stays as it was made unless the outer optimiser decays it.
-    The pilot is thrown away, with the statistics of its norm layers. With `teacher_rate=0` the
-    teacher stays as it is: plain distillation, at its cost. With `soft=0` in addition the
-    student learns from the labels alone. If a step has several tasks, each moves the
+    The pilot is thrown away, with the statistics of its norm layers. With `teacher_rate=0`
+    the teacher stays as it is: plain distillation, at its cost. With `soft=0` in addition
+    the student learns from the labels alone. If a step has several tasks, each moves the
     teacher from where it was, and the mean of these goes on.
 
     Args:
