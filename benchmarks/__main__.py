@@ -16,6 +16,7 @@ from benchmarks.cold_start import ColdStarts
 from benchmarks.compiling import Compiling
 from benchmarks.continual import ContinualFamilies
 from benchmarks.data import Data
+from benchmarks.distillation import Students
 from benchmarks.domains import Domains
 from benchmarks.families import Families
 from benchmarks.features import Features
@@ -69,6 +70,7 @@ BENCHMARKS = {
     "domains": Domains,
     "labels": Labels,
     "hyperparameters": Hyperparameters,
+    "distillation": Students,
     "continual": ContinualFamilies,
     "table": Table,
 }
