@@ -17,7 +17,8 @@ ACL 2022. Differences:
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -104,107 +105,32 @@ def meta_distil(
       >>> big = ml.from_linen(ml.models.MLP(10, widths=(256,)))
       >>> learner = ml.meta_distil(student, ml.losses.cross_entropy, teacher=big)
     """
-    checks.whole_number("pretrain_steps", pretrain_steps, least=0)
-    checks.number("pretrain_rate", pretrain_rate, positive=True)
-    checks.number("temperature", temperature, positive=True)
-    checks.number("pilot_rate", pilot_rate, positive=True)
-    checks.number("teacher_rate", teacher_rate)
-    checks.one_of("teacher_opt", teacher_opt, get_args(TeacherOpt))
-    checks.number("soft", soft)
-    if soft > 1:
-        raise ValueError(f"soft is {soft}; expected a share in 0..1.")
     teacher = model if teacher is None else teacher
-    checks.model(teacher)
-    if taught is not None:
-        kinds.variables(taught)
+    numbers = {
+        "pretrain_steps": pretrain_steps,
+        "pretrain_rate": pretrain_rate,
+        "temperature": temperature,
+        "soft": soft,
+        "pilot_rate": pilot_rate,
+        "teacher_rate": teacher_rate,
+        "teacher_opt": teacher_opt,
+    }
+    _check(teacher, taught, **numbers)
     first_opt = optax.adam(pretrain_rate)
     opts = {"adam": optax.adam, "sgd": optax.sgd}
     second_opt = opts[teacher_opt](teacher_rate)
-    big = network_of(teacher, loss_fn, keeps=True)
-
-    def memory(key: Key, made: Variables) -> dict[str, PyTree]:
-        del key, made
-        return {"step": jnp.zeros((), jnp.int32)}
 
     def gradient(network: Network) -> Gradient:
-        def student_loss(params, state, task: Task, of_teacher: Variables, key: Key | None):
-            """Of the support set, with a teacher as at test."""
-            outputs, new = network.apply(params, state, task.support, key=key)
-            plain = paired(loss_fn, outputs, task.support)
-            x, mask = task.support.x, task.support.mask
-            targets, _ = teacher.apply(of_teacher, x, train=False, mask=mask)
-            kd = soft_loss(outputs, targets, task.support, temperature=temperature)
-            value = soft * kd.astype(plain.dtype) + (1 - soft) * plain
-            return value, (outputs, new)
+        prepare = _first_phase(network_of(teacher, loss_fn, keeps=True), first_opt)
+        pupil = _pupil(network, teacher, loss_fn, soft, temperature)
+        opt = second_opt if teacher_rate else None
+        distil = _second_phase(network, pupil, pilot_rate, opt)
 
-        def prepare(variables: Variables, task: Task, key: Key):
-            """The first phase: a plain step of the teacher."""
-            k_support, k_query = split_key(key, 2)
-            state = variables.state
-            slope = jax.grad(big.loss, has_aux=True)
-            grads, (_, new) = slope(
-                state["teacher"], state["teacher_state"], task.support, key=k_support
-            )
-            moved, moments = _moved(first_opt, grads, state["first"], state["teacher"])
-            found, _ = big.apply(moved, new, task.query, key=k_query)
-            kept = {"teacher": moved, "teacher_state": new, "first": moments}
-            zeros = jax.tree.map(jnp.zeros_like, variables.params["model"])
-            return zeros, {**state, **kept}, found
-
-        def distil(variables: Variables, task: Task, key: Key):
-            """The second phase: the teacher's step, then the student's with it."""
-            k_support, k_query = split_key(key, 2)
-            params, state = variables.params["model"], variables.state
-            rest = state["teacher_state"]
-
-            def pupil(params: PyTree, of_teacher: PyTree):
-                full = Variables(params=of_teacher, state=rest)
-                return student_loss(params, state["model"], task, full, k_support)
-
-            def quiz(params: PyTree, of_teacher: PyTree):
-                del of_teacher
-                value, aux = network.loss(params, state["model"], task.query, key=k_query)
-                return value, aux[0]
-
-            moved, moments = state["teacher"], state["second"]
-            if teacher_rate:
-                # Of one plain step this is the whole derivative, and no estimate.
-                step = optax.sgd(pilot_rate)
-                found = sama(pupil, quiz, params, moved, step, alpha=None)
-                told = found.outer_aux
-                moved, moments = _moved(second_opt, found.gradient, moments, moved)
-            else:
-                told = quiz(params, moved)[1]
-            grads, (_, new) = jax.grad(pupil, has_aux=True)(params, moved)
-            kept = {"model": new, "teacher": moved, "second": moments}
-            return grads, {**state, **kept}, told
-
-        def of_task(variables: Variables, task: Task, *, key: Key):
-            step = variables.state["step"]
-            if pretrain_steps:
-                first = step < pretrain_steps
-                found = jax.lax.cond(first, prepare, distil, variables, task, key)
-            else:
-                found = distil(variables, task, key)
-            grads, kept, told = found
-            report = metrics.of_task(loss_fn, told, task.query)
-            report = {f"query/{name}": value for name, value in report.items()}
-            return {"model": grads}, ({**kept, "step": step + 1}, report)
-
-        return of_task
+        return _of_phases(prepare, distil, pretrain_steps, loss_fn)
 
     made = joint(
         *("meta_distil", model, loss_fn, gradient),
-        memory=memory,
-        settings={
-            "pretrain_steps": pretrain_steps,
-            "pretrain_rate": pretrain_rate,
-            "temperature": temperature,
-            "soft": soft,
-            "pilot_rate": pilot_rate,
-            "teacher_rate": teacher_rate,
-            "teacher_opt": teacher_opt,
-        },
+        settings=numbers,
         norm=norm,
         task_chunk=task_chunk,
     )
@@ -216,6 +142,7 @@ def meta_distil(
             begun = teacher.init(split_key(key, 2)[1], task.support.x)
         _check_logits(model, teacher, found, begun, task)
         own = {
+            "step": jnp.zeros((), jnp.int32),
             "teacher": begun.params,
             "teacher_state": begun.state,
             "first": first_opt.init(begun.params),
@@ -224,6 +151,97 @@ def meta_distil(
         return Variables(params=found.params, state={**found.state, **own})
 
     return made._replace(init=init)
+
+
+def _of_phases(
+    prepare: Callable[..., Any], distil: Callable[..., Any], num: int, loss_fn: LossFn
+) -> Gradient:
+    """The gradient of a task: `num` steps of the first phase, then the second."""
+
+    def of_task(variables: Variables, task: Task, *, key: Key):
+        step = variables.state["step"]
+        if num:
+            found = jax.lax.cond(step < num, prepare, distil, variables, task, key)
+        else:
+            found = distil(variables, task, key)
+        grads, kept, told = found
+        report = metrics.of_task(loss_fn, told, task.query)
+        report = {f"query/{name}": value for name, value in report.items()}
+        return {"model": grads}, ({**kept, "step": step + 1}, report)
+
+    return of_task
+
+
+def _pupil(
+    network: Network, teacher: Model, loss_fn: LossFn, soft: float, temperature: float
+):
+    """Function `(params, state, taught, examples, key) -> (loss, (outputs, state))`."""
+
+    def loss(params, state, taught: Variables, examples: Examples, key: Key | None):
+        outputs, new = network.apply(params, state, examples, key=key)
+        plain = paired(loss_fn, outputs, examples)
+        # As at test: noise of the teacher would be another's lesson in each product.
+        targets, _ = teacher.apply(taught, examples.x, train=False, mask=examples.mask)
+        kd = soft_loss(outputs, targets, examples, temperature=temperature)
+        value = soft * kd.astype(plain.dtype) + (1 - soft) * plain
+        return value, (outputs, new)
+
+    return loss
+
+
+def _first_phase(big: Network, opt: optax.GradientTransformation):
+    """Function `(variables, task, key) -> (gradient, state, outputs)`."""
+
+    def prepare(variables: Variables, task: Task, key: Key):
+        k_support, k_query = split_key(key, 2)
+        state = variables.state
+        grads, (_, new) = jax.grad(big.loss, has_aux=True)(
+            state["teacher"], state["teacher_state"], task.support, key=k_support
+        )
+        moved, moments = _moved(opt, grads, state["first"], state["teacher"])
+        found, _ = big.apply(moved, new, task.query, key=k_query)
+        kept = {"teacher": moved, "teacher_state": new, "first": moments}
+        zeros = jax.tree.map(jnp.zeros_like, variables.params["model"])
+        return zeros, {**state, **kept}, found
+
+    return prepare
+
+
+def _second_phase(
+    network: Network,
+    pupil_loss: Callable[..., Any],
+    pilot_rate: float,
+    opt: optax.GradientTransformation | None,
+):
+    """Function as that of the first phase; without `opt` the teacher stays."""
+
+    def distil(variables: Variables, task: Task, key: Key):
+        k_support, k_query = split_key(key, 2)
+        params, state = variables.params["model"], variables.state
+
+        def pupil(params: PyTree, of_teacher: PyTree):
+            taught = Variables(params=of_teacher, state=state["teacher_state"])
+            return pupil_loss(params, state["model"], taught, task.support, k_support)
+
+        def quiz(params: PyTree, of_teacher: PyTree):
+            del of_teacher
+            value, aux = network.loss(params, state["model"], task.query, key=k_query)
+            return value, aux[0]
+
+        moved, moments = state["teacher"], state["second"]
+        if opt is None:
+            told = quiz(params, moved)[1]
+        else:
+            # Of one plain step this is the whole derivative, and no estimate.
+            step = optax.sgd(pilot_rate)
+            found = sama(pupil, quiz, params, moved, step, alpha=None)
+            told = found.outer_aux
+            moved, moments = _moved(opt, found.gradient, moments, moved)
+        grads, (_, new) = jax.grad(pupil, has_aux=True)(params, moved)
+        kept = {"model": new, "teacher": moved, "second": moments}
+        return grads, {**state, **kept}, told
+
+    return distil
 
 
 def soft_loss(
@@ -251,7 +269,7 @@ def soft_loss(
       >>> examples = ml.Examples.of(jnp.zeros((1, 1)), jnp.array([0]))
       >>> logits, other = jnp.array([[0.0, 0.0]]), jnp.array([[0.0, 2.0]])
       >>> round(float(ml.soft_loss(logits, other, examples, temperature=2.0)), 4)
-      0.4442
+      0.4438
     """
     for name, value in (("student", outputs), ("teacher", targets)):
         trees.one_array(value, f"the output of the {name}", "logits [N, C]")
@@ -298,3 +316,17 @@ def _check_shapes(student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
             f"{list(teacher)}; expected one shape, [N, C]. Give both networks as many "
             "outputs."
         )
+
+
+def _check(teacher: Model, taught: Variables | None, **numbers: Any) -> None:
+    checks.whole_number("pretrain_steps", numbers["pretrain_steps"], least=0)
+    for name in ("pretrain_rate", "temperature", "pilot_rate"):
+        checks.number(name, numbers[name], positive=True)
+    for name in ("teacher_rate", "soft"):
+        checks.number(name, numbers[name])
+    checks.one_of("teacher_opt", numbers["teacher_opt"], get_args(TeacherOpt))
+    if numbers["soft"] > 1:
+        raise ValueError(f"soft is {numbers['soft']}; expected a share in 0..1.")
+    checks.model(teacher)
+    if taught is not None:
+        kinds.variables(taught)
