@@ -49,7 +49,7 @@ def meta_distil(
     temperature: float = 4.0,
     soft: float = 0.5,
     pilot_rate: float = 0.05,
-    teacher_rate: float = 1e-4,
+    teacher_rate: float = 3e-5,
     teacher_opt: TeacherOpt = "adam",
     norm: JointNorm = "running",
     task_chunk: TaskChunk = "auto",

@@ -12,43 +12,38 @@ from typing import Any
 from metalearn.apps import learners
 from metalearn.apps.base import Entry, Recipe
 from metalearn.apps.distillation.teaching import Distillation
-from metalearn.apps.learners import Learner
 from metalearn.apps.optimisers import Outer
 
-STEPS = 2500
-PRETRAIN = 500
 PLAIN: dict[str, Any] = {"teacher_rate": 0.0}
 ALONE: dict[str, Any] = {"teacher_rate": 0.0, "soft": 0.0}
 TEXT: dict[str, Any] = {"dataset": "banking77", "student": (16,)}
+STUDENT_STEPS = 2000
 
 
-def _student(learner: Learner, rate: float, app: dict[str, Any] | None = None) -> Recipe:
+def _student(
+    rate: float, app: dict[str, Any], pretrain_steps: int, **options: Any
+) -> Recipe:
+    steps = pretrain_steps + STUDENT_STEPS
     return Recipe(
-        app=Distillation(**app or {}),
-        learner=learner,
+        app=Distillation(**app),
+        learner=learners.MetaDistil(pretrain_steps=pretrain_steps, **options),
         outer=Outer(name="sgd", rate=rate, momentum=0.9),
         tasks_per_step=1,
-        steps=STEPS,
+        steps=steps,
         log_every=500,
-        validate_every=STEPS,
+        validate_every=steps,
         validation_tasks=1000,
         test_tasks=1000,
-        checkpoint_every=STEPS,
+        checkpoint_every=steps,
     )
 
 
 def _digits(rate: float, pool: str = "apart", **options: Any) -> Recipe:
-    return _student(
-        learners.MetaDistil(pretrain_steps=PRETRAIN, **options), rate, {"pool": pool}
-    )
+    return _student(rate, {"pool": pool}, 500, **options)
 
 
 def _intents(rate: float, pool: str = "apart", **options: Any) -> Recipe:
-    return _student(
-        learners.MetaDistil(pretrain_steps=PRETRAIN, **options),
-        rate,
-        {**TEXT, "pool": pool},
-    )
+    return _student(rate, {**TEXT, "pool": pool}, 1000, **options)
 
 
 RECIPES: dict[str, Entry] = {
@@ -66,15 +61,15 @@ RECIPES: dict[str, Entry] = {
     ),
     "distil-alone": Entry(
         "baseline: the student by labels alone, those of the quiz as well",
-        _digits(0.05, "mixed", **ALONE),
+        _digits(0.02, "mixed", **ALONE),
     ),
     "distil-text-meta": Entry(
         "MetaDistil on 77 intents (BANKING77): 16 hidden units, a teacher of 128",
-        _intents(1.0),
+        _intents(2.0, pilot_rate=1.0),
     ),
     "distil-text-plain": Entry(
         "baseline: plain distillation of intents, the quiz left out",
-        _intents(1.0, **PLAIN),
+        _intents(2.0, **PLAIN),
     ),
     "distil-text-mixed": Entry(
         "baseline: plain distillation of intents, which learns from the quiz as well",
@@ -82,6 +77,6 @@ RECIPES: dict[str, Entry] = {
     ),
     "distil-text-alone": Entry(
         "baseline: the student of intents by labels alone, those of the quiz as well",
-        _intents(1.0, "mixed", **ALONE),
+        _intents(0.5, "mixed", **ALONE),
     ),
 }
