@@ -115,7 +115,7 @@ def minimised(
     start: Array,
     *,
     tolerance: float = 1e-5,
-    most: int = 50,
+    most: int = 25,
 ) -> Array:
     """The minimum of a smooth convex loss, by Newton's method with conjugate gradients.
 
@@ -132,7 +132,7 @@ def minimised(
         grad, product = jax.linearize(slope, point)
         # The nearer the minimum, the more exact the direction has to be.
         rough = jnp.minimum(0.1, jnp.sqrt(jnp.linalg.norm(grad)))
-        direction, _ = jax.scipy.sparse.linalg.cg(product, grad, tol=rough, maxiter=100)
+        direction, _ = jax.scipy.sparse.linalg.cg(product, grad, tol=rough, maxiter=50)
         trial = point - length * direction
         reached = loss(trial)
         # Too long a step is taken back, and the next one is half as long.

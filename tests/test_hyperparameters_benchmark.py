@@ -129,7 +129,7 @@ def test_a_whole_comparison_of_few_digits(tmp_path, monkeypatch):
         data_dir=str(tmp_path),
     ).run_benchmark()
     found = json.loads(path.read_text(encoding="utf-8"))
-    rows = found["recipes"]["ridge"]
+    rows = found["rows"]
     assert {row["solves"] for row in rows.values()} >= {3, 4}
     lines = hyperparameters.table_rows(found)
     assert any(line.startswith("| ridge, one strength") for line in lines)
