@@ -22,7 +22,7 @@ from metalearn.data.noisy import flipped
 
 CLASSES = 10
 GRID = (-12.0, 2.0)  # log strengths, from end to end
-OF_NOISY = (-8.0, 0.0)
+OF_NOISY = (-13.0, -3.0)
 # Sizes of training, validation and test sets.
 SMALL, NOISY, FEW = (500, 1000, 3000), (4000, 3000, 3000), (100, 1000, 3000)
 # Ranges of random search: radians, pixels of 14, share; uniform in the logarithm.
