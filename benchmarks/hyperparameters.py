@@ -24,7 +24,7 @@ CLASSES = 10
 GRID = (-12.0, 2.0)  # log strengths, from end to end
 OF_NOISY = (-13.0, -3.0)
 # Sizes of training, validation and test sets.
-SMALL, NOISY, FEW = (500, 1000, 3000), (4000, 3000, 3000), (100, 1000, 3000)
+SMALL, NOISY, FEW = (500, 1000, 3000), (2000, 1500, 3000), (100, 1000, 3000)
 # Ranges of random search: radians, pixels of 14, share; uniform in the logarithm.
 SIZES = {"angle": (0.02, 1.0), "shift": (0.1, 3.0), "zoom": (0.02, 0.6)}
 Row = dict[str, Any]
@@ -158,18 +158,18 @@ def cleaning(
     truth = np.asarray(train.y)
     given = flipped(truth, CLASSES, share=0.5, kind="uniform", seed=seed)
     noisy, wrong = ml.Examples.of(train.x, jnp.asarray(given)), given != truth
-    grid = [jnp.float32(s) for s in np.linspace(*OF_NOISY[::-1], 6)]
+    grid = [jnp.float32(s) for s in np.linspace(*OF_NOISY[::-1], 5)]
 
     def plain(examples: ml.Examples, judge: ml.Examples) -> Found:
         return _hyper.searched(_hyper.logistic(examples, judge, CLASSES), grid)
 
     began = time.perf_counter()
     uniform = plain(noisy, held)
-    yield "cleaning, weights of one (grid of 6)", _row(uniform, test, began)
+    yield "cleaning, weights of one (grid of 5)", _row(uniform, test, began)
     began = time.perf_counter()
     problem = _hyper.cleaning(noisy, held, CLASSES, log_strength=float(uniform.hparams) - 2)
     scores = jnp.zeros(len(given), train.x.dtype)
-    found = _hyper.descended(problem, scores, solves=2 * settings.solves, rate=0.5)
+    found = _hyper.descended(problem, scores, solves=settings.solves, rate=1.0)
     row = _row(found, test, began, auc=detection(np.asarray(found.hparams), wrong))
     row["solves"] += len(grid)
     yield "cleaning, a learned weight of each example", row
