@@ -63,7 +63,7 @@ def descended(problem: Problem, hparams: PyTree, *, solves: int, rate: float) ->
       solves: Number of inner problems to solve.
       rate: Rate of Adam.
     """
-    linear = hypergradient.Linear("cg", max_steps=100, tolerance=1e-4)
+    linear = hypergradient.Linear("cg", max_steps=300, tolerance=1e-3)
     optimality = jax.grad(problem.inner)
     solve = hypergradient.implicit(optimality, problem.solver, linear=linear)
     opt = optax.adam(rate, b1=0.8, b2=0.95)
@@ -82,6 +82,12 @@ def descended(problem: Problem, hparams: PyTree, *, solves: int, rate: float) ->
     weights, state, seen = problem.start, opt.init(hparams), []
     for _ in range(solves):
         value, found, moved, state = step(hparams, weights, state)
+        # A linear system that was not solved gives NaN, which no later step would mend.
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(moved)):
+            raise FloatingPointError(
+                "a hypergradient is not finite, as it is where the linear system was not "
+                "solved. Raise max_steps of Linear, or the strength of the regulariser."
+            )
         weights = found.value
         seen.append((float(value), hparams, weights, float(found.residual)))
         hparams = moved

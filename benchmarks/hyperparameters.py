@@ -167,9 +167,10 @@ def cleaning(
     uniform = plain(noisy, held)
     yield "cleaning, weights of one (grid of 5)", _row(uniform, test, began)
     began = time.perf_counter()
+    # Weights begin at a half, so that a decay of the same strength would count for more.
     problem = _hyper.cleaning(noisy, held, CLASSES, log_strength=float(uniform.hparams) - 2)
     scores = jnp.zeros(len(given), train.x.dtype)
-    found = _hyper.descended(problem, scores, solves=settings.solves, rate=1.0)
+    found = _hyper.descended(problem, scores, solves=2 * settings.solves, rate=0.5)
     row = _row(found, test, began, auc=detection(np.asarray(found.hparams), wrong))
     row["solves"] += len(grid)
     yield "cleaning, a learned weight of each example", row
