@@ -37,11 +37,11 @@ MUTATIONS = [
             "moved, step, alpha=None)",
             "test_the_teacher_descends_the_quiz_loss_after_the_pilot_step",
         ),
-        # The pilot takes the rate of the teacher.
+        # The pilot goes twice as far.
         (
             "algorithms/joint/meta_distil.py",
             "step = optax.sgd(pilot_rate)",
-            "step = optax.sgd(teacher_rate)",
+            "step = optax.sgd(2 * pilot_rate)",
             "test_the_teacher_descends_the_quiz_loss_after_the_pilot_step",
         ),
         # KD without the factor of its temperature.
