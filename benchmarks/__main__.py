@@ -16,11 +16,13 @@ from benchmarks.cold_start import ColdStarts
 from benchmarks.compiling import Compiling
 from benchmarks.continual import ContinualFamilies
 from benchmarks.data import Data
+from benchmarks.distillation import Students
 from benchmarks.domains import Domains
 from benchmarks.families import Families
 from benchmarks.features import Features
 from benchmarks.graphs import Graphs
 from benchmarks.growth import Growth
+from benchmarks.hyperparameters import Hyperparameters
 from benchmarks.labels import Labels
 from benchmarks.memory import Memory
 from benchmarks.mixed import Mixed
@@ -69,6 +71,8 @@ BENCHMARKS = {
     "domains": Domains,
     "labels": Labels,
     "places": Places,
+    "hyperparameters": Hyperparameters,
+    "distillation": Students,
     "continual": ContinualFamilies,
     "table": Table,
 }

@@ -94,10 +94,27 @@ def of_places(name: str, row: dict[str, Any]) -> str:
     return f"`{recipe}` {'; '.join(parts)} (inductive, {len(row['seeds'])} seeds)"
 
 
+def of_distillation(name: str, row: dict[str, Any]) -> str:
+    """Accuracy of the student of a teacher that learns, beside plain distillation."""
+    recipe, found = next(
+        (recipe, found)
+        for recipe, found in row["rows"].items()
+        if found["settings"]["learner"]["name"] == name
+        if found["settings"]["learner"]["teacher_rate"]
+    )
+    value, apart = found["metrics"]["query/accuracy"], found["difference"]
+    return (
+        f"`{recipe}` {100 * value['mean']:.1f} ± {100 * value['ci95']:.1f} %; against "
+        f"`{next(iter(row['rows']))}` {100 * apart['mean']:+.1f} ± "
+        f"{100 * apart['ci95']:.1f} points (inductive, {len(row['seeds'])} seeds)"
+    )
+
+
 OF_KIND: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "cold-start": of_cold_start,
     "warm-up": of_warm_up,
     "labels": of_labels,
     "domains": of_domains,
     "places": of_places,
+    "distillation": of_distillation,
 }

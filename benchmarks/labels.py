@@ -60,7 +60,7 @@ class Labels:
         base = first["values"][metric]
         for name, row in rows.items():
             values = row.pop("values")
-            row["metrics"] = {key: _told(found) for key, found in values.items()}
+            row["metrics"] = {key: told_of(found) for key, found in values.items()}
             if name != self.recipes[0]:
                 row["difference"] = difference(values[metric], base)
             shown = row["metrics"][metric]
@@ -98,11 +98,11 @@ class Labels:
         seconds, each = [], []
         for seed in range(self.seeds):
             began = time.perf_counter()
-            trained = _trained(recipe, trainer, tasks, seed)
+            found = trained(recipe, trainer, tasks, seed)
             seconds.append(round(time.perf_counter() - began, 1))
             evaluation = ml.evaluate(
                 judge,
-                trained,
+                found,
                 judged_on,
                 num_tasks=num,
                 key=jax.random.key(_runs.KEYS[self.part]),
@@ -120,7 +120,7 @@ class Labels:
         }
 
 
-def _trained(recipe: Recipe, trainer: Any, tasks: Any, seed: int) -> ml.Variables:
+def trained(recipe: Recipe, trainer: Any, tasks: Any, seed: int) -> ml.Variables:
     """Variables after the last step."""
     found = ml.fit(
         trainer,
@@ -135,7 +135,7 @@ def _trained(recipe: Recipe, trainer: Any, tasks: Any, seed: int) -> ml.Variable
     return found.state.variables
 
 
-def _told(values: np.ndarray) -> dict[str, Any]:
+def told_of(values: np.ndarray) -> dict[str, Any]:
     """Of `[seeds, tasks]`: mean and interval over tasks, the mean of each seed."""
     mean, half = mean_ci95(values.mean(0))
     seeds = values.mean(1).tolist()

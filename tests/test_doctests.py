@@ -32,6 +32,7 @@ MODULES = (
 )
 FUNCTIONS = {
     "algorithms.gradient.maml_plus_plus": "step_weights",
+    "algorithms.joint.meta_distil": "soft_loss",
     "tasks.own": "from_tasks",
     "tasks.generated": "from_generator",
     "tasks.table": "from_table",

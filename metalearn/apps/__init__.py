@@ -2,6 +2,7 @@
 
 from metalearn.apps.base import Application, Entry, Recipe
 from metalearn.apps.curves import Curves
+from metalearn.apps.distillation import Distillation
 from metalearn.apps.domains import UnseenDomain
 from metalearn.apps.graphs import FewShotNodes
 from metalearn.apps.images import FewShotFeatures, FewShotImages, MixedImages
@@ -18,6 +19,7 @@ __all__ = [
     "RECIPES",
     "Application",
     "Curves",
+    "Distillation",
     "Entry",
     "FewRatings",
     "ItemClicks",

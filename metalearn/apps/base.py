@@ -284,6 +284,7 @@ class Recipe:
                 "clean": "whose query set has clean labels",
                 "domains": "whose query set has another domain",
                 "target": "with unlabelled images of a target domain beside them",
+                "quiz": "whose query set is a quiz for the student of a teacher",
                 "planned": "of areas and users that it chooses",
             }[needs]
             raise ValueError(

@@ -6,6 +6,7 @@ import difflib
 
 from metalearn.apps import (
     curves,
+    distillation,
     domains,
     graphs,
     images,
@@ -27,6 +28,7 @@ APPLICATIONS = (
     *graphs.APPLICATIONS,
     *labels.APPLICATIONS,
     *places.APPLICATIONS,
+    *distillation.APPLICATIONS,
 )
 KINDS: dict[str, type[Application]] = {app.kind: app for app in APPLICATIONS}
 RECIPES: dict[str, Entry] = {
@@ -38,6 +40,7 @@ RECIPES: dict[str, Entry] = {
     **graphs.RECIPES,
     **labels.RECIPES,
     **places.RECIPES,
+    **distillation.RECIPES,
 }
 
 

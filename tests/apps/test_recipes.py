@@ -52,6 +52,7 @@ RECORDS = {
         "order": [1, 0, 3, 2, 4, 6, 5, 7],
         "most_users": 4,
     },
+    "distillation": {"input_shape": [28, 28, 1], "class_names": ["a", "b"]},
     "labels": {
         "image_shape": [28, 28, 1],
         "class_names": ["a", "b"],

@@ -190,7 +190,7 @@ def test_shared_sets_are_read(shared_dir):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"need visits\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"missing \(visits\.csv\)"):
         places.load_visits("own", tmp_path)
     with pytest.raises(ValueError, match="Did you mean 'foursquare_cities'"):
         places.load_visits("foursquare_city", tmp_path)

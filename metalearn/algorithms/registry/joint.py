@@ -59,4 +59,13 @@ RECORDS: tuple[Record, ...] = (
         result="labels-plain",
         tiny={"hidden": 4},
     ),
+    record(
+        joint.meta_distil,
+        "MetaDistil",
+        "Zhou et al., ACL 2022",
+        batches="quiz",
+        good_for="a small student of a large teacher, who is trained to teach",
+        result="distillation-mnist",
+        tiny={"pretrain_steps": 0, "pilot_rate": 0.5},
+    ),
 )

@@ -1,7 +1,7 @@
 """Sets of short texts, and vectors of texts that need no download."""
 
 from metalearn.data.text.hashing import HashedTexts, hashed_texts
-from metalearn.data.text.sets import SETS, TextClasses, TextSet, load_texts
+from metalearn.data.text.sets import SETS, TextClasses, TextSet, labelled_texts, load_texts
 from metalearn.data.text.wordvectors import WordVectors, word_vectors
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "TextSet",
     "WordVectors",
     "hashed_texts",
+    "labelled_texts",
     "load_texts",
     "word_vectors",
 ]

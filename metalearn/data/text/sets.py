@@ -131,8 +131,7 @@ def load_texts(
         raise ValueError(
             f"max_characters is {max_characters!r}; expected an integer of 1 or more."
         )
-    needed = (SETS[name][1],)
-    folder = place_of(f"the texts {name!r}", data_dir, needed, within=(name,))
+    folder = _place(name, data_dir)
     fold, rows, splits, where = _sources(name, folder, fold)
     rows = list(rows)
     check_rows(rows, max_characters)
@@ -160,6 +159,33 @@ def load_texts(
     return TextSet(name=name, fold=fold, parts=parts, info=info)
 
 
+def labelled_texts(
+    name: str, data_dir: str | Path | None, *, max_characters: int = 2000
+) -> TextClasses:
+    """All texts of a set of intents, whatever its folds, without those a class has twice.
+
+    Args:
+      name: Name of a set whose folds are in a file: "banking77", "hwu64", "liu54", "own".
+      data_dir: Folder of the files, or the folder that has them in a folder of that name.
+      max_characters: Longest text that is accepted.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: the name is another, a file is damaged, or a text is empty or too long,
+        named with its line.
+    """
+    known = ("banking77", "hwu64", "liu54", "own")
+    check_name("texts", name, known)
+    rows = list(_intents(name, _place(name, data_dir)))
+    check_rows(rows, max_characters)
+    rows, _, _ = _unrepeated(rows, [folded(row.text) for row in rows], True)
+    return _part(rows, sorted({row.label for row in rows}), {})
+
+
+def _place(name: str, data_dir: str | Path | None) -> Path:
+    return place_of(f"the texts {name!r}", data_dir, (SETS[name][1],), within=(name,))
+
+
 def _sources(
     name: str, folder: Path, fold: str | None
 ) -> tuple[str, Iterable[Row], Mapping[str, Any], str]:
@@ -182,12 +208,15 @@ def _sources(
             f"{_EXAMPLE}"
         )
     fold = _chosen(folds, fold, str(path))
+    return fold, _intents(name, folder), folds[fold], f"fold {fold!r} of {path}"
+
+
+def _intents(name: str, folder: Path) -> Iterable[Row]:
+    """Rows of the sets that have folds in a file."""
     if name == "banking77":
         files = [folder / "train.csv", folder / "test.csv"]
-        rows = [row for path in files for row in text_files.csv_rows(path)]
-    else:
-        rows = text_files.json_lines(folder / "full.jsonl", "sentence", "label")
-    return fold, rows, folds[fold], f"fold {fold!r} of {path}"
+        return [row for path in files for row in text_files.csv_rows(path)]
+    return text_files.json_lines(folder / "full.jsonl", "sentence", "label")
 
 
 def _chosen(folds: Iterable[str], fold: str | None, where: str) -> str:
