@@ -79,7 +79,7 @@ class Record(Card):
         `mask_absent_classes`, or `num_ways` and make the head itself. A persistent model
         has no support set that would tell the classes.
         """
-        if self.batches:
+        if self.batches not in ("", "planned"):
             return False
         taken = parameters(self.build)
         return not self.fixed_head or not {"mask_absent_classes", "num_ways"}.isdisjoint(

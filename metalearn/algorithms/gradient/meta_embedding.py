@@ -112,13 +112,8 @@ def meta_embedding(
     checks.model(model)
     checks.loss(loss_fn)
     checks.whole_number("pretrain_steps", pretrain_steps, least=0)
-    checks.number("balance", balance)
-    checks.number("apart", apart)
     checks.one_of("first", first, ("generated", "mean", "random"))
-    if balance > 1:
-        raise ValueError(f"balance is {balance}; expected a share from 0 to 1.")
-    if apart >= 1:
-        raise ValueError(f"apart is {apart}; expected a share from 0 to below 1.")
+    _check_shares(balance, apart)
     inner = descent(
         model._replace(init=functools.partial(_init_model, model, first, fresh, table)),
         loss_fn,
@@ -271,6 +266,15 @@ class _WarmUp(NamedTuple):
         report = {"cold/loss": cold, "query/loss": warm}
         objective = self.balance * cold + (1 - self.balance) * warm
         return objective, variables.state["model"], report
+
+
+def _check_shares(balance: float, apart: float) -> None:
+    checks.number("balance", balance)
+    checks.number("apart", apart)
+    if balance > 1:
+        raise ValueError(f"balance is {balance}; expected a share from 0 to 1.")
+    if apart >= 1:
+        raise ValueError(f"apart is {apart}; expected a share from 0 to below 1.")
 
 
 def _init_model(model: Model, first: str, fresh: str, table: str, key: Key, x: PyTree):
