@@ -148,16 +148,8 @@ def meta_embedding(
         kinds.adapted(adapted, Adapted)
         return inner.predict(adapted, _hide(x, item), key=key, mask=mask)[0]
 
-    def objective(variables: Variables, task: Task, *, key: Key):
-        step = variables.state["step"]
-        loss, model_state, report = jax.lax.cond(
-            step < pretrain_steps, warm.of_base, warm.of_generator, variables, task, key
-        )
-        loss = warm.weight(task, step).astype(loss.dtype) * loss
-        return loss, ({"model": model_state, "step": step + 1}, report)
-
     estimate = remembering(
-        gradient_estimator(objective, task_chunk=task_chunk),
+        gradient_estimator(warm.objective, task_chunk=task_chunk),
         lambda variables: {"frozen": warm.base_of(variables)},
     )
     config = config_of(
@@ -212,6 +204,16 @@ class _WarmUp(NamedTuple):
             variables.params["model"],
             variables.state["frozen"],
         )
+
+    def objective(self, variables: Variables, task: Task, *, key: Key):
+        """Objective of the phase, the state of the learner, the report."""
+        step = variables.state["step"]
+        in_first = step < self.pretrain_steps
+        loss, model_state, report = jax.lax.cond(
+            in_first, self.of_base, self.of_generator, variables, task, key
+        )
+        loss = self.weight(task, step).astype(loss.dtype) * loss
+        return loss, ({"model": model_state, "step": step + 1}, report)
 
     def weight(self, task: Task, step: Array) -> Array:
         """Weight of an item in the objective of a phase; its mean over items is 1."""
