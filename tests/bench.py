@@ -56,6 +56,15 @@ def bench(same=False):
 THETA = np.array([0.7, -1.2, 0.4])
 
 
+def compiled(learner):
+    """A learner whose functions but `init` are compiled.
+
+    Operation by operation a test compiles a program for each of hundreds of them.
+    """
+    names = ("adapt", "predict", "estimate")  # `init` runs once
+    return learner._replace(**{name: jax.jit(getattr(learner, name)) for name in names})
+
+
 def of(model, step=0, **learned):
     """Variables of a learner that `bilevel` builds, of a model without state."""
     params = jax.tree.map(jnp.asarray, {"model": model, **learned})
