@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tiny import WAYS, blob_batch, plain_init
+from tiny import WAYS, blob_batch, plain, plain_init
 
 import metalearn as ml
 
@@ -56,6 +56,15 @@ def bench(same=False):
 THETA = np.array([0.7, -1.2, 0.4])
 
 
+def compiled(learner):
+    """A learner whose functions but `init` are compiled.
+
+    Operation by operation a test compiles a program for each of hundreds of them.
+    """
+    names = ("adapt", "predict", "estimate")  # `init` runs once
+    return learner._replace(**{name: jax.jit(getattr(learner, name)) for name in names})
+
+
 def of(model, step=0, **learned):
     """Variables of a learner that `bilevel` builds, of a model without state."""
     params = jax.tree.map(jnp.asarray, {"model": model, **learned})
@@ -68,8 +77,7 @@ def grads_of(learner, params, tasks):
     variables = params
     if not isinstance(params, ml.Variables):
         variables = ml.Variables(params=jax.tree.map(jnp.asarray, params), state={})
-    run = jax.jit(lambda v, t: learner.estimate(v, t, key=jax.random.key(0)))
-    return run(variables, tasks)
+    return jax.jit(learner.estimate)(variables, tasks, key=jax.random.key(0))
 
 
 def model_grads(learner, model, tasks):
@@ -78,10 +86,18 @@ def model_grads(learner, model, tasks):
     return dataclasses.replace(found, grads=found.grads["model"])
 
 
+@functools.cache  # it keeps what was compiled for it
 def quadratic_maml(steps=1, **options):
     options = {"task_chunk": TASKS, **options}
     opt = optax.sgd(RATE)
     return ml.maml(quadratic_model(), quadratic_loss, opt, num_steps=steps, **options)
+
+
+@functools.cache
+def network_maml(**options):
+    """MAML on the tiny network, with what was compiled for it."""
+    options = {"num_steps": 2, "task_chunk": 9, **options}
+    return ml.maml(plain(), CE, optax.sgd(INNER), **options)
 
 
 def descend(a, c, theta, steps, rate=RATE):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bench import CE, close, differs, model_grads, of, wide_blobs
+from bench import CE, close, compiled, differs, model_grads, of, wide_blobs
 from scipy import stats
 from tiny import INPUTS, WAYS, blob_batch, one, plain
 
@@ -30,8 +30,9 @@ def params_of():
         return jax.tree.map(lambda p: p.astype(jnp.float64), made)
 
 
+@functools.cache  # it keeps what was compiled for it
 def learner_of(**options):
-    return cavia(model_of(), CE, **{"num_steps": 2, "task_chunk": 9, **options})
+    return compiled(cavia(model_of(), CE, **{"num_steps": 2, "task_chunk": 9, **options}))
 
 
 def adapted(learner, params, support):
@@ -107,7 +108,9 @@ def test_identity_weights_are_maml_of_the_first_bias(x64):
         task_chunk=9,
     )
     task = one(tasks)
-    close(logits(learner_of(), params, task), logits(maml, small, task), rtol=1e-6)
+    close(
+        logits(learner_of(), params, task), logits(compiled(maml), small, task), rtol=1e-6
+    )
     found = model_grads(learner_of(), params, tasks).grads
     expected = model_grads(maml, small, tasks).grads
     close(found["head"], expected["head"], rtol=1e-6)
@@ -119,7 +122,7 @@ def test_identity_weights_are_maml_of_the_first_bias(x64):
 def test_clips_each_task_before_the_mean(x64):
     params, tasks = params_of(), wide_blobs()
     start = of(params)
-    estimate = jax.jit(lambda t: learner_of().estimate(start, t, key=jax.random.key(0)))
+    estimate = lambda t: learner_of().estimate(start, t, key=jax.random.key(0))
     batches = [ml.stack_tasks([one(tasks, i)]) for i in range(3)]
     single = [estimate(batch).grads["model"] for batch in batches]
     limit = 0.05

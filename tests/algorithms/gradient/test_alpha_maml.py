@@ -145,15 +145,16 @@ def test_hypergradient_of_the_outer_rate_by_finite_differences():
     """Of the second loss with respect to the rate of the first step."""
     a = jnp.asarray([1.0, 4.0])
     loss = lambda p: 0.5 * jnp.sum(a * (p - 1) ** 4)
+    gradient = jax.jit(jax.grad(loss))
     start, beta, hyper = jnp.asarray([2.0, 0.2]), 0.02, 1e-3
-    after = lambda beta: start - beta * jax.grad(loss)(start)
+    after = lambda beta: start - beta * gradient(start)
     slope = (loss(after(beta + 1e-6)) - loss(after(beta - 1e-6))) / 2e-6
     opt = hypergradient_descent(beta, hyper)
     state = opt.init(start)
-    updates, state = opt.update(jax.grad(loss)(start), state)
+    updates, state = opt.update(gradient(start), state)
     close(start + updates, after(beta), rtol=1e-12)
     close(state.rate, beta, rtol=0)
-    _, state = opt.update(jax.grad(loss)(start + updates), state)
+    _, state = opt.update(gradient(start + updates), state)
     close(state.rate, beta - hyper * slope, rtol=1e-8)
 
 

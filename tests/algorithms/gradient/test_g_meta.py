@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bench import compiled
 
 import metalearn as ml
 
@@ -40,7 +41,7 @@ def _task(mask=None):
 
 def _learner(**options):
     options = {"num_steps": STEPS, "inner_opt": optax.sgd(RATE), **options}
-    return ml.g_meta(_encoder(), num_ways=WAYS, **options)
+    return compiled(ml.g_meta(_encoder(), num_ways=WAYS, **options))
 
 
 def _loss(params, means_of, x, y):
@@ -112,7 +113,7 @@ def test_what_it_predicts_is_what_it_is_trained_on():
 @x64
 def test_without_a_step_it_is_a_prototypical_network():
     task, still = _task(), _learner(num_steps=0, scale=0.7)
-    proto = ml.protonet(_encoder(), num_ways=WAYS, scale=0.7)
+    proto = compiled(ml.protonet(_encoder(), num_ways=WAYS, scale=0.7))
     variables = still.init(jax.random.key(1), task)
     bare = ml.Variables(params=variables.params["model"], state={})
     outputs = still.predict(still.adapt(variables, task.support), task.query.x)

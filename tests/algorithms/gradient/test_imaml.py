@@ -218,7 +218,7 @@ def test_pull_back_is_plain_descent_and_one_proximal_step():
     ends = [p - RATE * LAM * (p - THETA) for p in ends]
     variables = _state_free(jnp.asarray(THETA))
     close(
-        jax.vmap(lambda s: learner.adapt(variables, s).params)(tasks.support),
+        jax.jit(jax.vmap(lambda s: learner.adapt(variables, s).params))(tasks.support),
         np.stack(ends),
     )
     terms = [
@@ -247,7 +247,7 @@ def test_without_a_spring_evaluation_is_that_of_first_order_maml():
     variables = jax.eval_shape(quadratic().init, jax.random.key(0), one(tasks))
     assert variables.params.shape == THETA.shape
     (a, c, _, _), _ = bench()
-    found = plain_steps.adapt(of(params), one(tasks).support).params
+    found = jax.jit(plain_steps.adapt)(of(params), one(tasks).support).params
     close(found, descend(a[0], c[0], THETA, 3))
 
 
@@ -285,7 +285,7 @@ def test_absent_classes_are_masked():
     )
     learner = imaml(plain(), CE, optax.sgd(0.1), num_steps=2, mask_absent_classes=True)
     variables = learner.init(jax.random.key(0), task)
-    adapted = learner.adapt(variables, support)
+    adapted = jax.jit(learner.adapt)(variables, support)
     assert adapted.present.tolist() == [True, True, False]
     assert (learner.predict(adapted, task.query.x).argmax(-1) != 2).all()
 

@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bench import CE, INNER, close, differs, grads_of, model_grads, network, of, wide_blobs
+from bench import (
+    CE,
+    INNER,
+    close,
+    differs,
+    grads_of,
+    model_grads,
+    network,
+    network_maml,
+    of,
+    wide_blobs,
+)
 from tiny import WAYS, blob_batch, one, plain, tanh_net
 
 import metalearn as ml
@@ -16,6 +27,7 @@ from metalearn.algorithms.gradient.kfo import identities, kfo, kronecker_sgd
 RNG = np.random.default_rng
 
 
+@functools.cache  # it keeps what was compiled for it
 def learner_of(model=None, **options):
     options = {"rate": INNER, "num_steps": 2, "task_chunk": 9, **options}
     return kfo(plain() if model is None else model, CE, **options)
@@ -37,8 +49,7 @@ def estimate(factors, **options):
 
 @pytest.mark.parametrize("psd", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_identities_that_keep_still_are_maml(x64, psd):
-    maml = ml.maml(plain(), CE, optax.sgd(INNER), num_steps=2, task_chunk=9)
-    expected = model_grads(maml, network(), wide_blobs())
+    expected = model_grads(network_maml(), network(), wide_blobs())
     still = estimate(identities(network()), adapt_transform=False, psd=psd)
     close(still.grads["model"], expected.grads)
     close(still.metrics["query/loss"], expected.metrics["query/loss"])
@@ -49,15 +60,15 @@ def test_identities_that_keep_still_are_maml(x64, psd):
 
 def test_init_starts_at_identities(x64):
     learner, task = learner_of(), one(wide_blobs())
-    made = learner.init(jax.random.key(0), task).params
+    made = jax.jit(learner.init)(jax.random.key(0), task).params
     close(made["inner"], identities(made["model"]), rtol=0)
 
 
 def test_only_adapted_parameters_have_factors():
     learner = learner_of(adapt_filter=lambda path, leaf: path.startswith("head"))
-    variables = learner.init(jax.random.key(0), one(blob_batch()))
+    variables = jax.jit(learner.init)(jax.random.key(0), one(blob_batch()))
     assert variables.params["inner"]["body"] == {"w": None, "b": None}
-    adapted = learner.adapt(variables, one(blob_batch()).support)
+    adapted = jax.jit(learner.adapt)(variables, one(blob_batch()).support)
     close(adapted.params["body"], variables.params["model"]["body"], rtol=0)
     assert differs(adapted.params["head"], variables.params["model"]["head"])
 
@@ -216,7 +227,8 @@ def test_one_step_adapts_no_factor(x64):
     adapting = estimate(factors, num_steps=1)
     close(adapting.grads, still.grads, rtol=1e-13)
     close(adapting.metrics, still.metrics, rtol=1e-13)
-    (first,) = by_optimiser(factors, one(wide_blobs()), 1, False)[1]
+    run = jax.jit(functools.partial(by_optimiser, steps=1, psd=False))
+    (first,) = run(factors, one(wide_blobs()))[1]
     close(first, factors, rtol=0)
 
 
@@ -234,10 +246,11 @@ def test_meta_gradients_match_the_steps_by_hand(x64, psd):
         return jax.vmap(of_task)(tasks).mean()
 
     found = estimate(learned["inner"], num_steps=3, psd=psd)
-    value, expected = jax.jit(jax.value_and_grad(loss))(learned)
+    run = jax.jit(jax.value_and_grad(loss))
+    value, expected = run(learned)
     close(found.metrics["query/loss"].mean(), value)
     close(found.grads, expected)
-    check_slope(jax.jit(loss), learned, found.grads)
+    check_slope(lambda learned: run(learned)[0], learned, found.grads)
     still = estimate(learned["inner"], num_steps=3, psd=psd, adapt_transform=False)
     assert differs(found.grads["inner"], still.grads["inner"])
 

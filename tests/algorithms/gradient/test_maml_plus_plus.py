@@ -111,10 +111,8 @@ def test_multi_step_loss_predicts_as_learners_of_fewer_steps():
         adapted = shorter.adapt(variables, task.support)
         return CE(shorter.predict(adapted, task.query.x), task.query)
 
-    losses = [
-        jax.jit(jax.vmap(functools.partial(loss_after, k)))(tasks)
-        for k in range(1, steps + 1)
-    ]
+    every = lambda task: [loss_after(k, task) for k in range(1, steps + 1)]
+    losses = jax.jit(jax.vmap(every))(tasks)
     np.testing.assert_allclose(found["query/loss"], losses[-1], rtol=1e-5)
     expected = np.mean(losses, 0)
     np.testing.assert_allclose(found["query/multi_step_loss"], expected, rtol=1e-5)
@@ -184,7 +182,7 @@ def test_rates_of_the_adapted_parameters_only():
     learner = maml_plus_plus(plain(), CE, num_steps=2, adapt_filter=head, **options)
     variables = learner.init(KEY, one(blob_batch()))
     assert len(jax.tree.leaves(variables.params["inner"])) == 2
-    moved = learner.adapt(variables, one(blob_batch()).support).params
+    moved = jax.jit(learner.adapt)(variables, one(blob_batch()).support).params
     np.testing.assert_array_equal(
         moved["body"]["w"], variables.params["model"]["body"]["w"]
     )
@@ -292,7 +290,7 @@ def test_norm_weights_stand_for_the_pass_after_their_step():
         lambda n: n + jnp.asarray([[1.0], [2.0]]), variables.params["inner"]["norm"]
     )
     params = {**variables.params, "inner": {"norm": norm}}
-    adapted = learner.adapt(
+    adapted = jax.jit(learner.adapt)(
         ml.Variables(params=params, state=variables.state), task.support
     )
     for found, start in zip(

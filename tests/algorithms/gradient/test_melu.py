@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bench import compiled
 
 import metalearn as ml
 
@@ -44,7 +45,7 @@ def _task():
 
 def _learner(**options):
     options = {"num_steps": STEPS, "inner_opt": optax.sgd(RATE), **options}
-    return ml.melu(_model(), ml.losses.mse, **options)
+    return compiled(ml.melu(_model(), ml.losses.mse, **options))
 
 
 def _by_hand(params, task, steps=STEPS, rate=RATE):
@@ -111,7 +112,7 @@ def test_without_a_step_it_is_the_model_of_all_users():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10),
         grads,
-        jax.grad(loss)(params),
+        jax.jit(jax.grad(loss))(params),
     )
 
 

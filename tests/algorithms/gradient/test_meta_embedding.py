@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bench import compiled
 
 import metalearn as ml
 
@@ -76,7 +77,8 @@ def _learner(**options):
         "generator": _generator(),
         **options,
     }
-    return ml.meta_embedding(_model(), ml.losses.binary_cross_entropy, **options)
+    loss = ml.losses.binary_cross_entropy
+    return compiled(ml.meta_embedding(_model(), loss, **options))
 
 
 def _by_hand(base, own, task, *, steps=STEPS, rate=RATE, balance=0.1):
@@ -151,7 +153,7 @@ def test_first_phase_trains_the_base_model_on_known_items():
     learner = _learner(pretrain_steps=5)
     variables, _ = _parts(learner, task)
     found = _gradient(learner, variables, task)
-    plain = ml.algorithms.no_adaptation(model, ml.losses.binary_cross_entropy)
+    plain = compiled(ml.no_adaptation(model, ml.losses.binary_cross_entropy))
     wanted = plain.estimate(
         ml.Variables(params=variables.params["model"], state=variables.state["model"]),
         ml.stack_tasks([task]),

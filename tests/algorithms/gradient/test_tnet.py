@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bench import CE, INNER, close, differs, grads_of, model_grads, of, wide_blobs
+from bench import CE, INNER, close, compiled, differs, grads_of, model_grads, of, wide_blobs
 from tiny import INPUTS, WAYS, blob_batch, linen, one
 
 import metalearn as ml
@@ -24,7 +24,7 @@ def model_of(widths=(WIDTH,), norm="none"):
 def learner_of(make=t_net, opt=None, widths=(WIDTH,), **options):
     opt = optax.sgd(INNER) if opt is None else opt
     options = {"num_steps": 2, "task_chunk": 9, **options}
-    return make(model_of(widths), CE, opt, **options)
+    return compiled(make(model_of(widths), CE, opt, **options))
 
 
 @functools.cache
@@ -96,7 +96,7 @@ def test_only_kernels_and_biases_move(x64):
 def test_norms_do_not_adapt():
     learner = t_net(model_of(norm="layer"), CE, optax.sgd(INNER), task_chunk=8)
     variables = learner.init(jax.random.key(0), one(blob_batch()))
-    after = learner.adapt(variables, one(blob_batch()).support).params
+    after = jax.jit(learner.adapt)(variables, one(blob_batch()).support).params
     close(after["Norm_0"], variables.params["model"]["Norm_0"], rtol=0)
     assert differs(after["TDense_0"]["bias"], variables.params["model"]["TDense_0"]["bias"])
 

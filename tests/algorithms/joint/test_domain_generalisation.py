@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bench import compiled
 from tiny import INPUTS, WAYS, centred, plain, tanh_net
 
 import metalearn as ml
@@ -32,15 +33,14 @@ def _task():
 
 def _estimate(learner, variables, task):
     batch = jax.tree.map(lambda leaf: leaf[None], task)
-    return learner.estimate(variables, batch, key=jax.random.key(0))
+    return compiled(learner).estimate(variables, batch, key=jax.random.key(0))
 
 
 def _start(learner, task):
     """Variables in float64, with which weights of norm 0 do not occur."""
     found = learner.init(KEY, task)
     return jax.tree.map(
-        lambda leaf: leaf.astype(jnp.float64) + 0.01 if leaf.dtype.kind == "f" else leaf,
-        found,
+        lambda leaf: np.float64(leaf) + 0.01 if leaf.dtype.kind == "f" else leaf, found
     )
 
 
@@ -100,13 +100,13 @@ def _mldg(**options):
 
 def test_without_the_held_out_domain_it_is_the_sum_over_the_others():
     grads, params, task = _mldg(beta=0.0, inner_rate=0.7)
-    _equal(grads, jax.grad(_parts(task)[0])(params))
+    _equal(grads, jax.jit(jax.grad(_parts(task)[0]))(params))
 
 
 def test_without_a_virtual_step_it_is_a_weighted_sum():
     grads, params, task = _mldg(beta=0.3, inner_rate=0.0)
     train, test = _parts(task)
-    _equal(grads, jax.grad(lambda p: train(p) + 0.3 * test(p))(params))
+    _equal(grads, jax.jit(jax.grad(lambda p: train(p) + 0.3 * test(p)))(params))
 
 
 def test_to_first_order_in_the_rate_it_rewards_gradients_that_agree():
@@ -118,11 +118,11 @@ def test_to_first_order_in_the_rate_it_rewards_gradients_that_agree():
         pairs = jax.tree.map(jnp.vdot, jax.grad(train)(p), jax.grad(test)(p))
         return sum(jax.tree.leaves(pairs))
 
-    plain_sum = jax.grad(lambda p: train(p) + test(p))(params)
+    plain_sum = jax.jit(jax.grad(lambda p: train(p) + test(p)))(params)
     change = jax.tree.map(lambda a, b: (a - b) / rate, grads, plain_sum)
     _equal(
         change,
-        jax.tree.map(jnp.negative, jax.grad(agreement)(params)),
+        jax.tree.map(np.negative, jax.jit(jax.grad(agreement))(params)),
         rtol=1e-3,
         atol=1e-5,
     )
@@ -133,7 +133,7 @@ def test_the_gradient_is_that_of_the_whole_objective():
     rate, beta = 0.4, 0.8
     grads, params, task = _mldg(beta=beta, inner_rate=rate)
     x, y = np.asarray(task.support.x), np.asarray(task.support.y)
-    slope = jax.grad(_parts(task)[0])
+    slope = jax.jit(jax.grad(_parts(task)[0]))
 
     def objective(params):
         moved = jax.tree.map(np.asarray, _along(params, slope(params), -rate))
@@ -154,9 +154,14 @@ def test_first_order_drops_the_hessian_term_alone():
     whole, params, task = _mldg(beta=beta, inner_rate=rate)
     cut, _, _ = _mldg(beta=beta, inner_rate=rate, first_order=True)
     train, test = _parts(task)
-    moved = _along(params, jax.grad(train)(params), -rate)
-    to = jax.grad(test)(moved)
-    _, curved = jax.jvp(jax.grad(train), (params,), (to,))
+
+    @jax.jit
+    def bent(params):
+        moved = _along(params, jax.grad(train)(params), -rate)
+        to = jax.grad(test)(moved)
+        return jax.jvp(jax.grad(train), (params,), (to,))[1]
+
+    curved = bent(params)
     expected = jax.tree.map(lambda h: -rate * beta * h, curved)
     _equal(jax.tree.map(jnp.subtract, whole, cut), expected, rtol=1e-7, atol=1e-12)
     assert max(float(jnp.abs(h).max()) for h in jax.tree.leaves(expected)) > 1e-2
@@ -312,7 +317,7 @@ def test_the_first_phase_trains_a_body_on_all_domains_and_a_head_on_each():
             total += CE(tanh_net({"body": body["body"], "head": own}, rows.x), rows)
         return total
 
-    expected = jax.grad(loss, (0, 1))(params["pilot"], params["heads"])
+    expected = jax.jit(jax.grad(loss, (0, 1)))(params["pilot"], params["heads"])
     _equal((found.grads["pilot"], found.grads["heads"]), expected, atol=1e-12)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(found.grads["model"]))
     assert found.state["step"] == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,7 @@ def _task(noisy=6, clean=5):
     return ml.Task(support=part(noisy), query=part(clean))
 
 
+@functools.cache  # it keeps what was compiled for it
 def _learner(**options):
     options = {"rate": RATE, "weights_rate": V_RATE, "weight_decay": DECAY, **options}
     return ml.meta_weight_net(plain(), CE, hidden=3, **options)
@@ -91,7 +94,7 @@ def test_the_gradient_of_the_weight_network_is_that_through_the_virtual_step():
                 expected[place] = (values[0] - values[1]) / (2 * step)
             np.testing.assert_allclose(first[layer][name], expected, rtol=1e-6, atol=1e-9)
     # -(rate / n) sum_i <grad L(virtual), grad l_i> dV(l_i)/dTheta, of the output's bias.
-    slope = jax.grad(clean)(outer(net)[1])
+    slope = jax.jit(jax.grad(clean))(outer(net)[1])
     products = sum(
         np.tensordot(leaf.reshape(6, -1), s.reshape(-1), 1)
         for leaf, s in zip(jax.tree.leaves(rows), jax.tree.leaves(slope))
@@ -160,7 +163,7 @@ def test_a_constant_weight_is_ordinary_training_at_another_rate():
     found = _estimate(learner, variables, task)
     moved = found.state["weights"]["out"]["b"][0]
     assert abs(float(moved)) == pytest.approx(V_RATE, rel=1e-4)
-    plain_step = jax.grad(lambda p: jnp.mean(_losses(p, task.support)))
+    plain_step = jax.jit(jax.grad(lambda p: jnp.mean(_losses(p, task.support))))
     scale = jax.nn.sigmoid(moved)
     expected = jax.tree.map(lambda g: scale * g, plain_step(variables.params["model"]))
     _close(found.grads["model"], expected)
