@@ -3,7 +3,7 @@
 All share one inner problem, a linear model that is solved to its optimum, and one loop,
 `descended`, which moves hyper-parameters down the loss of validation examples by
 `ml.hypergradient.implicit`. `searched` tries given hyper-parameters instead, by the same
-solver from the same warm start.
+solver.
 """
 
 from __future__ import annotations
@@ -54,7 +54,14 @@ class Found(NamedTuple):
     residual: float
 
 
-def descended(problem: Problem, hparams: PyTree, *, solves: int, rate: float) -> Found:
+def descended(
+    problem: Problem,
+    hparams: PyTree,
+    *,
+    solves: int,
+    rate: float,
+    choose: Callable[[Array], float] | None = None,
+) -> Found:
     """Moves hyper-parameters down the outer loss: one solve and one linear system a step.
 
     Args:
@@ -62,6 +69,8 @@ def descended(problem: Problem, hparams: PyTree, *, solves: int, rate: float) ->
       hparams: Hyper-parameters to begin with, such as logarithms of strengths.
       solves: Number of inner problems to solve.
       rate: Rate of Adam.
+      choose: Function of weights by whose smallest value a solution is chosen, such as the
+        share of validation errors; by the outer loss if None.
     """
     linear = hypergradient.Linear("cg", max_steps=300, tolerance=1e-3)
     optimality = jax.grad(problem.inner)
@@ -91,11 +100,25 @@ def descended(problem: Problem, hparams: PyTree, *, solves: int, rate: float) ->
         weights = found.value
         seen.append((float(value), hparams, weights, float(found.residual)))
         hparams = moved
-    return _best(seen)
+    return _best(seen, choose)
 
 
-def searched(problem: Problem, candidates: Iterable[PyTree]) -> Found:
-    """Solves the inner problem of each candidate, from the solution of the one before."""
+def searched(
+    problem: Problem,
+    candidates: Iterable[PyTree],
+    *,
+    warm: bool = True,
+    choose: Callable[[Array], float] | None = None,
+) -> Found:
+    """Solves the inner problem of each candidate.
+
+    Args:
+      problem: The problem.
+      candidates: Hyper-parameters.
+      warm: Whether each begins at the solution of the one before, which suits neighbours
+        on a grid; from far away the solver may not arrive.
+      choose: As in `descended`.
+    """
 
     @jax.jit
     def step(hparams: PyTree, start: Array) -> tuple:
@@ -105,14 +128,16 @@ def searched(problem: Problem, candidates: Iterable[PyTree]) -> Found:
 
     weights, seen = problem.start, []
     for hparams in candidates:
-        value, weights, residual = step(hparams, weights)
-        seen.append((float(value), hparams, weights, float(residual)))
-    return _best(seen)
+        value, found, residual = step(hparams, weights)
+        seen.append((float(value), hparams, found, float(residual)))
+        weights = found if warm else weights
+    return _best(seen, choose)
 
 
-def _best(seen: list[tuple]) -> Found:
+def _best(seen: list[tuple], choose: Callable[[Array], float] | None) -> Found:
     values = [value for value, *_ in seen]
-    _, hparams, weights, _ = seen[int(np.nanargmin(values))]
+    scores = values if choose is None else [choose(weights) for _, _, weights, _ in seen]
+    _, hparams, weights, _ = seen[int(np.nanargmin(scores))]
     return Found(hparams, weights, values, max(residual for *_, residual in seen))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 import metalearn as ml
 from benchmarks import _harness, _runs
+from benchmarks._intervals import student
 from benchmarks.against import difference
 from benchmarks.labels import told_of, trained
 from metalearn import runs
@@ -129,7 +130,8 @@ def table_rows(row: dict[str, Any]) -> list[str]:
     first, base = next(iter(row["rows"].items()))
     lines = [
         f"Students on `{row['tasks']}`, {base['about']}; training seeds: {row['seeds']}; "
-        f"inductive. Differences to {first} are paired over test batches, σ is over seeds:",
+        f"inductive. Differences to {first} have Student's intervals over seeds, in "
+        "brackets each seed:",
         "",
         "| | accuracy of the student | difference, points | its teacher | seconds |",
         "|---|---|---|---|---|",
@@ -138,9 +140,10 @@ def table_rows(row: dict[str, Any]) -> list[str]:
         told, apart = found["metrics"]["query/accuracy"], found.get("difference")
         cells = [name, f"{100 * told['mean']:.2f} ± {100 * told['ci95']:.2f} %", ""]
         if apart:
-            cells[-1] = f"{100 * apart['mean']:+.2f} ± {100 * apart['ci95']:.2f}"
-            if apart["spread"] is not None:
-                cells[-1] += f", σ {100 * apart['spread']:.2f}"
+            half, seeds = student(apart["seeds"]), apart["seeds"]
+            around = "" if half is None else f" ± {100 * half:.2f}"
+            each = ", ".join(f"{100 * value:+.1f}" for value in seeds)
+            cells[-1] = f"{100 * apart['mean']:+.2f}{around} ({each})"
         teachers = found["teachers"]
         cells.append(f"{100 * np.mean(teachers):.2f} %" if teachers else "")
         # The first run compiles for the others.

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from benchmarks import _harness, _runs
 from benchmarks._domain_runs import Workshop, recipe_of, with_settings
+from benchmarks._intervals import student
 from benchmarks.against import spread
 from metalearn.apps import UnseenDomain, find
 
@@ -188,14 +188,6 @@ def compared(accuracy: dict[str, np.ndarray], first: str) -> dict[str, dict[str,
                 "by_seed": apart.mean(0).tolist(),
             }
     return found
-
-
-def student(values: np.ndarray) -> float | None:
-    """Half-width of Student's 95 % interval of a mean; None of a single value."""
-    if len(values) < 2:
-        return None
-    wide = stats.t.ppf(0.975, len(values) - 1)
-    return float(wide * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def table_rows(row: dict[str, Any]) -> list[str]:

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 import metalearn as ml
-from benchmarks import _harness, _hyper
+from benchmarks import _harness, _hyper, _runs
 from benchmarks._hyper import Found, Problem
+from benchmarks._intervals import student
 from metalearn.core.types import Array
 from metalearn.data.images.digits import read_digits
 from metalearn.data.noisy import flipped
@@ -35,8 +35,8 @@ class Hyperparameters:
     """Hyper-parameters of linear models of digits, by hypergradients and by search.
 
     A search has as many solves of the inner problem as the descent, or `many`. All choose
-    by the loss of one validation set, which no test digit is in, and are judged on the test
-    digits.
+    by the loss of one validation set, which no test digit is in, but those of wrong labels,
+    which choose by its errors. All are judged on the test digits.
 
     Attributes:
       recipes: Recipes: "ridge" and "logistic" (strengths), "cleaning" (weights of
@@ -61,6 +61,7 @@ class Hyperparameters:
         nested = folder / "mnist"
         images, labels = read_digits(nested if nested.is_dir() else folder)
         images = images.astype(np.float32) / 255
+        origin = _runs.here()
         for name in self.recipes:
             found: dict[str, list[Row]] = {}
             for seed in range(self.seeds):
@@ -71,6 +72,7 @@ class Hyperparameters:
                 "kind": "hyperparameters",
                 "recipe": name,
                 "seeds": list(range(self.seeds)),
+                "origin": origin,
                 "rows": summed(found),
             }
             _harness.store(f"hyperparameters-{name}", result, self.json)
@@ -160,19 +162,23 @@ def cleaning(
     truth = np.asarray(train.y)
     given = flipped(truth, CLASSES, share=0.5, kind="uniform", seed=seed)
     noisy, wrong = ml.Examples.of(train.x, jnp.asarray(given)), given != truth
-    grid = [jnp.float32(s) for s in np.linspace(*OF_NOISY[::-1], 5)]
+    num = 2 * settings.solves
+    grid = [jnp.float32(s) for s in np.linspace(*OF_NOISY[::-1], num)]
 
     def plain(examples: ml.Examples, judge: ml.Examples) -> Found:
-        return _hyper.searched(_hyper.logistic(examples, judge, CLASSES), grid)
+        problem = _hyper.logistic(examples, judge, CLASSES)
+        return _hyper.searched(problem, grid, choose=_errors(judge))
 
     began = time.perf_counter()
     uniform = plain(noisy, held)
-    yield "cleaning, weights of one (grid of 5)", _row(uniform, test, began)
+    yield f"cleaning, weights of one (grid of {num})", _row(uniform, test, began)
     began = time.perf_counter()
-    # Weights begin at a half, so that a decay of the same strength would count for more.
-    problem = _hyper.cleaning(noisy, held, CLASSES, log_strength=float(uniform.hparams) - 2)
+    # Weights begin at a half, and so does the decay beside them. The loss chooses weak ones
+    # of plain training: half of its labels are wrong, so that it is never sure of itself.
+    strength = float(uniform.hparams) - np.log(2)
+    problem = _hyper.cleaning(noisy, held, CLASSES, log_strength=strength)
     scores = jnp.zeros(len(given), train.x.dtype)
-    found = _hyper.descended(problem, scores, solves=2 * settings.solves, rate=0.5)
+    found = _hyper.descended(problem, scores, solves=num, rate=0.5, choose=_errors(held))
     row = _row(found, test, began, auc=detection(np.asarray(found.hparams), wrong))
     row["solves"] += len(grid)
     yield "cleaning, a learned weight of each example", row
@@ -190,6 +196,11 @@ def cleaning(
     again = _hyper.searched(_hyper.logistic(held, held, CLASSES), [chosen.hparams])
     row = _row(again._replace(values=chosen.values), test, began)
     yield "cleaning, baseline: trained on the validation digits", row
+
+
+def _errors(judge: ml.Examples) -> Callable[[Array], float]:
+    """The share of wrong answers among examples, of weights."""
+    return lambda weights: 1 - float(_judged(weights, judge).mean())
 
 
 def detection(scores: np.ndarray, wrong: np.ndarray) -> float:
@@ -229,7 +240,7 @@ def augmentation(
         if num > len(candidates):
             continue
         began = time.perf_counter()
-        found = _hyper.searched(problem, candidates[:num])
+        found = _hyper.searched(problem, candidates[:num], warm=False)
         title = f"augmentation, four sizes, random search of {num}"
         yield title, _row(found, flat_test, began)
 
@@ -258,8 +269,7 @@ def _summed(rows: list[Row], first: list[Row]) -> Row:
     made["accuracy"] = {"seeds": [row["accuracy"] for row in rows]}
     apart = [row["accuracy"] - other["accuracy"] for row, other in zip(rows, first)]
     if len(rows) > 1:
-        half = stats.t.ppf(0.975, len(rows) - 1) * np.std(apart, ddof=1) / len(rows) ** 0.5
-        made["difference"] = {"mean": float(np.mean(apart)), "ci95": float(half)}
+        made["difference"] = {"mean": float(np.mean(apart)), "ci95": student(apart)}
     for name in ("auc", "sizes"):
         if name in rows[0]:
             made[name] = [row[name] for row in rows]

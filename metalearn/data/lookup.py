@@ -32,7 +32,7 @@ def place_of(
     files: Sequence[str],
     *,
     within: Sequence[str],
-    also: Sequence[Sequence[str]] = (),
+    folders: Sequence[str] = (),
     told: str | None = None,
 ) -> Path:
     """The folder that holds all files of a set: `data_dir`, or a folder within it.
@@ -40,10 +40,10 @@ def place_of(
     Args:
       what: What the files are of, such as "the graph 'cora'".
       data_dir: Folder that the user gave, or None.
-      files: Names of the files, or of folders.
+      files: Names of the files.
       within: Names of folders within `data_dir` where the files may be. They are looked
         through first, in this order, and `data_dir` last.
-      also: Other lists of names, one of which would do instead of `files`.
+      folders: Names of folders that would do instead of the files.
       told: What the files are, for messages; their names if None.
 
     Raises:
@@ -57,9 +57,10 @@ def place_of(
         )
     places = [*(Path(data_dir) / name for name in within), Path(data_dir)]
     for place in places:
-        for names in (files, *also):
-            if all((place / name).exists() for name in names):
-                return place
+        if all((place / name).is_file() for name in files):
+            return place
+        if folders and all((place / name).is_dir() for name in folders):
+            return place
     raise FileNotFoundError(
         f"files of {what} are missing ({told}): they are not together in "
         f"{' or '.join(map(str, places))}. {remedy}"

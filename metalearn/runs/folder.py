@@ -173,6 +173,8 @@ def start(
         else:
             _check_settings(folder, config, name, recipe, seed)
             _check_data(folder, config["data"], record)
+            # What a record computes, such as an order of areas, may differ by device.
+            record = config["data"]
     return Run(
         folder=folder,
         name=name,

@@ -25,7 +25,7 @@ def test_files_lie_together_in_the_folder_or_in_one_of_its_own(tmp_path):
 
 def test_other_files_may_do_instead(tmp_path):
     (tmp_path / "c").mkdir()
-    assert place(tmp_path, also=(("c",),)) == tmp_path
+    assert place(tmp_path, folders=("c",)) == tmp_path
     with pytest.raises(FileNotFoundError, match=r"\(tables\): no data_dir.*DIR/x holds"):
         place(None, told="tables")
 

@@ -82,8 +82,8 @@ def chaml(
       model: The network, such as `ml.models.InterestNetwork`.
       loss_fn: Loss of one task, `ml.losses.binary_cross_entropy` in the paper.
       inner_opt: As in `maml`; SGD in the paper.
-      pool: Areas and users that are chosen from. Without one, nothing is chosen, which is
-        MAML.
+      pool: Areas and users that are chosen from, as many as the sampler has. Without one,
+        nothing is chosen, which is MAML.
       num_steps: K, inner steps; the paper uses 1.
       hardness: Whether hard areas and users come again; a round of two steps then has the
         same areas.
@@ -102,7 +102,7 @@ def chaml(
       the last step, `areas` `[C]` and `users` `[C, U]`, -1 where there are none.
 
     Raises:
-      TypeError: an unknown option.
+      TypeError: an unknown option, or `pool` is no `Pool`.
       ValueError: an option is out of range; in training: there are fewer areas to begin
         with than tasks of a step.
 
@@ -124,14 +124,12 @@ def chaml(
         loss_fn,
         inner_opt,
         num_steps=num_steps,
-        hooks=Hooks(outer=_measured, settings=settings),
+        hooks=Hooks(outer=_measured if hardness else last_step, settings=settings),
         **options,
     )
     if pool is None:
         return made._replace(estimate=_unmeasured(made))
-    checks.whole_number("areas of the pool", pool.areas, least=1)
-    checks.whole_number("users of the pool", pool.users, least=1)
-    _check_order(pool)
+    _check_pool(pool)
     schedule = Schedule(
         pool=pool,
         hardness=hardness,
@@ -152,10 +150,10 @@ def chaml(
         state = {k: v for k, v in variables.state.items() if k != "hardness"}
         inner = Variables(params=variables.params, state=state)
         found = made.estimate(inner, tasks, key=key)
-        metrics = dict(found.metrics)
-        hard = accuracies(
-            pool, *gathered((metrics.pop(RIGHT), tasks.query.mask, tasks.info))
-        )
+        metrics, hard = dict(found.metrics), variables.state["hardness"]
+        if hardness:
+            measured = (metrics.pop(RIGHT), tasks.query.mask, tasks.info)
+            hard = accuracies(pool, *gathered(measured))
         return Estimate(
             grads=found.grads, state={**found.state, "hardness": hard}, metrics=metrics
         )
@@ -224,9 +222,9 @@ class Schedule:
             )
         if not self.curriculum:
             return jnp.ones((total,), bool)
-        order = self.pool.order or tuple(range(total))
+        order = range(total) if self.pool.order is None else self.pool.order
         # The place of each area in the order.
-        place = jnp.argsort(jnp.array(order, jnp.int32))
+        place = jnp.argsort(jnp.array(tuple(order), jnp.int32))
         return (place < easy) | (step >= self.easy_steps)
 
     def _first(
@@ -329,8 +327,14 @@ def _check_share(name: str, value: float, *, positive: bool = False) -> None:
         raise ValueError(f"{name} is {value}; expected a share of at most 1.")
 
 
-def _check_order(pool: Pool) -> None:
-    if pool.order is not None and sorted(pool.order) != list(range(pool.areas)):
+def _check_pool(pool: Pool) -> None:
+    if not isinstance(pool, Pool):
+        raise TypeError(
+            f"pool is a {type(pool).__name__}; expected ml.Pool(areas=..., users=...)."
+        )
+    checks.whole_number("areas of the pool", pool.areas, least=1)
+    checks.whole_number("users of the pool", pool.users, least=1)
+    if pool.order is not None and sorted(map(int, pool.order)) != list(range(pool.areas)):
         raise ValueError(
             f"the order of the pool is {pool.order}; expected the numbers 0 to "
             f"{pool.areas - 1}, each once."

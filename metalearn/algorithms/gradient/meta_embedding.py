@@ -87,8 +87,9 @@ def meta_embedding(
       table: Path of the vectors of the known items `[I, D]`, likewise, which "mean" reads.
       item: Entry of the inputs, if they are a dictionary, that tells known items apart. It
         is -1 wherever the item has to count as new.
-      apart: Share of the known items that the base model does not see and on which alone
-        the generator learns, from 0 to below 1; with 0, both learn on all, as in the paper.
+      apart: About the share of the known items that the base model does not see and on
+        which alone the generator learns, from 0 to below 1; with 0, both learn on all, as
+        in the paper. Tasks of the other phase count for nothing, so steps have fewer.
       task_chunk: Tasks handled at once, or "auto".
 
     Returns:
@@ -212,11 +213,18 @@ class _WarmUp(NamedTuple):
         loss, model_state, report = jax.lax.cond(
             in_first, self.of_base, self.of_generator, variables, task, key
         )
-        loss = self.weight(task, step).astype(loss.dtype) * loss
+        weight = self.weight(task, step).astype(loss.dtype)
+        # What counts for nothing changes nothing: no NaN times 0, no running averages.
+        loss = jnp.where(weight > 0, weight * loss, 0)
+        model_state = jax.tree.map(
+            lambda new, old: jnp.where(weight > 0, new, old),
+            model_state,
+            variables.state["model"],
+        )
         return loss, ({"model": model_state, "step": step + 1}, report)
 
     def weight(self, task: Task, step: Array) -> Array:
-        """Weight of an item in the objective of a phase; its mean over items is 1."""
+        """Weight of an item in the objective of a phase; its mean over many items is 1."""
         if not self.apart:
             return jnp.ones(())
         support = task.support

@@ -67,6 +67,9 @@ def meta_distil(
 
     For the first `pretrain_steps` steps the teacher alone is trained, by Adam on the
     support sets, and the student stays as it was made unless the outer optimiser decays it.
+    That optimiser sees gradients of 0 meanwhile: a schedule goes on, and Adam forgets that
+    its moments are young, so that its first steps afterwards are some four times as long.
+    SGD with momentum, as in the paper, begins as it should.
     The pilot is thrown away, with the statistics of its norm layers. With `teacher_rate=0`
     the teacher stays as it is: plain distillation, at its cost. With `soft=0` in addition
     the student learns from the labels alone. If a step has several tasks, each moves the

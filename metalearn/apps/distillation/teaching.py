@@ -170,9 +170,10 @@ class Distillation:
             "input_shape": list(data.parts["train"].images.shape[1:]),
             "class_names": list(data.class_names),
             "inputs": dict(data.inputs),
+            # By another fit of the vectors of texts, the same text is another input.
+            "vocabulary": str(data.inputs.get("weights", "")),
             "parts": {
-                part: {"images": sizes[part], "sha256": data.digest(part)}
-                for part in ("train", "validation", "test")
+                part: {"images": sizes[part], "sha256": data.digest(part)} for part in PARTS
             },
         }
 

@@ -32,7 +32,7 @@ from metalearn.data.places import (
     place_tasks,
 )
 from metalearn.data.places.episodes import LONGEST
-from metalearn.data.places.tables import QUERY, SUPPORT
+from metalearn.data.places.tables import QUERY, RECORDS, SUPPORT
 from metalearn.training.judgement import Metric
 
 PARTS = ("train", "validation", "test")
@@ -84,7 +84,8 @@ class NextPlace:
       split_number: Number of the split of areas, the seed of its draw and of the places
         that are ranked.
       users: Users of a task in training.
-      negatives: Places beside which the right one is ranked.
+      negatives: Places beside which the right one is ranked. With fewer than ten, every
+        right place is among the first ten.
       place_dim: Length of the vectors of places.
       dim: Length of the embeddings of category and hour.
       attention: Units of the layer that weighs the visits before.
@@ -141,6 +142,12 @@ class NextPlace:
         if not 0 <= self.dropout < 1:
             raise ValueError(
                 f"app.dropout is {self.dropout}; expected a share from 0 to below 1."
+            )
+        if self.area_visits < RECORDS * self.least_users:
+            raise ValueError(
+                f"app.area_visits is {self.area_visits}, and app.least_users is "
+                f"{self.least_users}, of whom each has {RECORDS} visits; expected "
+                f"{RECORDS * self.least_users} or more visits of an area."
             )
         if not self.users <= self.least_users <= self.most_users:
             raise ValueError(

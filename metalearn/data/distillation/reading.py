@@ -17,6 +17,7 @@ hashed vectors are fitted to the texts of training.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,12 @@ def load_quiz_set(
         line. See `check_set`.
     """
     check_name("set", name, SETS)
+    for what, share in (("quiz", quiz), ("validation", validation), ("test", test)):
+        if not 0 < share < 1:  # False for NaN
+            raise ValueError(
+                f"the share of the {what} part is {share}; expected a share above 0 and "
+                "below 1."
+            )
     shares = {"quiz": quiz, "validation": validation, "test": test}
 
     def rows_of(labels: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -86,12 +93,14 @@ def load_quiz_set(
     rows = rows_of(found.labels, found.class_names)
     texts = {part: [found.texts[i] for i in rows[part]] for part in PARTS}
     vectors = hashed_texts(texts["train"], dim=dim)
+    fitted = hashlib.sha256(np.ascontiguousarray(vectors.weights).tobytes()).hexdigest()
+    inputs = {**vectors.about, "weights": fitted[:16]}
     parts = {
         part: Labelled(images=vectors(texts[part]), labels=found.labels[rows[part]])
         for part in PARTS
     }
     return check_set(
-        QuizSet(name=name, class_names=found.class_names, parts=parts, inputs=vectors.about)
+        QuizSet(name=name, class_names=found.class_names, parts=parts, inputs=inputs)
     )
 
 

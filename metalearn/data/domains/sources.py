@@ -67,8 +67,9 @@ def load_domains(
     check_name("domains", name, DATASETS)
     if data_dir is None or name == "rotated-mnist":
         needed = (IMAGES, LABELS) if name == "rotated-mnist" else (LAYOUTS[name][1],)
-        what = f"the domains {name!r}"
-        return rotated_digits(place_of(what, data_dir, needed, within=("mnist",)), angles)
+        within = {"rotated-mnist": ("mnist",), "pacs": ("pacs64",)}.get(name, (name,))
+        folder = place_of(f"the domains {name!r}", data_dir, needed, within=within)
+        return rotated_digits(folder, angles)
     root = Path(data_dir)
     if name == "pacs":
         places = [root / "pacs64" / "pacs64.zip", root / "pacs64.zip", root / "pacs64"]

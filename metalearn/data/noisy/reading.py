@@ -83,7 +83,7 @@ def _folder(name: str, data_dir: str | Path | None) -> Path:
         data_dir,
         SETS[name][:1] if name == "own" else SETS[name],
         within=(name, name.replace("-", "_")),
-        also=(PARTS,) if name == "own" else (),
+        folders=PARTS if name == "own" else (),
         told=", ".join(SETS[name]),
     )
 

@@ -1,7 +1,8 @@
 """Areas of places: given ones, cells of positions, or places that the same users visit.
 
 Areas stand for the cities of a paper: a user belongs to the area of most of her visits, and
-only her visits there count. So no user and no place is in two areas.
+only her visits there count. So no user and no place is in two areas. All visits take part
+in this, those that are predicted too, so that a right place is always in the user's area.
 """
 
 from __future__ import annotations

@@ -96,6 +96,12 @@ class SomeUsers:
           key: Key that draws the other places.
         """
         area = plan["area"]
+        if plan["users"].shape != (self.most_users,):
+            raise ValueError(
+                f"a plan tells how much {list(plan['users'].shape)} users are wanted, and "
+                f"the largest area has {self.most_users}; expected a pool of as many, "
+                f"ml.Pool(areas={self.num_areas}, users={self.most_users})."
+            )
         there = jnp.arange(self.most_users) < data["users"][area]
         wanted = jnp.where(there, plan["users"], -jnp.inf)
         users = jax.lax.top_k(wanted, self.num_users)[1]

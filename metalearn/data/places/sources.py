@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +118,7 @@ def _nyc_geo(folder: Path) -> Visits:
         hours=found["time_minute"][order] / 60,
         category=np.zeros(num, np.int32),
         categories=(),
-        where=kilometres(found["poi_lat"], found["poi_lon"]),
+        where=kilometres(found["poi_lat"], found["poi_lon"], np.zeros(num, np.int32)),
         city=np.zeros(num, np.int32),
         cities=("New York",),
         are_areas=False,
@@ -210,23 +211,37 @@ def _csv(path: Path, wanted: tuple[str, ...]) -> dict[str, list[str]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path.name} is no text in UTF-8: {error}.") from None
-    lines = csv.reader(io.StringIO(text, newline=""))
+    lines = _rows_of(path, csv.reader(io.StringIO(text, newline="")))
     names = next(lines, [])
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"{path.name} has the column {repeated[0]!r} more than once; expected each "
+            "name once."
+        )
     if lacking := [name for name in wanted if name not in names]:
         raise ValueError(
             f"{path.name} has the columns {names}; expected {', '.join(lacking)} as well."
         )
     found: list[list[str]] = []
-    for number, cells in enumerate(lines):
+    for cells in lines:
         if not cells:
             continue
         if len(cells) != len(names):
             raise ValueError(
-                f"{path.name} has {len(cells)} cells in row {number}, counted from 0; "
+                f"{path.name} has {len(cells)} cells in row {len(found)}, counted from 0; "
                 f"expected {len(names)}, as in its first line."
             )
         found.append(cells)
     return {name: [row[i] for row in found] for i, name in enumerate(names)}
+
+
+def _rows_of(path: Path, lines: Any) -> Iterator[list[str]]:
+    try:
+        yield from lines
+    except csv.Error as error:
+        raise ValueError(
+            f"{path.name} cannot be read as a table near line {lines.line_num}: {error}."
+        ) from None
 
 
 LAYOUTS: dict[str, tuple[str, tuple[str, ...], Callable[[Path], Visits]]] = {

@@ -141,7 +141,7 @@ def _area(
     if visits.where is not None:
         where = visits.where[known]
     apart = np.square(where[place] - where[np.roll(place, 1)]).sum(1)
-    # Queries are not part of any statistic.
+    # Queries take no part in means and deviations.
     told = same & (left > len(QUERY))
     mean, size = _moments(gap[told])
     free, free_count = _free(user, place, len(known))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,12 @@ from metalearn.core.columns import Table
 
 UNKNOWN = 0  # code of a place without a category
 KM_PER_DEGREE = 111.2
+MOST_DEGREES = 10.0  # width of a city, beyond which its plane would be too wrong
+MOST_HOURS = 1e8
+_TIMES = (
+    "expected hours as numbers [R], or dates such as 2024-05-01T18:30, of the clock of the "
+    "place and without a zone."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +37,8 @@ class Visits:
         24.
       category: Code of the category of each place, int32 `[P]`; `UNKNOWN` without one.
       categories: Meaning of the codes from 1 on, as text.
-      where: Position of each place in kilometres east and north, float32 `[P, 2]`; None if
-        unknown.
+      where: Position of each place in kilometres east and north of the middle of its
+        city, float32 `[P, 2]`; None if unknown.
       city: Number of the city of each place, int32 `[P]`.
       cities: Name of each city.
       are_areas: Whether cities are the areas of tasks, which are not to be divided.
@@ -102,7 +109,7 @@ def visit_table(
       TypeError: the table is something else.
       ValueError: a column is missing or unusable, a time is before that of an earlier row
         of its user, a position is no position, or a place is in two areas. Column and row
-        are named.
+        are named. Or positions of one city are a thousand kilometres apart.
 
     Example:
       >>> table = {"user": ["ann", "ann", "bob"], "place": ["inn", "zoo", "inn"],
@@ -128,9 +135,6 @@ def visit_table(
     codes, meanings = np.zeros(len(places), np.int32), ()
     if category in has:
         codes, meanings = _categories(rows[category], first, category)
-    where = None
-    if lat in has:
-        where = _kilometres(rows[lat], rows[lon], first, lat, lon)
     city, cities = np.zeros(len(places), np.int32), (name,)
     if area in has:
         names, of_row = _numbered(rows[area], area)
@@ -143,6 +147,9 @@ def visit_table(
                 f"0, for the place {places.tolist()[of_place[row]]!r}, which an earlier "
                 f"row has in {cities[city[of_place[row]]]!r}; expected one area a place."
             )
+    where = None
+    if lat in has:
+        where = _kilometres(rows[lat], rows[lon], first, city, lat, lon)
     return Visits(
         name=name,
         users=users,
@@ -159,35 +166,90 @@ def visit_table(
     )
 
 
-def kilometres(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
-    """Positions on a plane that touches the middle of the places, float32 `[P, 2]`."""
-    middle = np.array([np.mean(lon), np.mean(lat)])
-    apart = np.stack([lon, lat], axis=1) - middle
-    apart[:, 0] *= np.cos(np.radians(middle[1]))
-    return (KM_PER_DEGREE * apart).astype(np.float32)
+def kilometres(lat: np.ndarray, lon: np.ndarray, city: np.ndarray) -> np.ndarray:
+    """Positions on planes, each of which touches the middle of a city, float32 `[P, 2]`.
+
+    Args:
+      lat: Latitudes in degrees, `[P]`.
+      lon: Longitudes in degrees, `[P]`.
+      city: Number of the city of each place, `[P]`.
+
+    Raises:
+      ValueError: a city is so large that no plane has its distances.
+    """
+    found = np.zeros((len(lat), 2), np.float32)
+    for number in np.unique(city):
+        own = np.flatnonzero(city == number)
+        middle = np.mean(lat[own])
+        turns = np.exp(1j * np.radians(lon[own]))
+        # A longitude of 180 degrees is one of -180, so that the mean is one of directions.
+        east = np.degrees(np.angle(turns / np.exp(1j * np.angle(turns.mean()))))
+        wide = max(np.ptp(lat[own]), np.ptp(east) * np.cos(np.radians(middle)))
+        if wide > MOST_DEGREES:
+            raise ValueError(
+                f"positions of one city are up to {KM_PER_DEGREE * wide:,.0f} km apart; "
+                f"expected {KM_PER_DEGREE * MOST_DEGREES:,.0f} km at most, which a plane "
+                "can show. Give a column of areas, or a region at a time."
+            )
+        scale = KM_PER_DEGREE * np.array([np.cos(np.radians(middle)), 1])
+        found[own] = scale * np.stack([east, lat[own] - middle], axis=1)
+    return found
 
 
 def _numbered(values: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Different values in their order, and the number of each row, int32 `[R]`."""
     known = columns.values_of(values, name)
+    for word in known:
+        if isinstance(word, str) and not word.strip():
+            row = int((np.asarray(values) == word).argmax())
+            raise ValueError(
+                f"column {name!r} is empty in row {row}, counted from 0; expected a name."
+            )
     return np.asarray(known), columns.coded(values, known, name)
 
 
 def _hours(values: np.ndarray, name: str) -> np.ndarray:
     """Times in hours, float64 `[R]`."""
     columns.check_complete(values, name)
-    if values.ndim == 1 and columns.is_number(values) and values.dtype.kind != "b":
-        return values.astype(np.float64)
-    try:
-        dates = values.astype("datetime64[s]")
-    except (TypeError, ValueError) as error:
+    if values.ndim != 1 or values.dtype.kind in "bcm":
         raise ValueError(
             f"column {name!r} has shape {values.shape} and dtype {values.dtype}, which are "
-            f"no times ({error}); expected hours as numbers [R], or dates such as "
-            "2024-05-01T18:30."
-        ) from None
+            f"no times; {_TIMES}"
+        )
+    if columns.is_number(values):
+        hours = values.astype(np.float64)
+        far = np.abs(hours) > MOST_HOURS
+        if far.any():
+            row = int(far.argmax())
+            raise ValueError(
+                f"column {name!r} has {hours[row]:g} in row {row}, counted from 0, which "
+                f"is no time in hours; {_TIMES} Divide seconds by 3600."
+            )
+        return hours
+    if values.dtype.kind == "M":
+        dates = values.astype("datetime64[s]")
+    else:
+        dates = np.asarray([_date(v, row, name) for row, v in enumerate(values.tolist())])
     columns.check_complete(dates, name)
     return dates.astype(np.int64) / 3600
+
+
+def _date(value: Any, row: int, name: str) -> np.datetime64:
+    """A date to the second; numpy would take words such as now, and drop zones."""
+    text = value.strip().lower() if isinstance(value, str) else ""
+    try:
+        if text in ("now", "today"):
+            raise ValueError(f"{value!r} depends on when it is read")
+        if isinstance(value, (int, float)):
+            raise ValueError("a number among dates")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return np.datetime64(value, "s")
+    except (TypeError, ValueError, OverflowError, Warning) as error:
+        raise ValueError(
+            f"column {name!r} has {value!r} in row {row}, counted from 0, which is no time "
+            f"({error}); {_TIMES}"
+        ) from None
 
 
 def _check_order(user: np.ndarray, hours: np.ndarray, users: np.ndarray, name: str) -> None:
@@ -222,7 +284,7 @@ def _categories(
 
 
 def _kilometres(
-    lat: np.ndarray, lon: np.ndarray, first: np.ndarray, *names: str
+    lat: np.ndarray, lon: np.ndarray, first: np.ndarray, city: np.ndarray, *names: str
 ) -> np.ndarray:
     found = []
     for values, name, most in zip((lat, lon), names, (90, 180), strict=True):
@@ -241,7 +303,7 @@ def _kilometres(
                 f"expected degrees from -{most} to {most}."
             )
         found.append(degrees[first])
-    return kilometres(*found)
+    return kilometres(*found, city)
 
 
 def check_count(name: str, value: Any, *, least: int) -> None:
