@@ -109,8 +109,8 @@ def of_distillation(name: str, row: dict[str, Any]) -> str:
     around = "" if half is None else f" ± {100 * half:.1f}"
     return (
         f"`{recipe}` {100 * value['mean']:.1f} ± {100 * value['ci95']:.1f} %; against "
-        f"`{next(iter(row['rows']))}` {100 * apart['mean']:+.1f}{around} points (inductive, "
-        f"{len(row['seeds'])} seeds)"
+        f"`{next(iter(row['rows']))}` {100 * apart['mean']:+.1f}{around} points "
+        f"(inductive, {len(row['seeds'])} seeds)"
     )
 
 
