@@ -11,6 +11,7 @@ from metalearn.data import places
 from metalearn.data.places.areas import halved
 from metalearn.data.places.sources import unrolled
 from metalearn.data.places.tables import RECORDS
+from metalearn.data.places.visits import kilometres
 from metalearn.tasks import in_order
 
 SIZES = {"least_visits": 1, "least_users": 4, "negatives": 2, "dim": 4}
@@ -44,7 +45,11 @@ def _changed(name, row, value):
         (_changed("user", 3, None), r"'user' holds None in row 3"),
         (_changed("lat", 5, 95.0), r"'lat' holds 95 in row 5"),
         (_changed("area", 467, "area 1"), r"'area' has 'area 1' in row 467.*'area 5'"),
-        (_with(time=["noon"] * len(own_visits()["time"])), "no times"),
+        (_with(time=["noon"] * len(own_visits()["time"])), "'noon' in row 0.*no time"),
+        (_changed("time", 3, 1.7e9), r"1.7e\+09 in row 3.*Divide seconds by 3600"),
+        (_changed("user", 4, " "), "'user' is empty in row 4"),
+        (_changed("lon", 6, -170.0), r"up to .* km apart; expected 1,112 km"),
+        (_with(time=np.ones(len(own_visits()["time"]), "m8[h]")), "no times"),
         ({k: v for k, v in own_visits().items() if k != "lon"}, "'lat' alone"),
         ({k: v for k, v in own_visits().items() if k != "place"}, "the column 'place'"),
     ],
@@ -52,6 +57,21 @@ def _changed(name, row, value):
 def test_bad_tables_are_refused_by_column_and_row(table, said):
     with pytest.raises(ValueError, match=said):
         places.visit_table(table)
+
+
+@pytest.mark.parametrize("time", ["2024-05-01T18:30+02:00", "now", 7])
+def test_dates_are_of_the_clock_of_the_place(time):
+    dates = ["2024-05-01T18:30", time]
+    table = {"user": ["a", "b"], "place": ["x", "y"], "time": np.asarray(dates, object)}
+    with pytest.raises(ValueError, match="in row 1, counted from 0, which is no time"):
+        places.visit_table(table)
+
+
+def test_positions_lie_about_the_middle_of_each_city():
+    lat, lon = np.array([60.0, 60.0, 0.0, 0.0]), np.array([10.0, 10.02, 179.99, -179.99])
+    where = kilometres(lat, lon, np.array([0, 0, 1, 1]))
+    apart = np.linalg.norm(where[1::2] - where[::2], axis=1)
+    np.testing.assert_allclose(apart, [0.01 * 111.2, 0.02 * 111.2], rtol=1e-3)
 
 
 def test_dates_are_hours(visits):

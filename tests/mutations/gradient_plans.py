@@ -29,8 +29,8 @@ MUTATIONS: list[Mutation] = [
         # The order is read as places, which it is not.
         (
             "algorithms/gradient/chaml.py",
-            "place = jnp.argsort(jnp.array(order, jnp.int32))",
-            "place = jnp.array(order, jnp.int32)",
+            "place = jnp.argsort(jnp.array(tuple(order), jnp.int32))",
+            "place = jnp.array(tuple(order), jnp.int32)",
             "test_pool_grows_at_its_step",
         ),
         # Masked queries count.

@@ -208,20 +208,16 @@ class _WarmUp(NamedTuple):
 
     def objective(self, variables: Variables, task: Task, *, key: Key):
         """Objective of the phase, the state of the learner, the report."""
-        step = variables.state["step"]
+        step, before = variables.state["step"], variables.state["model"]
         in_first = step < self.pretrain_steps
-        loss, model_state, report = jax.lax.cond(
+        loss, after, report = jax.lax.cond(
             in_first, self.of_base, self.of_generator, variables, task, key
         )
         weight = self.weight(task, step).astype(loss.dtype)
         # What counts for nothing changes nothing: no NaN times 0, no running averages.
         loss = jnp.where(weight > 0, weight * loss, 0)
-        model_state = jax.tree.map(
-            lambda new, old: jnp.where(weight > 0, new, old),
-            model_state,
-            variables.state["model"],
-        )
-        return loss, ({"model": model_state, "step": step + 1}, report)
+        after = jax.tree.map(lambda a, b: jnp.where(weight > 0, a, b), after, before)
+        return loss, ({"model": after, "step": step + 1}, report)
 
     def weight(self, task: Task, step: Array) -> Array:
         """Weight of an item in the objective of a phase; its mean over many items is 1."""
@@ -351,10 +347,8 @@ class _Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        flat = x.reshape(x.shape[0], -1)
-        return (
-            jnp.tanh(nn.Dense(self.size, use_bias=False, name="generate_vector")(flat)) / 5
-        )
+        layer = nn.Dense(self.size, use_bias=False, name="generate_vector")
+        return jnp.tanh(layer(x.reshape(x.shape[0], -1))) / 5
 
 
 def _is_apart(number: Array, share: float) -> Array:
@@ -371,9 +365,7 @@ def _tells(x: Any, item: str) -> bool:
 
 def _hide(x: Any, item: str) -> Any:
     """The inputs of items that count as new."""
-    if not _tells(x, item):
-        return x
-    return {**x, item: jnp.full_like(x[item], -1)}
+    return {**x, item: jnp.full_like(x[item], -1)} if _tells(x, item) else x
 
 
 def _hidden(examples: Examples, item: str) -> Examples:

@@ -65,7 +65,7 @@ RECORDS: tuple[Record, ...] = (
         "Zhou et al., ACL 2022",
         batches="quiz",
         good_for="a small student of a large teacher, who is trained to teach",
-        result="distillation-mnist",
+        result="distillation-banking77",
         tiny={"pretrain_steps": 0, "pilot_rate": 0.5},
     ),
 )
