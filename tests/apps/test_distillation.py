@@ -107,7 +107,7 @@ def test_lenet_reads_images_alone(folder):
 def test_other_learners_fit_and_other_applications_refuse_a_quiz():
     app = dataclasses.replace(TINY, teacher=(128,))
     Recipe(app=app, learner=learners.MAML(inner_opt=sgd(0.1), num_steps=1)).check()
-    with pytest.raises(ValueError, match="has a quiz for the student of a teacher"):
+    with pytest.raises(ValueError, match="is a quiz for the student of a teacher"):
         Recipe(app=NoisyLabels(), learner=learners.MetaDistil()).check()
 
 
