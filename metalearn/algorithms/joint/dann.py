@@ -142,7 +142,7 @@ def adversarial(
     Raises:
       ValueError: a number is out of range.
     """
-    checks.model(encoder)
+    checks.model(encoder, "encoder")
     checks.whole_number("num_ways", num_ways, least=2)
     checks.number("adversarial_weight", adversarial_weight)
     checks.whole_number("ramp_steps", ramp_steps, least=0)
