@@ -42,4 +42,7 @@ def test_a_student_is_judged_beside_its_teacher(tmp_path, monkeypatch):
     other["difference"] = difference(np.ones((2, 2)), np.zeros((2, 2)))
     found["rows"]["distil-alone"] = other
     line = distillation.table_rows(found)[-1]
-    assert line.startswith("| distil-alone | ") and "+100.00 ± 0.00 (+100.0, +100.0) |  |" in line
+    assert (
+        line.startswith("| distil-alone | ")
+        and "+100.00 ± 0.00 (+100.0, +100.0) |  |" in line
+    )

@@ -120,6 +120,17 @@ def test_records_are_the_last_visits_and_vectors_never_saw_them(visits, areas):
     np.testing.assert_array_equal(other.gap, area.gap)
 
 
+@pytest.mark.parametrize(("more_areas", "more_users"), [(1, 0), (-1, 0), (0, 1), (0, -1)])
+def test_plans_of_another_pool_are_refused(areas, more_areas, more_users):
+    tasks = places.place_tasks(areas, num_users=3)
+    num, users = tasks.sample.num_areas, tasks.sample.most_users
+    plan = {"areas": np.ones(num + more_areas), "users": np.ones(users + more_users)}
+    with pytest.raises(
+        ValueError, match=rf"expected ml\.Pool\(areas={num}, users={users}\)"
+    ):
+        tasks.sample.planned(tasks.data, plan, jax.random.key(0))
+
+
 def test_tasks_show_records_before_and_places_never_visited(areas):
     tasks = places.place_tasks(areas, num_users=3)
     task = jax.tree.map(np.asarray, jax.jit(tasks.sample)(tasks.data, jax.random.key(5)))

@@ -82,8 +82,8 @@ def chaml(
       model: The network, such as `ml.models.InterestNetwork`.
       loss_fn: Loss of one task, `ml.losses.binary_cross_entropy` in the paper.
       inner_opt: As in `maml`; SGD in the paper.
-      pool: Areas and users that are chosen from, as many as the sampler has. Without one,
-        nothing is chosen, which is MAML.
+      pool: Areas and users that are chosen from, as many as the sampler has, which
+        refuses others. Without a pool nothing is chosen, which is MAML.
       num_steps: K, inner steps; the paper uses 1.
       hardness: Whether hard areas and users come again; a round of two steps then has the
         same areas.
@@ -185,8 +185,8 @@ class Schedule:
           key: Consumed.
 
         Returns:
-          `area`, int32 `[T]`, all different, and `users`, float `[T, U]`: how much each
-          user of the area is wanted.
+          How much each area and each user of it is wanted: `areas`, float `[T, C]`, 1 for
+          one area of each task, all different, and `users`, float `[T, U]`.
 
         Raises:
           ValueError: the pool has fewer areas than there are tasks.
@@ -207,7 +207,7 @@ class Schedule:
         if self.hardness:
             accuracy = state["hardness"]["users"][areas]
             users = jnp.where(is_second, self._second(accuracy, users), users)
-        return {"area": areas, "users": users}
+        return {"areas": jax.nn.one_hot(areas, self.pool.areas), "users": users}
 
     def allowed(self, step: Array, num: int) -> Array:
         """Mask of the areas in the pool at a step, bool `[C]`."""

@@ -47,7 +47,8 @@ def easy_to_hard(
     def drawn(data: PyTree, area: Array, key: Key) -> Task:
         k_users, k_rows = jax.random.split(key)
         wishes = jax.random.uniform(k_users, (sample.most_users,))
-        return sample.planned(data, {"area": area, "users": wishes}, k_rows)
+        plan = {"areas": jax.nn.one_hot(area, sample.num_areas), "users": wishes}
+        return sample.planned(data, plan, k_rows)
 
     def loss(params: PyTree, state: PyTree, task: Task, part: str) -> Array:
         examples = getattr(task, part)

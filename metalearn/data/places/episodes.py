@@ -81,27 +81,33 @@ class SomeUsers:
 
     def __call__(self, data: PyTree, key: Key) -> Task:
         k_area, k_users, k_rows = jax.random.split(key, 3)
+        number = jax.random.randint(k_area, (), 0, self.num_areas)
         plan = {
-            "area": jax.random.randint(k_area, (), 0, self.num_areas),
+            "areas": jax.nn.one_hot(number, self.num_areas),
             "users": jax.random.uniform(k_users, (self.most_users,)),
         }
         return self.planned(data, plan, k_rows)
 
     def planned(self, data: PyTree, plan: dict[str, Array], key: Key) -> Task:
-        """A task of an area and of the users that are wanted most.
+        """A task of the area, and of its users, that are wanted most.
 
         Args:
           data: Arrays of the areas.
-          plan: `area`, a number, and `users` `[U]`, how much each user is wanted.
+          plan: How much each area and each user of it is wanted, `areas` `[C]` and
+            `users` `[U]`.
           key: Key that draws the other places.
+
+        Raises:
+          ValueError: the plan is of other areas, or of other users than there are.
         """
-        area = plan["area"]
-        if plan["users"].shape != (self.most_users,):
+        shapes = plan["areas"].shape, plan["users"].shape
+        if shapes != ((self.num_areas,), (self.most_users,)):
             raise ValueError(
-                f"a plan tells how much {list(plan['users'].shape)} users are wanted, and "
-                f"the largest area has {self.most_users}; expected a pool of as many, "
+                f"a plan is of {shapes[0][-1]} areas of up to {shapes[1][-1]} users, and "
+                f"there are {self.num_areas} of up to {self.most_users}; expected "
                 f"ml.Pool(areas={self.num_areas}, users={self.most_users})."
             )
+        area = jnp.argmax(plan["areas"]).astype(jnp.int32)
         there = jnp.arange(self.most_users) < data["users"][area]
         wanted = jnp.where(there, plan["users"], -jnp.inf)
         users = jax.lax.top_k(wanted, self.num_users)[1]

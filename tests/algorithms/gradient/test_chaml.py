@@ -39,7 +39,9 @@ def _planned(schedule, state, keys):
 
 def _plans(schedule, state, num=400):
     found = _planned(schedule, state, jax.random.split(jax.random.key(3), num))
-    return jax.tree.map(np.asarray, found)
+    found = jax.tree.map(np.asarray, found)
+    assert found["areas"].shape == (num, T, C) and (found["areas"].sum(-1) == 1).all()
+    return {**found, "area": found["areas"].argmax(-1)}
 
 
 def _chi_square(counts):
@@ -142,7 +144,7 @@ class _Toy:
     def __call__(self, data, key):
         k_area, k_users, k_rows = jax.random.split(key, 3)
         plan = {
-            "area": jax.random.randint(k_area, (), 0, C),
+            "areas": jax.nn.one_hot(jax.random.randint(k_area, (), 0, C), C),
             "users": jax.random.uniform(k_users, (U,)),
         }
         return self.planned(data, plan, k_rows)
@@ -150,9 +152,10 @@ class _Toy:
     def planned(self, data, plan, key):
         users = jax.lax.top_k(plan["users"], 3)[1]
         noise = jax.random.normal(key, (2, 3, 2))
-        x = data[plan["area"], users][None] + noise
+        area = jnp.argmax(plan["areas"]).astype(jnp.int32)
+        x = data[area, users][None] + noise
         y = (x.sum(-1, keepdims=True) > 0).astype(jnp.float32)
-        info = {"area": plan["area"], "query_user": users}
+        info = {"area": area, "query_user": users}
         return Task(
             support=Examples.of(x[0], y[0]), query=Examples.of(x[1], y[1]), info=info
         )
