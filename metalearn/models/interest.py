@@ -34,6 +34,8 @@ class InterestNetwork(nn.Module):
       attention: Units of the layer that weighs records.
       widths: Sizes of the hidden layers.
       dropout: Share of weights and hidden units that are left out in training.
+      returns: Whether the hidden layers see how often and how lately a candidate is in the
+        history itself, as an output that can copy its input. The paper's do not.
     """
 
     categories: int = 1
@@ -41,6 +43,7 @@ class InterestNetwork(nn.Module):
     attention: int = 16
     widths: Sequence[int] = (64, 64)
     dropout: float = 0.0
+    returns: bool = False
 
     @nn.compact
     def __call__(self, x: dict[str, Array], train: bool = False):
@@ -66,7 +69,10 @@ class InterestNetwork(nn.Module):
         scores = nn.Dense(1, name="weigh")(nn.relu(hidden))[..., 0]
         weights = _weights(scores, x["seen"][:, None])
         weights = self._without(weights, train)
-        h = jnp.concatenate([jnp.einsum("nkl,nlr->nkr", weights, past), asked], axis=-1)
+        parts = [jnp.einsum("nkl,nlr->nkr", weights, past), asked]
+        if self.returns:
+            parts.append(_returns(x["returns"], x["seen"], asked.dtype))
+        h = jnp.concatenate(parts, axis=-1)
         for number, width in enumerate(self.widths):
             h = nn.relu(nn.Dense(width, name=f"decision_{number}")(h))
             h = self._without(h, train)
@@ -103,3 +109,12 @@ def _weights(scores: Array, seen: Array) -> Array:
     seen = jnp.broadcast_to(seen, scores.shape)
     weights = jax.nn.softmax(jnp.where(seen, scores, -1e9), axis=-1)
     return jnp.where(seen, weights, 0)
+
+
+def _returns(at: Array, seen: Array, dtype: jnp.dtype) -> Array:
+    """How often a candidate is in the history, and one by its age there, `[N, K, 2]`."""
+    at = (at & seen[:, None]).astype(dtype)
+    # The last record that there is has the age 1, the one before it 2.
+    age = jnp.cumsum(seen[:, ::-1].astype(dtype), axis=-1)[:, ::-1]
+    lately = jnp.max(at / jnp.maximum(age, 1)[:, None], axis=-1, initial=0)
+    return jnp.stack([jnp.log1p(at.sum(-1)), lately], axis=-1)

@@ -151,6 +151,8 @@ def test_tasks_show_records_before_and_places_never_visited(areas):
             assert not visited & set(free.tolist())
             assert (area.vector[free] == other).all(1).any()
             assert x["candidates"]["hour"][row, 0] == area.hour[user, at]
+            again = (own[:9] == own[at]) & (np.arange(9) < at)
+            np.testing.assert_array_equal(x["returns"][row], [again, np.zeros(9, bool)])
         assert (part.y == [1, 0]).all() and part.mask.all()
 
 

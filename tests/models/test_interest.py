@@ -25,6 +25,7 @@ def _x(num_candidates=K):
 
     seen = np.arange(L)[None] < np.array([[4], [2], [1]])
     made = {"history": records(L), "seen": seen, "candidates": records(num_candidates)}
+    made["returns"] = random.random((N, num_candidates, L)) < 0.4
     return jax.tree.map(jnp.asarray, made)
 
 
@@ -33,7 +34,7 @@ def _model(**options):
     return ml.from_linen(ml.models.InterestNetwork(**sizes))
 
 
-def _by_hand(params, x):
+def _by_hand(params, x, returns=False):
     """Logits, one candidate and one record at a time."""
     params, x = jax.tree.map(np.asarray, (params, x))
 
@@ -54,18 +55,25 @@ def _by_hand(params, x):
             past.append(v)
         weights = np.exp(scores) / np.exp(scores).sum()
         h = np.concatenate([weights @ np.stack(past), q])
+        if returns:
+            last = np.flatnonzero(x["seen"][n])[-1]
+            ages = [last + 1 - i for i in range(last + 1) if x["returns"][n, k, i]]
+            lately = 1 / min(ages) if ages else 0
+            h = np.concatenate([h, [np.log1p(len(ages)), lately]])
         deep, head = params["decision_0"], params["head"]
         h = np.maximum(h @ deep["kernel"] + deep["bias"], 0)
         found[n, k] = (h @ head["kernel"] + head["bias"])[0]
     return found
 
 
-@pytest.mark.parametrize("num_candidates", [2, 40])  # both orders of the products
-def test_logits_are_those_of_a_loop(num_candidates):
-    x, model = _x(num_candidates), _model()
+# Both orders of the products.
+@pytest.mark.parametrize(("num_candidates", "returns"), [(2, True), (40, False)])
+def test_logits_are_those_of_a_loop(num_candidates, returns):
+    x, model = _x(num_candidates), _model(returns=returns)
     variables = model.init(jax.random.key(0), x)
     outputs, _ = model.apply(variables, x)
-    np.testing.assert_allclose(outputs, _by_hand(variables.params, x), rtol=1e-4, atol=1e-5)
+    expected = _by_hand(variables.params, x, returns)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_is_of_training_alone():

@@ -91,6 +91,7 @@ class NextPlace:
       attention: Units of the layer that weighs the visits before.
       widths: Sizes of the hidden layers.
       dropout: Share of hidden units that training leaves out.
+      returns: Whether the network is told which places are in the history itself.
     """
 
     kind: ClassVar[str] = "places"
@@ -120,6 +121,7 @@ class NextPlace:
     attention: int = 16
     widths: tuple[int, ...] = (64, 64)
     dropout: float = 0.0
+    returns: bool = False
 
     def unread(self, learner: Learner) -> dict[str, str]:
         """Fields without effect: none."""
@@ -232,7 +234,7 @@ class NextPlace:
 
     def _order(self, data: PlaceData, record: DataRecord) -> list[int]:
         """Numbers of the training areas from easy to hard."""
-        key = (self.users, self.dim, self.attention, self.widths, self.dropout)
+        key = (self.users, *self._settings())
         found = data.orders
         if key not in found:  # the data of a run are described several times
             tasks = self.tasks(data, "train")
@@ -266,6 +268,7 @@ class NextPlace:
                 "history": records(num, LONGEST),
                 "seen": jnp.ones((num, LONGEST), bool),
                 "candidates": records(num, 2),
+                "returns": jnp.zeros((num, 2, LONGEST), bool),
             }
             y = jnp.broadcast_to(jnp.arange(2) == 0, (num, 2)).astype(jnp.float32)
             return Examples.of(x, y)
@@ -289,8 +292,10 @@ class NextPlace:
         }
 
     def _model(self, record: DataRecord) -> Model:
-        settings = (self.dim, self.attention, self.widths, self.dropout)
-        return _network(record["categories"], *settings)
+        return _network(record["categories"], *self._settings())
+
+    def _settings(self) -> tuple[Any, ...]:
+        return self.dim, self.attention, self.widths, self.dropout, self.returns
 
     def draw(self, path: Path, record: DataRecord, data: Any, predictor: Predictor) -> None:
         """Writes a picture of the places of right answers in three new areas."""
@@ -313,7 +318,12 @@ class NextPlace:
 
 @functools.lru_cache(maxsize=64)
 def _network(
-    categories: int, dim: int, attention: int, widths: tuple[int, ...], dropout: float
+    categories: int,
+    dim: int,
+    attention: int,
+    widths: tuple[int, ...],
+    dropout: float,
+    returns: bool,
 ) -> Model:
     return from_linen(
         models.InterestNetwork(
@@ -322,5 +332,6 @@ def _network(
             attention=attention,
             widths=widths,
             dropout=dropout,
+            returns=returns,
         )
     )

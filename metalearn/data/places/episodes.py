@@ -27,7 +27,9 @@ def place_tasks(
     - `history`: records before, each with `vector` `[N, 9, D]`, `category` `[N, 9]`, `hour`
       `[N, 9]`, `numbers` `[N, 9, 2]` (squared distance, time since the record before);
     - `seen`: mask of the records that there are, bool `[N, 9]`;
-    - `candidates`: the same for the places `[N, K, ...]`.
+    - `candidates`: the same for the places `[N, K, ...]`;
+    - `returns`: mask of the records of the history at each of these places, bool
+      `[N, K, 9]`.
 
     Targets are 1 for the place that was visited and 0 for the others, float `[N, K]`. The
     support set has two examples a user and the query set three later ones.
@@ -214,8 +216,10 @@ def _examples(
     seen = jnp.broadcast_to(
         np.arange(LONGEST)[None, None] < at[None, :, None], (num, when, LONGEST)
     )
+    # By number: places that nobody visited earlier have one vector.
+    returns = (places[..., None] == past[:, None, None]) & seen[:, :, None]
     y = jnp.broadcast_to(jnp.arange(places.shape[-1]) == 0, places.shape)
-    x = {"history": history, "seen": seen, "candidates": candidates}
+    x = {"history": history, "seen": seen, "candidates": candidates, "returns": returns}
     x, y = jax.tree.map(lambda leaf: leaf.reshape(num * when, *leaf.shape[2:]), (x, y))
     return Examples(x=x, y=y.astype(jnp.float32), mask=jnp.repeat(mask, when))
 
