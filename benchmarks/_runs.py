@@ -69,13 +69,21 @@ class Plan:
                 )
             if field == "inner_rate":
                 field = _place_of_rate(apps.find(self.recipe).recipe)
-            found += [f"--{field.replace('_', '-')}", value]
+            found += _option(field.replace("_", "-"), value)
         return found
 
     def folder(self, seed: int, runs_dir: str | Path) -> Path:
         """The folder of one run."""
         suffix = "".join(f"-{pair}" for pair in self.overrides).replace("/", "_")
         return Path(runs_dir) / f"{self.recipe}{suffix}-seed{seed}"
+
+
+def _option(field: str, value: str) -> list[str]:
+    """A field as an option; one that is true or false has two names and no value."""
+    if value not in ("True", "False"):
+        return [f"--{field}", value]
+    folder, dot, name = field.rpartition(".")
+    return [f"--{folder}{dot}{'' if value == 'True' else 'no-'}{name}"]
 
 
 def here() -> Origin:

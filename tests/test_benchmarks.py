@@ -28,6 +28,7 @@ from benchmarks import (
 )
 from metalearn import apps
 from metalearn.apps.records import changed
+from metalearn.cli.train_options import parse_train
 
 
 def test_a_benchmark_stores_its_numbers_with_where_they_were_taken(tmp_path):
@@ -111,6 +112,12 @@ def test_judgements_on_other_tasks_are_refused_by_name(other):
     assert _runs.check_tasks({"a": mine, "b": ("tasks", "same", 600)}) == "same"
     with pytest.raises(ValueError, match=r"system seed 1 and baseline seed 0.*different"):
         _runs.check_tasks({"system seed 1": mine, "baseline seed 0": other})
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_fields_that_are_true_or_false_can_be_overridden(value):
+    options = _runs.Plan("omniglot-matching", 1, (f"app.last_relu={value}",)).options()
+    assert parse_train(["omniglot-matching", *options])[2].app.last_relu is value
 
 
 def test_a_run_of_unknown_code_is_refused_before_anything_is_trained(tmp_path):
