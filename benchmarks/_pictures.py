@@ -26,10 +26,18 @@ def draw(stored: list[dict[str, Any]], folder: Path) -> list[str]:
 def _peers(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
+    columns = min(4, len(rows))  # more are too small to read on a page
+    lines = -(-len(rows) // columns)
     figure, axes = plt.subplots(
-        1, len(rows), figsize=(3.4 * len(rows), 2.6), layout="constrained"
+        lines,
+        columns,
+        figsize=(3.4 * columns, 2.6 * lines),
+        layout="constrained",
+        squeeze=False,
     )
-    for axis, row in zip([axes] if len(rows) == 1 else axes, rows, strict=True):
+    for axis in axes.flat[len(rows) :]:
+        axis.set_visible(False)
+    for axis, row in zip(axes.flat, rows, strict=False):
         rates = {name: values["tasks_per_s"] for name, values in row["rows"].items()}
         names = sorted(rates, key=rates.get)
         colours = ["tab:blue" if "metalearn" in name else "0.7" for name in names]
