@@ -23,7 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from metalearn.data.distillation.parts import PARTS, QuizSet, check_set, divided
+from metalearn.data.distillation.parts import (
+    PARTS,
+    QuizSet,
+    check_part,
+    check_set,
+    divided,
+)
 from metalearn.data.images.digits import IMAGES, LABELS, read_digits
 from metalearn.data.lookup import check_name, place_of
 from metalearn.data.noisy import Labelled
@@ -85,7 +91,11 @@ def load_quiz_set(
             inputs, labels = read_digits(folder)
             inputs, names, rows = inputs[..., None], tuple("0123456789"), None
         else:
-            inputs, labels, names, rows = _arrays(folder / SETS[name][0])
+            path = folder / SETS[name][0]
+            inputs, labels, names, rows = _arrays(path)
+            # Before the rows are divided, so that a message names those of the file.
+            whole = Labelled(images=inputs, labels=labels)
+            check_part(str(path), whole, inputs.shape[1:], len(names))
         rows = rows_of(labels, names) if rows is None else rows
         parts = {part: _rows(inputs, labels, rows[part]) for part in PARTS}
         return check_set(QuizSet(name=name, class_names=names, parts=parts))

@@ -123,22 +123,44 @@ def _check_part(
     for told, values in (("label", labels), ("true label", part.truth)):
         if values is None:
             continue
-        if values.dtype.kind not in "iu" or values.shape != labels.shape:
+        if values.shape != labels.shape:
             raise TypeError(
                 f"{where} has {told}s of {values.dtype}{list(values.shape)}; expected "
                 f"whole numbers [{len(labels)}]."
             )
-        bad = (values < 0) | (values >= len(names))
-        if bad.any():
-            row = int(bad.argmax())
-            raise ValueError(
-                f"{where} has the {told} {values[row]} in row {row}, counted from 0; "
-                f"expected 0..{len(names) - 1}, for there are {len(names)} classes."
-            )
+        check_labels(values, len(names), where, told=told)
     try:
         pixels.check_values(images)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def check_labels(labels: np.ndarray, num: int, where: str, *, told: str = "label") -> None:
+    """Refuses labels that are of no class.
+
+    Args:
+      labels: Labels `[I]`.
+      num: Number of classes C.
+      where: Part or set, for the message.
+      told: Word for a label.
+
+    Raises:
+      TypeError: they are no array of whole numbers `[I]`.
+      ValueError: one is outside `0..C-1`; the message names the row.
+    """
+    kind, shape = getattr(labels, "dtype", None), list(np.shape(labels))
+    if kind is None or kind.kind not in "iu" or len(shape) != 1:
+        given = type(labels).__name__ if kind is None else f"{kind}{shape}"
+        raise TypeError(
+            f"{where} has {told}s of {given}; expected whole numbers [I] in an array."
+        )
+    bad = (labels < 0) | (labels >= num)
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(
+            f"{where} has the {told} {labels[row]} in row {row}, counted from 0; expected "
+            f"0..{num - 1}, for there are {num} classes."
+        )
 
 
 def split_of(
@@ -165,8 +187,16 @@ def split_of(
       name: Name of the set.
 
     Raises:
-      ValueError: a class has too few images; the message names it.
+      TypeError: labels are no array of whole numbers.
+      ValueError: a class has too few images, or a label is of no class; the message names
+        the class, or the row.
     """
+    check_labels(labels, len(class_names), name)
+    if len(images) != len(labels):
+        raise ValueError(
+            f"{name} has {len(images)} images and {len(labels)} labels; expected a label "
+            "for each image."
+        )
     rng = np.random.default_rng([seed, 0])
     rows: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
     for number, name_of in enumerate(class_names):
