@@ -293,8 +293,8 @@ def table_rows(row: dict[str, Any]) -> list[str]:
     lines = [
         f"The next place on `{row['tasks']}` ({row['about']}), ranked among {among} that "
         f"the user never visited, ties against it; training seeds: {row['seeds']}; "
-        f"inductive; ± is half of Student's 95 % interval over the areas. In brackets, by how "
-        f"much {first} is above (+) or below (-) the row, paired over areas, in points; σ is "
+        f"inductive; ± is Student's 95 % interval over the areas. In brackets, by how "
+        f"{first} is above (+) or below (-) the row, paired over areas, in points; σ is "
         "over seeds:",
         "",
         "| | " + " | ".join(TITLES[key] for key in keys) + " | seconds |",
