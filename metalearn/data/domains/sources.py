@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from metalearn.core import cost
 from metalearn.data.domains.sets import DomainImages, domain_images
 from metalearn.data.images.digits import IMAGES, LABELS, read_digits
 from metalearn.data.images.folder import check_size, refuse_lost, resize
@@ -119,6 +120,7 @@ def domain_folder(
                     first = file
                     num = sum(map(len, found.files.values()))
                     check_total(num, image.shape, limits, str(tree.root))
+                    _check_memory(num, image.shape)
                 elif image.shape != pixels[0].shape:
                     raise ValueError(
                         f"{file!r} in {tree.root} is {image.shape[1]}x{image.shape[0]} "
@@ -135,6 +137,20 @@ def domain_folder(
         class_names=classes,
         domain_names=domains,
         name=name,
+    )
+
+
+def _check_memory(num: int, shape: tuple[int, ...]) -> None:
+    """Refuses images of which there would be no room for all copies.
+
+    They are there as they are read, and together; on the device all are for training, and
+    those of the sources and of the target for validation and test.
+    """
+    size = f"{shape[1]}x{shape[0]}"
+    cost.check_bytes(
+        f"{num:,} images of {size} pixels, which are there four times,",
+        4 * num * int(np.prod(shape)),
+        "Choose a smaller --app.image-size.",
     )
 
 

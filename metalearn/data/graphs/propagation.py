@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from metalearn.core import checks
+
 Rows = Literal["sum", "unit", "none"]
 _COLUMNS = 256  # of a product at once: the entries of S times these are in memory
 
@@ -51,8 +53,18 @@ def propagated(matrix: Sparse, features: np.ndarray, hops: int) -> np.ndarray:
     """`S^hops X`, of the dtype of X, `[V, D]`.
 
     Row v is made of the features of nodes at most `hops` links away from v, whatever part
-    of a split they are in.
+    of a split they are in. With no hop it is X.
+
+    Raises:
+      ValueError: `hops` is no integer of 0 or more, or there is another number of rows than
+        the matrix has.
     """
+    checks.whole_number("hops", hops, least=0)
+    if len(features) != len(matrix.starts) - 1:
+        raise ValueError(
+            f"features have {len(features)} rows, and the matrix is of "
+            f"{len(matrix.starts) - 1} nodes; expected a row for each node."
+        )
     found = features
     for _ in range(hops):
         made = np.empty_like(found)
