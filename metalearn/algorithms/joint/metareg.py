@@ -64,7 +64,8 @@ def metareg(
     A task is a batch. Its support set has domains in equal shares, in their order;
     `info["domains"]` `[D]` holds their numbers, 0 to D, and `info["held_out"]` that of the
     query set, which is of one further domain. Tasks without them have the domains 0 and 1.
-    At test the model predicts as it is.
+    At test the model predicts as it is. The outer optimiser takes both phases for one run,
+    so that a falling rate falls over both.
 
     Args:
       model: The network.
@@ -85,8 +86,9 @@ def metareg(
       first phase left it.
 
     Raises:
-      ValueError: a number is out of range; in `init`, `head` selects no parameter or all;
-        in `estimate`, the rows of the support set have no equal shares.
+      ValueError: a number is out of range, or given where nothing reads it; in `init`,
+        `head` selects no parameter or all; in `estimate`, the rows of the support set have
+        no equal shares.
 
     Example:
       >>> learner = ml.metareg(model, ml.losses.cross_entropy, pretrain_steps=500)
@@ -95,6 +97,9 @@ def metareg(
     checks.whole_number("inner_steps", inner_steps, least=1)
     checks.number("inner_rate", inner_rate, positive=True)
     checks.number("initial_weight", initial_weight, signed=True)
+    if not pretrain_steps:
+        idle = {"inner_rate": inner_rate, "inner_steps": inner_steps}
+        checks.unread(metareg, idle, "pretrain_steps above 0")
     checks.adapt_filter(head)
 
     def memory(key: Key, made: Variables) -> dict[str, Any]:
