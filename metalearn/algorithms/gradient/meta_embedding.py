@@ -67,12 +67,9 @@ def meta_embedding(
     grad_e l(e_0; support)`. The first `pretrain_steps` outer steps train the base model on
     items that it knows. From then on the base model is frozen and the generator w is
     trained by `balance l(e_0; support) + (1 - balance) l(e_1; query)`.
-
     The outer optimiser takes both phases for one run. Of a falling rate the generator has
-    what is left, such as 79 % where the base model takes 300 of 1,000 steps of a cosine; a
-    constant rate does not favour the first. Its gradients are 0 before, so that Adam
-    forgets that its moments are young: the first steps of the generator are up to three
-    times as long as the rate says.
+    what is left: 79 % of a cosine over 1,000 steps after 300. Adam, which meets gradients
+    of 0 before, makes its first steps up to three times as long as the rate says.
 
     Args:
       model: The base model, such as `ml.models.ClickNetwork`. One of its parameters is the
@@ -105,7 +102,7 @@ def meta_embedding(
 
     Raises:
       ValueError: an option is out of range, or given where nothing reads it; in `init`:
-        no parameter has the path `fresh`, the generator gives vectors of another size, or
+        no parameter has the path `fresh`, the generator's vectors have another size, or
         inputs do not tell items apart and `apart` is above 0.
 
     Example:
@@ -161,13 +158,9 @@ def meta_embedding(
         gradient_estimator(warm.objective, task_chunk=task_chunk),
         lambda variables: {"frozen": warm.base_of(variables)},
     )
+    told = {"balance": balance, "first": first, "apart": apart}
     config = config_of(
-        "meta_embedding",
-        pretrain_steps=pretrain_steps,
-        num_steps=num_steps,
-        balance=balance,
-        first=first,
-        apart=apart,
+        "meta_embedding", pretrain_steps=pretrain_steps, num_steps=num_steps, **told
     )
     return MetaLearner(warm.init, adapt, predict, estimate, config, hashable(loss_fn))
 

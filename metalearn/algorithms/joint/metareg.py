@@ -93,13 +93,8 @@ def metareg(
     Example:
       >>> learner = ml.metareg(model, ml.losses.cross_entropy, pretrain_steps=500)
     """
-    checks.whole_number("pretrain_steps", pretrain_steps, least=0)
-    checks.whole_number("inner_steps", inner_steps, least=1)
-    checks.number("inner_rate", inner_rate, positive=True)
+    _check(pretrain_steps, inner_rate, inner_steps)
     checks.number("initial_weight", initial_weight, signed=True)
-    if not pretrain_steps:
-        idle = {"inner_rate": inner_rate, "inner_steps": inner_steps}
-        checks.unread(metareg, idle, "pretrain_steps above 0")
     checks.adapt_filter(head)
 
     def memory(key: Key, made: Variables) -> dict[str, Any]:
@@ -315,3 +310,13 @@ def _report(
     report["joint/loss"] = mean.astype(found["loss"].dtype)
     report["regulariser/loss"] = second.astype(found["loss"].dtype)
     return report
+
+
+def _check(pretrain_steps: int, inner_rate: float, inner_steps: int) -> None:
+    """Refuses numbers out of range, and those of a first phase that is not there."""
+    checks.whole_number("pretrain_steps", pretrain_steps, least=0)
+    checks.whole_number("inner_steps", inner_steps, least=1)
+    checks.number("inner_rate", inner_rate, positive=True)
+    if not pretrain_steps:
+        idle = {"inner_rate": inner_rate, "inner_steps": inner_steps}
+        checks.unread(metareg, idle, "pretrain_steps above 0")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from metalearn.core import pixels
+from metalearn.data import arguments
 from metalearn.data.noisy import Labelled, check_labels
 
 PARTS = ("train", "quiz", "validation", "test")
@@ -78,7 +79,11 @@ def divided(
       >>> {part: len(found) for part, found in rows.items()}
       {'train': 4, 'quiz': 2, 'validation': 1, 'test': 3}
     """
+    class_names = arguments.names("class_names", class_names)
     check_labels(labels, len(class_names), name)
+    for what, share in (("quiz", quiz), ("validation", validation), ("test", test)):
+        arguments.share(f"the share of the {what} part", share)
+    arguments.seed(seed)
     rng = np.random.default_rng([seed, 3])
     rows: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
     for number, name_of in enumerate(class_names):
@@ -108,6 +113,7 @@ def check_set(data: QuizSet) -> QuizSet:
         out of range, an image has unusual values, parts differ in size, or training lacks
         a class. The message names the part, and the row or the class.
     """
+    arguments.record("data", data, QuizSet, "load_quiz_set(...)")
     if data.num_classes < 2:
         raise ValueError(f"{data.name} has {data.num_classes} class; expected 2 or more.")
     shape = data.parts["train"].images.shape[1:]

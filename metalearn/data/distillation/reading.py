@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.data import arguments
 from metalearn.data.distillation.parts import (
     PARTS,
     QuizSet,
@@ -74,11 +75,7 @@ def load_quiz_set(
     """
     check_name("set", name, SETS)
     for what, share in (("quiz", quiz), ("validation", validation), ("test", test)):
-        if not 0 < share < 1:  # False for NaN
-            raise ValueError(
-                f"the share of the {what} part is {share}; expected a share above 0 and "
-                "below 1."
-            )
+        arguments.share(f"the share of the {what} part", share)
     shares = {"quiz": quiz, "validation": validation, "test": test}
 
     def rows_of(labels: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from metalearn.core import cost
+from metalearn.data import arguments
 from metalearn.data.domains.sets import DomainImages, domain_images
 from metalearn.data.images.digits import IMAGES, LABELS, read_digits
 from metalearn.data.images.folder import check_size, refuse_lost, resize
@@ -71,6 +72,7 @@ def load_domains(
         within = {"rotated-mnist": ("mnist",), "pacs": ("pacs64",)}.get(name, (name,))
         folder = place_of(f"the domains {name!r}", data_dir, needed, within=within)
         return rotated_digits(folder, angles)
+    arguments.path("data_dir", data_dir)
     root = Path(data_dir)
     if name == "pacs":
         places = [root / "pacs64" / "pacs64.zip", root / "pacs64.zip", root / "pacs64"]
@@ -94,6 +96,7 @@ def domain_folder(
       ValueError: images are not in folders of classes in folders of domains, have several
         sizes, cannot be decoded, or see `domain_images`.
     """
+    arguments.path("path", path)
     limits = limits_of()
     check_size(image_size, limits)
     with contextlib.ExitStack() as stack:
@@ -196,7 +199,13 @@ def rotated(images: np.ndarray, angle: float) -> np.ndarray:
 
     Returns:
       Pixels of the same shape, 0 where nothing was.
+
+    Raises:
+      TypeError: the images are no numbers.
+      ValueError: they are not `[I, H, W]`, or the angle is no finite number.
     """
+    images = arguments.numbers("images", images, ndim=3)
+    arguments.number("angle", angle)
     if not angle % 360:
         return images
     height, width = images.shape[1:]

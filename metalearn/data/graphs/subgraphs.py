@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from metalearn.core import checks, cost
+from metalearn.core import cost
+from metalearn.data import arguments
 from metalearn.data.graphs.graph import Graph
 
 Degrees = Literal["subgraph", "graph"]
@@ -46,6 +47,7 @@ def subgraphs(
       seed: Seed of the choice.
 
     Raises:
+      TypeError: the graph is something else.
       ValueError: a number is out of range, `degrees` is no such word, or the links of all
         subgraphs are larger than the memory.
 
@@ -54,10 +56,11 @@ def subgraphs(
       >>> subgraphs(graph, hops=1, size=2).nodes.tolist()
       [[0, 1], [1, 0], [2, 1]]
     """
-    checks.whole_number("hops", hops, least=1)
-    checks.whole_number("size", size, least=1)
-    checks.whole_number("seed", seed, least=0)
-    checks.one_of("degrees", degrees, get_args(Degrees))
+    arguments.record("graph", graph, Graph, "graph_of(...)")
+    arguments.count("hops", hops, least=1)
+    arguments.count("size", size, least=1)
+    arguments.count("seed", seed, least=0)
+    arguments.one_of("degrees", degrees, get_args(Degrees))
     _check_memory(len(graph), min(size, len(graph)))
     near: list[list[int]] = [[] for _ in range(len(graph))]
     for one, other in graph.edges.tolist():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from metalearn.core import pixels
+from metalearn.data import arguments
 
 PARTS = ("train", "clean", "validation", "test")
 
@@ -80,6 +81,7 @@ def check_set(data: NoisySet) -> NoisySet:
         an image is unusual, parts differ in size, or the clean part lacks a class. The
         message names the part, and the row or the class.
     """
+    arguments.record("data", data, NoisySet, "split_of(...)")
     shape = data.train.images.shape[1:]
     if data.num_classes < 2:
         raise ValueError(f"{data.name} has {data.num_classes} class; expected 2 or more.")
@@ -191,11 +193,17 @@ def split_of(
       ValueError: a class has too few images, or a label is of no class; the message names
         the class, or the row.
     """
+    class_names = arguments.names("class_names", class_names)
     check_labels(labels, len(class_names), name)
-    if len(images) != len(labels):
+    arguments.count("clean_per_class", clean_per_class, least=1)
+    for what, share in (("validation", validation), ("test", test)):
+        arguments.share(f"the share for {what}", share)
+    arguments.seed(seed)
+    images = np.asarray(images)
+    if images.ndim != 4 or len(images) != len(labels):
         raise ValueError(
-            f"{name} has {len(images)} images and {len(labels)} labels; expected a label "
-            "for each image."
+            f"{name} has images of shape {images.shape} and {len(labels)} labels; expected "
+            "[I, H, W, C] and a label for each image."
         )
     rng = np.random.default_rng([seed, 0])
     rows: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}

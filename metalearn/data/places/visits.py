@@ -11,6 +11,7 @@ import numpy as np
 
 from metalearn.core import columns
 from metalearn.core.columns import Table
+from metalearn.data import arguments
 
 UNKNOWN = 0  # code of a place without a category
 KM_PER_DEGREE = 111.2
@@ -119,12 +120,13 @@ def visit_table(
       >>> found.place.tolist(), found.cities
       ([0, 1, 0], ('old town',))
     """
-    Table.check_roles(
-        {
-            **{"user": user, "place": place, "time": time, "category": category},
-            **{"lat": lat, "lon": lon, "area": area},
-        }
-    )
+    roles = {
+        **{"user": user, "place": place, "time": time, "category": category},
+        **{"lat": lat, "lon": lon, "area": area},
+    }
+    for role, column in roles.items():
+        arguments.column(role, column)
+    Table.check_roles(roles)
     rows = Table(visits)
     rows.check_names("the visits", (user, place, time))
     has = {c for c in (category, lat, lon, area) if c is not None and c in rows.names}

@@ -11,6 +11,7 @@ import numpy as np
 
 from metalearn.core import columns
 from metalearn.core.columns import Table
+from metalearn.data import arguments
 
 NONE = -1  # code of a place that no value fills
 MOST_VALUES = 100_000
@@ -168,7 +169,10 @@ def rating_tables(
       >>> found.fields, found.content_of().tolist()
       (((2, 1), (3, 2)), [[0, 1, 2], [1, 1, 2]])
     """
-    Table.check_roles({"user": user, "item": item, "rating": rating})
+    roles = {"user": user, "item": item, "rating": rating}
+    for role, column in roles.items():
+        arguments.column(role, column)
+    Table.check_roles(roles)
     rows = Table(ratings)
     rows.check_names("the ratings", (user, item, rating))
     separators = {} if separators is None else separators
