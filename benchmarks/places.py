@@ -12,21 +12,21 @@ import numpy as np
 
 import metalearn as ml
 from benchmarks import _harness, _runs
-from benchmarks.against import difference, spread
+from benchmarks._intervals import student
+from benchmarks.against import spread
 from metalearn import runs
 from metalearn.apps import NextPlace, Recipe, learners
 from metalearn.cli.train_options import parse_train
-from metalearn.core.metrics import mean_ci95
 from metalearn.data.places import Area
 from metalearn.data.places.tables import QUERY
 
-METRICS = tuple(NextPlace.measures)
 TITLES = {
     "query/hit_rate@5": "HR@5",
     "query/hit_rate@10": "HR@10",
     "query/choice_ndcg@5": "NDCG@5",
     "query/choice_ndcg@10": "NDCG@10",
 }
+METRICS = tuple(TITLES)
 COUNTS = ("popularity", "Markov chain", "own visits, then popularity")
 
 
@@ -35,11 +35,11 @@ class Places:
     """Trains recipes of places with several seeds and judges each on the same areas.
 
     What is trained is what the last step gives, after as many steps for all. Beside the
-    recipes stand counts of visits, for which nothing is trained.
+    recipes stand counts of the visits that the networks see, for which nothing is trained.
 
     Attributes:
       recipes: Recipes of places, the first of which is compared with the others.
-      seeds: Training runs of each recipe.
+      seeds: Training runs of each recipe, two or more on the test areas.
       set: Fields to override in all recipes, such as `--set steps=100`.
       part: Part to judge on; choices belong to validation, which stores nothing unless
         `json` says where.
@@ -63,6 +63,7 @@ class Places:
         return {}
 
     def run_benchmark(self) -> None:
+        self._check_seeds()
         plans = {name: self._recipe(name) for name in self.recipes}
         apps = {recipe.app for recipe in plans.values()}
         if len(apps) > 1 or not plans:
@@ -71,7 +72,9 @@ class Places:
         assert isinstance(app, NextPlace)
         origin = _runs.here()
         data = app.load(self.data_dir)
-        record = app.describe(data)
+        described = {name: plan.describe(data) for name, plan in plans.items()}
+        # Those that begin on easy areas have their order as well.
+        record = {k: v for each in described.values() for k, v in each.items()}
         counted = by_counts(data.areas[self.part])
         counts = {name: {"values": found} for name, found in counted.items()}
         found = {
@@ -81,11 +84,11 @@ class Places:
             "part": self.part,
             "origin": origin,
             "about": record["about"],
-            "order": record["order"],
+            "order": record.get("order"),
         }
         rows: dict[str, Any] = {}
         for name, plan in plans.items():
-            rows[name] = self._row(plan, data, record)
+            rows[name] = self._row(plan, data, described[name])
             told = {n: row["judged"] for n, row in rows.items()}
             found["fingerprint"] = _runs.check_tasks(told)
             found["tasks"] = told[name][0]
@@ -95,7 +98,16 @@ class Places:
                 where = "-".join(["places", app.dataset, *self.set])
                 _harness.store(where, found, self.json)
         for name, row in found["rows"].items():
-            print(name, {TITLES[k]: round(row["metrics"][k]["mean"], 4) for k in METRICS})
+            means = {TITLES[k]: round(v["mean"], 4) for k, v in row["metrics"].items()}
+            print(name, means)
+
+    def _check_seeds(self) -> None:
+        least = 2 if self.part == "test" else 1
+        if self.seeds < least:
+            raise SystemExit(
+                f"--seeds is {self.seeds}; expected {least} or more"
+                + (", of which the spread is reported." if least > 1 else ".")
+            )
 
     def _recipe(self, name: str) -> Recipe:
         recipe = parse_train([name, *_runs.Plan(name, 1, self.set).options()])[2]
@@ -170,26 +182,35 @@ def compared(rows: dict[str, Any], first: str) -> dict[str, Any]:
     """Rows with means, and how far the row `first` is above each other one.
 
     Args:
-      rows: Rows with `values`, by metric `[seeds, areas]`, and facts that are kept.
+      rows: Rows with `values`, by metric `[seeds, areas]`, and facts that are kept. Of
+        the metrics those count that are in `METRICS` and in the row `first`.
       first: Row that is compared with the others; a row of one seed stands for all.
+
+    Raises:
+      ValueError: there are fewer than two areas, of which no interval can be said.
     """
     best, found = rows[first]["values"], {}
+    keys = [key for key in METRICS if key in best]
+    if (num := best[keys[0]].shape[1]) < 2:
+        raise ValueError(
+            f"{first} was judged on {num} area; expected two or more, over which "
+            "intervals are. Ask for smaller areas, or a larger share of new ones."
+        )
     for name, row in rows.items():
         values = row["values"]
         kept = {k: v for k, v in row.items() if k not in ("values", "judged")}
-        found[name] = {**kept, "metrics": {key: _told(values[key]) for key in METRICS}}
+        found[name] = {**kept, "metrics": {key: _told(values[key]) for key in keys}}
         if name != first:
-            found[name]["difference"] = {
-                key: difference(best[key], np.broadcast_to(values[key], best[key].shape))
-                for key in METRICS
-            }
+            apart = {key: _told(best[key] - values[key]) for key in keys}
+            found[name]["difference"] = apart
     return found
 
 
 def by_counts(areas: list[Area]) -> dict[str, dict[str, np.ndarray]]:
     """Metrics of what counts of visits say, `[1, areas]`, ties against the right place.
 
-    All visits count that are known before the first query of each user.
+    What counts is what a network sees: the visits before the first query of each user, and
+    at a later query also the visits of that user up to it.
 
     Args:
       areas: The areas.
@@ -202,12 +223,11 @@ def by_counts(areas: list[Area]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _counts_of(area: Area) -> dict[str, dict[str, float]]:
-    known = area.place[:, : QUERY[0]]
-    num = len(area.ids)
+    begin, num = QUERY[0], len(area.ids)
+    known = area.place[:, :begin]
     popular = np.bincount(
         np.concatenate([area.earlier_place, known.ravel()]), minlength=num
     ).astype(float)
-    share = popular / popular.sum()
     after, own = np.zeros((num, num)), np.zeros((area.num_users, num))
     np.add.at(own, (area.earlier_user, area.earlier_place), 1)
     for user, records in enumerate(known):
@@ -215,23 +235,30 @@ def _counts_of(area: Area) -> dict[str, dict[str, float]]:
         path = np.concatenate([earlier, records])
         np.add.at(after, (path[:-1], path[1:]), 1)
         np.add.at(own[user], records, 1)
-    users = np.arange(area.num_users)[:, None, None]
-    at = np.asarray(QUERY)
-    places = np.concatenate([area.place[:, at, None], area.ranked], axis=2)
-    before = area.place[:, at - 1, None]
-    # Below one visit, so that popularity decides between equal counts alone.
-    scores = dict(
-        zip(
-            COUNTS,
-            (
-                share[places],
-                after[before, places] + share[places],
-                own[users, places] + share[places],
-            ),
-            strict=True,
-        )
-    )
+    shape = (area.num_users, len(QUERY), 1 + area.ranked.shape[2])
+    scores = {name: np.zeros(shape) for name in COUNTS}
+    for user, path in enumerate(area.place):
+        for number, at in enumerate(QUERY):
+            places = np.concatenate([path[at : at + 1], area.ranked[user, number]])
+            here, since = path[at - 1], path[begin:at]
+            # Of these visits, which follow one to the place where the user is.
+            followed = since[path[begin - 1 : at - 1] == here]
+            # Below one visit, so that popularity decides between equal counts alone.
+            share = popular[places] + _times(since, places)
+            share /= popular.sum() + len(since)
+            counts = (
+                share,
+                after[here, places] + _times(followed, places) + share,
+                own[user, places] + _times(since, places) + share,
+            )
+            for name, found in zip(COUNTS, counts, strict=True):
+                scores[name][user, number] = found
     return {name: _ranked(found) for name, found in scores.items()}
+
+
+def _times(visits: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """How often each place is among visits, `[K]`."""
+    return (visits[:, None] == places).sum(0)
 
 
 def _ranked(scores: np.ndarray) -> dict[str, float]:
@@ -246,33 +273,36 @@ def _ranked(scores: np.ndarray) -> dict[str, float]:
 
 
 def _told(values: np.ndarray) -> dict[str, Any]:
-    """Of `[seeds, areas]`: mean and interval over areas, the mean of each seed."""
-    mean, half = mean_ci95(values.mean(0))
-    seeds = values.mean(1).tolist()
+    """Of `[seeds, areas]`: mean, Student's interval over areas, the mean of each seed."""
+    values = np.asarray(values, np.float64)
+    by_area, seeds = values.mean(0), values.mean(1).tolist()
     return {
-        "mean": mean,
-        "ci95": half,
+        "mean": float(by_area.mean()),
+        "ci95": student(by_area),
         "seeds": seeds,
         "spread": spread(seeds),
-        "by_area": values.mean(0).tolist(),
+        "by_area": by_area.tolist(),
     }
 
 
 def table_rows(row: dict[str, Any]) -> list[str]:
     """Lines of `benchmarks/README.md`: recipes down, metrics across."""
-    first = next(iter(row["rows"]))
+    first, base = next(iter(row["rows"].items()))
+    among = base["settings"]["app"]["negatives"]
+    keys = [key for key in METRICS if key in base["metrics"]]
     lines = [
-        f"The next place on `{row['tasks']}` ({row['about']}), ranked among 100 that the "
-        f"user never visited, ties against it; training seeds: {row['seeds']}; inductive. "
-        f"In brackets, by how much {first} is above (+) or below (-) the row, paired over "
-        "areas, in points; σ is over seeds:",
+        f"The next place on `{row['tasks']}` ({row['about']}), ranked among {among} that "
+        f"the user never visited, ties against it; training seeds: {row['seeds']}; "
+        f"inductive; ± is Student's 95 % interval over the areas. In brackets, by how "
+        f"{first} is above (+) or below (-) the row, paired over areas, in points; σ is "
+        "over seeds:",
         "",
-        "| | " + " | ".join(TITLES[key] for key in METRICS) + " | seconds |",
-        "|---" * (2 + len(METRICS)) + "|",
+        "| | " + " | ".join(TITLES[key] for key in keys) + " | seconds |",
+        "|---" * (2 + len(keys)) + "|",
     ]
     for name, found in row["rows"].items():
         cells = [name]
-        for key in METRICS:
+        for key in keys:
             told = found["metrics"][key]
             text = f"{100 * told['mean']:.1f} ± {100 * told['ci95']:.1f}"
             if "difference" in found:

@@ -69,12 +69,17 @@ class Application(Protocol):
       light: Whether tasks take microseconds, so that sharing them among the cores of a CPU
         makes them slower.
       batches: See `metalearn.algorithms.record.Record`; may be left out.
+      ordered: Function `(learner, data, record) -> record` that adds to the description
+        what the learner plans its tasks by, or a stand-in if there are no data; may be
+        left out.
     """
 
     kind: ClassVar[str]
     metric: ClassVar[str]
-    measures: ClassVar[Mapping[str, Metric]]
     light: ClassVar[bool]
+
+    @property
+    def measures(self) -> Mapping[str, Metric]: ...  # may be an attribute of the class
 
     def check(self, learner: Learner) -> None:
         """Raises a `ValueError` for settings that exclude one another."""
@@ -138,6 +143,22 @@ class Recipe:
     log_every: int = 100
     nonfinite: Literal["stop", "skip"] = "stop"
 
+    def describe(self, data: Any) -> DataRecord:
+        """Description of the data, with what the learner plans its tasks by.
+
+        Raises:
+          TypeError, ValueError: see `check_builds`, which comes before any computation.
+        """
+        record = self.app.describe(data)
+        if hasattr(self.app, "ordered"):
+            self.check_builds(record)
+        return self.ordered(data, record)
+
+    def ordered(self, data: Any, record: DataRecord) -> DataRecord:
+        """A description with what the learner plans tasks by; of no data, a stand-in."""
+        own = getattr(self.app, "ordered", None)
+        return record if own is None else own(self.learner, data, record)
+
     def build(self, record: DataRecord) -> MetaLearner:
         """The learner with the settings of training."""
         return self.learner.build(self.app.offers(self.learner, record, evaluating=False))
@@ -173,8 +194,10 @@ class Recipe:
 
         Raises:
           TypeError: a constructor makes no `MetaLearner`.
-          ValueError: the learner refuses its settings, or memory is too small for them.
+          ValueError: the learner refuses its settings, or cannot plan a step of so many
+            tasks, or memory is too small for them.
         """
+        record = self.ordered(None, record)
         task = jax.eval_shape(lambda: self.app.example(record))
         remedy = (
             "Lower --tasks-per-step, or the size of a task (--app.shots, --app.queries)."
@@ -191,6 +214,9 @@ class Recipe:
             return learner.predict(adapted, task.query.x, key=key)
 
         jax.eval_shape(predict, state.variables, task)
+        if (plan := self.build(record).plan) is not None:
+            drawn = lambda variables: plan(variables, self.tasks_per_step, key=of_seed(0))
+            jax.eval_shape(drawn, state.variables)
 
     def predictor(self, record: DataRecord, variables: Variables, data: Any) -> Predictor:
         """Predictions on meta-test tasks, for a picture."""

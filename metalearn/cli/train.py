@@ -118,6 +118,7 @@ def _train_here(
     for part in ("validation", "test"):
         runs.judged_tasks(recipe, data, part, 2)
     recipe.check_builds(record)  # and so are bad options
+    record = recipe.ordered(data, record)
     found = {}
     for seed, folder in folders.items():
         facts = {"name": name, "recipe": recipe, "seed": seed}

@@ -6,7 +6,7 @@ import inspect
 import math
 import numbers
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ __all__ = [
     "one_of",
     "one_set",
     "one_task",
+    "unread",
     "values_of_task",
     "whole_number",
 ]
@@ -93,6 +94,27 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raises a `ValueError` unless `value` is one of the choices."""
     if not isinstance(value, str) or value not in choices:  # an array has no one truth
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
+
+
+def unread(build: Callable[..., Any], values: Mapping[str, Any], reader: str) -> None:
+    """Refuses options that were given though nothing reads them.
+
+    Args:
+      build: The constructor, whose signature has their defaults.
+      values: Values of the options that nothing reads, by name.
+      reader: Settings that would read them, for the message.
+
+    Raises:
+      ValueError: a value is not the default.
+    """
+    defaults = inspect.signature(build).parameters
+    for name, value in values.items():
+        default = defaults[name].default
+        if value != default:
+            raise ValueError(
+                f"{name} is {value!r}, which has no effect: it is read with {reader} "
+                f"alone. Leave it at {default!r}, or choose settings that read it."
+            )
 
 
 def adapt_filter(select: Any) -> None:

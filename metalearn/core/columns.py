@@ -66,7 +66,7 @@ class Table:
 
     Raises:
       TypeError: it is something else.
-      ValueError: columns differ in length, or there is no row.
+      ValueError: columns differ in length or share a name, or there is no row.
     """
 
     def __init__(self, table: Any):
@@ -82,6 +82,12 @@ class Table:
                 "of columns, or a structured NumPy array."
             )
         self._table = table
+        if repeated := [n for i, n in enumerate(self.names) if n in self.names[:i]]:
+            raise ValueError(
+                f"the table has the column {repeated[0]!r} more than once, in places "
+                f"{[i for i, n in enumerate(self.names) if n == repeated[0]]}, counted "
+                "from 0; expected each name once. Rename or drop all but one."
+            )
         lengths = {name: len(self[name]) for name in self.names}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"columns have lengths {lengths}; expected one length.")
@@ -91,8 +97,9 @@ class Table:
     def __getitem__(self, name: str) -> np.ndarray:
         column = self._table[name]
         given.check_unmasked(column, f"column {name!r}")
-        if isinstance(column, (list, tuple)) and all(isinstance(v, str) for v in column):
-            # As objects: an array of text gives each row the room of the longest.
+        if isinstance(column, (list, tuple)) and any(isinstance(v, str) for v in column):
+            # As objects: an array of text gives each row the room of the longest, and would
+            # make text of numbers, and of a missing one the word nan.
             values = np.empty(len(column), object)
             values[:] = column
         else:
@@ -110,6 +117,19 @@ class Table:
         return (
             None if categories is None else given.one_form(np.asarray(categories)).tolist()
         )
+
+    @staticmethod
+    def check_roles(roles: Mapping[str, str | None]) -> None:
+        """Raises a `ValueError` if one column is named for two roles; None names none."""
+        taken: dict[str, str] = {}
+        for role, name in roles.items():
+            if name is not None and name in taken:
+                raise ValueError(
+                    f"{taken[name]} and {role} both name the column {name!r}; expected "
+                    "another column for each."
+                )
+            if name is not None:
+                taken[name] = role
 
     def check_names(self, option: str, names: Sequence[str]) -> None:
         """Raises a `ValueError` if the table lacks a column that an option names."""
@@ -160,6 +180,30 @@ def check_complete(values: np.ndarray, name: str) -> None:
             f"column {name!r} holds {flat[row].tolist()[0]!r} in row {row}, counted from "
             f"0, and no usable value in {int(bad.sum())} of {len(bad)} rows. Drop or fill "
             "them."
+        )
+
+
+def check_filled(values: np.ndarray, name: str, expected: str) -> None:
+    """Raises a `ValueError` that names column and row if a cell is text without a sign."""
+    if values.dtype.kind not in "OUS":
+        return
+    for row, value in enumerate(values.reshape(len(values), -1).tolist()):
+        if any(isinstance(cell, (str, bytes)) and not cell.strip() for cell in value):
+            raise ValueError(
+                f"column {name!r} is empty in row {row}, counted from 0; expected "
+                f"{expected}. Drop or fill such rows."
+            )
+
+
+def check_one_kind(values: np.ndarray, name: str, expected: str) -> None:
+    """Raises a `ValueError` that names the first row where text and numbers are mixed."""
+    flat = [isinstance(value, str) for value in values.reshape(-1).tolist()]
+    if any(flat) and not all(flat):
+        row = next(i for i, text in enumerate(flat) if text != flat[0])
+        before = "text" if flat[0] else "numbers"
+        raise ValueError(
+            f"column {name!r} has {values.reshape(-1).tolist()[row]!r} in row {row}, "
+            f"counted from 0, where the rows before have {before}; {expected}"
         )
 
 

@@ -13,6 +13,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -122,6 +123,37 @@ def check_room(name: str, num: int, one_task: Any) -> None:
             f"{in_bytes(num * each)}, and the memory is {in_bytes(room)}. Ask for at most "
             f"{room // each} tasks, and far fewer for activations to fit."
         )
+
+
+def check_bytes(what: str, needed: int, remedy: str) -> None:
+    """Refuses what is larger than all memory, before it is made.
+
+    Args:
+      what: What would be made, as the start of a sentence.
+      needed: Bytes of it.
+      remedy: What to do, as a sentence.
+
+    Raises:
+      ValueError: the machine has less memory.
+    """
+    if needed > (there := available()):
+        raise ValueError(
+            f"{what} would take {in_bytes(needed)}, and this machine has "
+            f"{in_bytes(there)} of memory. {remedy}"
+        )
+
+
+def available() -> int:
+    """Bytes of memory of this machine or of its devices, whichever is more.
+
+    With several processes, the memory of as many machines.
+    """
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        found = min(found, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    devices = sum(int(numbers.get("bytes_limit", 0)) for numbers in stats)
+    return max(found, devices) * jax.process_count()
 
 
 def memory() -> int | None:

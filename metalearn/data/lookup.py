@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from metalearn.data import arguments
+
 
 def check_name(what: str, name: object, names: Collection[str]) -> None:
     """Refuses an unknown name, and tells the nearest known one.
@@ -47,6 +49,7 @@ def place_of(
       told: What the files are, for messages; their names if None.
 
     Raises:
+      TypeError: `data_dir` is no path.
       FileNotFoundError: no folder was given, or none of them holds all.
     """
     told = ", ".join(files) if told is None else told
@@ -55,6 +58,7 @@ def place_of(
         raise FileNotFoundError(
             f"files of {what} are missing ({told}): no data_dir was given. {remedy}"
         )
+    arguments.path("data_dir", data_dir)
     places = [*(Path(data_dir) / name for name in within), Path(data_dir)]
     for place in places:
         if all((place / name).is_file() for name in files):

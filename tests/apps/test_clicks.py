@@ -7,7 +7,9 @@ import itertools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from few_ratings import write_own_ratings
 
@@ -15,6 +17,7 @@ import metalearn as ml
 from benchmarks import warm_up
 from metalearn import runs
 from metalearn.apps import ItemClicks, Recipe, learners, sgd
+from metalearn.apps.recommendation import RECIPES
 from metalearn.cli import main as cli
 from metalearn.runs import folder as run_folder
 
@@ -159,6 +162,26 @@ def test_validation_chooses_the_number_of_steps():
     found = warm_up._judge(predict, (1, 5, 20), None, validation, test)
     assert found["steps"] == 5 and found["auc"] == 0.0
     np.testing.assert_allclose(found["losses"], np.logaddexp(0, 3.0))
+
+
+def test_the_rate_falls_over_both_phases_as_the_recipe_says():
+    """What the documents of the learner say of its outer optimiser, in numbers."""
+    recipe = RECIPES["clicks-meta-embedding"].recipe
+    first, rate = recipe.learner.pretrain_steps, recipe.outer.rate
+    opt = recipe.outer_opt()
+
+    def step(state, grad):
+        update, state = opt.update(grad, state)
+        return state, -update / rate
+
+    # The gradients of the generator are 0 in the first phase.
+    grads = (jnp.arange(recipe.steps) >= first).astype(jnp.float32)
+    _, sizes = jax.jit(lambda g: jax.lax.scan(step, opt.init(g[0]), g))(grads)
+    sizes = np.asarray(sizes)
+    assert (sizes[:first] == 0).all() and 2.5 < sizes.max() < 3
+    assert sizes[first : first + 50].argmax() < 20 and sizes[-1] < 0.01
+    schedule = optax.cosine_decay_schedule(rate, recipe.steps)
+    assert float(schedule(first)) / rate == pytest.approx(0.79, abs=0.005)
 
 
 def test_pooled_metrics_by_hand():

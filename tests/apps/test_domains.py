@@ -21,6 +21,7 @@ from metalearn.apps import Recipe, UnseenDomain, learners, sgd
 from metalearn.apps.domains import RECIPES
 from metalearn.apps.domains.batches import held_out_batches
 from metalearn.cli import main as cli
+from metalearn.core import cost
 from metalearn.data import domains
 
 PLACES, KINDS, EACH = ("field", "lab", "sea"), ("ant", "bee"), 6
@@ -193,6 +194,15 @@ def test_folders_that_are_no_domains_are_refused(tmp_path, content, settings, sa
     app = dataclasses.replace(TINY, **settings)
     with pytest.raises(ValueError, match=said):
         app.load(str(folder(tmp_path / "own", content)))
+
+
+def test_images_beyond_the_memory_are_refused_at_the_first(root, monkeypatch):
+    monkeypatch.setattr(cost, "available", lambda: 4 * 36 * 64 * 64 * 3)
+    assert domains.domain_folder(root, image_size=64).images.shape == (36, 64, 64, 3)
+    with pytest.raises(
+        ValueError, match=r"36 images of 65x65 pixels.*a smaller --app\.image-size"
+    ):
+        domains.domain_folder(root, image_size=65)
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,7 @@ def test_records_and_examples_are_of_the_tasks(folder):
         ),
         ({"test_classes": 1}, learners.NoAdaptation(), "app.test_classes is 1, too few"),
         ({"validation_classes": 1}, learners.NoAdaptation(), "app.validation_classes is 1"),
+        ({"hops": 0}, learners.NoAdaptation(), "app.hops is 0; expected 1 or more"),
         ({"widths": (0,)}, learners.NoAdaptation(), r"app.widths is \(0,\)"),
         ({"split_number": 0}, learners.NoAdaptation(), "app.split_number is 0"),
         ({"eval_ways": 3, "test_classes": 3}, learners.NoAdaptation(), "need 3 logits"),

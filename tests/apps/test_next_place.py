@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -14,7 +15,7 @@ from own_visits import write_own_visits
 import metalearn as ml
 from benchmarks import places as benchmark
 from metalearn.apps import NextPlace, Recipe, find, learners, sgd
-from metalearn.apps.places import RECIPES, easy_to_hard
+from metalearn.apps.places import RECIPES, easy_to_hard, next_place
 from metalearn.cli import main as cli
 from metalearn.data.places import areas_of, place_tasks, visit_table
 
@@ -31,6 +32,7 @@ TINY = NextPlace(
     attention=2,
     widths=(4,),
 )
+CHAML = learners.CHAML(inner_opt=sgd(0.1), easy_share=1.0)
 SETTINGS = {
     **{"dataset": "own", "least-visits": 1, "least-users": 4, "users": 3, "negatives": 2},
     **{"validation-areas": 0.34, "new-areas": 0.33, "place-dim": 3, "dim": 2},
@@ -50,7 +52,7 @@ def data(folder):
 
 @pytest.fixture(scope="module")
 def record(data):
-    return TINY.describe(data)
+    return Recipe(app=TINY, learner=CHAML, tasks_per_step=2).describe(data)
 
 
 def test_parts_share_no_area_no_place_and_no_user(data):
@@ -65,6 +67,50 @@ def test_the_record_is_json_and_orders_the_training_areas(data, record):
     like = jax.tree.map(lambda a: (a.shape, a.dtype), TINY.example(record))
     task = TINY.tasks(data, "train").first(jax.random.key(0))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), task) == like
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [
+        learners.MAML(inner_opt=sgd(0.1)),
+        learners.NoAdaptation(),
+        learners.CHAML(inner_opt=sgd(0.1), curriculum=False),
+        learners.CHAML(inner_opt=sgd(0.1), easy_steps=0),
+    ],
+)
+def test_no_order_is_computed_for_learners_that_read_none(data, learner, monkeypatch):
+    monkeypatch.setattr(next_place, "easy_to_hard", lambda *args: pytest.fail("computed"))
+    recipe = Recipe(app=TINY, learner=learner, tasks_per_step=2)
+    record = recipe.describe(dataclasses.replace(data, orders={}))
+    assert "order" not in record and record["areas"] == 2
+    recipe.build(record)
+
+
+def test_too_few_areas_for_a_step_are_said_before_the_order_is_computed(data, monkeypatch):
+    monkeypatch.setattr(next_place, "easy_to_hard", lambda *args: pytest.fail("computed"))
+    recipe = Recipe(app=TINY, learner=dataclasses.replace(CHAML, easy_share=0.5))
+    fresh = dataclasses.replace(data, orders={})
+    for num, least in ((16, 1), (2, 1)):
+        asks_more = dataclasses.replace(recipe, tasks_per_step=num)
+        with pytest.raises(ValueError, match=rf"has {num} tasks, .* {least} of 2 areas"):
+            asks_more.describe(fresh)
+
+
+def test_a_description_without_an_order_trains_nobody_who_reads_it(data):
+    recipe = Recipe(app=TINY, learner=CHAML, tasks_per_step=2)
+    with pytest.raises(ValueError, match=r"chaml begins on easy areas.*Recipe\.describe"):
+        recipe.trainer(TINY.describe(data))
+
+
+def test_hit_rates_that_every_order_has_are_not_reported():
+    few, more = (dataclasses.replace(TINY, negatives=n) for n in (4, 9))
+    gains = ["query/choice_ndcg@5", "query/choice_ndcg@10"]
+    assert list(few.measures) == gains and few.metric in few.measures
+    assert list(more.measures) == ["query/hit_rate@5", *gains]
+    assert list(NextPlace(negatives=10).measures)[:2] == [
+        "query/hit_rate@5",
+        "query/hit_rate@10",
+    ]
 
 
 def test_easy_areas_come_first(data):
@@ -89,9 +135,8 @@ def test_easy_areas_come_first(data):
         for column, value in zip(table.values(), once, strict=True):
             column.insert(0, value)
     made = areas_of(visit_table(table), least_visits=1, least_users=2, negatives=2, dim=3)
-    model = TINY.offers(
-        None, {"categories": 1, "most_users": 8, "order": [0]}, evaluating=False
-    )
+    told = {"categories": 1, "most_users": 8, "order": [0]}
+    model = TINY.offers(CHAML, told, evaluating=False)
     tasks = place_tasks(made, num_users=4)
     loss_fn = ml.losses.binary_cross_entropy
     order, found = easy_to_hard(model["model"], loss_fn, tasks, rate=0.02, judged=5)
@@ -135,7 +180,7 @@ def test_recipes_name_learners_that_fit():
 
 def test_masked_records_and_users_do_not_count(data, record):
     """Network and loss: another history behind the mask, another user who is not there."""
-    model = TINY.offers(None, record, evaluating=False)["model"]
+    model = TINY.offers(CHAML, record, evaluating=False)["model"]
     task = TINY.tasks(data, "train").first(jax.random.key(0))
     x = task.query.x
     variables = model.init(jax.random.key(1), x)
@@ -155,7 +200,7 @@ def test_masked_records_and_users_do_not_count(data, record):
 
 
 def test_order_of_a_history_and_of_candidates_does_not_matter(data, record):
-    model = TINY.offers(None, record, evaluating=False)["model"]
+    model = TINY.offers(CHAML, record, evaluating=False)["model"]
     task = TINY.tasks(data, "test").sample.one(
         TINY.tasks(data, "test").data, 0, jax.random.key(0)
     )
@@ -172,21 +217,45 @@ def test_order_of_a_history_and_of_candidates_does_not_matter(data, record):
     )
 
 
+def _loop_of_counts(area):
+    """Places of the right answers by each baseline, in plain loops of lists."""
+    found = {name: [] for name in benchmark.COUNTS}
+    paths = [
+        [*area.earlier_place[area.earlier_user == u].tolist(), *area.place[u].tolist()]
+        for u in range(area.num_users)
+    ]
+    for user, path in enumerate(paths):
+        for number in range(3):
+            upto = len(path) - 3 + number
+            told = [p[:-3] if u != user else path[:upto] for u, p in enumerate(paths)]
+            everyone = [place for p in told for place in p]
+            pairs = [pair for p in told for pair in itertools.pairwise(p)]
+            asked = [path[upto], *area.ranked[user, number].tolist()]
+            here, own = path[upto - 1], path[:upto]
+            worth = {
+                "popularity": [everyone.count(p) for p in asked],
+                "Markov chain": [
+                    (pairs.count((here, p)), everyone.count(p)) for p in asked
+                ],
+                "own visits, then popularity": [
+                    (own.count(p), everyone.count(p)) for p in asked
+                ],
+            }
+            for name, values in worth.items():
+                found[name].append(sum(v >= values[0] for v in values))
+    return found
+
+
 def test_counts_rank_as_a_loop_does(data):
+    """A query counts the visits that a network sees: also those since the first query."""
     area = data.areas["test"][0]
-    found = benchmark.by_counts([area])["own visits, then popularity"]
-    hits = []
-    everyone = [*area.earlier_place, *area.place[:, :7].ravel()]
-    for user in range(area.num_users):
-        own = [*area.earlier_place[area.earlier_user == user], *area.place[user, :7]]
-        for query in range(3):
-            asked = [area.place[user, 7 + query], *area.ranked[user, query]]
-            worth = [(own.count(p), everyone.count(p)) for p in asked]
-            hits.append(sum(w >= worth[0] for w in worth) <= 2)
+    found = benchmark.by_counts([area])
+    for name, places in _loop_of_counts(area).items():
+        gain = np.mean(1 / np.log2(1 + np.asarray(places)))
+        np.testing.assert_allclose(found[name]["query/choice_ndcg@5"], [[gain]])
+        assert found[name]["query/hit_rate@5"] == 1  # of three candidates
     small = benchmark._ranked(np.zeros((2, 3, 3)))
     assert small["query/hit_rate@5"] == 1 and small["query/choice_ndcg@5"] == 0.5
-    place_of = found["query/choice_ndcg@5"][0, 0]
-    assert 0 < place_of < 1 and np.mean(hits) <= 1
 
 
 def test_a_run_from_the_command_line_trains_and_is_judged(folder, tmp_path, capsys):
@@ -199,7 +268,8 @@ def test_a_run_from_the_command_line_trains_and_is_judged(folder, tmp_path, caps
     command += ["--learner.differentiation", "first_order"]  # compiles sooner
     assert cli.main([*command, *options]) == 0
     found = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert {"query/hit_rate@10", "query/choice_ndcg@10", "query/loss"} <= found.keys()
+    assert {"query/choice_ndcg@10", "query/loss"} <= found.keys()
+    assert not any("hit_rate" in name for name in found)  # among two others
     said = capsys.readouterr().out
-    assert "areas: train 2 (12 users)" in said and "hit_rate@10" in said
+    assert "areas: train 2 (12 users)" in said and "choice_ndcg@10" in said
     assert list(out.glob("*.png"))

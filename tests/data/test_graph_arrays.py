@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from own_graph import own_graph, write_own_graph
 
+from metalearn.core import cost
 from metalearn.data import graphs
 
 
@@ -105,6 +106,37 @@ def test_subgraphs_hold_all_that_is_near(graph, degrees):
             own = half @ own @ half
         np.testing.assert_allclose(found.links[v, :count, :count], own, rtol=1e-5)
         assert found.links[v].sum() == pytest.approx(own.sum(), rel=1e-4)
+
+
+def test_subgraphs_beyond_the_memory_are_refused_before_they_are_made(graph, monkeypatch):
+    monkeypatch.setattr(cost, "available", lambda: 8 * len(graph) * 4 * 5)
+    graphs.subgraphs(graph, hops=1, size=4)
+    monkeypatch.setattr(np, "zeros", lambda *args: pytest.fail("made"))
+    with pytest.raises(ValueError, match=r"subgraphs of 5 nodes each.*--app\.most-nodes"):
+        graphs.subgraphs(graph, hops=1, size=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"hops": 0}, "hops is 0; expected an integer of 1 or more"),
+        ({"hops": None}, "hops is None"),
+        ({"size": 2.5}, "size is 2.5"),
+        ({"degrees": "whole"}, "degrees is 'whole'; expected one of subgraph, graph"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_numbers_of_subgraphs_are_checked(graph, options, said):
+    with pytest.raises(ValueError, match=said):
+        graphs.subgraphs(graph, **{"hops": 2, "size": 4, **options})
+
+
+def test_features_of_other_nodes_are_refused(graph):
+    matrix = graphs.adjacency(graph.edges, len(graph))
+    with pytest.raises(ValueError, match="features have 3 rows, and the matrix is of"):
+        graphs.propagated(matrix, np.ones((3, 2), np.float32), 1)
+    with pytest.raises(ValueError, match=r"hops is 1\.5"):
+        graphs.propagated(matrix, graph.features, 1.5)
 
 
 def test_a_cut_subgraph_keeps_the_nearest(graph):

@@ -79,7 +79,10 @@ def test_split_tail_and_flips_of_one_seed_are_drawn_apart():
         (lambda: noisy.flipped(LABELS, 5, share=-0.1, seed=0), "share of flips is -0.1"),
         (lambda: noisy.flipped(LABELS, 5, share=np.nan, seed=0), "share of flips is nan"),
         (lambda: noisy.flipped(LABELS, 4, share=0.1, seed=0), r"0\.\.4; expected 0\.\.3"),
-        (lambda: noisy.flipped(LABELS, 5, share=0, kind="x", seed=0), "flips are 'x'"),
+        (
+            lambda: noisy.flipped(LABELS, 5, share=0, kind="x", seed=0),
+            "kind of flips is 'x'",
+        ),
         (lambda: noisy.long_tail(LABELS, 5, imbalance=0.5, seed=0), "imbalance is 0.5"),
         (lambda: noisy.long_tail(LABELS, 5, imbalance=np.inf, seed=0), "imbalance is inf"),
     ],
@@ -111,12 +114,14 @@ def test_parts_share_no_image_and_have_every_class():
     assert (_split(seed=2).test.images != data.test.images).any()
 
 
-@pytest.mark.parametrize("changes", [{"clean_per_class": 40}, {"test": 0.0}])
+@pytest.mark.parametrize("changes", [{"clean_per_class": 40}, {"test": 0.01}])
 def test_a_class_with_too_few_images_is_named(changes):
     with pytest.raises(
         ValueError, match=r"class 'a' of made has 40 images.*clean-per-class"
     ):
         _split(**changes)
+    with pytest.raises(ValueError, match=r"the share for test is 0\.0; expected a share"):
+        _split(test=0.0)
 
 
 # -- Files -----------------------------------------------------------------------------

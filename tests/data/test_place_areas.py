@@ -48,6 +48,16 @@ def _changed(name, row, value):
         (_with(time=["noon"] * len(own_visits()["time"])), "'noon' in row 0.*no time"),
         (_changed("time", 3, 1.7e9), r"1.7e\+09 in row 3.*Divide seconds by 3600"),
         (_changed("user", 4, " "), "'user' is empty in row 4"),
+        (_changed("place", 8, ""), "'place' is empty in row 8"),
+        (_changed("area", 9, " "), "'area' is empty in row 9"),
+        (_changed("time", 5, " "), "'time' is empty in row 5, .* expected a time"),
+        (_changed("lat", 6, ""), "'lat' is empty in row 6, .* expected degrees"),
+        (_changed("lat", 6, "8.1 E"), "'lat' has '8.1 E' in row 6.* before have numbers"),
+        (_changed("time", 6, "noon"), "'time' has 'noon' in row 6.* before have numbers"),
+        (
+            _with(time=["2024-05-01", *own_visits()["time"][1:]]),
+            "row 1,.* before have text",
+        ),
         (_changed("lon", 6, -170.0), r"up to .* km apart; expected 1,112 km"),
         (_with(time=np.ones(len(own_visits()["time"]), "m8[h]")), "no times"),
         ({k: v for k, v in own_visits().items() if k != "lon"}, "'lat' alone"),
@@ -59,7 +69,41 @@ def test_bad_tables_are_refused_by_column_and_row(table, said):
         places.visit_table(table)
 
 
-@pytest.mark.parametrize("time", ["2024-05-01T18:30+02:00", "now", 7])
+@pytest.mark.parametrize(
+    ("roles", "said"),
+    [
+        ({"user": "place"}, "user and place both name the column 'place'"),
+        ({"lon": "lat"}, "lat and lon both name the column 'lat'"),
+        ({"category": "area"}, "category and area both name the column 'area'"),
+    ],
+)
+def test_a_column_has_one_role(roles, said):
+    with pytest.raises(ValueError, match=said):
+        places.visit_table(own_visits(), **roles)
+
+
+def test_columns_of_one_name_are_refused():
+    class Frame:
+        """As a data frame, which gives all columns of a name."""
+
+        columns = ("user", "place", "time", "place")
+
+        def __getitem__(self, name):
+            return own_visits()[name]
+
+    with pytest.raises(ValueError, match=r"'place' more than once, in places \[1, 3\]"):
+        places.visit_table(Frame())
+
+
+def test_blanks_around_cells_of_a_file_are_no_part_of_them(tmp_path):
+    lines = ["user, place ,time", "ann,zoo,1", " ann ,inn,2", "bob, zoo,3"]
+    (tmp_path / "visits.csv").write_text("\n".join(lines), encoding="utf-8")
+    found = places.load_visits("own", tmp_path)
+    assert found.users.tolist() == ["ann", "bob"]
+    assert found.places.tolist() == ["inn", "zoo"]
+
+
+@pytest.mark.parametrize("time", ["2024-05-01T18:30+02:00", "now"])
 def test_dates_are_of_the_clock_of_the_place(time):
     dates = ["2024-05-01T18:30", time]
     table = {"user": ["a", "b"], "place": ["x", "y"], "time": np.asarray(dates, object)}

@@ -89,7 +89,10 @@ def _with(name, row, value):
         ({"labels": np.zeros(5, int)}, r"labels int64\[5\]; expected a row"),
         ({"labels": np.zeros(39)}, r"labels float64\[39\]"),
         (_with("labels", 4, -1), r"has the label -1 in row 4, counted from 0"),
-        (_with("inputs", 2, np.nan), "train part of own .* first in row 2"),
+        (_with("labels", 34, -1), r"examples\.npz has the label -1 in row 34, counted"),
+        (_with("inputs", 2, np.nan), r"examples\.npz has inputs .* first in row 2"),
+        (_with("inputs", 35, np.nan), r"examples\.npz has inputs .* first in row 35"),
+        ({**_with("inputs", 36, np.nan), "parts": None}, "first in row 36, counted"),
         (_with("parts", 7, "tes"), "the part 'tes' in row 7, counted from 0"),
         ({"parts": np.zeros(39)}, "has parts of float64"),
         ({"class_names": np.array(["a", "b"])}, r"has the label 2 in row 2.*0\.\.1"),
@@ -98,13 +101,25 @@ def _with(name, row, value):
         ({"labels": np.zeros(39, int)}, "own has 1 class; expected 2"),
         ({"inputs": np.zeros((39, 0), np.float32)}, "is empty"),
         ({"inputs": np.zeros(39, np.float32)}, "one axis or more"),
-        ({"inputs": np.full((39, 8, 8), 90.0)}, "train part .* run from 90 to 90"),
+        ({"inputs": np.full((39, 8, 8), 90.0)}, r"examples\.npz: .* run from 90 to 90"),
     ],
 )
 def test_wrong_arrays_are_named(tmp_path, changes, said):
     folder = write_own_examples(tmp_path, **changes)
     with pytest.raises((ValueError, TypeError), match=said):
         load_quiz_set("own", folder)
+
+
+def test_labels_of_no_class_are_not_left_out():
+    shares = {"quiz": 0.1, "validation": 0.1, "test": 0.1, "seed": 0, "name": "made"}
+    labels = np.repeat([0, 1], 20)
+    labels[7] = 2
+    with pytest.raises(ValueError, match=r"made has the label 2 in row 7, .*0\.\.1"):
+        divided(labels, ("a", "b"), **shares)
+    with pytest.raises(TypeError, match=r"labels of float64\[40\]"):
+        divided(labels.astype(float), ("a", "b"), **shares)
+    with pytest.raises(TypeError, match="labels of list"):
+        divided(labels.tolist(), ("a", "b"), **shares)
 
 
 def test_small_classes_and_missing_files_are_named(tmp_path):

@@ -83,18 +83,21 @@ def chaml(
       loss_fn: Loss of one task, `ml.losses.binary_cross_entropy` in the paper.
       inner_opt: As in `maml`; SGD in the paper.
       pool: Areas and users that are chosen from, as many as the sampler has, which
-        refuses others. Without a pool nothing is chosen, which is MAML.
+        refuses others. Without a pool nothing is chosen, which is MAML, and no option
+        below but those of MAML has an effect.
       num_steps: K, inner steps; the paper uses 1.
       hardness: Whether hard areas and users come again; a round of two steps then has the
         same areas.
       curriculum: Whether training begins on the easiest areas.
       hard_areas: Share of the areas of a round that are the hardest of the round before,
-        0..1.
+        0..1; of `hardness` alone.
       hard_users: Share of the users of the second step that are the hardest of the first,
-        0..1.
+        0..1; of `hardness` alone.
       easy_share: Share of the areas that training begins on, above 0 and up to 1; rounded
-        up to whole areas.
-      easy_steps: Number of outer steps on them; half of all in the paper.
+        up to whole areas. With all of them `easy_steps` changes nothing. Of `curriculum`
+        alone.
+      easy_steps: Number of outer steps on them; half of all in the paper. Of `curriculum`
+        alone.
       **options: See `metalearn.algorithms.options.Options`.
 
     Returns:
@@ -103,8 +106,8 @@ def chaml(
 
     Raises:
       TypeError: an unknown option, or `pool` is no `Pool`.
-      ValueError: an option is out of range; in training: there are fewer areas to begin
-        with than tasks of a step.
+      ValueError: an option is out of range, or given where nothing reads it; in training:
+        there are fewer areas to begin with than tasks of a step.
 
     Example:
       >>> learner = ml.chaml(model, ml.losses.binary_cross_entropy, optax.sgd(0.1),
@@ -114,6 +117,14 @@ def chaml(
         _check_share(name, share)
     _check_share("easy_share", easy_share, positive=True)
     checks.whole_number("easy_steps", easy_steps, least=0)
+    if not hardness:
+        idle = {"hard_areas": hard_areas, "hard_users": hard_users}
+        checks.unread(chaml, idle, "hardness=True")
+    if not curriculum:
+        idle = {"easy_share": easy_share, "easy_steps": easy_steps}
+        checks.unread(chaml, idle, "curriculum=True")
+    elif not easy_steps:
+        checks.unread(chaml, {"easy_share": easy_share}, "easy_steps above 0")
     settings = {
         **{"hardness": hardness, "curriculum": curriculum, "easy_steps": easy_steps},
         **{"hard_areas": hard_areas, "hard_users": hard_users, "easy_share": easy_share},

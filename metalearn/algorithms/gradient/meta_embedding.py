@@ -67,6 +67,9 @@ def meta_embedding(
     grad_e l(e_0; support)`. The first `pretrain_steps` outer steps train the base model on
     items that it knows. From then on the base model is frozen and the generator w is
     trained by `balance l(e_0; support) + (1 - balance) l(e_1; query)`.
+    The outer optimiser takes both phases for one run. Of a falling rate the generator has
+    what is left: 79 % of a cosine over 1,000 steps after 300. Adam, which meets gradients
+    of 0 before, makes its first steps up to three times as long as the rate says.
 
     Args:
       model: The base model, such as `ml.models.ClickNetwork`. One of its parameters is the
@@ -98,9 +101,9 @@ def meta_embedding(
       of the base model, and what the outer optimiser makes of `params["model"]` is unread.
 
     Raises:
-      ValueError: an option is out of range; in `init`: no parameter has the path `fresh`,
-        the generator gives vectors of another size, or inputs do not tell items apart and
-        `apart` is above 0.
+      ValueError: an option is out of range, or given where nothing reads it; in `init`:
+        no parameter has the path `fresh`, the generator's vectors have another size, or
+        inputs do not tell items apart and `apart` is above 0.
 
     Example:
       >>> network = ml.models.ClickNetwork(fields=((2, 1), (19, 6)), users=9, items=5)
@@ -115,6 +118,8 @@ def meta_embedding(
     checks.whole_number("pretrain_steps", pretrain_steps, least=0)
     checks.one_of("first", first, ("generated", "mean", "random"))
     _check_shares(balance, apart)
+    if first != "generated":
+        checks.unread(meta_embedding, {"balance": balance}, "first='generated'")
     inner = descent(
         model._replace(init=functools.partial(_init_model, model, first, fresh, table)),
         loss_fn,
@@ -153,13 +158,9 @@ def meta_embedding(
         gradient_estimator(warm.objective, task_chunk=task_chunk),
         lambda variables: {"frozen": warm.base_of(variables)},
     )
+    told = {"balance": balance, "first": first, "apart": apart}
     config = config_of(
-        "meta_embedding",
-        pretrain_steps=pretrain_steps,
-        num_steps=num_steps,
-        balance=balance,
-        first=first,
-        apart=apart,
+        "meta_embedding", pretrain_steps=pretrain_steps, num_steps=num_steps, **told
     )
     return MetaLearner(warm.init, adapt, predict, estimate, config, hashable(loss_fn))
 

@@ -72,7 +72,7 @@ def dann(
       A `MetaLearner`. Params are `{"model", "discriminator"}`; the state counts steps.
 
     Raises:
-      ValueError: a number is out of range.
+      ValueError: a number is out of range, or given where nothing reads it.
 
     Example:
       >>> encoder = ml.from_linen(ml.models.Conv4(width=32, downsample="stride"))
@@ -147,6 +147,8 @@ def adversarial(
     checks.number("adversarial_weight", adversarial_weight)
     checks.whole_number("ramp_steps", ramp_steps, least=0)
     checks.whole_number("discriminator_width", discriminator_width, least=1)
+    if not adversarial_weight:
+        checks.unread(dann, {"ramp_steps": ramp_steps}, "adversarial_weight above 0")
     both = _classifier(encoder, num_ways, features=True)
 
     def level(key: Key, made: Variables) -> dict[str, PyTree]:

@@ -25,7 +25,7 @@ from metalearn.algorithms.joint.builder import (
     joint,
     network_of,
 )
-from metalearn.core import kinds, metrics
+from metalearn.core import checks, kinds, labels, metrics
 from metalearn.core.keys import split_key
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model, Variables
@@ -102,10 +102,14 @@ def clean_weights(
       loss_fn: Loss of one task.
 
     Returns:
-      Weights of 0 or more, whose sum is 1, or 0 where no example helps; 0 if masked.
+      Weights of 0 or more, whose sum is 1, or 0 where no example helps; 0 if masked. All
+      are NaN within `jit` if a valid label is outside the logits, which cannot be refused
+      there.
 
     Raises:
-      ValueError: the loss divides by class weights.
+      TypeError: the variables or the task are something else.
+      ValueError: the loss divides by class weights, values of the task are not finite, or a
+        valid label is outside the logits.
 
     Example:
       >>> mine = ml.Variables(params=v.params["model"], state=v.state["model"])
@@ -113,8 +117,18 @@ def clean_weights(
     """
     kinds.variables(variables)
     check_single("clean_weights", loss_fn)
+    checks.one_task(task)
     network = network_of(model, loss_fn, keeps=False)
-    return _reweighted(network, variables.params, variables.state, task, None).weights
+    like, _ = jax.eval_shape(network.apply, variables.params, variables.state, task.support)
+    ways = labels.num_classes(loss_fn, like, task.support.y)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(task)):
+        checks.values_of_task(task, None if ways is None else like)
+    found = _reweighted(network, variables.params, variables.state, task, None).weights
+    if ways is None:
+        return found
+    # Such a label has no slope, so its example would quietly get a weight of 0.
+    lost = labels.outside_of(task, ways).sum() > 0
+    return jnp.where(lost, jnp.nan, found)
 
 
 class _Reweighted(NamedTuple):

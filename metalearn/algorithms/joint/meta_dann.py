@@ -93,7 +93,8 @@ def meta_dann(
       A `MetaLearner`. Params are `{"model", "discriminator"}`; the state counts steps.
 
     Raises:
-      ValueError: a number is out of range, or a word is unknown.
+      ValueError: a number is out of range or given where nothing reads it, or a word is
+        unknown.
 
     Example:
       >>> encoder = ml.from_linen(ml.models.Conv4(width=32, downsample="stride"))
@@ -104,6 +105,9 @@ def meta_dann(
     checks.whole_number("da_steps", da_steps, least=0)
     checks.one_of("towards", towards, ("held_out", "target"))
     kinds.flag("first_order", first_order)
+    if not ahead_steps:
+        idle = {"inner_rate": inner_rate, "towards": towards, "first_order": first_order}
+        checks.unread(meta_dann, idle, "ahead_steps above 0")
     base = adversarial(
         encoder, loss_fn, num_ways, adversarial_weight, ramp_steps, discriminator_width
     )

@@ -72,8 +72,9 @@ def meta_distil(
     SGD with momentum, as in the paper, begins as it should.
     The pilot is thrown away, with the statistics of its norm layers. With `teacher_rate=0`
     the teacher stays as it is: plain distillation, at its cost. With `soft=0` in addition
-    the student learns from the labels alone. If a step has several tasks, each moves the
-    teacher from where it was, and the mean of these goes on.
+    the student learns from the labels alone; with `soft=0` alone it does so too, at the
+    cost of pilots whose quiz says nothing of the teacher. If a step has several tasks, each
+    moves the teacher from where it was, and the mean of these goes on.
 
     Args:
       model: The student's network, which returns logits.
@@ -81,13 +82,13 @@ def meta_distil(
       teacher: The teacher's network, with as many logits; that of the student if None.
       taught: Variables of a teacher that was trained before; made at random if None.
       pretrain_steps: Steps of the first phase; 0 for a teacher that is given.
-      pretrain_rate: Rate of Adam in the first phase.
-      temperature: Divisor of the logits in KD, above 0.
+      pretrain_rate: Rate of Adam in the first phase, if there is one.
+      temperature: Divisor of the logits in KD, above 0; read with a `soft` above 0.
       soft: Share of KD in the student's loss, in 0..1.
-      pilot_rate: Length of the pilot step, above 0.
+      pilot_rate: Length of the pilot step, above 0; of a teacher that learns.
       teacher_rate: Rate of the teacher in the second phase; 0 for plain distillation.
-      teacher_opt: Optimiser of the teacher in the second phase: "adam", or "sgd" without
-        momentum.
+      teacher_opt: Optimiser of a teacher that learns in the second phase: "adam", or "sgd"
+        without momentum.
       norm: Batch-norm policy of the student: "support", "batch" or "running"; see
         `metalearn.inner.norm`.
       task_chunk: Tasks handled at once, or "auto".
@@ -100,8 +101,8 @@ def meta_distil(
 
     Raises:
       TypeError: `teacher` is no `Model`, or `taught` are no `Variables`.
-      ValueError: a number is out of range; or, once there is a task, student and teacher
-        differ in their logits.
+      ValueError: a number is out of range, or given where nothing reads it; or, once there
+        is a task, student and teacher differ in their logits.
 
     Example:
       >>> student = ml.from_linen(ml.models.MLP(10, widths=(8,)))
@@ -330,6 +331,22 @@ def _check(teacher: Model, taught: Variables | None, **numbers: Any) -> None:
     checks.one_of("teacher_opt", numbers["teacher_opt"], get_args(TeacherOpt))
     if numbers["soft"] > 1:
         raise ValueError(f"soft is {numbers['soft']}; expected a share in 0..1.")
+    _check_read(numbers)
     checks.model(teacher)
     if taught is not None:
         kinds.variables(taught)
+
+
+def _check_read(numbers: dict[str, Any]) -> None:
+    """Refuses numbers of a mechanism that others have switched off."""
+    idle: dict[str, tuple[str, ...]] = {}
+    if not numbers["pretrain_steps"]:
+        idle["pretrain_steps above 0"] = ("pretrain_rate",)
+    if not numbers["soft"]:
+        # A rate of 0 says what is so anyway.
+        learns = ("teacher_rate",) if numbers["teacher_rate"] else ()
+        idle["soft above 0"] = ("temperature", "pilot_rate", "teacher_opt", *learns)
+    elif not numbers["teacher_rate"]:
+        idle["teacher_rate above 0"] = ("pilot_rate", "teacher_opt")
+    for reader, names in idle.items():
+        checks.unread(meta_distil, {name: numbers[name] for name in names}, reader)

@@ -64,7 +64,8 @@ def metareg(
     A task is a batch. Its support set has domains in equal shares, in their order;
     `info["domains"]` `[D]` holds their numbers, 0 to D, and `info["held_out"]` that of the
     query set, which is of one further domain. Tasks without them have the domains 0 and 1.
-    At test the model predicts as it is.
+    At test the model predicts as it is. The outer optimiser takes both phases for one run,
+    so that a falling rate falls over both.
 
     Args:
       model: The network.
@@ -85,15 +86,14 @@ def metareg(
       first phase left it.
 
     Raises:
-      ValueError: a number is out of range; in `init`, `head` selects no parameter or all;
-        in `estimate`, the rows of the support set have no equal shares.
+      ValueError: a number is out of range, or given where nothing reads it; in `init`,
+        `head` selects no parameter or all; in `estimate`, the rows of the support set have
+        no equal shares.
 
     Example:
       >>> learner = ml.metareg(model, ml.losses.cross_entropy, pretrain_steps=500)
     """
-    checks.whole_number("pretrain_steps", pretrain_steps, least=0)
-    checks.whole_number("inner_steps", inner_steps, least=1)
-    checks.number("inner_rate", inner_rate, positive=True)
+    _check(pretrain_steps, inner_rate, inner_steps)
     checks.number("initial_weight", initial_weight, signed=True)
     checks.adapt_filter(head)
 
@@ -310,3 +310,13 @@ def _report(
     report["joint/loss"] = mean.astype(found["loss"].dtype)
     report["regulariser/loss"] = second.astype(found["loss"].dtype)
     return report
+
+
+def _check(pretrain_steps: int, inner_rate: float, inner_steps: int) -> None:
+    """Refuses numbers out of range, and those of a first phase that is not there."""
+    checks.whole_number("pretrain_steps", pretrain_steps, least=0)
+    checks.whole_number("inner_steps", inner_steps, least=1)
+    checks.number("inner_rate", inner_rate, positive=True)
+    if not pretrain_steps:
+        idle = {"inner_rate": inner_rate, "inner_steps": inner_steps}
+        checks.unread(metareg, idle, "pretrain_steps above 0")

@@ -201,8 +201,12 @@ class FewShotNodes:
             if self.unit:
                 features = scaled_rows(features, "unit")
         else:
-            around = subgraphs(
+            found = subgraphs(
                 graph, hops=self.hops, size=self.most_nodes, degrees=self.degrees
+            )
+            # On the device once for the three parts, as the features are.
+            around = Subgraphs(
+                jnp.asarray(found.nodes), jnp.asarray(found.links), found.cut
             )
         return NodeData(
             graph=graph,

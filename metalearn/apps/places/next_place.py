@@ -14,6 +14,7 @@ import numpy as np
 
 from metalearn import models
 from metalearn.algorithms.gradient import Pool
+from metalearn.algorithms.record import parameters
 from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.fits import check_learner
 from metalearn.apps.learners import Learner
@@ -84,8 +85,8 @@ class NextPlace:
       split_number: Number of the split of areas, the seed of its draw and of the places
         that are ranked.
       users: Users of a task in training.
-      negatives: Places beside which the right one is ranked. With fewer than ten, every
-        right place is among the first ten.
+      negatives: Places beside which the right one is ranked. Hit rates at more places than
+        that would always be 1, and are not reported.
       place_dim: Length of the vectors of places.
       dim: Length of the embeddings of category and hour.
       attention: Units of the layer that weighs the visits before.
@@ -98,12 +99,6 @@ class NextPlace:
     metric: ClassVar[str] = "query/choice_ndcg@10"
     light: ClassVar[bool] = False
     batches: ClassVar[str] = "planned"
-    measures: ClassVar[Mapping[str, Metric]] = {
-        "query/hit_rate@5": metrics.hit_rate(5),
-        "query/hit_rate@10": metrics.hit_rate(10),
-        "query/choice_ndcg@5": metrics.choice_ndcg(5),
-        "query/choice_ndcg@10": metrics.choice_ndcg(10),
-    }
     dataset: Literal["foursquare_cities", "foursquare_nyc_geo", "flickr_tours", "own"] = (
         "foursquare_cities"
     )
@@ -122,6 +117,17 @@ class NextPlace:
     widths: tuple[int, ...] = (64, 64)
     dropout: float = 0.0
     returns: bool = False
+
+    @property
+    def measures(self) -> Mapping[str, Metric]:
+        """Metrics of the ranking, without hit rates that every order has."""
+        own = {
+            f"query/hit_rate@{at}": metrics.hit_rate(at)
+            for at in (5, 10)
+            if at <= self.negatives
+        }
+        gains = {f"query/choice_ndcg@{at}": metrics.choice_ndcg(at) for at in (5, 10)}
+        return {**own, **gains}
 
     def unread(self, learner: Learner) -> dict[str, str]:
         """Fields without effect: none."""
@@ -217,20 +223,33 @@ class NextPlace:
         return self.validation_areas, self.new_areas
 
     def describe(self, data: PlaceData) -> DataRecord:
-        """Description of the areas, and their order from easy to hard."""
+        """Description of the areas, without their order, see `ordered`."""
         num = {part: len(found) for part, found in data.areas.items()}
         users = {p: sum(a.num_users for a in found) for p, found in data.areas.items()}
         told = ", ".join(f"{part} {num[part]} ({users[part]:,} users)" for part in PARTS)
-        record = {
+        return {
             "name": data.name,
             "about": f"areas: {told}",
             "categories": data.categories,
             "vocabulary": data.vocabulary[:16],
+            "areas": num["train"],
             "most_users": max(a.num_users for a in data.areas["train"]),
             "parts": {part: {"sha256": data.digest} for part in PARTS},
         }
-        order = self._order(data, record)
-        return {**record, "order": order}
+
+    def ordered(
+        self, learner: Learner, data: PlaceData | None, record: DataRecord
+    ) -> DataRecord:
+        """The description with the training areas from easy to hard, if the learner asks.
+
+        Networks of each area are trained for it, so a learner that does not begin on easy
+        areas has none. Without data the order is that of the numbers, for shapes.
+        """
+        if "order" in record or not _begins_easy(learner):
+            return record
+        if data is None:
+            return {**record, "order": list(range(record["areas"]))}
+        return {**record, "order": self._order(data, record)}
 
     def _order(self, data: PlaceData, record: DataRecord) -> list[int]:
         """Numbers of the training areas from easy to hard."""
@@ -282,13 +301,26 @@ class NextPlace:
     def offers(
         self, learner: Learner, record: DataRecord, *, evaluating: bool
     ) -> dict[str, Any]:
-        """Arguments for the constructor of a learner."""
-        del learner, evaluating
-        order = tuple(record["order"])
+        """Arguments for the constructor of a learner.
+
+        Raises:
+          ValueError: the description has no order of areas, and the learner begins on the
+            easiest.
+        """
+        order = record.get("order")
+        if order is None and not evaluating and _begins_easy(learner):
+            raise ValueError(
+                f"{learner.name} begins on easy areas, and the description of "
+                f"{record['name']} has no order of areas; expected that of "
+                "Recipe.describe(data), or learner.curriculum=False."
+            )
+        # Runs that were stored before have an order, and not the number of areas.
+        num = record["areas"] if order is None else len(order)
+        pool = Pool(num, record["most_users"], None if order is None else tuple(order))
         return {
             "model": self._model(record),
             "loss_fn": losses.binary_cross_entropy,
-            "pool": Pool(areas=len(order), users=record["most_users"], order=order),
+            "pool": pool,
         }
 
     def _model(self, record: DataRecord) -> Model:
@@ -314,6 +346,13 @@ class NextPlace:
             )
         title = f"New areas of {record['name']} ({predictor.learner})"
         pictures.ranks(path, panels, title=title)
+
+
+def _begins_easy(learner: Learner) -> bool:
+    """Whether a learner reads the order of areas."""
+    if "pool" not in parameters(learner.record.build):
+        return False
+    return bool(getattr(learner, "curriculum", True) and getattr(learner, "easy_steps", 1))
 
 
 @functools.lru_cache(maxsize=64)

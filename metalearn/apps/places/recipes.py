@@ -29,7 +29,8 @@ def _places(learner: Learner, **rest: Any) -> Recipe:
 
 
 def _chaml(**switches: bool) -> Recipe:
-    return _places(learners.CHAML(inner_opt=sgd(RATE), easy_steps=STEPS // 2, **switches))
+    easy = {"easy_steps": STEPS // 2} if switches.get("curriculum", True) else {}
+    return _places(learners.CHAML(inner_opt=sgd(RATE), **easy, **switches))
 
 
 RECIPES: dict[str, Entry] = {

@@ -65,6 +65,9 @@ class ItemClicks:
     vector. Each is judged once, on the same clicks whatever `eval_shots` is, and the
     support set of fewer is part of that of more.
 
+    Meta-Embedding has two phases in one run. A falling rate falls over both, see
+    `ml.meta_embedding`; `--outer.schedule constant` gives the generator the whole rate.
+
     Attributes:
       dataset: Name of the set, whose files are in `--data-dir` or in a folder of that name
         there; "own" are ratings.csv, users.csv and items.csv of yours.

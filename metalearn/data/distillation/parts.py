@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from metalearn.core import pixels
-from metalearn.data.noisy import Labelled
+from metalearn.data import arguments
+from metalearn.data.noisy import Labelled, check_labels
 
 PARTS = ("train", "quiz", "validation", "test")
 
@@ -69,7 +70,8 @@ def divided(
       name: Name of the set, for messages.
 
     Raises:
-      ValueError: a class has too few examples; the message names it.
+      ValueError: a class has too few examples, or a label is of no class; the message
+        names the class, or the row.
 
     Example:
       >>> rows = divided(np.zeros(10, int), ["a"], quiz=0.2, validation=0.1, test=0.3,
@@ -77,6 +79,11 @@ def divided(
       >>> {part: len(found) for part, found in rows.items()}
       {'train': 4, 'quiz': 2, 'validation': 1, 'test': 3}
     """
+    class_names = arguments.names("class_names", class_names)
+    check_labels(labels, len(class_names), name)
+    for what, share in (("quiz", quiz), ("validation", validation), ("test", test)):
+        arguments.share(f"the share of the {what} part", share)
+    arguments.seed(seed)
     rng = np.random.default_rng([seed, 3])
     rows: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
     for number, name_of in enumerate(class_names):
@@ -106,12 +113,13 @@ def check_set(data: QuizSet) -> QuizSet:
         out of range, an image has unusual values, parts differ in size, or training lacks
         a class. The message names the part, and the row or the class.
     """
+    arguments.record("data", data, QuizSet, "load_quiz_set(...)")
     if data.num_classes < 2:
         raise ValueError(f"{data.name} has {data.num_classes} class; expected 2 or more.")
     shape = data.parts["train"].images.shape[1:]
     for name in PARTS:
         part = data.parts[name]
-        _check_part(f"the {name} part of {data.name}", part, shape, data.num_classes)
+        check_part(f"the {name} part of {data.name}", part, shape, data.num_classes)
     counts = np.bincount(data.parts["train"].labels, minlength=data.num_classes)
     if missing := [data.class_names[i] for i in np.flatnonzero(counts == 0)]:
         raise ValueError(
@@ -122,7 +130,18 @@ def check_set(data: QuizSet) -> QuizSet:
     return data
 
 
-def _check_part(where: str, part: Labelled, shape: Sequence[int], num: int) -> None:
+def check_part(where: str, part: Labelled, shape: Sequence[int], num: int) -> None:
+    """Refuses inputs and labels of a part, or of a set that is not divided yet.
+
+    Args:
+      where: What is refused, for the message, whose rows are those of `part`.
+      part: Inputs and labels.
+      shape: Expected shape of an input.
+      num: Number of classes.
+
+    Raises:
+      TypeError, ValueError: see `check_set`.
+    """
     inputs, labels = part.images, part.labels
     if inputs.ndim < 2 or labels.ndim != 1 or len(inputs) != len(labels):
         raise ValueError(
@@ -146,13 +165,7 @@ def _check_part(where: str, part: Labelled, shape: Sequence[int], num: int) -> N
             f"{where} has inputs that are not finite, the first in row {bad.argmax()}, "
             "counted from 0; expected finite numbers. Fill or drop these rows."
         )
-    bad = (labels < 0) | (labels >= num)
-    if bad.any():
-        row = int(bad.argmax())
-        raise ValueError(
-            f"{where} has the label {labels[row]} in row {row}, counted from 0; expected "
-            f"0..{num - 1}, for there are {num} classes."
-        )
+    check_labels(labels, num, where)
     if inputs.ndim > 2:
         try:
             pixels.check_values(inputs)

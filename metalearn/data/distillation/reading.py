@@ -23,7 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from metalearn.data.distillation.parts import PARTS, QuizSet, check_set, divided
+from metalearn.data import arguments
+from metalearn.data.distillation.parts import (
+    PARTS,
+    QuizSet,
+    check_part,
+    check_set,
+    divided,
+)
 from metalearn.data.images.digits import IMAGES, LABELS, read_digits
 from metalearn.data.lookup import check_name, place_of
 from metalearn.data.noisy import Labelled
@@ -68,11 +75,7 @@ def load_quiz_set(
     """
     check_name("set", name, SETS)
     for what, share in (("quiz", quiz), ("validation", validation), ("test", test)):
-        if not 0 < share < 1:  # False for NaN
-            raise ValueError(
-                f"the share of the {what} part is {share}; expected a share above 0 and "
-                "below 1."
-            )
+        arguments.share(f"the share of the {what} part", share)
     shares = {"quiz": quiz, "validation": validation, "test": test}
 
     def rows_of(labels: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -85,7 +88,11 @@ def load_quiz_set(
             inputs, labels = read_digits(folder)
             inputs, names, rows = inputs[..., None], tuple("0123456789"), None
         else:
-            inputs, labels, names, rows = _arrays(folder / SETS[name][0])
+            path = folder / SETS[name][0]
+            inputs, labels, names, rows = _arrays(path)
+            # Before the rows are divided, so that a message names those of the file.
+            whole = Labelled(images=inputs, labels=labels)
+            check_part(str(path), whole, inputs.shape[1:], len(names))
         rows = rows_of(labels, names) if rows is None else rows
         parts = {part: _rows(inputs, labels, rows[part]) for part in PARTS}
         return check_set(QuizSet(name=name, class_names=names, parts=parts))

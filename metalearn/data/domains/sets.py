@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from metalearn.core.given import check_unmasked
+from metalearn.data import arguments
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ def domain_images(
       The set, in the order that was given.
 
     Raises:
-      TypeError: images are no bytes, or labels or domains no whole numbers.
+      TypeError: images are no bytes, labels or domains no whole numbers, or names no text.
       ValueError: values are masked, shapes do not fit, a number has no name, there are
         fewer than two classes or domains, or a domain has no image of a class.
     """
@@ -95,7 +96,10 @@ def domain_images(
         raise ValueError(
             f"images have shape {images.shape}; expected [I, H, W, C] with C 1 or 3."
         )
-    names = {"class": tuple(class_names), "domain": tuple(domain_names)}
+    names = {
+        "class": arguments.names("class_names", class_names),
+        "domain": arguments.names("domain_names", domain_names),
+    }
     codes = {}
     for what, given in (("class", labels), ("domain", domains)):
         found, known = np.asarray(given), names[what]
@@ -159,9 +163,13 @@ def validation_rows(data: DomainImages, share: float, *, seed: int = 1) -> np.nd
       Mask `[I]`.
 
     Raises:
-      ValueError: a class has fewer than two images in a domain, so that none is left for
-        training or for validation.
+      TypeError: the data are something else.
+      ValueError: the share or the seed is out of range, or a class has fewer than two
+        images in a domain, so that none is left for training or for validation.
     """
+    arguments.record("data", data, DomainImages, "domain_images(...)")
+    arguments.share("share", share)
+    arguments.seed(seed)
     few = np.argwhere(counts(data) < 2)
     if len(few):
         domain, label = few[0]

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from metalearn.core import cost
+from metalearn.data import arguments
 from metalearn.data.domains.sets import DomainImages, domain_images
 from metalearn.data.images.digits import IMAGES, LABELS, read_digits
 from metalearn.data.images.folder import check_size, refuse_lost, resize
@@ -70,6 +72,7 @@ def load_domains(
         within = {"rotated-mnist": ("mnist",), "pacs": ("pacs64",)}.get(name, (name,))
         folder = place_of(f"the domains {name!r}", data_dir, needed, within=within)
         return rotated_digits(folder, angles)
+    arguments.path("data_dir", data_dir)
     root = Path(data_dir)
     if name == "pacs":
         places = [root / "pacs64" / "pacs64.zip", root / "pacs64.zip", root / "pacs64"]
@@ -93,6 +96,7 @@ def domain_folder(
       ValueError: images are not in folders of classes in folders of domains, have several
         sizes, cannot be decoded, or see `domain_images`.
     """
+    arguments.path("path", path)
     limits = limits_of()
     check_size(image_size, limits)
     with contextlib.ExitStack() as stack:
@@ -119,6 +123,7 @@ def domain_folder(
                     first = file
                     num = sum(map(len, found.files.values()))
                     check_total(num, image.shape, limits, str(tree.root))
+                    _check_memory(num, image.shape)
                 elif image.shape != pixels[0].shape:
                     raise ValueError(
                         f"{file!r} in {tree.root} is {image.shape[1]}x{image.shape[0]} "
@@ -135,6 +140,20 @@ def domain_folder(
         class_names=classes,
         domain_names=domains,
         name=name,
+    )
+
+
+def _check_memory(num: int, shape: tuple[int, ...]) -> None:
+    """Refuses images of which there would be no room for all copies.
+
+    They are there as they are read, and together; on the device all are for training, and
+    those of the sources and of the target for validation and test.
+    """
+    size = f"{shape[1]}x{shape[0]}"
+    cost.check_bytes(
+        f"{num:,} images of {size} pixels, which are there four times,",
+        4 * num * int(np.prod(shape)),
+        "Choose a smaller --app.image-size.",
     )
 
 
@@ -180,7 +199,13 @@ def rotated(images: np.ndarray, angle: float) -> np.ndarray:
 
     Returns:
       Pixels of the same shape, 0 where nothing was.
+
+    Raises:
+      TypeError: the images are no numbers.
+      ValueError: they are not `[I, H, W]`, or the angle is no finite number.
     """
+    images = arguments.numbers("images", images, ndim=3)
+    arguments.number("angle", angle)
     if not angle % 360:
         return images
     height, width = images.shape[1:]

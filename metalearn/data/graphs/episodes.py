@@ -11,6 +11,7 @@ import numpy as np
 
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import Key, PyTree
+from metalearn.data import arguments
 from metalearn.data.few_shot import few_shot
 from metalearn.data.graphs.subgraphs import Subgraphs
 
@@ -54,8 +55,18 @@ def node_tasks(
       **options: Ways, shots, queries and name, as `ml.data.few_shot` takes them.
 
     Raises:
-      ValueError: see `ml.data.few_shot`; or there are more nodes than can be told apart.
+      TypeError: nodes or labels are no whole numbers, or names no text.
+      ValueError: see `ml.data.few_shot`; a node or a class is out of range; or there are
+        more nodes than can be told apart.
     """
+    class_names = arguments.names("class_names", class_names)
+    labels = arguments.integers("labels", labels, least=-1, below=len(class_names))
+    nodes = arguments.integers("nodes", nodes, least=0, below=len(labels))
+    if getattr(features, "ndim", 0) != 2 or len(features) != len(labels):
+        raise ValueError(
+            f"features are {arguments.told(features)}; expected [{len(labels)}, D], a row "
+            "for each label."
+        )
     if len(features) > _MOST_NODES:
         raise ValueError(
             f"the graph has {len(features):,} nodes; expected at most {_MOST_NODES:,}."

@@ -11,6 +11,7 @@ import numpy as np
 
 from metalearn.core import given
 from metalearn.core.cost import in_bytes
+from metalearn.data import arguments
 
 UNLABELLED = -1
 MOST_BYTES = 4 * 2**30  # of the features
@@ -262,7 +263,7 @@ def _labels(
 
 
 def _names(class_names: Sequence[str], kept: np.ndarray) -> tuple[str, ...]:
-    names = tuple(str(name) for name in np.asarray(class_names).tolist())
+    names = arguments.names("class_names", class_names)
     if kept.dtype.kind == "U" or int(kept[-1]) >= len(names):
         raise ValueError(
             f"class_names has {len(names)} names and labels go up to {kept[-1]!r}; "

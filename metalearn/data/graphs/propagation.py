@@ -7,9 +7,11 @@ parameters, so they are made once, on the host.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+
+from metalearn.data import arguments
 
 Rows = Literal["sum", "unit", "none"]
 _COLUMNS = 256  # of a product at once: the entries of S times these are in memory
@@ -35,7 +37,15 @@ def adjacency(edges: np.ndarray, num: int) -> Sparse:
     Args:
       edges: Links, integers `[E, 2]`: each once, none of a node with itself.
       num: Number V of nodes.
+
+    Raises:
+      TypeError: the links are no whole numbers.
+      ValueError: they are not `[E, 2]`, one is of no node, or `num` is no count.
     """
+    arguments.count("num", num, least=1)
+    edges = arguments.integers("edges", edges, ndim=2, least=0, below=num)
+    if edges.shape[1] != 2:
+        raise ValueError(f"edges have shape {edges.shape}; expected [E, 2].")
     loops = np.arange(num)
     row = np.concatenate([edges[:, 0], edges[:, 1], loops]).astype(np.int64)
     column = np.concatenate([edges[:, 1], edges[:, 0], loops]).astype(np.int64)
@@ -51,8 +61,21 @@ def propagated(matrix: Sparse, features: np.ndarray, hops: int) -> np.ndarray:
     """`S^hops X`, of the dtype of X, `[V, D]`.
 
     Row v is made of the features of nodes at most `hops` links away from v, whatever part
-    of a split they are in.
+    of a split they are in. With no hop it is X.
+
+    Raises:
+      TypeError: the matrix or the features are something else.
+      ValueError: `hops` is no integer of 0 or more, or there is another number of rows than
+        the matrix has.
     """
+    arguments.record("matrix", matrix, Sparse, "adjacency(edges, num)")
+    features = arguments.numbers("features", features, ndim=2)
+    arguments.count("hops", hops, least=0)
+    if len(features) != len(matrix.starts) - 1:
+        raise ValueError(
+            f"features have {len(features)} rows, and the matrix is of "
+            f"{len(matrix.starts) - 1} nodes; expected a row for each node."
+        )
     found = features
     for _ in range(hops):
         made = np.empty_like(found)
@@ -74,8 +97,11 @@ def scaled_rows(features: np.ndarray, rows: Rows) -> np.ndarray:
       rows: "sum", "unit" for the Euclidean norm, or "none" for the features as they are.
 
     Raises:
-      ValueError: `rows` is something else.
+      TypeError: the features are no numbers.
+      ValueError: `rows` is something else, or the features are not `[V, D]`.
     """
+    arguments.one_of("rows", rows, get_args(Rows))
+    features = arguments.numbers("features", features, ndim=2)
     if rows == "none":
         return features
     # A square leaves the range of float32 where its number does not.
@@ -83,8 +109,6 @@ def scaled_rows(features: np.ndarray, rows: Rows) -> np.ndarray:
     wide = features.astype(np.float64)
     if rows == "sum":
         sizes = np.abs(wide).sum(axis=1, keepdims=True)
-    elif rows == "unit":
-        sizes = np.sqrt(np.square(wide).sum(axis=1, keepdims=True))
     else:
-        raise ValueError(f"rows is {rows!r}; expected one of sum, unit, none.")
+        sizes = np.sqrt(np.square(wide).sum(axis=1, keepdims=True))
     return (wide / np.where(sizes > 0, sizes, 1)).astype(features.dtype)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
+
+from metalearn.data import arguments
 
 PARTS = ("train", "validation", "test")
 MOST_SPLITS = 1_000_000
@@ -28,7 +30,13 @@ class NodeSplit:
 
 
 def num_splits(num_classes: int, test_classes: int) -> int:
-    """Number of choices of the test classes."""
+    """Number of choices of the test classes.
+
+    Raises:
+      ValueError: a number is no count.
+    """
+    arguments.count("num_classes", num_classes, least=1)
+    arguments.count("test_classes", test_classes, least=1)
     return math.comb(num_classes, test_classes)
 
 
@@ -57,8 +65,18 @@ def split_nodes(
       validation_share: Share of the nodes of each training class for validation.
 
     Raises:
-      ValueError: there is no such split, or no class is left for training.
+      TypeError: the labels are no whole numbers.
+      ValueError: a label or an option is out of range, there is no such split, or no class
+        is left for training.
     """
+    labels = arguments.integers("labels", labels, least=-1)
+    if not len(labels):
+        raise ValueError("there is no label; expected one for each node.")
+    arguments.count("split_number", number, least=1)
+    arguments.count("test_classes", test_classes, least=1)
+    arguments.one_of("validation", validation, get_args(Held))
+    arguments.count("validation_classes", validation_classes, least=1)
+    arguments.share("validation_share", validation_share)
     num = int(labels.max()) + 1
     held = validation_classes if validation == "classes" else 0
     if test_classes + held >= num:

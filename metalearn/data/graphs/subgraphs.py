@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from metalearn.core import cost
+from metalearn.data import arguments
 from metalearn.data.graphs.graph import Graph
 
 Degrees = Literal["subgraph", "graph"]
@@ -43,7 +45,23 @@ def subgraphs(
         graph. With the latter, a network of as many layers as hops gives the node itself
         what it would give in the whole graph, unless the subgraph was cut.
       seed: Seed of the choice.
+
+    Raises:
+      TypeError: the graph is something else.
+      ValueError: a number is out of range, `degrees` is no such word, or the links of all
+        subgraphs are larger than the memory.
+
+    Example:
+      >>> graph = graph_of(np.eye(3), [[0, 1], [1, 2]], ["a", "b", "a"])
+      >>> subgraphs(graph, hops=1, size=2).nodes.tolist()
+      [[0, 1], [1, 0], [2, 1]]
     """
+    arguments.record("graph", graph, Graph, "graph_of(...)")
+    arguments.count("hops", hops, least=1)
+    arguments.count("size", size, least=1)
+    arguments.count("seed", seed, least=0)
+    arguments.one_of("degrees", degrees, get_args(Degrees))
+    _check_memory(len(graph), min(size, len(graph)))
     near: list[list[int]] = [[] for _ in range(len(graph))]
     for one, other in graph.edges.tolist():
         near[one].append(other)
@@ -65,6 +83,16 @@ def subgraphs(
         roots = whole[found] if degrees == "graph" else 1 / np.sqrt(own.sum(1))
         links[centre, : len(found), : len(found)] = own * roots[:, None] * roots[None]
     return Subgraphs(nodes, links, cut)
+
+
+def _check_memory(num: int, size: int) -> None:
+    """Refuses subgraphs that host and device could not both hold."""
+    cost.check_bytes(
+        f"the links of {num:,} subgraphs of {size:,} nodes each, on the host and once more "
+        "on the device,",
+        2 * 4 * num * size * (size + 1),
+        "Lower the nodes of a subgraph (size, --app.most-nodes).",
+    )
 
 
 def _around(

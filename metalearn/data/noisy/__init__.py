@@ -1,7 +1,13 @@
 """Sets of images with wrong labels or few of some classes, and a clean part beside them."""
 
 from metalearn.data.noisy.corruption import FLIPS, flipped, long_tail
-from metalearn.data.noisy.parts import Labelled, NoisySet, check_set, split_of
+from metalearn.data.noisy.parts import (
+    Labelled,
+    NoisySet,
+    check_labels,
+    check_set,
+    split_of,
+)
 from metalearn.data.noisy.reading import SETS, load_labelled, load_own
 
 __all__ = [
@@ -9,6 +15,7 @@ __all__ = [
     "SETS",
     "Labelled",
     "NoisySet",
+    "check_labels",
     "check_set",
     "flipped",
     "load_labelled",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
+
+from metalearn.data import arguments
 
 FLIPS = ("uniform", "pair", "background")
 
@@ -30,6 +30,7 @@ def flipped(
       Labels `[I]`.
 
     Raises:
+      TypeError: the labels are no whole numbers.
       ValueError: an option is out of range, or a label is.
 
     Example:
@@ -37,13 +38,15 @@ def flipped(
       >>> flipped(labels, 3, share=1.0, kind="pair", seed=0).tolist()
       [1, 2, 0, 1]
     """
-    if not 0 <= share <= 1:  # False for NaN
+    arguments.number("the share of flips", share)
+    arguments.count("num_classes", num_classes, least=1)
+    arguments.seed(seed)
+    labels = arguments.integers("labels", labels)
+    if not 0 <= share <= 1:
         raise ValueError(f"the share of flips is {share}; expected a share in 0..1.")
-    if kind not in FLIPS:
-        raise ValueError(f"flips are {kind!r}; expected one of {', '.join(FLIPS)}.")
+    arguments.one_of("the kind of flips", kind, FLIPS)
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; expected 2 classes or more.")
-    labels = np.asarray(labels)
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
             f"labels are {labels.min()}..{labels.max()}; expected 0..{num_classes - 1}."
@@ -79,20 +82,27 @@ def long_tail(
       Rows that stay, sorted.
 
     Raises:
-      ValueError: the ratio is below 1 or not finite.
+      TypeError: the labels are no whole numbers.
+      ValueError: the ratio is below 1 or not finite, a label is of no class, or there is
+        none.
 
     Example:
       >>> rows = long_tail(np.repeat([0, 1, 2], 100), 3, imbalance=100, seed=0)
       >>> np.bincount(np.repeat([0, 1, 2], 100)[rows]).tolist()
       [100, 10, 1]
     """
-    if not (math.isfinite(imbalance) and imbalance >= 1):
+    arguments.number("the imbalance", imbalance)
+    arguments.count("num_classes", num_classes, least=1)
+    arguments.seed(seed)
+    labels = arguments.integers("labels", labels, least=0, below=num_classes)
+    if not len(labels):
+        raise ValueError("there is no label; expected one or more.")
+    if imbalance < 1:
         raise ValueError(
             f"the imbalance is {imbalance}; expected the ratio of the largest class to the "
             "smallest, 1 or more."
         )
     rng = np.random.default_rng([seed, 1])
-    labels = np.asarray(labels)
     counts = np.bincount(labels, minlength=num_classes)
     kept = []
     for number, count in enumerate(counts):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from metalearn.core import pixels
+from metalearn.data import arguments
 
 PARTS = ("train", "clean", "validation", "test")
 
@@ -80,6 +81,7 @@ def check_set(data: NoisySet) -> NoisySet:
         an image is unusual, parts differ in size, or the clean part lacks a class. The
         message names the part, and the row or the class.
     """
+    arguments.record("data", data, NoisySet, "split_of(...)")
     shape = data.train.images.shape[1:]
     if data.num_classes < 2:
         raise ValueError(f"{data.name} has {data.num_classes} class; expected 2 or more.")
@@ -123,22 +125,44 @@ def _check_part(
     for told, values in (("label", labels), ("true label", part.truth)):
         if values is None:
             continue
-        if values.dtype.kind not in "iu" or values.shape != labels.shape:
+        if values.shape != labels.shape:
             raise TypeError(
                 f"{where} has {told}s of {values.dtype}{list(values.shape)}; expected "
                 f"whole numbers [{len(labels)}]."
             )
-        bad = (values < 0) | (values >= len(names))
-        if bad.any():
-            row = int(bad.argmax())
-            raise ValueError(
-                f"{where} has the {told} {values[row]} in row {row}, counted from 0; "
-                f"expected 0..{len(names) - 1}, for there are {len(names)} classes."
-            )
+        check_labels(values, len(names), where, told=told)
     try:
         pixels.check_values(images)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def check_labels(labels: np.ndarray, num: int, where: str, *, told: str = "label") -> None:
+    """Refuses labels that are of no class.
+
+    Args:
+      labels: Labels `[I]`.
+      num: Number of classes C.
+      where: Part or set, for the message.
+      told: Word for a label.
+
+    Raises:
+      TypeError: they are no array of whole numbers `[I]`.
+      ValueError: one is outside `0..C-1`; the message names the row.
+    """
+    kind, shape = getattr(labels, "dtype", None), list(np.shape(labels))
+    if kind is None or kind.kind not in "iu" or len(shape) != 1:
+        given = type(labels).__name__ if kind is None else f"{kind}{shape}"
+        raise TypeError(
+            f"{where} has {told}s of {given}; expected whole numbers [I] in an array."
+        )
+    bad = (labels < 0) | (labels >= num)
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(
+            f"{where} has the {told} {labels[row]} in row {row}, counted from 0; expected "
+            f"0..{num - 1}, for there are {num} classes."
+        )
 
 
 def split_of(
@@ -165,8 +189,22 @@ def split_of(
       name: Name of the set.
 
     Raises:
-      ValueError: a class has too few images; the message names it.
+      TypeError: labels are no array of whole numbers.
+      ValueError: a class has too few images, or a label is of no class; the message names
+        the class, or the row.
     """
+    class_names = arguments.names("class_names", class_names)
+    check_labels(labels, len(class_names), name)
+    arguments.count("clean_per_class", clean_per_class, least=1)
+    for what, share in (("validation", validation), ("test", test)):
+        arguments.share(f"the share for {what}", share)
+    arguments.seed(seed)
+    images = np.asarray(images)
+    if images.ndim != 4 or len(images) != len(labels):
+        raise ValueError(
+            f"{name} has images of shape {images.shape} and {len(labels)} labels; expected "
+            "[I, H, W, C] and a label for each image."
+        )
     rng = np.random.default_rng([seed, 0])
     rows: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
     for number, name_of in enumerate(class_names):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.data import arguments
 from metalearn.data.places.visits import Visits, check_count
 
 NONE = -1  # number of a place in no area
@@ -41,6 +42,7 @@ def area_of_places(
     Raises:
       ValueError: a number is below 1.
     """
+    arguments.record("visits", visits, Visits, "visit_table(...)")
     check_count("area_visits", area_visits, least=1)
     check_count("least_visits", least_visits, least=1)
     counts = np.bincount(visits.place, minlength=len(visits.places))

@@ -11,6 +11,7 @@ import numpy as np
 
 from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import Array, Key, PyTree
+from metalearn.data import arguments
 from metalearn.data.places.tables import MOST_KM2, QUERY, RECORDS, SUPPORT, Area, padded
 from metalearn.data.places.visits import check_count
 
@@ -48,8 +49,10 @@ def place_tasks(
       `num_tasks` and `one`, as `ml.tasks.in_order` asks.
 
     Raises:
+      TypeError: the areas are something else.
       ValueError: there is no area, or one has fewer users than asked.
     """
+    arguments.records("areas", areas, Area, "areas_of(...)")
     if not len(areas):
         raise ValueError(f"{name} has no area; expected one or more.")
     data = padded(areas)

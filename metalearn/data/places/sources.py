@@ -212,7 +212,7 @@ def _csv(path: Path, wanted: tuple[str, ...]) -> dict[str, list[str]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path.name} is no text in UTF-8: {error}.") from None
     lines = _rows_of(path, csv.reader(io.StringIO(text, newline="")))
-    names = next(lines, [])
+    names = [name.strip() for name in next(lines, [])]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
             f"{path.name} has the column {repeated[0]!r} more than once; expected each "
@@ -231,7 +231,7 @@ def _csv(path: Path, wanted: tuple[str, ...]) -> dict[str, list[str]]:
                 f"{path.name} has {len(cells)} cells in row {len(found)}, counted from 0; "
                 f"expected {len(names)}, as in its first line."
             )
-        found.append(cells)
+        found.append([cell.strip() for cell in cells])
     return {name: [row[i] for row in found] for i, name in enumerate(names)}
 
 

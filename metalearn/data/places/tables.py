@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from metalearn.data import arguments
 from metalearn.data.places.areas import NONE, area_of_places, home_areas
 from metalearn.data.places.vectors import place_vectors
 from metalearn.data.places.visits import UNKNOWN, Visits, check_count
@@ -91,6 +92,7 @@ def areas_of(
       ValueError: a number is out of range, an area has fewer users than asked, or a user
         has visited all but fewer than K places.
     """
+    arguments.seed(seed)
     for name, value in (("least_users", least_users), ("negatives", negatives)):
         check_count(name, value, least=1)
     check_count("most_users", most_users, least=least_users)
@@ -226,7 +228,20 @@ def known_categories(
       base: Areas of training.
       others: Other areas, whose further categories become unknown.
       num: Number of categories, the unknown one included.
+
+    Raises:
+      TypeError: areas are something else.
+      ValueError: `num` is no count, or an area has a category beyond it.
     """
+    for name, areas in (("base", base), ("others", others)):
+        arguments.records(name, areas, Area, "areas_of(...)")
+    check_count("num", num, least=1)
+    most = max((int(a.category.max(initial=0)) for a in (*base, *others)), default=0)
+    if most >= num:
+        raise ValueError(
+            f"num is {num}, and an area has the category {most}; expected {most + 1} or "
+            "more."
+        )
     seen = np.zeros(num, bool)
     for area in base:
         seen[area.category] = True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from metalearn.data import arguments
+
 
 def place_vectors(
     user: np.ndarray, place: np.ndarray, num_users: int, num_places: int, *, dim: int
@@ -25,7 +27,21 @@ def place_vectors(
     Returns:
       Float32 `[P, dim]`: zeros but for the last number where a place was never visited. The
       mean square of the first `dim - 1` numbers is 1.
+
+    Raises:
+      TypeError: users or places are no whole numbers.
+      ValueError: a number is out of range, or a visit lacks its user or place.
     """
+    arguments.count("num_users", num_users, least=1)
+    arguments.count("num_places", num_places, least=1)
+    arguments.count("dim", dim, least=2)
+    user = arguments.integers("user", user, least=0, below=num_users)
+    place = arguments.integers("place", place, least=0, below=num_places)
+    if len(user) != len(place):
+        raise ValueError(
+            f"user has {len(user)} rows and place {len(place)}; expected one of each for "
+            "every visit."
+        )
     table = np.zeros((num_users, num_places))
     np.add.at(table, (user, place), 1)
     counts = table.sum(0)

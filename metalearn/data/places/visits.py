@@ -11,6 +11,7 @@ import numpy as np
 
 from metalearn.core import columns
 from metalearn.core.columns import Table
+from metalearn.data import arguments
 
 UNKNOWN = 0  # code of a place without a category
 KM_PER_DEGREE = 111.2
@@ -107,8 +108,9 @@ def visit_table(
 
     Raises:
       TypeError: the table is something else.
-      ValueError: a column is missing or unusable, a time is before that of an earlier row
-        of its user, a position is no position, or a place is in two areas. Column and row
+      ValueError: a column is missing, repeated, named for two roles or unusable, a cell is
+        empty (that of a category apart), a time is before that of an earlier row of its
+        user, a position is no position, or a place is in two areas. Column and row
         are named. Or positions of one city are a thousand kilometres apart.
 
     Example:
@@ -118,6 +120,13 @@ def visit_table(
       >>> found.place.tolist(), found.cities
       ([0, 1, 0], ('old town',))
     """
+    roles = {
+        **{"user": user, "place": place, "time": time, "category": category},
+        **{"lat": lat, "lon": lon, "area": area},
+    }
+    for role, column in roles.items():
+        arguments.column(role, column)
+    Table.check_roles(roles)
     rows = Table(visits)
     rows.check_names("the visits", (user, place, time))
     has = {c for c in (category, lat, lon, area) if c is not None and c in rows.names}
@@ -199,18 +208,14 @@ def kilometres(lat: np.ndarray, lon: np.ndarray, city: np.ndarray) -> np.ndarray
 def _numbered(values: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Different values in their order, and the number of each row, int32 `[R]`."""
     known = columns.values_of(values, name)
-    for word in known:
-        if isinstance(word, str) and not word.strip():
-            row = int((np.asarray(values) == word).argmax())
-            raise ValueError(
-                f"column {name!r} is empty in row {row}, counted from 0; expected a name."
-            )
+    columns.check_filled(values, name, "a name")
     return np.asarray(known), columns.coded(values, known, name)
 
 
 def _hours(values: np.ndarray, name: str) -> np.ndarray:
     """Times in hours, float64 `[R]`."""
     columns.check_complete(values, name)
+    columns.check_filled(values, name, "a time")
     if values.ndim != 1 or values.dtype.kind in "bcm":
         raise ValueError(
             f"column {name!r} has shape {values.shape} and dtype {values.dtype}, which are "
@@ -226,6 +231,8 @@ def _hours(values: np.ndarray, name: str) -> np.ndarray:
                 f"is no time in hours; {_TIMES} Divide seconds by 3600."
             )
         return hours
+    if values.dtype.kind == "O":
+        columns.check_one_kind(values, name, _TIMES)
     if values.dtype.kind == "M":
         dates = values.astype("datetime64[s]")
     else:
@@ -289,6 +296,9 @@ def _kilometres(
     found = []
     for values, name, most in zip((lat, lon), names, (90, 180), strict=True):
         columns.check_complete(values, name)
+        columns.check_filled(values, name, "degrees")
+        if values.dtype.kind == "O":
+            columns.check_one_kind(values, name, "expected degrees [R].")
         if values.ndim != 1 or not columns.is_number(values):
             raise ValueError(
                 f"column {name!r} has shape {values.shape} and dtype {values.dtype}; "

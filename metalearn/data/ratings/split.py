@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.data import arguments
 from metalearn.data.ratings.tables import NONE, Entities, Ratings
 
 STATES = ("warm", "user", "item", "both")
+MAKER = "rating_tables(...)"
 PARTS = ("train", "validation", "test")
 
 
@@ -43,8 +45,10 @@ class ColdStart:
         Raises:
           ValueError: there is no such part, state, or pair of them.
         """
+        arguments.record("ratings", ratings, Ratings, MAKER)
         states = {"train": ("warm",), "validation": ("user", "both"), "test": STATES}
-        if state not in states.get(part, ()):
+        known = isinstance(part, str) and isinstance(state, str)
+        if not known or state not in states.get(part, ()):
             pairs = "; ".join(f"{p}: {', '.join(s)}" for p, s in states.items())
             raise ValueError(
                 f"part and state are {part!r} and {state!r}; expected one of {pairs}."
@@ -85,6 +89,8 @@ def cold_start(
     Raises:
       ValueError: shares are out of range, or leave no user, item or rating for a part.
     """
+    arguments.record("ratings", ratings, Ratings, MAKER)
+    arguments.seed(seed)
     check_shares(validation_users, test_users, new_items)
     if isinstance(held, bool) or not isinstance(held, (int, np.integer)) or held < 1:
         raise ValueError(f"held is {held!r}; expected an integer of 1 or more.")
@@ -119,6 +125,8 @@ def item_parts(
     Raises:
       ValueError: shares are out of range, or leave no item for a part.
     """
+    arguments.record("ratings", ratings, Ratings, MAKER)
+    arguments.seed(seed)
     check_shares(validation, test, 0.0, of="items")
     draws = _draws(ratings.items.ids, f"item {seed}")
     part = np.where(draws < validation + test, 2, 0).astype(np.int8)
@@ -170,7 +178,13 @@ def without_unseen(ratings: Ratings, mask: np.ndarray) -> Ratings:
     Args:
       ratings: The ratings.
       mask: Mask of the ratings of training, bool `[R]`.
+
+    Raises:
+      TypeError: the ratings or the mask are something else.
+      ValueError: the mask is of another number of ratings.
     """
+    arguments.record("ratings", ratings, Ratings, MAKER)
+    mask = arguments.mask("mask", mask, len(ratings), "ratings")
     users = _only_seen(ratings.users, np.unique(ratings.user[mask]))
     items = _only_seen(ratings.items, np.unique(ratings.item[mask]))
     return dataclasses.replace(ratings, users=users, items=items)

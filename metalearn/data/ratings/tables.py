@@ -11,6 +11,7 @@ import numpy as np
 
 from metalearn.core import columns
 from metalearn.core.columns import Table
+from metalearn.data import arguments
 
 NONE = -1  # code of a place that no value fills
 MOST_VALUES = 100_000
@@ -155,9 +156,10 @@ def rating_tables(
 
     Raises:
       TypeError: a table is something else.
-      ValueError: a column is missing or unusable; a name of `users` or `items` is there
-        twice; a rating is outside the limits, is of an unknown user or item, or is the
-        second of its user and item. Column and row are named.
+      ValueError: a column is missing, repeated, named for two roles or unusable; a name of
+        `users` or `items` is there twice or empty; a rating is outside the limits, is of an
+        unknown user or item, or is the second of its user and item. Column and row are
+        named.
 
     Example:
       >>> users = {"user": ["ann", "bob"], "age": ["20s", "30s"]}
@@ -167,6 +169,10 @@ def rating_tables(
       >>> found.fields, found.content_of().tolist()
       (((2, 1), (3, 2)), [[0, 1, 2], [1, 1, 2]])
     """
+    roles = {"user": user, "item": item, "rating": rating}
+    for role, column in roles.items():
+        arguments.column(role, column)
+    Table.check_roles(roles)
     rows = Table(ratings)
     rows.check_names("the ratings", (user, item, rating))
     separators = {} if separators is None else separators
@@ -175,8 +181,8 @@ def rating_tables(
             f"separators is {separators!r}; expected texts by column, such as "
             '{"genres": "|"}.'
         )
-    of_users = _entities(Table(users), user, user_columns, separators)
-    of_items = _entities(Table(items), item, item_columns, separators)
+    of_users = _entities("users", Table(users), user, user_columns, separators)
+    of_items = _entities("items", Table(items), item, item_columns, separators)
     known = {a.name for a in (*of_users.attributes, *of_items.attributes)}
     if unknown := sorted(set(separators) - known):
         raise ValueError(
@@ -197,10 +203,14 @@ def rating_tables(
 
 
 def _entities(
-    table: Table, key: str, names: Sequence[str] | None, separators: Mapping[str, str]
+    what: str,
+    table: Table,
+    key: str,
+    names: Sequence[str] | None,
+    separators: Mapping[str, str],
 ) -> Entities:
     """The users or the items of a table."""
-    table.check_names("the key", (key,))
+    table.check_names(f"the key of {what}", (key,))
     if isinstance(names, str) or not isinstance(names, (Sequence, type(None))):
         raise TypeError(f"columns are {names!r}; expected a list of names.")
     if names is None:
@@ -212,13 +222,17 @@ def _entities(
             "once, of what is known before the first rating."
         )
     ids = table[key]
-    columns.values_of(ids, key)  # complete, of one kind
+    try:
+        columns.values_of(ids, key)  # complete, of one kind
+        columns.check_filled(ids, key, "a name")
+    except ValueError as error:
+        raise ValueError(f"the table of {what}: {error}") from None
     kept, first = np.unique(ids, return_index=True)
     if len(kept) < len(ids):
         again = sorted(set(range(len(ids))) - set(first.tolist()))[0]
         raise ValueError(
-            f"column {key!r} holds {ids.tolist()[again]!r} again in row {again}, counted "
-            "from 0; expected each name once. Drop such rows."
+            f"the table of {what}: column {key!r} holds {ids.tolist()[again]!r} again in "
+            f"row {again}, counted from 0; expected each name once. Drop such rows."
         )
     made = [_attribute(table[column], column, separators.get(column)) for column in names]
     return Entities(

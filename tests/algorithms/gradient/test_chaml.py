@@ -237,6 +237,11 @@ def test_refuses_tasks_that_cannot_be_asked_for():
         ({"easy_share": 0.0}, "easy_share"),
         ({"pool": POOL._replace(order=(0, 0))}, "the order of the pool is"),
         ({"pool": POOL._replace(areas=0)}, "areas of the pool"),
+        ({"hardness": False, "hard_areas": 0.2}, "hard_areas is 0.2, .* hardness=True"),
+        ({"hardness": False, "hard_users": 0.2}, "hard_users is 0.2, .* hardness=True"),
+        ({"curriculum": False, "easy_steps": 9}, "easy_steps is 9, .*Leave it at 500"),
+        ({"curriculum": False, "easy_share": 1.0}, "easy_share is 1.0, .* curriculum=True"),
+        ({"easy_steps": 0, "easy_share": 0.9}, "easy_share is 0.9, .* easy_steps above 0"),
     ],
 )
 def test_refuses_wrong_settings(options, said):

@@ -261,6 +261,8 @@ def test_bad_options_are_refused_by_name():
     plain = ml.Task(**{k: ml.Examples.of(v.x["code"], v.y) for k, v in both.items()})
     with pytest.raises(ValueError, match="inputs have no entry 'item' that tells"):
         _learner(apart=0.5).init(jax.random.key(0), plain)
+    with pytest.raises(ValueError, match=r"balance is 0\.5, .* with first='generated'"):
+        _learner(first="mean", balance=0.5)
     with pytest.raises(ValueError, match="first is 'zero'"):
         _learner(first="zero")
     with pytest.raises(ValueError, match=r"has 0 parameters 'vector'.*Paths: bias"):

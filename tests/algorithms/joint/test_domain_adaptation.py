@@ -72,7 +72,8 @@ def _dann(**options):
 
 @functools.cache
 def _meta(**options):
-    return ml.meta_dann(ENCODER, CE, **{**OPTIONS, "inner_rate": 0.3, **options})
+    rate = {"inner_rate": 0.3} if options.get("ahead_steps", 1) else {}
+    return ml.meta_dann(ENCODER, CE, **{**OPTIONS, **rate, **options})
 
 
 def _same(found, expected, **tolerance):
@@ -279,6 +280,17 @@ def test_a_look_ahead_leaves_batch_statistics_and_ordinary_steps_move_them():
         (ml.meta_dann, {"inner_rate": float("nan")}, "inner_rate is nan"),
         (ml.meta_dann, {"da_steps": -1}, "da_steps is -1"),
         (ml.meta_dann, {"towards": "sources"}, "towards is 'sources'"),
+        (ml.dann, {"adversarial_weight": 0, "ramp_steps": 9}, "ramp_steps is 9, .*no eff"),
+        (
+            ml.meta_dann,
+            {"ahead_steps": 0, "inner_rate": 0.2},
+            "inner_rate is 0.2, .*no eff",
+        ),
+        (
+            ml.meta_dann,
+            {"ahead_steps": 0, "towards": "target"},
+            "towards is 'target', .*no",
+        ),
     ],
 )
 def test_numbers_are_checked(make, options, said):

@@ -226,7 +226,9 @@ RATE, STEPS = 0.3, 2
 
 
 def _metareg(**options):
-    options = {"pretrain_steps": 1, "inner_rate": RATE, "inner_steps": STEPS, **options}
+    inner = {"inner_rate": RATE, "inner_steps": STEPS}
+    options = {"pretrain_steps": 1, **options}
+    options = {**(inner if options["pretrain_steps"] else {}), **options}
     return ml.metareg(plain(), CE, **options)
 
 
@@ -346,6 +348,8 @@ def test_the_regulariser_is_kept_as_the_first_phase_left_it():
         ({"pretrain_steps": -1}, "pretrain_steps is -1"),
         ({"inner_rate": 0.0}, "inner_rate is 0"),
         ({"inner_steps": 0}, "inner_steps is 0"),
+        ({"pretrain_steps": 0, "inner_steps": 3}, "inner_steps is 3, .* no effect"),
+        ({"pretrain_steps": 0, "inner_rate": 0.3}, "inner_rate is 0.3, .* no effect"),
         ({"head": "nowhere"}, "selects no parameter"),
         ({"head": "[a-z]"}, "selects every parameter"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -108,6 +109,34 @@ def test_scores_are_the_slopes_of_the_clean_loss_along_each_step():
     assert 0 < (expected > 0).sum() < num
     found = ml.clean_weights(model, _of_model(variables), task, loss_fn=CE)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("label", [3, -1, 255])
+@pytest.mark.parametrize("part", ["support", "query"])
+def test_labels_of_no_logit_are_refused(part, label):
+    model, task = plain(), _task()
+    variables = model.init(KEY, task.support.x)
+    examples = getattr(task, part)
+    wrong = dataclasses.replace(examples, y=examples.y.at[2].set(label))
+    other = dataclasses.replace(task, **{part: wrong})
+    weigh = functools.partial(ml.clean_weights, model, variables, loss_fn=CE)
+    with pytest.raises(
+        ValueError, match=rf"{part}\.y holds labels .*expected labels 0\.\.2"
+    ):
+        weigh(other)
+    assert np.isnan(jax.jit(weigh)(other)).all()
+    # Where nobody looks, any label may stand.
+    mask = wrong.mask.at[2].set(False)
+    hidden = dataclasses.replace(task, **{part: dataclasses.replace(wrong, mask=mask)})
+    assert np.isfinite(weigh(hidden)).all() and np.isfinite(weigh(task)).all()
+
+
+def test_what_is_no_task_has_no_weights():
+    model, task = plain(), _task()
+    variables = model.init(KEY, task.support.x)
+    for given in (None, task.support):
+        with pytest.raises(TypeError, match=r"expected ml\.Task"):
+            ml.clean_weights(model, variables, given, loss_fn=CE)
 
 
 @x64

@@ -31,7 +31,8 @@ def _task(learned=6, asked=5):
 
 @functools.cache
 def _learner(network=plain, **options):
-    options = {"pilot_rate": PILOT, "teacher_rate": RATE, "teacher_opt": "sgd", **options}
+    learns = {"pilot_rate": PILOT, "teacher_rate": RATE, "teacher_opt": "sgd"}
+    options = (learns if options.get("teacher_rate", RATE) else {}) | options
     options = {"soft": SOFT, "temperature": HOT, "pretrain_steps": 0, **options}
     return ml.meta_distil(network(), CE, teacher=TEACHER, **options)
 
@@ -136,7 +137,9 @@ def test_a_teacher_of_rate_zero_is_plain_distillation(teacher_rate):
 
 @x64
 def test_without_soft_targets_the_teacher_has_no_derivative():
-    task, learner = _task(), _learner(soft=0.0)
+    task = _task()
+    # By a rate at which any derivative would be seen; Adam makes none of 0.
+    learner = ml.meta_distil(plain(), CE, teacher=TEACHER, soft=0.0, pretrain_steps=0)
     variables, student, teacher = _started(learner, task)
     found = _estimate(learner, variables, task)
     _close(found.state["teacher"], teacher, rtol=0, atol=0)
@@ -245,6 +248,28 @@ def test_masked_examples_do_not_count():
 def test_settings_are_checked(option, value, said):
     with pytest.raises(ValueError, match=said):
         _learner(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"teacher_rate": 0, "pilot_rate": 0.1},
+            "pilot_rate is 0.1, .* teacher_rate above",
+        ),
+        ({"teacher_rate": 0, "teacher_opt": "sgd"}, "teacher_opt is 'sgd', .*no effect"),
+        ({"soft": 0, "temperature": 2.0}, "temperature is 2.0, .* with soft above 0"),
+        ({"soft": 0, "teacher_rate": 0.1}, "teacher_rate is 0.1, .* with soft above 0"),
+        ({"pretrain_steps": 0, "pretrain_rate": 0.1}, "pretrain_rate is 0.1.*at 0.001"),
+    ],
+)
+def test_options_that_nothing_reads_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        ml.meta_distil(plain(), CE, teacher=TEACHER, **options)
+
+
+def test_a_student_without_a_teacher_may_say_that_its_rate_is_zero():
+    ml.meta_distil(plain(), CE, soft=0, teacher_rate=0, pretrain_steps=0)
 
 
 def test_networks_of_other_classes_are_refused():
