@@ -307,16 +307,16 @@ class _Counted:
 
 def _episode(learner, variables, support, x, key) -> dict[str, PyTree]:
     adapted = learner.adapt(variables, support, key=key)
-    # Traced once for queries of one shape.
-    run = jax.jit(lambda x: learner.predict(adapted, x, key=key), inline=True)
-    outputs = run(x)
-    once = learner._replace(
-        predict=lambda adapted, given, *, key: outputs if given is x else run(given)
-    )
+    alone = jax.tree.map(lambda leaf: leaf[-1:], x)
+    outputs = learner.predict(adapted, x, key=key)
+
+    def predict(adapted, given, *, key):  # traces that of all queries no second time
+        return outputs if given is x else learner.predict(adapted, given, key=key)
+
     return {
         "outputs": outputs,
-        "alone": run(jax.tree.map(lambda leaf: leaf[-1:], x)),
-        "measured": is_transductive(once, adapted, x, key=key),
+        "alone": learner.predict(adapted, alone, key=key),
+        "measured": is_transductive(learner._replace(predict=predict), adapted, x, key=key),
     }
 
 
