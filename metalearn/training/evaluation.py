@@ -293,6 +293,8 @@ def _evaluator(
     """The compiled evaluation; cached so that a second call compiles nothing."""
     choice = cost.Choice(limit)
 
+    # Traced for the report, and not again for the flag.
+    @functools.partial(jax.jit, inline=True)
     def adapted_to(common: tuple, number: Array) -> tuple[Task, PyTree, Key]:
         variables, data, key = common
         k_task, k_adapt, k_predict = jax.random.split(jax.random.fold_in(key, number), 3)

@@ -178,13 +178,19 @@ def test_recipes_name_learners_that_fit():
         entry.recipe.check()
 
 
+def applied(model, x):
+    """The network with drawn variables, compiled: function `x -> outputs`."""
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+    return jax.jit(lambda x: model.apply(variables, x)[0])
+
+
 def test_masked_records_and_users_do_not_count(data, record):
     """Network and loss: another history behind the mask, another user who is not there."""
     model = TINY.offers(CHAML, record, evaluating=False)["model"]
     task = TINY.tasks(data, "train").first(jax.random.key(0))
     x = task.query.x
-    variables = model.init(jax.random.key(1), x)
-    found, _ = model.apply(variables, x)
+    apply = applied(model, x)
+    found = apply(x)
     assert found.shape == task.query.y.shape
 
     def hidden(leaf):
@@ -192,29 +198,25 @@ def test_masked_records_and_users_do_not_count(data, record):
         return jnp.where(seen, leaf, 1).astype(leaf.dtype)
 
     other = {**x, "history": jax.tree.map(hidden, x["history"])}
-    np.testing.assert_allclose(model.apply(variables, other)[0], found, rtol=1e-6)
+    np.testing.assert_allclose(apply(other), found, rtol=1e-6)
     nothing = {**x, "seen": jnp.zeros_like(x["seen"])}
-    assert np.isfinite(model.apply(variables, nothing)[0]).all()
+    assert np.isfinite(apply(nothing)).all()
     unknown = {**x["candidates"], "category": x["candidates"]["category"] + 99}
-    assert np.isnan(model.apply(variables, {**x, "candidates": unknown})[0]).all()
+    assert np.isnan(apply({**x, "candidates": unknown})).all()
 
 
 def test_order_of_a_history_and_of_candidates_does_not_matter(data, record):
     model = TINY.offers(CHAML, record, evaluating=False)["model"]
-    task = TINY.tasks(data, "test").sample.one(
-        TINY.tasks(data, "test").data, 0, jax.random.key(0)
-    )
-    x = task.query.x
-    variables = model.init(jax.random.key(1), x)
-    found = model.apply(variables, x)[0]
+    tasks = TINY.tasks(data, "test")
+    x = jax.jit(tasks.sample.one)(tasks.data, 0, jax.random.key(0)).query.x
+    apply = applied(model, x)
+    found = apply(x)
     turned = {
         "history": jax.tree.map(lambda leaf: leaf[:, ::-1], x["history"]),
         "seen": x["seen"][:, ::-1],
         "candidates": jax.tree.map(lambda leaf: leaf[:, ::-1], x["candidates"]),
     }
-    np.testing.assert_allclose(
-        model.apply(variables, turned)[0], found[:, ::-1], rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(apply(turned), found[:, ::-1], rtol=1e-4, atol=1e-6)
 
 
 def _loop_of_counts(area):

@@ -239,7 +239,7 @@ def test_weights_of_a_picture_are_those_of_a_clean_batch(data):
     """Of a run without a function of the loss; 1 is the weight of plain training."""
     record = TINY.describe(data)
     model = TINY.offers(PLAIN, record, evaluating=True)["model"]
-    variables = model.init(jax.random.key(0), TINY.example(record).support.x)
+    variables = jax.jit(model.init)(jax.random.key(0), TINY.example(record).support.x)
     predictor = Predictor(None, None, None, "", variables)
     found = pictures.training_examples(data, model, predictor, batch=8, clean_batch=6)
     assert found.curve is None and [len(g) for g in found.groups.values()] == [12, 12]
@@ -251,7 +251,11 @@ def test_weights_of_a_picture_are_those_of_a_clean_batch(data):
         support=ml.Examples.of(images(data.train.rows(rows)), data.train.labels[rows]),
         query=ml.Examples.of(images(data.clean), data.clean.labels),
     )
-    expected = ml.clean_weights(model, variables, task, loss_fn=ml.losses.cross_entropy)
+    expected = jax.jit(
+        lambda task: ml.clean_weights(
+            model, variables, task, loss_fn=ml.losses.cross_entropy
+        )
+    )(task)
     np.testing.assert_allclose(found.weights[:8], 8 * expected, rtol=1e-3, atol=1e-4)
 
 

@@ -164,6 +164,10 @@ CHECKS = (
     "check_values",
     "_refuse_idle",
     "_check_learner",
+    # So do those that tell equal settings.
+    "__hash__",
+    "__eq__",
+    "__repr__",
 )
 
 

@@ -1,5 +1,7 @@
 """BMG: where it is MAML, the steps of the target, what is not differentiated."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +38,7 @@ x64 = pytest.mark.usefixtures("x64")
 BETA = 0.3  # target_rate
 
 
+@functools.cache  # it keeps what was compiled for it
 def quadratic(opt=None, steps=2, **options):
     options = {
         "match": "l2",
@@ -48,6 +51,7 @@ def quadratic(opt=None, steps=2, **options):
     return bmg(quadratic_model(), quadratic_loss, opt, **options)
 
 
+@functools.cache  # it keeps what was compiled for it
 def learner_of(**options):
     options = {"num_steps": 2, "target_rate": BETA, "task_chunk": 3, **options}
     return bmg(plain(), CE, optax.sgd(INNER), **options)

@@ -39,12 +39,14 @@ def error_rate(outputs, examples):
     return 1 - ml.metrics.accuracy(outputs, examples)
 
 
+@functools.cache  # it keeps what was compiled for it
 def quadratic(steps=2, **options):
     options = {"num_perturbations": 8, "num_queries": 2, "task_chunk": TASKS, **options}
     opt = options.pop("opt", optax.sgd(RATE))
     return es_maml(quadratic_model(), quadratic_loss, opt, num_steps=steps, **options)
 
 
+@functools.cache  # it keeps what was compiled for it
 def learner_of(adaptation="gradient", **options):
     opt = None if adaptation == "hill_climbing" else optax.sgd(INNER)
     options = {"num_perturbations": 2, "num_queries": 3, "task_chunk": 3, **options}
@@ -59,9 +61,12 @@ def estimates(learner, params, tasks, num=1):
     """Estimates for `num` keys, `[num, ...]`, at params or variables."""
     variables = params if isinstance(params, ml.Variables) else of(params)
     keys = jax.random.split(jax.random.key(1), num)
-    return jax.jit(lambda v, t: jax.lax.map(lambda k: learner.estimate(v, t, key=k), keys))(
-        variables, tasks
-    )
+    return mapped(learner.estimate)(variables, tasks, keys)
+
+
+@functools.cache
+def mapped(estimate):
+    return jax.jit(lambda v, t, keys: jax.lax.map(lambda k: estimate(v, t, key=k), keys))
 
 
 @functools.cache

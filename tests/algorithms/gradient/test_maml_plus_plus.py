@@ -38,6 +38,7 @@ OFF = dict(msl_steps=0, learned_rates=False, norm="support", task_chunk=9)
 KEY = jax.random.key(0)
 
 
+@functools.cache  # it keeps what was compiled for it
 def quadratic(steps=3, **options):
     options = {**OFF, "initial_rate": RATE, **options}
     return maml_plus_plus(quadratic_model(), quadratic_loss, num_steps=steps, **options)
@@ -209,6 +210,7 @@ def test_order_changes_the_gradient_and_not_the_loss():
 # -- Batch norm for every step ----------------------------------------------------------
 
 
+@functools.cache  # it keeps what was compiled for it
 def bn_learner(**options):
     options = {**OFF, "initial_rate": 0.5, **options}
     return maml_plus_plus(linen(), CE, num_steps=2, **options)

@@ -1,0 +1,52 @@
+"""What is built for equal settings and data once in a process.
+
+A command builds its learner to refuse bad settings, to read a checkpoint, to validate, to
+test and to draw. Of one learner all of them share what was traced and compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+Value = TypeVar("Value")
+
+# Learners hold their compiled programs, tens of megabytes each.
+MOST_BUILT = 8
+
+
+def built_once(method: Callable[..., Value]) -> Callable[..., Value]:
+    """A function of settings and data, whose latest results are kept.
+
+    Args:
+      method: Function `(settings, record, **options)` without side effects: `settings` is
+        made of frozen dataclasses, `record` a description of data in plain JSON.
+
+    Returns:
+      The function. It gives the same object again for equal arguments, and calls `method`
+      for those that cannot be compared.
+    """
+    kept: OrderedDict[tuple, Value] = OrderedDict()
+
+    @functools.wraps(method)
+    def found(settings: Any, record: Any, **options: Any) -> Value:
+        # To a dictionary 3, 3.0 and True are one key; their texts differ.
+        given = (settings, repr(settings), tuple(sorted(options.items())))
+        try:
+            key = (*given, json.dumps(record, sort_keys=True), jax.config.jax_enable_x64)
+            hash(key)
+        except (TypeError, ValueError):
+            return method(settings, record, **options)
+        if key not in kept:
+            kept[key] = method(settings, record, **options)
+        kept.move_to_end(key)
+        while len(kept) > MOST_BUILT:
+            kept.popitem(last=False)
+        return kept[key]
+
+    return found
