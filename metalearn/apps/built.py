@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,8 +17,9 @@ import jax
 
 Value = TypeVar("Value")
 
-# Learners hold their compiled programs, tens of megabytes each.
-MOST_BUILT = 8
+# Learners hold their compiled programs, tens of megabytes each. A command has one to train,
+# one to judge and one without inner steps.
+MOST_BUILT = 4
 
 
 def built_once(method: Callable[..., Value]) -> Callable[..., Value]:
@@ -32,6 +34,7 @@ def built_once(method: Callable[..., Value]) -> Callable[..., Value]:
       for those that cannot be compared.
     """
     kept: OrderedDict[tuple, Value] = OrderedDict()
+    lock = threading.RLock()
 
     @functools.wraps(method)
     def found(settings: Any, record: Any, **options: Any) -> Value:
@@ -42,11 +45,12 @@ def built_once(method: Callable[..., Value]) -> Callable[..., Value]:
             hash(key)
         except (TypeError, ValueError):
             return method(settings, record, **options)
-        if key not in kept:
-            kept[key] = method(settings, record, **options)
-        kept.move_to_end(key)
-        while len(kept) > MOST_BUILT:
-            kept.popitem(last=False)
-        return kept[key]
+        with lock:
+            if key not in kept:
+                kept[key] = method(settings, record, **options)
+            kept.move_to_end(key)
+            while len(kept) > MOST_BUILT:
+                kept.popitem(last=False)
+            return kept[key]
 
     return found

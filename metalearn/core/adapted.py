@@ -41,7 +41,6 @@ def model_of(
     takes_mask: bool,
     lower: Lowering,
     about: str,
-    passed: set | None = None,
 ) -> Model:
     """A model from one pass that takes noise and batch statistics apart.
 
@@ -54,11 +53,9 @@ def model_of(
       takes_mask: Whether the pass looks at the mask of valid rows.
       lower: See `lowered`.
       about: What the model is, for `print`.
-      passed: Shapes of which the module was found to be well told, filled here; those of
-        this model alone if `None`.
     """
     check_lowering(lower)
-    passed = set() if passed is None else passed
+    passed: set = set()  # shapes of which the module was found to be well told
 
     def fresh(key: Key, x: PyTree) -> Variables:
         check_key(key)

@@ -84,22 +84,7 @@ def from_linen(
         takes_mask=wrapped.has_mask,
         lower=lower,
         about=f"linen {name}, {flags_.described(flags)}",
-        passed=_passed(module, flags, checked),
     )
-
-
-def _passed(module: Any, flags: Sequence[flags_.Flag], checked: bool) -> set | None:
-    """Shapes that equal modules have passed with; `None` for one that has no equal."""
-    try:
-        return _passed_by_equals(module, tuple(flags), checked)
-    except TypeError:  # a field of it is no key, such as a list
-        return None
-
-
-@functools.lru_cache(maxsize=256)
-def _passed_by_equals(module: Any, flags: tuple, checked: bool) -> set:
-    del module, flags, checked
-    return set()
 
 
 class _Module:

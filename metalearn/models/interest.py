@@ -71,6 +71,12 @@ class InterestNetwork(nn.Module):
         weights = self._without(weights, train)
         parts = [jnp.einsum("nkl,nlr->nkr", weights, past), asked]
         if self.returns:
+            if "returns" not in x:
+                raise ValueError(
+                    f"returns is True, and the inputs have {', '.join(sorted(x))}; "
+                    "expected the mask returns [N, K, L] too, as of "
+                    "place_tasks(..., returns=True)."
+                )
             parts.append(_returns(x["returns"], x["seen"], asked.dtype))
         h = jnp.concatenate(parts, axis=-1)
         for number, width in enumerate(self.widths):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -104,6 +103,11 @@ def in_order(tasks: TaskSampler, *, seed: int = 0) -> TaskStream:
             "ml.tasks.from_tasks or ml.tasks.from_table."
         )
 
+    @jax.jit
+    def drawn(data: PyTree, key: Key, numbers: Array) -> Task:
+        one = lambda n: sample.one(data, n % sample.num_tasks, jax.random.fold_in(key, n))
+        return jax.vmap(one)(numbers)
+
     def batches(num_tasks: int, start: int, share: slice | None = None) -> Iterator[Task]:
         # Made here: a key of before may belong to another backend or mesh.
         key = of_seed(seed)
@@ -112,19 +116,11 @@ def in_order(tasks: TaskSampler, *, seed: int = 0) -> TaskStream:
             # Of the place in the list and not of the batch, so that the examples of a
             # task do not depend on the number of tasks in a batch.
             numbers = (numbers % sample.num_tasks)[share or slice(None)]
-            numbers = numbers.astype(np.int32)
-            yield jax.device_get(_drawn(sample, tasks.data, key, numbers))
+            yield jax.device_get(drawn(tasks.data, key, numbers.astype(np.int32)))
             start += 1
 
     name = f"{tasks.name} in order seed {seed}"
     return TaskStream(batches=batches, name=name, num_tasks=sample.num_tasks)
-
-
-# Equal samplers share what is compiled.
-@functools.partial(jax.jit, static_argnums=0)
-def _drawn(sample: Any, data: PyTree, key: Key, numbers: Array) -> Task:
-    one = lambda n: sample.one(data, n % sample.num_tasks, jax.random.fold_in(key, n))
-    return jax.vmap(one)(numbers)
 
 
 @dataclasses.dataclass(frozen=True)

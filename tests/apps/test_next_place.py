@@ -64,9 +64,11 @@ def test_parts_share_no_area_no_place_and_no_user(data):
 def test_the_record_is_json_and_orders_the_training_areas(data, record):
     assert json.loads(json.dumps(record)) == record
     assert sorted(record["order"]) == [0, 1] and record["most_users"] == 6
-    like = jax.tree.map(lambda a: (a.shape, a.dtype), TINY.example(record))
-    task = TINY.tasks(data, "train").first(jax.random.key(0))
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), task) == like
+    for app in (TINY, dataclasses.replace(TINY, returns=True)):
+        like = jax.tree.map(lambda a: (a.shape, a.dtype), app.example(record))
+        tasks = app.tasks(data, "train")
+        task = jax.eval_shape(tasks.sample, tasks.data, jax.random.key(0))
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), task) == like
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_masked_records_and_users_do_not_count(data, record):
     assert np.isnan(apply({**x, "candidates": unknown})).all()
 
 
-def test_order_of_a_history_and_of_candidates_does_not_matter(data, record):
+def test_order_of_a_history_does_not_matter_to_who_is_not_told_of_returns(data, record):
     model = TINY.offers(CHAML, record, evaluating=False)["model"]
     tasks = TINY.tasks(data, "test")
     x = jax.jit(tasks.sample.one)(tasks.data, 0, jax.random.key(0)).query.x
@@ -217,6 +219,27 @@ def test_order_of_a_history_and_of_candidates_does_not_matter(data, record):
         "candidates": jax.tree.map(lambda leaf: leaf[:, ::-1], x["candidates"]),
     }
     np.testing.assert_allclose(apply(turned), found[:, ::-1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_network_that_is_told_of_returns_reads_them(data, record):
+    app = dataclasses.replace(TINY, returns=True)
+    learner = learners.NoAdaptation()
+    recipe = Recipe(app=app, learner=learner, tasks_per_step=2)
+    tasks = app.tasks(data, "train")
+    result = ml.fit(
+        recipe.trainer(app.describe(data)),
+        tasks,
+        num_steps=2,
+        tasks_per_step=2,
+        key=jax.random.key(0),
+        progress=False,
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.variables))
+    model = app.offers(learner, record, evaluating=False)["model"]
+    x = tasks.first(jax.random.key(0)).query.x
+    apply = jax.jit(lambda x: model.apply(result.variables, x)[0])
+    none = {**x, "returns": jnp.zeros_like(x["returns"])}
+    assert (apply({**x, "returns": ~none["returns"]}) != apply(none)).all()
 
 
 def _loop_of_counts(area):

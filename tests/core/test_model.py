@@ -29,27 +29,6 @@ def shapes(module, *x_shape):
     return outputs.shape, variables
 
 
-def test_equal_modules_are_checked_once_for_shapes():
-    passes = []
-
-    class Net(nn.Module):
-        size: int = 2
-
-        @nn.compact
-        def __call__(self, x, train=False):
-            passes.append(train)
-            return nn.Dense(self.size)(x)
-
-    def counted(module, rows):
-        passes.clear()
-        shapes(module, rows, 4)
-        return len(passes)
-
-    first = counted(Net(), 3)
-    assert counted(Net(), 3) == first - 1  # the pass of evaluation
-    assert counted(Net(3), 3) == counted(Net(), 5) == first
-
-
 @pytest.mark.parametrize(
     ("module", "x_shape", "expected"),
     [

@@ -176,8 +176,10 @@ def test_plans_of_another_pool_are_refused(areas, more_areas, more_users):
 
 
 def test_tasks_show_records_before_and_places_never_visited(areas):
-    tasks = places.place_tasks(areas, num_users=3)
-    task = jax.tree.map(np.asarray, jax.jit(tasks.sample)(tasks.data, jax.random.key(5)))
+    key, plain = jax.random.key(5), places.place_tasks(areas, num_users=3)
+    assert "returns" not in jax.eval_shape(plain.sample, plain.data, key).query.x
+    tasks = places.place_tasks(areas, num_users=3, returns=True)
+    task = jax.tree.map(np.asarray, jax.jit(tasks.sample)(tasks.data, key))
     area = areas[int(task.info["area"])]
     users = task.info["query_user"]
     assert len(set(users.tolist())) == 3 and (users == np.repeat(users[::3], 3)).all()

@@ -93,3 +93,10 @@ def test_dropout_is_of_training_alone():
 def test_sizes_are_checked(options, said):
     with pytest.raises(ValueError, match=said):
         _model(**options).init(jax.random.key(0), _x())
+
+
+def test_inputs_without_returns_are_refused_where_they_are_read():
+    x = _x()
+    del x["returns"]
+    with pytest.raises(ValueError, match=r"candidates, history, seen; expected .*returns"):
+        _model(returns=True).init(jax.random.key(0), x)

@@ -266,7 +266,8 @@ class NextPlace:
         users = self.users if part == "train" else None
         title = {"train": "base areas", "validation": "validation areas"}
         name = f"{data.name} {title.get(part, 'new areas')}"
-        return place_tasks(data.areas[part], num_users=users, name=name)
+        areas, told = data.areas[part], self.returns
+        return place_tasks(areas, num_users=users, returns=told, name=name)
 
     def example(self, record: DataRecord) -> Task:
         """A training task of zeros, for shapes."""
@@ -287,8 +288,9 @@ class NextPlace:
                 "history": records(num, LONGEST),
                 "seen": jnp.ones((num, LONGEST), bool),
                 "candidates": records(num, 2),
-                "returns": jnp.zeros((num, 2, LONGEST), bool),
             }
+            if self.returns:
+                x["returns"] = jnp.zeros((num, 2, LONGEST), bool)
             y = jnp.broadcast_to(jnp.arange(2) == 0, (num, 2)).astype(jnp.float32)
             return Examples.of(x, y)
 

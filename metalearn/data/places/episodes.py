@@ -19,7 +19,11 @@ LONGEST = RECORDS - 1  # records before the last one
 
 
 def place_tasks(
-    areas: Sequence[Area], *, num_users: int | None = None, name: str = "places"
+    areas: Sequence[Area],
+    *,
+    num_users: int | None = None,
+    returns: bool = False,
+    name: str = "places",
 ) -> TaskSampler:
     """Tasks of areas, of some users each time, or of all of them.
 
@@ -29,8 +33,8 @@ def place_tasks(
       `[N, 9]`, `numbers` `[N, 9, 2]` (squared distance, time since the record before);
     - `seen`: mask of the records that there are, bool `[N, 9]`;
     - `candidates`: the same for the places `[N, K, ...]`;
-    - `returns`: mask of the records of the history at each of these places, bool
-      `[N, K, 9]`.
+    - `returns`, where asked for: mask of the records of the history at each of these
+      places, bool `[N, K, 9]`.
 
     Targets are 1 for the place that was visited and 0 for the others, float `[N, K]`. The
     support set has two examples a user and the query set three later ones.
@@ -40,6 +44,7 @@ def place_tasks(
       num_users: Users of a task, K being 2 with another place drawn each time. With None a
         task has all users, and queries are ranked among the places that the area has for
         that: what areas are judged on.
+      returns: Whether inputs have the mask `returns`.
       name: Name in logs and results.
 
     Returns:
@@ -59,7 +64,7 @@ def place_tasks(
     most = int(data["users"].max())
     on_device = {key: jnp.asarray(value) for key, value in data.items()}
     if num_users is None:
-        return TaskSampler(AllUsers(len(areas), most), on_device, name)
+        return TaskSampler(AllUsers(len(areas), most, returns), on_device, name)
     check_count("num_users", num_users, least=1)
     few = [area for area in areas if area.num_users < num_users]
     if few:
@@ -67,7 +72,8 @@ def place_tasks(
             f"area {few[0].name!r} has {few[0].num_users} users; expected the {num_users} "
             "of a task or more. Ask for fewer users."
         )
-    return TaskSampler(SomeUsers(len(areas), most, int(num_users)), on_device, name)
+    sample = SomeUsers(len(areas), most, int(num_users), returns)
+    return TaskSampler(sample, on_device, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +84,13 @@ class SomeUsers:
       num_areas: Number of areas.
       most_users: Number of users of the largest.
       num_users: Users of a task.
+      returns: Whether inputs have the mask `returns`.
     """
 
     num_areas: int
     most_users: int
     num_users: int
+    returns: bool = False
 
     def __call__(self, data: PyTree, key: Key) -> Task:
         k_area, k_users, k_rows = jax.random.split(key, 3)
@@ -121,8 +129,8 @@ class SomeUsers:
         own = _of_users(data, area, users)
         shown = len(SUPPORT)
         return Task(
-            support=_examples(own, SUPPORT, others[:, :shown, None], mask),
-            query=_examples(own, QUERY, others[:, shown:, None], mask),
+            support=_examples(own, SUPPORT, others[:, :shown, None], mask, self.returns),
+            query=_examples(own, QUERY, others[:, shown:, None], mask, self.returns),
             info={"area": area, "query_user": jnp.repeat(users, len(QUERY))},
         )
 
@@ -134,10 +142,12 @@ class AllUsers:
     Attributes:
       num_tasks: Number of areas.
       most_users: Number of users of the largest.
+      returns: Whether inputs have the mask `returns`.
     """
 
     num_tasks: int
     most_users: int
+    returns: bool = False
 
     def __call__(self, data: PyTree, key: Key) -> Task:
         k_area, k_rows = jax.random.split(key)
@@ -150,8 +160,8 @@ class AllUsers:
         own = _of_users(data, number, users)
         others = _drawn(data, number, users, key, len(SUPPORT))
         return Task(
-            support=_examples(own, SUPPORT, others[..., None], mask),
-            query=_examples(own, QUERY, data["ranked"][number], mask),
+            support=_examples(own, SUPPORT, others[..., None], mask, self.returns),
+            query=_examples(own, QUERY, data["ranked"][number], mask, self.returns),
             info={
                 "area": jnp.asarray(number, jnp.int32),
                 "query_user": jnp.repeat(users, len(QUERY)),
@@ -176,7 +186,11 @@ def _of_users(data: PyTree, area: Array, users: Array) -> dict[str, Array]:
 
 
 def _examples(
-    own: Mapping[str, Array], records: tuple[int, ...], others: Array, mask: Array
+    own: Mapping[str, Array],
+    records: tuple[int, ...],
+    others: Array,
+    mask: Array,
+    with_returns: bool,
 ) -> Examples:
     """Choices at some records of every user, `[U * len(records), ...]`.
 
@@ -185,6 +199,7 @@ def _examples(
       records: Numbers of the records that are predicted.
       others: Places beside the right one, `[U, len(records), K - 1]`.
       mask: Mask of the users that there are, bool `[U]`.
+      with_returns: Whether inputs have the mask `returns`.
     """
     num, at = mask.shape[0], np.asarray(records)
     place, when = own["place"], len(records)
@@ -219,10 +234,11 @@ def _examples(
     seen = jnp.broadcast_to(
         np.arange(LONGEST)[None, None] < at[None, :, None], (num, when, LONGEST)
     )
-    # By number: places that nobody visited earlier have one vector.
-    returns = (places[..., None] == past[:, None, None]) & seen[:, :, None]
     y = jnp.broadcast_to(jnp.arange(places.shape[-1]) == 0, places.shape)
-    x = {"history": history, "seen": seen, "candidates": candidates, "returns": returns}
+    x = {"history": history, "seen": seen, "candidates": candidates}
+    if with_returns:
+        # By number: places that nobody visited earlier have one vector.
+        x["returns"] = (places[..., None] == past[:, None, None]) & seen[:, :, None]
     x, y = jax.tree.map(lambda leaf: leaf.reshape(num * when, *leaf.shape[2:]), (x, y))
     return Examples(x=x, y=y.astype(jnp.float32), mask=jnp.repeat(mask, when))
 
