@@ -58,7 +58,7 @@ def adjacency(edges: np.ndarray, num: int) -> Sparse:
 
 
 def propagated(matrix: Sparse, features: np.ndarray, hops: int) -> np.ndarray:
-    """`S^hops X`, of the dtype of X, `[V, D]`.
+    """`S^hops X`, of the dtype of X, `[V, D]`; float32 of whole numbers.
 
     Row v is made of the features of nodes at most `hops` links away from v, whatever part
     of a split they are in. With no hop it is X.
@@ -69,7 +69,7 @@ def propagated(matrix: Sparse, features: np.ndarray, hops: int) -> np.ndarray:
         the matrix has.
     """
     arguments.record("matrix", matrix, Sparse, "adjacency(edges, num)")
-    features = arguments.numbers("features", features, ndim=2)
+    features = _real(arguments.numbers("features", features, ndim=2))
     arguments.count("hops", hops, least=0)
     if len(features) != len(matrix.starts) - 1:
         raise ValueError(
@@ -92,6 +92,8 @@ def propagated(matrix: Sparse, features: np.ndarray, hops: int) -> np.ndarray:
 def scaled_rows(features: np.ndarray, rows: Rows) -> np.ndarray:
     """Features whose rows have an absolute sum or a norm of 1; rows of zeros stay.
 
+    Whole numbers become float32.
+
     Args:
       features: Features `[V, D]`.
       rows: "sum", "unit" for the Euclidean norm, or "none" for the features as they are.
@@ -104,6 +106,7 @@ def scaled_rows(features: np.ndarray, rows: Rows) -> np.ndarray:
     features = arguments.numbers("features", features, ndim=2)
     if rows == "none":
         return features
+    features = _real(features)
     # A square leaves the range of float32 where its number does not.
     sizes: Any
     wide = features.astype(np.float64)
@@ -112,3 +115,8 @@ def scaled_rows(features: np.ndarray, rows: Rows) -> np.ndarray:
     else:
         sizes = np.sqrt(np.square(wide).sum(axis=1, keepdims=True))
     return (wide / np.where(sizes > 0, sizes, 1)).astype(features.dtype)
+
+
+def _real(features: np.ndarray) -> np.ndarray:
+    """Whole numbers as float32, for what is computed of them are none; others as they are."""
+    return features.astype(np.float32) if features.dtype.kind in "biu" else features

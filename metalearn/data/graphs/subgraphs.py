@@ -90,7 +90,7 @@ def _check_memory(num: int, size: int) -> None:
     cost.check_bytes(
         f"the links of {num:,} subgraphs of {size:,} nodes each, on the host and once more "
         "on the device,",
-        2 * 4 * num * size * (size + 1),
+        2 * 4 * int(num) * int(size) * (int(size) + 1),
         "Lower the nodes of a subgraph (size, --app.most-nodes).",
     )
 

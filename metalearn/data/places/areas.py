@@ -40,7 +40,7 @@ def area_of_places(
       Numbers of the areas, int32 `[P]`, `NONE` for places in none, and names of the areas.
 
     Raises:
-      ValueError: a number is below 1.
+      ValueError: a number is below 1, or no place has as many visits.
     """
     arguments.record("visits", visits, Visits, "visit_table(...)")
     check_count("area_visits", area_visits, least=1)
@@ -63,6 +63,11 @@ def area_of_places(
         part = halved(own, counts, halvings, direction)
         found[own] = len(names) + part
         names += [f"{city} {i + 1}" for i in range(2**halvings)]
+    if not names:
+        raise ValueError(
+            f"none of the {len(counts)} places has {least_visits} visits; the most that one "
+            f"has is {counts.max(initial=0)}. Ask for fewer (--app.least-visits)."
+        )
     return found, tuple(names)
 
 

@@ -203,7 +203,12 @@ def padded(areas: Sequence[Area]) -> dict[str, np.ndarray]:
     Returns:
       The arrays of `Area` by name, each with a leading axis of areas; `users`, the number
       of users of each.
+
+    Raises:
+      ValueError: areas were made with different `negatives` or `dim`.
     """
+    for other in areas[1:]:
+        _check_alike(areas[0], other)
     names = ("place", "hour", "gap", "category", "vector", "where", "spread")
     found = {}
     for name in (*names, "free", "free_count", "ranked"):
@@ -217,6 +222,17 @@ def padded(areas: Sequence[Area]) -> dict[str, np.ndarray]:
     found["free_count"] = np.maximum(found["free_count"], 1)
     found["users"] = np.asarray([area.num_users for area in areas], np.int32)
     return found
+
+
+def _check_alike(one: Area, other: Area) -> None:
+    """Raises a `ValueError` if two areas were made by other settings: zeros would fill up."""
+    for what, name in (("negatives", "ranked"), ("dim", "vector")):
+        sizes = [getattr(area, name).shape[-1] for area in (one, other)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"area {one.name!r} was made with {what}={sizes[0]}, and {other.name!r} with "
+                f"{sizes[1]}; expected the same. Make both by one call of areas_of."
+            )
 
 
 def known_categories(

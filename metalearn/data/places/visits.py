@@ -126,9 +126,10 @@ def visit_table(
     }
     for role, column in roles.items():
         arguments.column(role, column)
-    Table.check_roles(roles)
     rows = Table(visits)
     rows.check_names("the visits", (user, place, time))
+    # A role of a column that the table lacks is not played.
+    Table.check_roles({role: c if c in rows.names else None for role, c in roles.items()})
     has = {c for c in (category, lat, lon, area) if c is not None and c in rows.names}
     if (lat in has) != (lon in has):
         there = lat if lat in has else lon

@@ -43,10 +43,18 @@ class ColdStart:
             for old items: those of training are support, those held back are queries.
 
         Raises:
-          ValueError: there is no such part, state, or pair of them.
+          ValueError: there is no such part, state, or pair of them, or other ratings were
+            split.
         """
         arguments.record("ratings", ratings, Ratings, MAKER)
         states = {"train": ("warm",), "validation": ("user", "both"), "test": STATES}
+        sizes = (len(self.user_part), len(self.new_item), len(self.held))
+        given = (len(ratings.users.ids), len(ratings.items.ids), len(ratings.user))
+        if sizes != given:
+            raise ValueError(
+                "the ratings have {} users, {} items and {} rows; expected those that were "
+                "split, of {}, {} and {}.".format(*given, *sizes)
+            )
         known = isinstance(part, str) and isinstance(state, str)
         if not known or state not in states.get(part, ()):
             pairs = "; ".join(f"{p}: {', '.join(s)}" for p, s in states.items())
