@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
@@ -82,7 +83,8 @@ class Table:
                 "of columns, or a structured NumPy array."
             )
         self._table = table
-        if repeated := [n for i, n in enumerate(self.names) if n in self.names[:i]]:
+        times = collections.Counter(self.names)
+        if repeated := [name for name, number in times.items() if number > 1]:
             raise ValueError(
                 f"the table has the column {repeated[0]!r} more than once, in places "
                 f"{[i for i, n in enumerate(self.names) if n == repeated[0]]}, counted "
@@ -228,7 +230,8 @@ def values_of(values: np.ndarray, name: str, order: list[Any] | None = None) -> 
         kinds = sorted({type(value).__name__ for value in found})
         raise ValueError(
             f"column {name!r} mixes {' and '.join(kinds)}; expected values of one kind. "
-            "Make text of it: column.astype(str)."
+            "Make text of it: [str(value) for value in column], or column.astype(str) "
+            "where it is an array or of a data frame."
         ) from None
 
 
