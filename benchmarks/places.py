@@ -35,7 +35,8 @@ class Places:
     """Trains recipes of places with several seeds and judges each on the same areas.
 
     What is trained is what the last step gives, after as many steps for all. Beside the
-    recipes stand counts of the visits that the networks see, for which nothing is trained.
+    recipes stand counts of the visits known before each query, for which nothing is
+    trained.
 
     Attributes:
       recipes: Recipes of places, the first of which is compared with the others.
@@ -209,8 +210,9 @@ def compared(rows: dict[str, Any], first: str) -> dict[str, Any]:
 def by_counts(areas: list[Area]) -> dict[str, dict[str, np.ndarray]]:
     """Metrics of what counts of visits say, `[1, areas]`, ties against the right place.
 
-    What counts is what a network sees: the visits before the first query of each user, and
-    at a later query also the visits of that user up to it.
+    What counts are the visits known before each query: those of all users before their
+    first query, and at a later query also the visits of that user up to it. A
+    network is told less: nine records of the user at most.
 
     Args:
       areas: The areas.
@@ -294,8 +296,8 @@ def table_rows(row: dict[str, Any]) -> list[str]:
         f"The next place on `{row['tasks']}` ({row['about']}), ranked among {among} that "
         f"the user never visited, ties against it; training seeds: {row['seeds']}; "
         f"inductive; ± is Student's 95 % interval over the areas. In brackets, by how "
-        f"{first} is above (+) or below (-) the row, paired over areas, in points; σ is "
-        "over seeds:",
+        f"much {first} is above (+) or below (-) the row, paired over areas, in points; "
+        "σ is over seeds:",
         "",
         "| | " + " | ".join(TITLES[key] for key in keys) + " | seconds |",
         "|---" * (2 + len(keys)) + "|",

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from metalearn.apps import learners, memory
-from metalearn.apps.built import built_once
+from metalearn.apps.built import built_learner, built_once
 from metalearn.apps.learners import Learner
 from metalearn.apps.optimisers import Optimiser, Outer, OwnOuter
 from metalearn.apps.records import (
@@ -162,7 +162,7 @@ class Recipe:
 
     def build(self, record: DataRecord) -> MetaLearner:
         """The learner with the settings of training."""
-        return _learner((self.learner, self.app), record, evaluating=False)
+        return built_learner((self.learner, self.app), record, evaluating=False)
 
     def build_judged(self, record: DataRecord, *, steps: int | None = None) -> MetaLearner:
         """The learner with the settings of evaluation, for the same variables.
@@ -172,7 +172,7 @@ class Recipe:
           steps: Inner steps in place of those of the recipe; 0 means before adaptation.
         """
         steps = self.eval_steps if steps is None else steps
-        return _learner((self.learner, self.app), record, evaluating=True, steps=steps)
+        return built_learner((self.learner, self.app), record, evaluating=True, steps=steps)
 
     def outer_opt(self) -> optax.GradientTransformation:
         """The outer optimiser with its schedule and clipping."""
@@ -373,20 +373,6 @@ class Recipe:
             )
         made = from_json(kinds[app.pop("kind")], app)
         return cls(app=made, learner=learner, outer=from_json(kind, outer), **rest)
-
-
-# Of these settings alone, so that other numbers of steps or tasks are the same learner.
-@built_once
-def _learner(
-    settings: tuple[Learner, Application],
-    record: DataRecord,
-    *,
-    evaluating: bool,
-    steps: int | None = None,
-) -> MetaLearner:
-    learner, app = settings
-    changes = {} if steps is None else learner.steps(steps)
-    return learner.build(app.offers(learner, record, evaluating=evaluating), **changes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import jax
 
+from metalearn.core.learner import MetaLearner
+
 Value = TypeVar("Value")
 
 # Learners hold their compiled programs, tens of megabytes each. A command has one to train,
@@ -54,3 +56,25 @@ def built_once(method: Callable[..., Value]) -> Callable[..., Value]:
             return kept[key]
 
     return found
+
+
+# Of these settings alone, so that other numbers of steps or tasks are the same learner.
+@built_once
+def built_learner(
+    settings: tuple[Any, Any],
+    record: Any,
+    *,
+    evaluating: bool,
+    steps: int | None = None,
+) -> MetaLearner:
+    """The learner of an application.
+
+    Args:
+      settings: Settings of the learner, and the application.
+      record: Description of the data.
+      evaluating: Whether the learner is to be judged.
+      steps: Inner steps in place of those of the settings.
+    """
+    learner, app = settings
+    changes = {} if steps is None else learner.steps(steps)
+    return learner.build(app.offers(learner, record, evaluating=evaluating), **changes)

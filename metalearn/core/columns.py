@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,8 @@ class Table:
 
     Raises:
       TypeError: it is something else.
-      ValueError: columns differ in length or share a name, or there is no row.
+      ValueError: columns differ in length, a column is read whose name is there twice, or
+        there is no row.
     """
 
     def __init__(self, table: Any):
@@ -82,19 +84,22 @@ class Table:
                 "of columns, or a structured NumPy array."
             )
         self._table = table
-        if repeated := [n for i, n in enumerate(self.names) if n in self.names[:i]]:
-            raise ValueError(
-                f"the table has the column {repeated[0]!r} more than once, in places "
-                f"{[i for i, n in enumerate(self.names) if n == repeated[0]]}, counted "
-                "from 0; expected each name once. Rename or drop all but one."
-            )
-        lengths = {name: len(self[name]) for name in self.names}
+        times = collections.Counter(self.names)
+        # Those that nobody reads do no harm.
+        self._repeated = {name for name, number in times.items() if number > 1}
+        lengths = {n: len(self[n]) for n in self.names if n not in self._repeated}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"columns have lengths {lengths}; expected one length.")
         if not lengths or not max(lengths.values()):
             raise ValueError("table has no row; expected one or more.")
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if name in self._repeated:
+            raise ValueError(
+                f"the table has the column {name!r} more than once, in places "
+                f"{[i for i, n in enumerate(self.names) if n == name]}, counted from 0; "
+                "expected each name once. Rename or drop all but one."
+            )
         column = self._table[name]
         given.check_unmasked(column, f"column {name!r}")
         if isinstance(column, (list, tuple)) and any(isinstance(v, str) for v in column):
@@ -126,7 +131,7 @@ class Table:
             if name is not None and name in taken:
                 raise ValueError(
                     f"{taken[name]} and {role} both name the column {name!r}; expected "
-                    "another column for each."
+                    "another column for each, or None for a role that no column has."
                 )
             if name is not None:
                 taken[name] = role
@@ -228,7 +233,8 @@ def values_of(values: np.ndarray, name: str, order: list[Any] | None = None) -> 
         kinds = sorted({type(value).__name__ for value in found})
         raise ValueError(
             f"column {name!r} mixes {' and '.join(kinds)}; expected values of one kind. "
-            "Make text of it: column.astype(str)."
+            "Make text of it: [str(value) for value in column], or column.astype(str) "
+            "where it is an array or of a data frame."
         ) from None
 
 

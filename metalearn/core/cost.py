@@ -125,18 +125,20 @@ def check_room(name: str, num: int, one_task: Any) -> None:
         )
 
 
-def check_bytes(what: str, needed: int, remedy: str) -> None:
-    """Refuses what is larger than all memory, before it is made.
+def check_bytes(what: str, needed: int, remedy: str, room: int | None = None) -> None:
+    """Refuses what is larger than the memory, before it is made.
 
     Args:
       what: What would be made, as the start of a sentence.
       needed: Bytes of it.
       remedy: What to do, as a sentence.
+      room: Bytes of the memory; those of `available` if None.
 
     Raises:
       ValueError: the machine has less memory.
     """
-    if needed > (there := available()):
+    there = available() if room is None else room
+    if needed > there:
         raise ValueError(
             f"{what} would take {in_bytes(needed)}, and this machine has "
             f"{in_bytes(there)} of memory. {remedy}"
@@ -148,12 +150,21 @@ def available() -> int:
 
     With several processes, the memory of as many machines.
     """
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    devices = sum(int(numbers.get("bytes_limit", 0)) for numbers in stats)
+    return max(host_memory(), devices) * jax.process_count()
+
+
+def host_memory() -> int:
+    """Bytes of memory of this machine beside that of its devices.
+
+    What is read on the host is measured by it: to ask for devices would start them, after
+    which `jax.distributed.initialize` is refused.
+    """
     found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
         found = min(found, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    devices = sum(int(numbers.get("bytes_limit", 0)) for numbers in stats)
-    return max(found, devices) * jax.process_count()
+    return found
 
 
 def memory() -> int | None:

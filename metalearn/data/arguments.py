@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from metalearn.core import given
@@ -107,7 +108,8 @@ def numbers(name: str, values: Any, *, ndim: int) -> np.ndarray:
     """
     given.check_unmasked(values, name)
     found = _array(name, values)
-    if found.dtype.kind not in "biuf":
+    # bfloat16 is a kind of its own to NumPy.
+    if found.dtype.kind not in "biuf" and not jnp.issubdtype(found.dtype, np.floating):
         raise TypeError(f"{name} is {told(values)}; expected an array of numbers.")
     if found.ndim != ndim:
         raise ValueError(f"{name} has shape {found.shape}; expected {ndim} axes.")
@@ -165,20 +167,31 @@ def seed(value: Any, name: str = "seed") -> None:
     count(name, value, least=0)
 
 
-def names(name: str, values: Any) -> tuple[str, ...]:
-    """Names of things as a tuple, from a list, tuple, text of one letter each, or array.
+def names(name: str, values: Any, *, numbered: bool = False) -> tuple[str, ...]:
+    """Names of things as a tuple, from what has them in order; text is a name a letter.
+
+    Args:
+      name: Name of the argument.
+      values: Value to check: a list, keys of a dictionary, an array, a generator.
+      numbered: Whether numbers may be names, of which text is made.
 
     Raises:
-      TypeError: the value is something else, or one of its members is no text.
+      TypeError: the value is something else, or one of its members is no name.
+
+    Example:
+      >>> names("class_names", [0, 1], numbered=True)
+      ('0', '1')
     """
-    if isinstance(values, np.ndarray):
-        values = values.tolist()
-    if not isinstance(values, (list, tuple, str)):
+    found = values.tolist() if hasattr(values, "tolist") else values
+    # A set has another order in each run.
+    if not isinstance(found, Iterable) or isinstance(found, (set, frozenset)):
         raise TypeError(f"{name} is {told(values)}; expected a list of names.")
-    for value in values:
-        if not isinstance(value, str):
+    found = tuple(found)
+    for value in found:
+        number = numbered and isinstance(value, (int, float, np.number))
+        if not isinstance(value, str) and not number:
             raise TypeError(f"{name} holds {value!r}; expected names as text.")
-    return tuple(values)
+    return tuple(map(str, found))
 
 
 def column(role: str, value: Any) -> None:

@@ -197,12 +197,20 @@ def test_folders_that_are_no_domains_are_refused(tmp_path, content, settings, sa
 
 
 def test_images_beyond_the_memory_are_refused_at_the_first(root, monkeypatch):
-    monkeypatch.setattr(cost, "available", lambda: 4 * 36 * 64 * 64 * 3)
+    monkeypatch.setattr(cost, "host_memory", lambda: 2 * 36 * 64 * 64 * 3)
     assert domains.domain_folder(root, image_size=64).images.shape == (36, 64, 64, 3)
     with pytest.raises(
         ValueError, match=r"36 images of 65x65 pixels.*a smaller --app\.image-size"
     ):
         domains.domain_folder(root, image_size=65)
+
+
+def test_images_beyond_the_memory_of_the_device_are_refused(data, monkeypatch):
+    monkeypatch.setattr(cost, "memory", lambda: 2 * data.set.images.nbytes)
+    TINY.tasks(data, "train")
+    monkeypatch.setattr(cost, "memory", lambda: 2 * data.set.images.nbytes - 1)
+    with pytest.raises(ValueError, match=r"on the device twice.*--app\.image-size"):
+        TINY.tasks(data, "train")
 
 
 @pytest.mark.parametrize(
@@ -223,6 +231,20 @@ ARRAYS = {
     "class_names": ("a", "b"),
     "domain_names": ("c", "d"),
 }
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{"a": 0, "b": 1}.keys(), np.array(["a", "b"]), (name for name in "ab"), "ab"],
+)
+def test_names_are_what_has_them_in_order(names):
+    found = domains.domain_images(**{**ARRAYS, "class_names": names})
+    assert found.class_names == ("a", "b")
+
+
+def test_names_without_an_order_are_refused():
+    with pytest.raises(TypeError, match="class_names is a set; expected a list of names"):
+        domains.domain_images(**{**ARRAYS, "class_names": {"a", "b"}})
 
 
 @pytest.mark.parametrize(

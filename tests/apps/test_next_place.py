@@ -272,7 +272,7 @@ def _loop_of_counts(area):
 
 
 def test_counts_rank_as_a_loop_does(data):
-    """A query counts the visits that a network sees: also those since the first query."""
+    """A query counts the visits known before it: also those since the first query."""
     area = data.areas["test"][0]
     found = benchmark.by_counts([area])
     for name, places in _loop_of_counts(area).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from own_graph import own_graph, write_own_graph
@@ -40,6 +41,16 @@ def test_propagation_is_the_dense_formula(graph):
     np.testing.assert_allclose(graphs.propagated(matrix, x, 2)[-1], x[-1], rtol=1e-6)
 
 
+def test_features_of_half_the_width_are_numbers(graph):
+    matrix, x = graphs.adjacency(graph.edges, len(graph)), graph.features
+    found = graphs.propagated(matrix, x.astype(jnp.bfloat16), 1)
+    assert found.dtype == jnp.bfloat16
+    expected = graphs.propagated(matrix, x, 1)
+    np.testing.assert_allclose(found.astype(np.float32), expected, rtol=0.1, atol=0.1)
+    with pytest.raises(TypeError, match="expected an array of numbers"):
+        graphs.propagated(matrix, x.astype(complex), 1)
+
+
 def test_columns_are_multiplied_in_parts(graph):
     wide = np.random.default_rng(0).normal(size=(len(graph), 600)).astype(np.float32)
     found = graphs.propagated(graphs.adjacency(graph.edges, len(graph)), wide, 1)
@@ -51,6 +62,8 @@ def test_without_links_nothing_spreads():
     graph = graphs.graph_of(x, np.zeros((0, 2), int), labels)
     matrix = graphs.adjacency(graph.edges, len(graph))
     np.testing.assert_array_equal(graphs.propagated(matrix, x, 2), x)
+    of_floats = graphs.adjacency(np.zeros((0, 2)), len(graph))  # as NumPy makes them
+    np.testing.assert_array_equal(of_floats.values, matrix.values)
     around = graphs.subgraphs(graph, hops=2, size=4)
     assert (around.links.sum((1, 2)) == 1).all() and (around.links[:, 0, 0] == 1).all()
 
@@ -109,7 +122,10 @@ def test_subgraphs_hold_all_that_is_near(graph, degrees):
 
 
 def test_subgraphs_beyond_the_memory_are_refused_before_they_are_made(graph, monkeypatch):
-    monkeypatch.setattr(cost, "available", lambda: 8 * len(graph) * 4 * 5)
+    monkeypatch.setattr(cost, "host_memory", lambda: 8 * len(graph) * 4 * 5)
+    # To ask for devices would start them.
+    monkeypatch.setattr(jax, "local_devices", lambda: pytest.fail("started"))
+    monkeypatch.setattr(jax, "process_count", lambda: pytest.fail("started"))
     graphs.subgraphs(graph, hops=1, size=4)
     monkeypatch.setattr(np, "zeros", lambda *args: pytest.fail("made"))
     with pytest.raises(ValueError, match=r"subgraphs of 5 nodes each.*--app\.most-nodes"):
@@ -178,6 +194,13 @@ def test_splits_are_all_choices_and_keep_nodes_apart(graph):
 def test_splits_are_checked(graph, options, said):
     with pytest.raises(ValueError, match=said):
         graphs.split_nodes(graph.labels, **options)
+
+
+def test_options_that_are_not_read_are_not_checked(graph):
+    split = graphs.split_nodes(graph.labels, validation="nodes", validation_classes=0)
+    assert split.classes["train"] == split.classes["validation"]
+    split = graphs.split_nodes(graph.labels, validation="classes", validation_share=0)
+    assert len(split.classes["validation"]) == 2
 
 
 def test_tasks_show_the_nodes_of_their_part(graph):
@@ -265,6 +288,9 @@ def test_what_is_wrong_is_said_by_row_and_column(given, said):
 def test_class_names_belong_to_the_labels():
     graph = graphs.graph_of(X, EDGES, Y, class_names=["a", "b", "c"])
     assert graph.class_names == ("a", "b")
+    for names in ([0, 1, 2], np.arange(3), range(3)):
+        graph = graphs.graph_of(X, EDGES, Y, class_names=names)
+        assert graph.class_names == ("0", "1")
     with pytest.raises(ValueError, match="class_names has 1 names"):
         graphs.graph_of(X, EDGES, Y, class_names=["a"])
 

@@ -98,8 +98,11 @@ def _graphs():
             {
                 **{"labels": graph.labels, "number": 1, "test_classes": 2},
                 **{"validation": "classes", "validation_classes": 2},
-                "validation_share": 0.2,
             },
+        ),
+        "split_nodes by nodes": (
+            graphs.split_nodes,
+            {"labels": graph.labels, "validation": "nodes", "validation_share": 0.2},
         ),
         "num_splits": (graphs.num_splits, {"num_classes": 6, "test_classes": 2}),
         "subgraphs": (graphs.subgraphs, {"graph": graph, "hops": 1, "size": 3}),

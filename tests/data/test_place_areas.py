@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from own_visits import AREAS, USERS, own_visits
 
+from metalearn.core.columns import Table
 from metalearn.data import places
 from metalearn.data.places.areas import halved
 from metalearn.data.places.sources import unrolled
@@ -93,6 +94,11 @@ def test_columns_of_one_name_are_refused():
 
     with pytest.raises(ValueError, match=r"'place' more than once, in places \[1, 3\]"):
         places.visit_table(Frame())
+
+
+def test_wide_tables_are_checked_at_once():
+    wide = Table({str(number): [number] for number in range(20_000)})  # 10 s by pairs
+    assert len(wide.names) == 20_000
 
 
 def test_blanks_around_cells_of_a_file_are_no_part_of_them(tmp_path):

@@ -235,7 +235,12 @@ BAD = {
     "encode": (ratings, {"encode": "hot"}, ValueError, "one-hot, codes"),
     "categorical": (ratings, {"categorical": ["stars"]}, ValueError, "not among x"),
     "lengths": (lambda: {**ratings(), "age": [1.0]}, {}, ValueError, "one length"),
-    "mixed": (lambda: without("genre", 5, 3), {}, ValueError, "mixes int and str"),
+    "mixed": (
+        lambda: without("genre", 5, 3),
+        {},
+        ValueError,
+        "mixes int and str; expected values of one kind. Make text of it: [str(value) for",
+    ),
     "times": (
         lambda: {**ratings(), "age": np.arange(40).astype("datetime64[s]")},
         {},

@@ -15,7 +15,7 @@ from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.domains import batches, pictures
 from metalearn.apps.fits import check_learner
 from metalearn.apps.learners import Learner
-from metalearn.core import losses
+from metalearn.core import cost, losses
 from metalearn.core.linen import from_linen
 from metalearn.core.model import Model
 from metalearn.core.task import Examples, Task, TaskSampler
@@ -201,6 +201,13 @@ class UnseenDomain:
         """Tasks of "train", "validation" or "test"."""
         found, rows = data.set, data.rows[part]
         if part == "train":
+            # All for training; those of the sources and the target for validation and test.
+            cost.check_bytes(
+                f"{len(found.images):,} images, which are on the device twice,",
+                2 * found.images.nbytes,
+                "Choose a smaller --app.image-size.",
+                cost.memory(),
+            )
             return batches.held_out_batches(
                 found,
                 rows,

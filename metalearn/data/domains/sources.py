@@ -144,16 +144,13 @@ def domain_folder(
 
 
 def _check_memory(num: int, shape: tuple[int, ...]) -> None:
-    """Refuses images of which there would be no room for all copies.
-
-    They are there as they are read, and together; on the device all are for training, and
-    those of the sources and of the target for validation and test.
-    """
+    """Refuses images that the host cannot hold twice: as they are read, and together."""
     size = f"{shape[1]}x{shape[0]}"
     cost.check_bytes(
-        f"{num:,} images of {size} pixels, which are there four times,",
-        4 * num * int(np.prod(shape)),
+        f"{num:,} images of {size} pixels, which are there twice while they are read,",
+        2 * num * int(np.prod(shape)),
         "Choose a smaller --app.image-size.",
+        cost.host_memory(),
     )
 
 

@@ -263,7 +263,7 @@ def _labels(
 
 
 def _names(class_names: Sequence[str], kept: np.ndarray) -> tuple[str, ...]:
-    names = arguments.names("class_names", class_names)
+    names = arguments.names("class_names", class_names, numbered=True)
     if kept.dtype.kind == "U" or int(kept[-1]) >= len(names):
         raise ValueError(
             f"class_names has {len(names)} names and labels go up to {kept[-1]!r}; "

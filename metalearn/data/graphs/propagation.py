@@ -43,6 +43,8 @@ def adjacency(edges: np.ndarray, num: int) -> Sparse:
       ValueError: they are not `[E, 2]`, one is of no node, or `num` is no count.
     """
     arguments.count("num", num, least=1)
+    if getattr(edges, "shape", None) == (0, 2):  # of no dtype in particular
+        edges = np.zeros((0, 2), np.int64)
     edges = arguments.integers("edges", edges, ndim=2, least=0, below=num)
     if edges.shape[1] != 2:
         raise ValueError(f"edges have shape {edges.shape}; expected [E, 2].")

@@ -75,8 +75,10 @@ def split_nodes(
     arguments.count("split_number", number, least=1)
     arguments.count("test_classes", test_classes, least=1)
     arguments.one_of("validation", validation, get_args(Held))
-    arguments.count("validation_classes", validation_classes, least=1)
-    arguments.share("validation_share", validation_share)
+    if validation == "classes":  # the other option is not read
+        arguments.count("validation_classes", validation_classes, least=1)
+    else:
+        arguments.share("validation_share", validation_share)
     num = int(labels.max()) + 1
     held = validation_classes if validation == "classes" else 0
     if test_classes + held >= num:

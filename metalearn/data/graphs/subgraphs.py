@@ -86,12 +86,13 @@ def subgraphs(
 
 
 def _check_memory(num: int, size: int) -> None:
-    """Refuses subgraphs that host and device could not both hold."""
+    """Refuses subgraphs of which the host, often the device too, could not hold two."""
     cost.check_bytes(
         f"the links of {num:,} subgraphs of {size:,} nodes each, on the host and once more "
         "on the device,",
         2 * 4 * int(num) * int(size) * (int(size) + 1),
         "Lower the nodes of a subgraph (size, --app.most-nodes).",
+        cost.host_memory(),
     )
 
 
