@@ -224,8 +224,7 @@ class Recipe:
         sampler = self.app.tasks(data, "test")
 
         def task(number: int) -> Task:
-            # The key that `evaluate` gives to task `number`, so the picture shows a judged
-            # task.
+            # The key that `evaluate` gives to it, so the picture shows a judged task.
             key = jax.random.split(jax.random.fold_in(of_seed(0), number), 3)[0]
             return jax.jit(sampler.sample)(sampler.data, key)
 

@@ -337,3 +337,22 @@ def test_links_that_are_no_numbers_are_refused():
     given = entries | {name: np.asarray(value) for name, value in parts.items()}
     with pytest.raises(ValueError, match="adj holds nan in row 1, column 2"):
         graphs.graph.as_edges(given, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, bool])
+def test_whole_numbers_are_computed_with_as_floats(dtype):
+    matrix, whole = graphs.adjacency(np.array([[0, 1]]), 3), np.eye(3, dtype=dtype)
+    exact = np.eye(3, dtype=np.float32)
+    np.testing.assert_allclose(
+        graphs.propagated(matrix, whole, 1), graphs.propagated(matrix, exact, 1)
+    )
+    np.testing.assert_allclose(
+        graphs.scaled_rows(2 * whole.astype(int) + whole, "unit"), exact, rtol=1e-6
+    )
+
+
+def test_nodes_without_a_class_are_no_examples():
+    labels, x = np.array([0, 0, 1, 1, -1, -1]), np.eye(6, dtype=np.float32)
+    options = {"num_ways": 2, "num_shots": 1, "num_queries": 1}
+    with pytest.raises(ValueError, match=r"nodes holds 4, whose label is -1.* a class"):
+        graphs.node_tasks(x, np.arange(6), labels, ("x", "y"), **options)

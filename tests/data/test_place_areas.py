@@ -75,7 +75,7 @@ def test_bad_tables_are_refused_by_column_and_row(table, said):
     [
         ({"user": "place"}, "user and place both name the column 'place'"),
         ({"lon": "lat"}, "lat and lon both name the column 'lat'"),
-        ({"category": "area"}, "category and area both name the column 'area'"),
+        ({"category": "area"}, "category and area both .* 'area'.* None for a role"),
     ],
 )
 def test_a_column_has_one_role(roles, said):
@@ -279,3 +279,37 @@ def test_missing_files_are_named(tmp_path):
         places.load_visits("own", tmp_path)
     with pytest.raises(ValueError, match="Did you mean 'foursquare_cities'"):
         places.load_visits("foursquare_city", tmp_path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("negatives", 1), ("dim", 2)])
+def test_areas_of_other_settings_are_not_mixed(visits, areas, name, value):
+    other = places.areas_of(visits, **{**SIZES, name: value})
+    with pytest.raises(ValueError, match=rf"made with {name}=.* with {value}; expected"):
+        places.place_tasks([areas[0], other[1]])
+
+
+def test_places_with_too_few_visits_are_told():
+    few = places.visit_table({"user": [1], "place": [1], "time": [1.0]})
+    with pytest.raises(ValueError, match=r"none of the 1 places has 10 visits.* has is 1"):
+        places.areas_of(few)
+
+
+def test_columns_that_play_no_role_may_have_one_name(visits):
+    table = np.rec.fromarrays(
+        [np.asarray(column) for column in own_visits().values()], names=[*own_visits()]
+    )
+
+    class Frame:
+        columns = (*own_visits(), "more", "more")
+
+        def __getitem__(self, name):
+            return table[name]
+
+    found = places.visit_table(Frame())
+    assert found.places.tolist() == visits.places.tolist()
+
+
+def test_a_role_of_a_column_that_is_not_there_is_not_played(visits):
+    columns = {k: v for k, v in own_visits().items() if k not in ("category", "area")}
+    found = places.visit_table(columns, category="kind", area="kind")
+    assert found.categories == () and len(found.cities) == 1

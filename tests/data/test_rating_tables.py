@@ -373,3 +373,12 @@ def test_the_real_movielens_100k(shared_dir):
     assert np.bincount(found.rating.astype(int)).tolist() == [
         *(0, 6110, 11370, 27145, 34174, 21201)
     ]
+
+
+def test_a_split_is_of_its_ratings_alone():
+    split = cold_start(_many(num_users=60, num_items=35), seed=1)
+    other = _many(num_users=50, num_items=35)
+    with pytest.raises(
+        ValueError, match=r"have 50 users, 35 items.* that were split, of 60"
+    ):
+        split.mask(other, "test", "user")

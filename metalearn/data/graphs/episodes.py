@@ -62,11 +62,13 @@ def node_tasks(
     class_names = arguments.names("class_names", class_names)
     labels = arguments.integers("labels", labels, least=-1, below=len(class_names))
     nodes = arguments.integers("nodes", nodes, least=0, below=len(labels))
+    if isinstance(features, (list, tuple)):
+        features = np.asarray(features, np.float32)
     if (labels[nodes] < 0).any():
         node = int(nodes[labels[nodes] < 0][0])
         raise ValueError(
-            f"nodes holds {node}, whose label is -1: its class is not known; expected nodes "
-            "with a class."
+            f"nodes holds {node}, whose label is -1: its class is not known; expected "
+            "nodes with a class."
         )
     if getattr(features, "ndim", 0) != 2 or len(features) != len(labels):
         raise ValueError(

@@ -120,5 +120,5 @@ def scaled_rows(features: np.ndarray, rows: Rows) -> np.ndarray:
 
 
 def _real(features: np.ndarray) -> np.ndarray:
-    """Whole numbers as float32, for what is computed of them are none; others as they are."""
+    """Whole numbers as float32, since what is made of them is none; others as they are."""
     return features.astype(np.float32) if features.dtype.kind in "biu" else features

@@ -65,8 +65,8 @@ def area_of_places(
         names += [f"{city} {i + 1}" for i in range(2**halvings)]
     if not names:
         raise ValueError(
-            f"none of the {len(counts)} places has {least_visits} visits; the most that one "
-            f"has is {counts.max(initial=0)}. Ask for fewer (--app.least-visits)."
+            f"none of the {len(counts)} places has {least_visits} visits; the most that "
+            f"one has is {counts.max(initial=0)}. Ask for fewer (--app.least-visits)."
         )
     return found, tuple(names)
 

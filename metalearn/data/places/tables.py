@@ -225,13 +225,13 @@ def padded(areas: Sequence[Area]) -> dict[str, np.ndarray]:
 
 
 def _check_alike(one: Area, other: Area) -> None:
-    """Raises a `ValueError` if two areas were made by other settings: zeros would fill up."""
+    """Raises a `ValueError` if two areas were made by other settings, filled by zeros."""
     for what, name in (("negatives", "ranked"), ("dim", "vector")):
         sizes = [getattr(area, name).shape[-1] for area in (one, other)]
         if sizes[0] != sizes[1]:
             raise ValueError(
-                f"area {one.name!r} was made with {what}={sizes[0]}, and {other.name!r} with "
-                f"{sizes[1]}; expected the same. Make both by one call of areas_of."
+                f"area {one.name!r} was made with {what}={sizes[0]}, and {other.name!r} "
+                f"with {sizes[1]}; expected the same. Make both by one call of areas_of."
             )
 
 
