@@ -63,7 +63,7 @@ class Columns:
 
 
 class Table:
-    """A data frame, a dictionary of columns or a structured array, column by column.
+    """A data frame, arrow table, dictionary of columns or structured array, by columns.
 
     Raises:
       TypeError: it is something else.
@@ -76,6 +76,8 @@ class Table:
             self.names = list(table.dtype.names)
         elif isinstance(table, Mapping):
             self.names = list(table)
+        elif hasattr(table, "column_names") and hasattr(table, "__getitem__"):
+            self.names = list(table.column_names)  # pyarrow, whose columns are the arrays
         elif hasattr(table, "columns") and hasattr(table, "__getitem__"):
             self.names = list(table.columns)
         else:

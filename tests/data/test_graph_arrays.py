@@ -356,3 +356,10 @@ def test_nodes_without_a_class_are_no_examples():
     options = {"num_ways": 2, "num_shots": 1, "num_queries": 1}
     with pytest.raises(ValueError, match=r"nodes holds 4, whose label is -1.* a class"):
         graphs.node_tasks(x, np.arange(6), labels, ("x", "y"), **options)
+
+
+@pytest.mark.parametrize("label", [float("nan"), None, 7])
+def test_labels_beside_text_are_no_classes(label):
+    features, links = np.eye(3, dtype=np.float32), np.array([[0, 1]])
+    with pytest.raises(TypeError, match=r"labels hold .* in row 1, .* beside text"):
+        graphs.graph_of(features, links, ["a", label, "b"])

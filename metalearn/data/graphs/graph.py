@@ -222,6 +222,14 @@ def _labels(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Classes as int32 `[V]`, and their names."""
     given.check_unmasked(labels, "labels")
+    if isinstance(labels, (list, tuple)) and any(isinstance(v, str) for v in labels):
+        # NumPy would make text of what is none, and of a missing label the class nan.
+        for row, label in enumerate(labels):
+            if not isinstance(label, str):
+                raise TypeError(
+                    f"labels hold {label!r} in row {row}, counted from 0, beside text; "
+                    "expected text alone. For nodes without a class give integers, and -1."
+                )
     found = _array(labels, "labels")
     if found.dtype.kind == "O" and all(isinstance(v, str) for v in found.ravel()):
         found = found.astype(str)
