@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from metalearn.core.cost import check_bytes
+from metalearn.core.cost import available, check_bytes
 
 
 def check_fits(what: str, tree: Any, remedy: str, *, copies: int = 1) -> None:
@@ -25,4 +25,4 @@ def check_fits(what: str, tree: Any, remedy: str, *, copies: int = 1) -> None:
     leaves = jax.tree.leaves(tree)
     # In Python's integers, for the products may be beyond 64 bits.
     each = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    check_bytes(what, copies * each, remedy)
+    check_bytes(what, copies * each, remedy, available())

@@ -125,43 +125,46 @@ def check_room(name: str, num: int, one_task: Any) -> None:
         )
 
 
-def check_bytes(what: str, needed: int, remedy: str, room: int | None = None) -> None:
+def check_bytes(what: str, needed: int, remedy: str, room: int | None) -> None:
     """Refuses what is larger than the memory, before it is made.
 
     Args:
       what: What would be made, as the start of a sentence.
       needed: Bytes of it.
       remedy: What to do, as a sentence.
-      room: Bytes of the memory; those of `available` if None.
+      room: Bytes of the memory; None where they are not known, and nothing is refused.
 
     Raises:
       ValueError: the machine has less memory.
     """
-    there = available() if room is None else room
-    if needed > there:
+    if room is not None and needed > room:
         raise ValueError(
             f"{what} would take {in_bytes(needed)}, and this machine has "
-            f"{in_bytes(there)} of memory. {remedy}"
+            f"{in_bytes(room)} of memory. {remedy}"
         )
 
 
-def available() -> int:
-    """Bytes of memory of this machine or of its devices, whichever is more.
+def available() -> int | None:
+    """Bytes of memory of this machine or of its devices, whichever is more, if known.
 
     With several processes, the memory of as many machines.
     """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     devices = sum(int(numbers.get("bytes_limit", 0)) for numbers in stats)
-    return max(host_memory(), devices) * jax.process_count()
+    most = max(host_memory() or 0, devices)
+    return most * jax.process_count() if most else None
 
 
-def host_memory() -> int:
-    """Bytes of memory of this machine beside that of its devices.
+def host_memory() -> int | None:
+    """Bytes of memory of this machine beside that of its devices, if known.
 
     What is read on the host is measured by it: to ask for devices would start them, after
     which `jax.distributed.initialize` is refused.
     """
-    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return None
     with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
         found = min(found, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return found
@@ -170,12 +173,7 @@ def host_memory() -> int:
 def memory() -> int | None:
     """Bytes of the memory in which arrays of the default device lie, if known."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on every system
-        return None
+    return int(stats["bytes_limit"]) if "bytes_limit" in stats else host_memory()
 
 
 def tasks_at_once(fn: Callable[..., Any], *one_task: Any) -> int:

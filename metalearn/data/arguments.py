@@ -1,4 +1,7 @@
-"""Arguments of functions that read, divide or describe data: what is no such thing."""
+"""Arguments of functions that read, divide or describe data: what is no such thing.
+
+`metalearn.core.checks` has the like for learners, and imports what learns.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +70,8 @@ def integers(
       name: Name of the argument.
       values: Value to check.
       ndim: Number of axes.
-      least: Smallest number, if there is one.
-      below: Bound of the numbers, which is not reached, if there is one.
+      least: Smallest number; None for any.
+      below: Bound of the numbers, which is not reached; None for any. Of a `least` alone.
 
     Raises:
       TypeError: the numbers are not whole.

@@ -1,6 +1,9 @@
 """Equal settings and data give the same learner, so that its programs are shared."""
 
 import dataclasses
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 from metalearn.apps import Curves, FewShotImages, Recipe, built, learners, sgd
 
@@ -49,3 +52,21 @@ def test_the_latest_few_are_kept():
         make((number,), {}), make((1,), {})
     make((0,), {}), make((1,), {})
     assert made == [(0,), (1,), *((n,) for n in range(2, built.MOST_BUILT + 1)), (0,)]
+
+
+def test_threads_that_ask_at_once_get_the_same():
+    made, asked = [], threading.Barrier(4)
+
+    @built.built_once
+    def make(settings, record):
+        made.append(settings)
+        time.sleep(0.05)  # the others ask meanwhile
+        return object()
+
+    def ask(number):
+        asked.wait()
+        return make((1,), {})
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(ask, range(4)))) == 1
+    assert made == [(1,)]

@@ -382,22 +382,3 @@ def test_a_split_is_of_its_ratings_alone():
         ValueError, match=r"have 50 users, 35 items.* that were split, of 60"
     ):
         split.mask(other, "test", "user")
-
-
-def test_arrow_tables_are_read_by_their_names():
-    """Their `columns` are the arrays, without names."""
-
-    class Arrow:
-        def __init__(self, columns):
-            self._columns = columns
-            self.column_names, self.columns = list(columns), list(columns.values())
-
-        def __getitem__(self, name):
-            return self._columns[name]
-
-    ratings = {"user": ["a", "b"], "item": [1, 2], "rating": [1.0, 5.0]}
-    users, items = {"user": ["a", "b"], "age": [2, 3]}, {"item": [1, 2], "kind": [1, 2]}
-    plain = rating_tables(ratings, users, items)
-    found = rating_tables(Arrow(ratings), Arrow(users), Arrow(items))
-    np.testing.assert_array_equal(found.content_of(), plain.content_of())
-    assert [a.name for a in found.users.attributes] == ["age"]

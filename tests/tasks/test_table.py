@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import metalearn as ml
+from metalearn.core.columns import Table
 
 
 class Column:
@@ -282,3 +283,17 @@ def test_pandas_frames_are_read():
     frame.loc[3, "stars"] = pandas.NA
     with pytest.raises(ValueError, match=r"column 'stars' holds .* in row 3"):
         of(frame)
+
+
+def test_arrow_tables_are_read_by_their_names():
+    """Their `columns` are the arrays, without names."""
+
+    class Arrow:
+        column_names, columns = ["a", "b"], [[1, 2], ["x", "y"]]
+
+        def __getitem__(self, name):
+            return self.columns[self.column_names.index(name)]
+
+    table = Table(Arrow())
+    assert table.names == ["a", "b"]
+    assert table["a"].tolist() == [1, 2] and table["b"].tolist() == ["x", "y"]

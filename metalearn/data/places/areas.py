@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from metalearn.data import arguments
-from metalearn.data.places.visits import Visits, check_count
+from metalearn.data.places.visits import Visits
 
 NONE = -1  # number of a place in no area
 ITERATIONS = 60
@@ -43,8 +43,8 @@ def area_of_places(
       ValueError: a number is below 1, or no place has as many visits.
     """
     arguments.record("visits", visits, Visits, "visit_table(...)")
-    check_count("area_visits", area_visits, least=1)
-    check_count("least_visits", least_visits, least=1)
+    arguments.count("area_visits", area_visits, least=1)
+    arguments.count("least_visits", least_visits, least=1)
     counts = np.bincount(visits.place, minlength=len(visits.places))
     kept = counts >= least_visits
     if visits.are_areas:

@@ -13,7 +13,6 @@ from metalearn.core.task import Examples, Task, TaskSampler
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.data import arguments
 from metalearn.data.places.tables import MOST_KM2, QUERY, RECORDS, SUPPORT, Area, padded
-from metalearn.data.places.visits import check_count
 
 LONGEST = RECORDS - 1  # records before the last one
 
@@ -65,7 +64,7 @@ def place_tasks(
     on_device = {key: jnp.asarray(value) for key, value in data.items()}
     if num_users is None:
         return TaskSampler(AllUsers(len(areas), most, returns), on_device, name)
-    check_count("num_users", num_users, least=1)
+    arguments.count("num_users", num_users, least=1)
     few = [area for area in areas if area.num_users < num_users]
     if few:
         raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 from metalearn.data import arguments
 from metalearn.data.places.areas import NONE, area_of_places, home_areas
 from metalearn.data.places.vectors import place_vectors
-from metalearn.data.places.visits import UNKNOWN, Visits, check_count
+from metalearn.data.places.visits import UNKNOWN, Visits
 
 RECORDS = 10  # last records of a user
 SUPPORT = (5, 6)  # those that a task shows
@@ -94,9 +94,9 @@ def areas_of(
     """
     arguments.seed(seed)
     for name, value in (("least_users", least_users), ("negatives", negatives)):
-        check_count(name, value, least=1)
-    check_count("most_users", most_users, least=least_users)
-    check_count("dim", dim, least=2)
+        arguments.count(name, value, least=1)
+    arguments.count("most_users", most_users, least=least_users)
+    arguments.count("dim", dim, least=2)
     area, names = area_of_places(visits, area_visits=area_visits, least_visits=least_visits)
     home = home_areas(visits, area, len(names))
     inside = (area[visits.place] == home[visits.user]) & (home[visits.user] != NONE)
@@ -251,7 +251,7 @@ def known_categories(
     """
     for name, areas in (("base", base), ("others", others)):
         arguments.records(name, areas, Area, "areas_of(...)")
-    check_count("num", num, least=1)
+    arguments.count("num", num, least=1)
     most = max((int(a.category.max(initial=0)) for a in (*base, *others)), default=0)
     if most >= num:
         raise ValueError(

@@ -315,10 +315,3 @@ def _kilometres(
             )
         found.append(degrees[first])
     return kilometres(*found, city)
-
-
-def check_count(name: str, value: Any, *, least: int) -> None:
-    """Raises a `ValueError` unless `value` is a whole number of `least` or more."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise ValueError(f"{name} is {value!r}; expected a whole number from {least} on.")
