@@ -13,6 +13,7 @@ import numpy as np
 from metalearn import runs
 from metalearn.apps.images import FewShotImages
 from metalearn.core.model import Variables
+from metalearn.data.images.image_sets import ImageDataset, only_classes, spread
 from metalearn.runs import folder as run_folder
 
 
@@ -26,12 +27,16 @@ class Features:
       data_dir: Folder of the original archives, where the data set needs them.
       centre: Whether the mean of the training features is taken from all. A memory that is
         read by cosines needs it: behind a ReLU all features look alike.
+      unseen: Whether the training classes written are those that the run left out by
+        `--app.train-classes`, in place of those that it was trained on. Features of classes
+        that an encoder has seen lie closer together than those of new classes.
     """
 
     run: str
     out: str = "features.npz"
     data_dir: str | None = None
     centre: bool = False
+    unseen: bool = False
 
     def run_benchmark(self) -> None:
         run = run_folder.load(Path(self.run))
@@ -52,7 +57,7 @@ class Features:
             x = images.astype(jnp.float32) / 255
             return network.apply(variables, x, train=False)[0]
 
-        data = run.recipe.app.load(self.data_dir, ("train", "validation", "test"))
+        data = _images(run.recipe.app, self.data_dir, self.unseen)
         arrays = {}
         for part, classes in data.parts.items():
             turns = 4 if classes.rotations else 1
@@ -76,6 +81,23 @@ class Features:
             arrays[part] = (arrays[part] / scale).astype(np.float32)
         np.savez(self.out, **arrays)
         print(f"wrote {self.out}")
+
+
+def _images(app: FewShotImages, data_dir: str | None, unseen: bool) -> ImageDataset:
+    """The images to encode; of training, those of all classes but the run's if `unseen`."""
+    parts = ("train", "validation", "test")
+    if not unseen:
+        return app.load(data_dir, parts)
+    if app.train_classes is None:
+        raise SystemExit(
+            "unseen is True, and the run was trained on all classes; expected a run with "
+            "--app.train-classes."
+        )
+    data = dataclasses.replace(app, train_classes=None).load(data_dir, parts)
+    train = data.part("train")
+    total = np.arange(train.num_classes)
+    others = np.setdiff1d(total, spread(len(total), app.train_classes))
+    return dataclasses.replace(data, train=only_classes(train, others))
 
 
 def is_encoder(network: Any, variables: Variables, x: Any) -> bool:

@@ -103,6 +103,11 @@ RECIPES: dict[str, Entry] = {
         _whole(learners.FRN(), _TWENTY, steps=3500, validate_every=500),
         "95.15 ± 0.25 % inductive; 68 minutes on one core",
     ),
+    "omniglot-relation-many-ways": Entry(
+        "a relation network trained on 20 ways, on Omniglot, 5-way 1-shot",
+        _whole(learners.RelationNetwork(), _MANY),
+        "for an accelerator",
+    ),
     "small-protonet": Entry(
         "prototypical networks; Omniglot at 14x14, 5-way 1-shot",
         _small(learners.ProtoNet(), _MANY),

@@ -202,9 +202,13 @@ def fewer_classes(dataset: ImageDataset, num: int) -> ImageDataset:
             f"{num!r} training classes were asked for; {dataset.name} has "
             f"{train.num_classes}. Ask for 1 to {train.num_classes}."
         )
-    # Evenly spaced, and different for any `num` up to the number of classes.
-    kept = np.arange(num) * train.num_classes // num
+    kept = spread(train.num_classes, num)
     return dataclasses.replace(dataset, train=only_classes(train, kept))
+
+
+def spread(total: int, num: int) -> np.ndarray:
+    """Numbers of `num` of `total` classes, evenly spaced and all different."""
+    return np.arange(num) * total // num
 
 
 def only_classes(classes: ImageClasses, kept: np.ndarray) -> ImageClasses:
