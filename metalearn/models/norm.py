@@ -6,19 +6,22 @@ import flax.linen as nn
 import jax
 
 from metalearn.core.types import Array
+from metalearn.models.renorm import BatchRenorm
 
-NORMS = ("batch", "group", "layer", "none")
+NORMS = ("batch", "renorm", "group", "layer", "none")
 
 
 class Norm(nn.Module):
     """Batch, group, layer or no normalisation over inputs `[N, ..., C]`.
 
     The learner's `norm` policy (`metalearn.inner.norm`) chooses the statistics that batch
-    norm uses in a task. Group and layer norm look at one example at a time, keep no state
-    and need no policy.
+    norm uses in a task. Batch renormalisation trains by its running averages, and is for
+    learners without an inner loop. Group and layer norm look at one example at a time, keep
+    no state and need no policy.
 
     Attributes:
-      kind: Kind of normalisation: "batch", "group", "layer" or "none".
+      kind: Kind of normalisation: "batch", "renorm" (see `BatchRenorm`), "group", "layer"
+        or "none".
       groups: Number of groups of group norm.
       momentum: Decay of the running averages of batch norm.
     """
@@ -29,16 +32,15 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None):
-        if self.kind == "batch":
+        if self.kind in ("batch", "renorm"):
             rows = None
             if mask is not None:
                 rows = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
                 # The mask of flax has the shape of x: True for each number of a valid
                 # example.
                 rows = jax.numpy.broadcast_to(rows, x.shape)
-            return nn.BatchNorm(use_running_average=not train, momentum=self.momentum)(
-                x, mask=rows
-            )
+            layer = nn.BatchNorm if self.kind == "batch" else BatchRenorm
+            return layer(momentum=self.momentum)(x, not train, mask=rows)
         if self.kind == "group":
             return nn.GroupNorm(num_groups=self.groups)(x)
         if self.kind == "layer":

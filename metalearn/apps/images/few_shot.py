@@ -86,7 +86,7 @@ class FewShotImages:
     eval_queries: int = 15
     model: Literal["conv4", "resnet12"] = "conv4"
     width: int = 64
-    norm: Literal["batch", "group", "layer", "none"] = "batch"
+    norm: Literal["batch", "renorm", "group", "layer", "none"] = "batch"
     downsample: Literal["stride", "pool"] = "pool"
     last_relu: bool = True
     embedding: int = 32
