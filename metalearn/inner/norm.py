@@ -35,7 +35,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from metalearn.core import checks, probe
+from metalearn.core import checks, probe, trees
 from metalearn.core.model import Model, Variables, kept_without_rows, run
 from metalearn.core.types import PyTree
 from metalearn.inner.averages import batch_statistics, kinds
@@ -75,7 +75,8 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
     Raises:
       TypeError: `model` is not a `Model`.
       ValueError: unknown policy; in `init`, `support` and `settle`: the model has noise
-        that cannot be had without its batch statistics, or state that is no average.
+        that cannot be had without its batch statistics, or state that is no average; in
+        `init`: running averages that are read in training and learned by nobody.
     """
     checks.model(model)
     if policy not in NORM_POLICIES:
@@ -103,6 +104,8 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
             check_still(model, variables.params, state, x, policy)
         if policy == "support" and jax.tree.leaves(state):
             kinds(model, variables.params, state, x)
+        if always_batch:
+            check_alone(model, variables.params, state, x, policy)
         if not per_step:
             return state
         # One set of averages for each inner step, and one for the query pass.
@@ -209,3 +212,32 @@ def check_still(
                 "model without running averages (group or layer norm)."
             )
     known.add(asked)
+
+
+def check_alone(
+    model: Model, params: PyTree, state: PyTree, x: PyTree, policy: NormPolicy
+) -> None:
+    """Checks that where a model normalises by the batch it reads no running average.
+
+    What is no average, such as the vector of a spectral norm, may be read.
+
+    Raises:
+      ValueError: it does. The averages are never learned where no query is normalised by
+        them, so it would read those of a fresh model for ever.
+    """
+    if not jax.tree.leaves(state):
+        return
+
+    def pass_(params, state, x, key):
+        variables = Variables(params=params, state=state)
+        return run(model, variables, x, key=key, noise=False, batch=True)
+
+    traced = probe.trace(pass_, params, state, x)
+    read = set().union(*(flow.sources for flow in traced.outputs))
+    for path, flow, i in zip(trees.leaf_paths(state), traced.state, traced.old):
+        if i in read and flow.same != i and 0 <= flow.slopes.get(i, -1) < 1:
+            raise ValueError(
+                f"norm={policy!r} learns no running averages, but {model} reads {path} "
+                "where it normalises by the batch, as batch renormalisation does. Choose "
+                "norm='running', or a model with batch norm."
+            )

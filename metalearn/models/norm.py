@@ -15,9 +15,9 @@ class Norm(nn.Module):
     """Batch, group, layer or no normalisation over inputs `[N, ..., C]`.
 
     The learner's `norm` policy (`metalearn.inner.norm`) chooses the statistics that batch
-    norm uses in a task. Batch renormalisation trains by its running averages, and is for
-    learners without an inner loop. Group and layer norm look at one example at a time, keep
-    no state and need no policy.
+    norm uses in a task. Batch renormalisation trains by its running averages, so its policy
+    is "running". Group and layer norm look at one example at a time, keep no state and need
+    no policy.
 
     Attributes:
       kind: Kind of normalisation: "batch", "renorm" (see `BatchRenorm`), "group", "layer"

@@ -6,8 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import metalearn as ml
 from metalearn import models
 from metalearn.models.renorm import BatchRenorm
 
@@ -125,3 +127,38 @@ def test_networks_have_it_by_name():
     assert y.dtype == jnp.float32
     half = network.apply(variables, x.astype(jnp.bfloat16), train=False)
     assert jnp.all(jnp.isfinite(half))
+
+
+IMAGES = jax.random.normal(jax.random.key(7), (6, 16, 16, 1))
+EXAMPLES = ml.Examples.of(IMAGES, np.arange(6) % 2)
+TASK = ml.Task(support=EXAMPLES, query=EXAMPLES)
+
+
+def maml(norm):
+    network = models.Conv4(num_outputs=2, width=4, norm="renorm")
+    inner = optax.sgd(0.1)
+    return ml.maml(ml.from_linen(network), ml.losses.cross_entropy, inner, norm=norm)
+
+
+@pytest.mark.parametrize("norm", ["support", "batch"])
+def test_policies_that_learn_no_averages_are_refused(norm):
+    with pytest.raises(ValueError, match=r"batch_stats/.*mean.*'running'"):
+        maml(norm).init(jax.random.key(0), TASK)
+
+
+def test_one_layer_is_refused_too():
+    """Its averages are averages, and so far they would do; but training reads them."""
+    network = ml.models.MLP(2, widths=(4,), norm="renorm")
+    learner = ml.maml(ml.from_linen(network), ml.losses.cross_entropy, optax.sgd(0.1))
+    flat = ml.Examples.of(np.ones((6, 3), np.float32), np.arange(6) % 2)
+    with pytest.raises(ValueError, match="learns no running averages"):
+        learner.init(jax.random.key(0), ml.Task(support=flat, query=flat))
+
+
+def test_an_inner_loop_takes_the_policy_of_averages():
+    learner = maml("running")
+    variables = learner.init(jax.random.key(0), TASK)
+    adapted = learner.adapt(variables, TASK.support)
+    together = learner.predict(adapted, IMAGES)
+    alone = learner.predict(adapted, IMAGES[:1])
+    np.testing.assert_allclose(together[:1], alone, rtol=1e-5, atol=1e-6)
