@@ -103,7 +103,7 @@ def _cores(row: dict[str, Any]) -> int:
 
 
 def _recipe_row(row: dict[str, Any]) -> str:
-    result, environment = row["result"], row["environment"]
+    result = row["result"]
     way = ""
     if "test_ways" in result:
         way = f"{result['test_ways']}-way {result['test_shots']}-shot, "
@@ -112,8 +112,17 @@ def _recipe_row(row: dict[str, Any]) -> str:
         f"| {row['training_seed']} | {way}{_number(result)} "
         f"| {'no' if result['transductive'] else 'yes'} | {result['num_tasks']} "
         f"| {row['training_seconds'] / 60:.1f} min | {row['tasks_per_s_median']:.0f} "
-        f"| {environment['versions']['jax']}, {_cores(row)} cores |"
+        f"| {_where_trained(row)} |"
     )
+
+
+def _where_trained(row: dict[str, Any]) -> str:
+    """Version of jax, and the device. A run may be stored on another machine."""
+    machine = row.get("origin", {}).get("machine", {})
+    jax = machine.get("jax") or row["environment"]["versions"]["jax"]
+    if machine.get("platform", "cpu") != "cpu":
+        return f"{jax}, {machine['kind']}"
+    return f"{jax}, {machine.get('cores') or _cores(row)} cores"
 
 
 def _paired_row(row: dict[str, Any]) -> str:

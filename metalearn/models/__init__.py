@@ -11,6 +11,7 @@ from metalearn.models.lenet import LeNet
 from metalearn.models.maps import ConvMaps
 from metalearn.models.mlp import MLP
 from metalearn.models.norm import Norm
+from metalearn.models.renorm import BatchRenorm
 from metalearn.models.residual import ResidualMLP
 from metalearn.models.resnet12 import ResNet12
 from metalearn.models.tnet import TConv, TDense, TNetConv4, TNetMLP
@@ -22,6 +23,7 @@ __all__ = [
     "SGC",
     "AdapterConv4",
     "AdapterMLP",
+    "BatchRenorm",
     "ClickNetwork",
     "ContextMLP",
     "Conv4",

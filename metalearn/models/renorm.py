@@ -30,6 +30,10 @@ class BatchRenorm(nn.Module):
       epsilon: Number added to variances.
       r_max: Largest `r`; its inverse is the smallest.
       d_max: Largest size of `d`.
+
+    Example:
+      >>> encoder = ml.from_linen(ml.models.ConvMaps(norm="renorm"))
+      >>> learner = ml.relation_network(encoder, num_ways=5)
     """
 
     momentum: float = 0.9
