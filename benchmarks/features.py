@@ -13,7 +13,7 @@ import numpy as np
 from metalearn import runs
 from metalearn.apps.images import FewShotImages
 from metalearn.core.model import Variables
-from metalearn.data.images.image_sets import ImageDataset, only_classes, spread
+from metalearn.data.images.image_sets import ImageDataset, only_classes, spread_classes
 from metalearn.runs import folder as run_folder
 
 
@@ -88,15 +88,16 @@ def _images(app: FewShotImages, data_dir: str | None, unseen: bool) -> ImageData
     parts = ("train", "validation", "test")
     if not unseen:
         return app.load(data_dir, parts)
-    if app.train_classes is None:
-        raise SystemExit(
-            "unseen is True, and the run was trained on all classes; expected a run with "
-            "--app.train-classes."
-        )
     data = dataclasses.replace(app, train_classes=None).load(data_dir, parts)
     train = data.part("train")
-    total = np.arange(train.num_classes)
-    others = np.setdiff1d(total, spread(len(total), app.train_classes))
+    total = train.num_classes
+    kept = total if app.train_classes is None else app.train_classes
+    others = np.setdiff1d(np.arange(total), spread_classes(total, kept))
+    if not len(others):
+        raise SystemExit(
+            f"unseen is True, and the run was trained on all {total} classes; expected a "
+            "run with --app.train-classes below that."
+        )
     return dataclasses.replace(data, train=only_classes(train, others))
 
 

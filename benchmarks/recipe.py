@@ -6,12 +6,17 @@ import contextlib
 import dataclasses
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks import _harness, _runs
-from metalearn import runs
+from metalearn import apps, runs
 from metalearn.cli import main as cli
 from metalearn.runs import folder as run_folder
+
+# Settings that say when something is shown or kept, not what is learned.
+UNTOLD = {"log_every", "checkpoint_every"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,7 @@ class RunRecipe:
         folder = Path(self.run or f"runs/{self.recipe}-seed{self.seed}")
         _runs.train_in(folder, _runs.Plan(self.recipe, 1), self.seed, self.data_dir)
         found = {**summary(folder), "origin": _runs.recorded_origin(folder)}
+        self._check_is_it(found, folder)
         name = "-".join([self.recipe, *self.evaluation, f"seed{self.seed}"])
         if self.evaluation:
             argv = ["evaluate", str(folder), "--json"]
@@ -50,6 +56,31 @@ class RunRecipe:
             found["result"] = json.loads(out.getvalue())
             found["evaluation"] = self.evaluation
         _harness.store(name, {"kind": "recipe", **found}, self.json)
+
+    def _check_is_it(self, found: dict, folder: Path) -> None:
+        """Refuses a finished run of another recipe, another seed or other settings."""
+        # As JSON has them, in which the run keeps its own.
+        wanted = json.loads(json.dumps(apps.find(self.recipe).recipe.settings()))
+        asked = _flat({"recipe": self.recipe, "seed": self.seed, **wanted})
+        given = {"recipe": found["recipe"], "seed": found["training_seed"]}
+        given = _flat(given | found["settings"])
+        names = (asked.keys() | given.keys()) - UNTOLD
+        if other := sorted(n for n in names if asked.get(n) != given.get(n)):
+            lines = [f"  {n}: {given.get(n)}, expected {asked.get(n)}" for n in other]
+            raise SystemExit(
+                f"{folder} holds another run than {self.recipe} with seed {self.seed}:\n"
+                + "\n".join(lines)
+                + "\nGive the recipe and the seed of the run, or another folder."
+            )
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    found = {}
+    for name, value in settings.items():
+        nested = isinstance(value, Mapping)
+        found |= _flat(value, f"{before}{name}.") if nested else {f"{before}{name}": value}
+    return found
 
 
 def summary(folder: Path) -> dict:

@@ -118,10 +118,11 @@ def _recipe_row(row: dict[str, Any]) -> str:
 
 def _where_trained(row: dict[str, Any]) -> str:
     """Version of jax, and the device. A run may be stored on another machine."""
-    machine = row.get("origin", {}).get("machine", {})
+    machine = (row.get("origin") or {}).get("machine") or {}
     jax = machine.get("jax") or row["environment"]["versions"]["jax"]
-    if machine.get("platform", "cpu") != "cpu":
-        return f"{jax}, {machine['kind']}"
+    platform = machine.get("platform") or "cpu"
+    if platform != "cpu":
+        return f"{jax}, {machine.get('kind', platform)}"
     return f"{jax}, {machine.get('cores') or _cores(row)} cores"
 
 

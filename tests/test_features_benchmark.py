@@ -51,6 +51,7 @@ def test_unseen_classes_are_those_that_the_run_left_out():
     assert unseen.part("test").num_classes == 10
 
 
-def test_unseen_classes_of_a_run_on_all_are_refused():
-    with pytest.raises(SystemExit, match="trained on all classes"):
-        _images(Made(), None, True)
+@pytest.mark.parametrize("train_classes", [None, 10])
+def test_unseen_classes_of_a_run_on_all_are_refused(train_classes):
+    with pytest.raises(SystemExit, match="trained on all 10 classes"):
+        _images(Made(train_classes), None, True)

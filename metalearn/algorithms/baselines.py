@@ -16,7 +16,7 @@ from metalearn.core.model import Model, Variables
 from metalearn.core.task import Examples, Task, concatenate
 from metalearn.core.types import Key, LossFn, PathFilter, PyTree, TaskChunk
 from metalearn.inner import Adapted, descent
-from metalearn.inner.norm import JointNorm
+from metalearn.inner.norm import JointNorm, check_alone
 
 
 def no_adaptation(
@@ -118,6 +118,8 @@ def fine_tune(
         trees.one_array(features, "the output of the model", "features [N, D]")
         head = _linear(features.shape[-1], num_classes, features.dtype)
         params = {"body": body.params, "head": head}
+        if norm != "running":
+            check_alone(network, params, body.state, task.support.x, norm)
         return Variables(params=params, state=body.state)
 
     def adapt(

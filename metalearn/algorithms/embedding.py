@@ -24,7 +24,7 @@ from metalearn.core.losses import cross_entropy, mask_absent, present_classes
 from metalearn.core.model import Model, Variables, kept_without_rows, run
 from metalearn.core.task import Examples, Task, concatenate
 from metalearn.core.types import Array, Key, PyTree, TaskChunk
-from metalearn.inner.norm import check_still
+from metalearn.inner.norm import check_alone, check_still
 
 EncoderNorm = Literal["running", "batch"]
 
@@ -218,6 +218,7 @@ def embedder(
         batch = train or norm == "batch"
         if norm == "batch":  # in training too: the first validation would be late
             check_still(encoder, variables.params, variables.state, x, norm)
+            check_alone(encoder, variables.params, variables.state, x, norm)
         outputs, state = run(
             encoder, variables, x, key=key, noise=train, batch=batch, mask=mask
         )

@@ -74,9 +74,9 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
 
     Raises:
       TypeError: `model` is not a `Model`.
-      ValueError: unknown policy; in `init`, `support` and `settle`: the model has noise
-        that cannot be had without its batch statistics, or state that is no average; in
-        `init`: running averages that are read in training and learned by nobody.
+      ValueError: unknown policy; in the functions: the model has noise that cannot be had
+        without its batch statistics, state that is no average, or running averages that it
+        reads where it normalises by the batch.
     """
     checks.model(model)
     if policy not in NORM_POLICIES:
@@ -90,6 +90,8 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
     def apply(params, state, x, *, key, noise, batch, mask):
         if batch and not noise:
             check_still(model, params, state, x, policy)
+        if always_batch and batch:  # here too: some learners make the state themselves
+            check_alone(model, params, state, x, policy)
         variables = Variables(params=params, state=state)
         outputs, new = run(
             model, variables, x, key=key, noise=noise, batch=batch, mask=mask
@@ -102,10 +104,9 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
         state = variables.state
         if always_batch:
             check_still(model, variables.params, state, x, policy)
+            check_alone(model, variables.params, state, x, policy)
         if policy == "support" and jax.tree.leaves(state):
             kinds(model, variables.params, state, x)
-        if always_batch:
-            check_alone(model, variables.params, state, x, policy)
         if not per_step:
             return state
         # One set of averages for each inner step, and one for the query pass.
@@ -214,18 +215,26 @@ def check_still(
     known.add(asked)
 
 
+_ALONE: weakref.WeakKeyDictionary[Any, set] = weakref.WeakKeyDictionary()
+
+
 def check_alone(
     model: Model, params: PyTree, state: PyTree, x: PyTree, policy: NormPolicy
 ) -> None:
     """Checks that where a model normalises by the batch it reads no running average.
 
-    What is no average, such as the vector of a spectral norm, may be read.
+    What is no average, such as the vector of a spectral norm, may be read. An average is
+    what decays by a constant of the program; others are not found.
 
     Raises:
-      ValueError: it does. The averages are never learned where no query is normalised by
-        them, so it would read those of a fresh model for ever.
+      ValueError: it does, so that the policy would not be what it says; where no query
+        teaches the averages, the model would read those of a fresh one for ever.
     """
     if not jax.tree.leaves(state):
+        return
+    asked = probe.signature(params, state, x)
+    known = probe.memory(_ALONE, model.split or model.apply, set)
+    if asked in known:
         return
 
     def pass_(params, state, x, key):
@@ -237,7 +246,8 @@ def check_alone(
     for path, flow, i in zip(trees.leaf_paths(state), traced.state, traced.old):
         if i in read and flow.same != i and 0 <= flow.slopes.get(i, -1) < 1:
             raise ValueError(
-                f"norm={policy!r} learns no running averages, but {model} reads {path} "
-                "where it normalises by the batch, as batch renormalisation does. Choose "
-                "norm='running', or a model with batch norm."
+                f"norm={policy!r} normalises by the batch at hand, but {model} reads the "
+                f"running average {path} there, as batch renormalisation does. Choose "
+                "norm='running', or a model with batch norm or group norm."
             )
+    known.add(asked)

@@ -1,4 +1,4 @@
-"""Batch renormalisation: batch norm that trains on what it will use at test."""
+"""Batch renormalisation: batch norm whose outputs in training are those at test."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ class BatchRenorm(nn.Module):
     S. Ioffe. Batch Renormalization: Towards Reducing Minibatch Dependence in
     Batch-Normalized Models. NeurIPS 2017. In training
 
-        y = (x - mean_B) / std_B * r + d,  r = std_B / std,  d = (mean_B - mean) / std,
+        y = (x - mean_B) / std_B * r + d
+        r = clip(std_B / std, 1 / r_max, r_max),  d = clip((mean_B - mean) / std, +-d_max)
 
-    which is `(x - mean) / std`, while the gradient is that of batch norm. A task of few
-    classes is a batch whose statistics say much of the task; a network that trains on them
-    does not find them in running averages.
+    which is `(x - mean) / std` within the limits. `r` and `d` are constants to the
+    gradient, which is that of batch norm with other sizes. A task of few classes is a batch
+    whose statistics say much of the task; a network that trains by them does not find them
+    in running averages.
+
+    Outputs, not gradients, are those of test: an inner loop under the policy "running"
+    takes other steps in training than at test, as with batch norm.
 
     Differences from the paper: the running average is one of squares in place of standard
     deviations, so that the variance between tasks counts as much as that within them; the
-    limits of `r` and `d` stand from the first step on.
+    limits of `r` and `d` stand from the first step on. A standard deviation is at least a
+    thousandth of the root mean square, below which the running averages hold no digits.
 
     Attributes:
       momentum: Decay of the running averages, in [0, 1).
@@ -51,13 +57,17 @@ class BatchRenorm(nn.Module):
           x: Numbers `[N, ..., C]`.
           use_running_average: Whether to normalise by the averages alone, as at test.
           mask: True for numbers of valid examples, of the shape of `x`.
+
+        Raises:
+          ValueError: an attribute is out of range.
         """
+        self._check()
         width = (x.shape[-1],)
         of_mean = self.variable("batch_stats", "mean", jnp.zeros, width)
         of_square = self.variable("batch_stats", "square", jnp.ones, width)
         scale = self.param("scale", nn.initializers.ones, width)
         bias = self.param("bias", nn.initializers.zeros, width)
-        given, x = x, x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        given, x = x.dtype, x.astype(jnp.promote_types(x.dtype, jnp.float32))
         axes = tuple(range(x.ndim - 1))
         along = lambda vector: jnp.expand_dims(vector, axes)
         mean, std = self._moments(of_mean.value, of_square.value)
@@ -69,8 +79,8 @@ class BatchRenorm(nn.Module):
             # In two passes, because a difference of large squares loses all digits.
             var_b = jnp.mean(jnp.square(x - along(mean_b)), axes, where=mask)
             std_b = jnp.sqrt(var_b + self.epsilon)
-            # Constants to the gradient, which is that of batch norm: through the averages
-            # nothing would hold the size of activations.
+            # Constants to the gradient, which is that of batch norm. By averages alone,
+            # which follow the weights late, activations could grow without limit.
             r, d = jax.lax.stop_gradient((std_b / std, (mean_b - mean) / std))
             r = jnp.clip(r, 1 / self.r_max, self.r_max)
             d = jnp.clip(d, -self.d_max, self.d_max)
@@ -78,10 +88,24 @@ class BatchRenorm(nn.Module):
             if not self.is_initializing():
                 for kept, now in ((of_mean, mean_b), (of_square, square_b)):
                     kept.value = self.momentum * kept.value + (1 - self.momentum) * now
-        return (y * along(scale) + along(bias)).astype(given.dtype)
+        y = y * along(scale) + along(bias)
+        return y.astype(jnp.result_type(given, scale, bias))  # as flax has it
 
     def _moments(self, mean: Array, square: Array) -> tuple[Array, Array]:
         """Mean and standard deviation by the running averages."""
-        # Rounding can put a mean of squares below the square of the mean.
-        variance = jnp.maximum(square - jnp.square(mean), 0)
+        # A difference of large squares is rounding alone below that share of them, and can
+        # be negative.
+        variance = jnp.maximum(square - jnp.square(mean), 1e-6 * square)
         return mean, jnp.sqrt(variance + self.epsilon)
+
+    def _check(self) -> None:
+        """Refuses attributes out of range."""
+        wanted = {
+            "momentum": (0 <= self.momentum < 1, "0 or more and below 1"),
+            "epsilon": (self.epsilon > 0, "more than 0"),
+            "r_max": (self.r_max >= 1, "1 or more"),
+            "d_max": (self.d_max >= 0, "0 or more"),
+        }
+        for name, (right, expected) in wanted.items():
+            if not right:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")

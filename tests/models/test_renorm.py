@@ -142,7 +142,7 @@ def maml(norm):
 
 @pytest.mark.parametrize("norm", ["support", "batch"])
 def test_policies_that_learn_no_averages_are_refused(norm):
-    with pytest.raises(ValueError, match=r"batch_stats/.*mean.*'running'"):
+    with pytest.raises(ValueError, match=r"running average batch_stats/.*'running'"):
         maml(norm).init(jax.random.key(0), TASK)
 
 
@@ -151,14 +151,102 @@ def test_one_layer_is_refused_too():
     network = ml.models.MLP(2, widths=(4,), norm="renorm")
     learner = ml.maml(ml.from_linen(network), ml.losses.cross_entropy, optax.sgd(0.1))
     flat = ml.Examples.of(np.ones((6, 3), np.float32), np.arange(6) % 2)
-    with pytest.raises(ValueError, match="learns no running averages"):
+    with pytest.raises(ValueError, match="reads the running average"):
         learner.init(jax.random.key(0), ml.Task(support=flat, query=flat))
 
 
 def test_an_inner_loop_takes_the_policy_of_averages():
     learner = maml("running")
     variables = learner.init(jax.random.key(0), TASK)
+    tasks = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], TASK)
+    found = jax.jit(learner.estimate)(variables, tasks, key=jax.random.key(1))
+    moved = jax.tree.map(lambda a, b: jnp.any(a != b), variables.state, found.state)
+    assert all(jax.tree.leaves(moved))
     adapted = learner.adapt(variables, TASK.support)
     together = learner.predict(adapted, IMAGES)
     alone = learner.predict(adapted, IMAGES[:1])
     np.testing.assert_allclose(together[:1], alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["support", "batch"])
+def test_learners_that_make_their_state_themselves_refuse_it_too(norm):
+    network = ml.from_linen(models.MLP(None, widths=(4,), norm="renorm"))
+    x = jax.random.normal(jax.random.key(0), (6, 3))
+    examples = ml.Examples.of(x, np.arange(6) % 2)
+    task = ml.Task(support=examples, query=examples, info={"class_ids": jnp.arange(2)})
+    inner = {"loss_fn": ml.losses.cross_entropy, "num_steps": 1, "norm": norm}
+    learner = ml.fine_tune(network, opt=optax.sgd(0.1), num_classes=4, num_ways=2, **inner)
+    with pytest.raises(ValueError, match="reads the running average"):
+        variables = learner.init(jax.random.key(0), task)
+        tasks = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], task)
+        learner.estimate(variables, tasks, key=jax.random.key(1))
+
+
+def test_an_embedder_has_its_averages_only():
+    network = ml.from_linen(models.MLP(None, widths=(4,), norm="renorm"))
+    learner = ml.protonet(network, num_ways=2, norm="batch")
+    x = jax.random.normal(jax.random.key(0), (6, 3))
+    examples = ml.Examples.of(x, np.arange(6) % 2)
+    variables = learner.init(jax.random.key(0), ml.Task(support=examples, query=examples))
+    with pytest.raises(ValueError, match="reads the running average"):
+        learner.adapt(variables, examples)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"momentum": 1.0}, "momentum is 1.0; expected 0 or more and below 1"),
+        ({"momentum": -1}, "momentum is -1"),
+        ({"epsilon": 0.0}, "epsilon is 0.0; expected more than 0"),
+        ({"r_max": 0.5}, "r_max is 0.5; expected 1 or more"),
+        ({"d_max": float("nan")}, "d_max is nan; expected 0 or more"),
+    ],
+)
+def test_attributes_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        BatchRenorm(**options).init(jax.random.key(0), jnp.ones((3, 2)))
+
+
+def test_whole_numbers_are_normalised_as_floats():
+    x = jnp.array([[1, 2], [3, 5], [8, 9]])
+    layer, variables = made(x)
+    y, _ = layer.apply(variables, x, mutable=[STATS])
+    wanted, _ = layer.apply(variables, x.astype(jnp.float32), mutable=[STATS])
+    np.testing.assert_array_equal(y, wanted)
+    assert y.dtype == jnp.float32
+
+
+def test_averages_far_from_zero_bound_what_they_give():
+    """Of a mean of 1e4 and a deviation of 1 a difference of squares keeps no digit."""
+    x = 1e4 + jax.random.normal(jax.random.key(8), (64, 2))
+    layer, variables = made(x)
+    variables[STATS] = {"mean": x.mean(0), "square": jnp.square(x).mean(0)}
+    y = layer.apply(variables, x, use_running_average=True)
+    assert jnp.max(jnp.abs(y)) < 1
+
+
+def test_variances_of_the_batch_keep_their_digits():
+    x = 1e4 + jax.random.normal(jax.random.key(8), (64, 2))
+    layer, variables = made(x)
+    variables["params"] = {"scale": jnp.ones(2), "bias": jnp.zeros(2)}
+    variables[STATS] = {"mean": x.mean(0), "square": jnp.square(x).mean(0)}
+    y, _ = layer.apply(variables, x, mutable=[STATS])
+    np.testing.assert_allclose(y.std(0), 1 / 3, rtol=1e-3)  # the limit of r
+
+
+def test_averages_that_rounding_has_crossed_are_finite():
+    x = draws(9, 8, 2)
+    layer, variables = made(x)
+    variables[STATS] = {"mean": jnp.full(2, 3.0), "square": jnp.full(2, 8.99)}
+    for still in (True, False):
+        y, _ = layer.apply(variables, x, use_running_average=still, mutable=[STATS])
+        assert jnp.all(jnp.isfinite(y))
+
+
+def test_half_precision_is_computed_in_full():
+    x = draws(10, 256, 2, mean=100.0).astype(jnp.bfloat16)
+    layer, variables = made(x)
+    half = layer.apply(variables, x, mutable=[STATS])[0]
+    full = layer.apply(variables, x.astype(jnp.float32), mutable=[STATS])[0]
+    assert half.dtype == jnp.float32
+    np.testing.assert_array_equal(half, full)

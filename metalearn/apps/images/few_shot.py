@@ -59,7 +59,7 @@ class FewShotImages:
       model: Kind of network.
       width: Channels of the first block; in resnet12 they double from block to block.
       norm: Kind of normalisation layers. "renorm" trains by the running averages that it
-        uses at test: learners of an encoder gained points on tasks of five classes.
+        uses at test: relation networks and SNAIL gained points on tasks of five classes.
       downsample: Way in which conv4 halves the sides: strided convolution or max-pooling.
       last_relu: Whether the last block of conv4 has its ReLU; features that are compared by
         their directions are better without.
@@ -139,9 +139,9 @@ class FewShotImages:
             policy = getattr(learner, "norm", "running")
             if policy in ("support", "batch"):
                 raise ValueError(
-                    f"app.norm is 'renorm' and learner.norm is {policy!r}, which keeps no "
-                    "running averages to train by. Give --learner.norm running, or "
-                    "--app.norm batch."
+                    f"app.norm is 'renorm', whose layers train by running averages, and "
+                    f"learner.norm is {policy!r}, which normalises by the batch at hand. "
+                    "Choose the policy 'running', or --app.norm batch."
                 )
         elif self.norm != "batch":
             learner.refuse_policy("app.norm batch")

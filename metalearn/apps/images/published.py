@@ -22,7 +22,7 @@ from metalearn.apps.images.recipes import REPTILE, REPTILE_APP, reptile
 from metalearn.apps.learners import Learner
 from metalearn.apps.optimisers import Outer, sgd
 
-_NORM = r"(^|/)BatchNorm"  # each step has its own, which no inner step moves
+_NORM = r"(^|/)Batch(Norm|Renorm)"  # each step has its own, which no inner step moves
 
 
 def _omniglot(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> Recipe:

@@ -202,11 +202,11 @@ def fewer_classes(dataset: ImageDataset, num: int) -> ImageDataset:
             f"{num!r} training classes were asked for; {dataset.name} has "
             f"{train.num_classes}. Ask for 1 to {train.num_classes}."
         )
-    kept = spread(train.num_classes, num)
+    kept = spread_classes(train.num_classes, num)
     return dataclasses.replace(dataset, train=only_classes(train, kept))
 
 
-def spread(total: int, num: int) -> np.ndarray:
+def spread_classes(total: int, num: int) -> np.ndarray:
     """Numbers of `num` of `total` classes, evenly spaced and all different."""
     return np.arange(num) * total // num
 
