@@ -118,8 +118,7 @@ def fine_tune(
         trees.one_array(features, "the output of the model", "features [N, D]")
         head = _linear(features.shape[-1], num_classes, features.dtype)
         params = {"body": body.params, "head": head}
-        if norm != "running":
-            check_alone(network, params, body.state, task.support.x, norm)
+        check_alone(network, params, body.state, task.support.x, norm)
         return Variables(params=params, state=body.state)
 
     def adapt(

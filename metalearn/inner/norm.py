@@ -44,6 +44,8 @@ NormPolicy = Literal["support", "batch", "running", "per_step"]
 # Of a model that takes no inner step.
 JointNorm = Literal["support", "batch", "running"]
 NORM_POLICIES: tuple[str, ...] = get_args(NormPolicy)
+# By statistics of the batch at test too.
+ALWAYS_BATCH = ("support", "batch")
 
 
 class Normaliser(NamedTuple):
@@ -85,12 +87,12 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
             "which statistics batch norm uses; see metalearn.inner.norm."
         )
     per_step = policy == "per_step"
-    always_batch = policy in ("support", "batch")
+    always_batch = policy in ALWAYS_BATCH
 
     def apply(params, state, x, *, key, noise, batch, mask):
         if batch and not noise:
             check_still(model, params, state, x, policy)
-        if always_batch and batch:  # here too: some learners make the state themselves
+        if batch:  # here too: some learners make the state themselves
             check_alone(model, params, state, x, policy)
         variables = Variables(params=params, state=state)
         outputs, new = run(
@@ -230,7 +232,7 @@ def check_alone(
       ValueError: it does, so that the policy would not be what it says; where no query
         teaches the averages, the model would read those of a fresh one for ever.
     """
-    if not jax.tree.leaves(state):
+    if policy not in ALWAYS_BATCH or not jax.tree.leaves(state):
         return
     asked = probe.signature(params, state, x)
     known = probe.memory(_ALONE, model.split or model.apply, set)
