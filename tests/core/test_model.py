@@ -84,7 +84,7 @@ def test_norms_of_single_examples_keep_no_state(kind):
 
 def test_unknown_options_are_named():
     for module, words in (
-        (ml.models.MLP(norm="instance"), "'instance'.*batch, group, layer, none"),
+        (ml.models.MLP(norm="instance"), "'instance'.*batch, renorm, group, layer, none"),
         (ml.models.Conv4(downsample="none"), "'none'.*'stride'"),
     ):
         with pytest.raises(ValueError, match=words):
