@@ -129,13 +129,13 @@ def test_networks_have_it_by_name():
     assert jnp.all(jnp.isfinite(half))
 
 
-IMAGES = jax.random.normal(jax.random.key(7), (6, 16, 16, 1))
-EXAMPLES = ml.Examples.of(IMAGES, np.arange(6) % 2)
+ROWS = jax.random.normal(jax.random.key(7), (6, 3))
+EXAMPLES = ml.Examples.of(ROWS, np.arange(6) % 2)
 TASK = ml.Task(support=EXAMPLES, query=EXAMPLES)
 
 
 def maml(norm):
-    network = models.Conv4(num_outputs=2, width=4, norm="renorm")
+    network = models.MLP(2, widths=(4, 4), norm="renorm")
     inner = optax.sgd(0.1)
     return ml.maml(ml.from_linen(network), ml.losses.cross_entropy, inner, norm=norm)
 
@@ -163,8 +163,8 @@ def test_an_inner_loop_takes_the_policy_of_averages():
     moved = jax.tree.map(lambda a, b: jnp.any(a != b), variables.state, found.state)
     assert all(jax.tree.leaves(moved))
     adapted = learner.adapt(variables, TASK.support)
-    together = learner.predict(adapted, IMAGES)
-    alone = learner.predict(adapted, IMAGES[:1])
+    together = learner.predict(adapted, ROWS)
+    alone = learner.predict(adapted, ROWS[:1])
     np.testing.assert_allclose(together[:1], alone, rtol=1e-5, atol=1e-6)
 
 
