@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from benchmarks import _harness, _runs
 from metalearn import apps, runs
@@ -43,8 +41,8 @@ class RunRecipe:
     def run_benchmark(self) -> None:
         folder = Path(self.run or f"runs/{self.recipe}-seed{self.seed}")
         _runs.train_in(folder, _runs.Plan(self.recipe, 1), self.seed, self.data_dir)
+        self._check_is_it(folder)
         found = {**summary(folder), "origin": _runs.recorded_origin(folder)}
-        self._check_is_it(found, folder)
         name = "-".join([self.recipe, *self.evaluation, f"seed{self.seed}"])
         if self.evaluation:
             argv = ["evaluate", str(folder), "--json"]
@@ -57,13 +55,11 @@ class RunRecipe:
             found["evaluation"] = self.evaluation
         _harness.store(name, {"kind": "recipe", **found}, self.json)
 
-    def _check_is_it(self, found: dict, folder: Path) -> None:
+    def _check_is_it(self, folder: Path) -> None:
         """Refuses a finished run of another recipe, another seed or other settings."""
-        # As JSON has them, in which the run keeps its own.
-        wanted = json.loads(json.dumps(apps.find(self.recipe).recipe.settings()))
-        asked = _flat({"recipe": self.recipe, "seed": self.seed, **wanted})
-        given = {"recipe": found["recipe"], "seed": found["training_seed"]}
-        given = _flat(given | found["settings"])
+        run, recipe = run_folder.load(folder), apps.find(self.recipe).recipe
+        asked = run_folder.identity(self.recipe, recipe, self.seed)
+        given = run_folder.identity(run.name, run.recipe, run.seed)
         names = (asked.keys() | given.keys()) - UNTOLD
         if other := sorted(n for n in names if asked.get(n) != given.get(n)):
             lines = [f"  {n}: {given.get(n)}, expected {asked.get(n)}" for n in other]
@@ -72,15 +68,6 @@ class RunRecipe:
                 + "\n".join(lines)
                 + "\nGive the recipe and the seed of the run, or another folder."
             )
-
-
-def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
-    found = {}
-    for name, value in settings.items():
-        nested = isinstance(value, Mapping)
-        found |= _flat(value, f"{before}{name}.") if nested else {f"{before}{name}": value}
-    return found
 
 
 def summary(folder: Path) -> dict:

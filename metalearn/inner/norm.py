@@ -76,9 +76,9 @@ def normaliser(model: Model, policy: NormPolicy, num_steps: int) -> Normaliser:
 
     Raises:
       TypeError: `model` is not a `Model`.
-      ValueError: unknown policy; in the functions: the model has noise that cannot be had
-        without its batch statistics, state that is no average, or running averages that it
-        reads where it normalises by the batch.
+      ValueError: unknown policy; in `init`, `support`, `settle` and `query`: the model has
+        noise that cannot be had without its batch statistics, state that is no average, or
+        running averages that it reads where it normalises by the batch.
     """
     checks.model(model)
     if policy not in NORM_POLICIES:

@@ -134,8 +134,8 @@ def _is_nothing(path: Path) -> bool:
 def _check_settings(
     folder: Path, config: dict[str, Any], name: str, recipe: Recipe, seed: int
 ) -> None:
-    wanted = _identity(name, recipe, seed)
-    if lines := _differences(_identity(*_read(folder, config)), wanted):
+    wanted = identity(name, recipe, seed)
+    if lines := _differences(identity(*_read(folder, config)), wanted):
         hint = ""
         if any(line.startswith("steps:") for line in lines):
             hint = (
@@ -315,16 +315,17 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     return found
 
 
-def _identity(name: str, recipe: Recipe, seed: int) -> dict[str, Any]:
-    return {"recipe": name, "seed": seed, **_flat(recipe.settings())}
+def identity(name: str, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """What a run is one of: name of the recipe, seed, and settings by dotted names."""
+    return {"recipe": name, "seed": seed, **flat(recipe.settings())}
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"app.ways": 5}` for `{"app": {"ways": 5}}`."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value
     return found

@@ -285,8 +285,6 @@ RECIPE = Recipe(app=FewShotImages(), learner=MAML)
         ({"app": Curves(widths=(1.5,))}, "widths is .*; expected a tuple, each an integer"),
         ({"app": Curves(widths=(0,))}, "widths is .*; expected units of hidden layers"),
         ({"app": Curves(), "learner.norm": "batch"}, "read by networks with batch norm"),
-        ({"app.norm": "renorm"}, "normalises by the batch at hand"),
-        ({"app.norm": "group", "learner.norm": "running"}, "read by app.norm batch"),
         ({"learner.num_steps": None}, "learner.num_steps is None; expected an integer"),
         ({"learner.inner_opt": 0.1}, "learner.inner_opt is 0.1"),
         ({"learner.inner_opt.name": "none"}, "read by name sgd or adam"),

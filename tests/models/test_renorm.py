@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import metalearn as ml
-from metalearn import models
+from metalearn import apps, models
 from metalearn.models.renorm import BatchRenorm
 
 STATS = "batch_stats"
@@ -150,9 +150,8 @@ def test_one_layer_is_refused_too():
     """Its averages are averages, and so far they would do; but training reads them."""
     network = ml.models.MLP(2, widths=(4,), norm="renorm")
     learner = ml.maml(ml.from_linen(network), ml.losses.cross_entropy, optax.sgd(0.1))
-    flat = ml.Examples.of(np.ones((6, 3), np.float32), np.arange(6) % 2)
     with pytest.raises(ValueError, match="reads the running average"):
-        learner.init(jax.random.key(0), ml.Task(support=flat, query=flat))
+        learner.init(jax.random.key(0), TASK)
 
 
 def test_an_inner_loop_takes_the_policy_of_averages():
@@ -171,25 +170,31 @@ def test_an_inner_loop_takes_the_policy_of_averages():
 @pytest.mark.parametrize("norm", ["support", "batch"])
 def test_learners_that_make_their_state_themselves_refuse_it_too(norm):
     network = ml.from_linen(models.MLP(None, widths=(4,), norm="renorm"))
-    x = jax.random.normal(jax.random.key(0), (6, 3))
-    examples = ml.Examples.of(x, np.arange(6) % 2)
-    task = ml.Task(support=examples, query=examples, info={"class_ids": jnp.arange(2)})
     inner = {"loss_fn": ml.losses.cross_entropy, "num_steps": 1, "norm": norm}
     learner = ml.fine_tune(network, opt=optax.sgd(0.1), num_classes=4, num_ways=2, **inner)
     with pytest.raises(ValueError, match="reads the running average"):
-        variables = learner.init(jax.random.key(0), task)
-        tasks = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], task)
-        learner.estimate(variables, tasks, key=jax.random.key(1))
+        learner.init(jax.random.key(0), TASK)
 
 
 def test_an_embedder_has_its_averages_only():
     network = ml.from_linen(models.MLP(None, widths=(4,), norm="renorm"))
     learner = ml.protonet(network, num_ways=2, norm="batch")
-    x = jax.random.normal(jax.random.key(0), (6, 3))
-    examples = ml.Examples.of(x, np.arange(6) % 2)
-    variables = learner.init(jax.random.key(0), ml.Task(support=examples, query=examples))
     with pytest.raises(ValueError, match="reads the running average"):
-        learner.adapt(variables, examples)
+        learner.adapt(learner.init(jax.random.key(0), TASK), EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "message"),
+    [
+        ("renorm", "support", "normalises by the batch at hand"),
+        ("renorm", "batch", "normalises by the batch at hand"),
+        ("group", "running", "read by app.norm batch"),
+    ],
+)
+def test_images_refuse_a_policy_that_their_network_does_not_have(kind, policy, message):
+    learner = apps.learners.MAML(inner_opt=apps.sgd(0.1), norm=policy)
+    with pytest.raises(ValueError, match=message):
+        apps.FewShotImages(norm=kind).check(learner)
 
 
 @pytest.mark.parametrize(
