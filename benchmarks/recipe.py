@@ -60,12 +60,11 @@ class RunRecipe:
         run, recipe = run_folder.load(folder), apps.find(self.recipe).recipe
         asked = run_folder.identity(self.recipe, recipe, self.seed)
         given = run_folder.identity(run.name, run.recipe, run.seed)
-        names = (asked.keys() | given.keys()) - UNTOLD
-        if other := sorted(n for n in names if asked.get(n) != given.get(n)):
-            lines = [f"  {n}: {given.get(n)}, expected {asked.get(n)}" for n in other]
+        told = [{n: v for n, v in of.items() if n not in UNTOLD} for of in (given, asked)]
+        if lines := run_folder.differences(*told):
             raise SystemExit(
-                f"{folder} holds another run than {self.recipe} with seed {self.seed}:\n"
-                + "\n".join(lines)
+                f"{folder} holds another run than {self.recipe} with seed {self.seed}:\n  "
+                + "\n  ".join(lines)
                 + "\nGive the recipe and the seed of the run, or another folder."
             )
 

@@ -14,10 +14,13 @@ from metalearn.runs import folder
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 1}, "seed: 1, expected 0"),
-        ({"name": "sinusoid-anil"}, "recipe: sinusoid-anil, expected sinusoid-maml"),
-        ({"steps": 7}, "steps: 7, expected "),
-        ({"learner.num_steps": 3}, "learner.num_steps: 3, expected "),
+        ({"seed": 1}, "seed: the run has 1, asked for 0"),
+        (
+            {"name": "sinusoid-anil"},
+            "recipe: the run has sinusoid-anil, asked for sinusoid-maml",
+        ),
+        ({"steps": 7}, "steps: the run has 7"),
+        ({"learner.num_steps": 3}, "learner.num_steps: the run has 3"),
         ({"log_every": 1}, None),
     ],
 )

@@ -135,7 +135,7 @@ def _check_settings(
     folder: Path, config: dict[str, Any], name: str, recipe: Recipe, seed: int
 ) -> None:
     wanted = identity(name, recipe, seed)
-    if lines := _differences(identity(*_read(folder, config)), wanted):
+    if lines := differences(identity(*_read(folder, config)), wanted):
         hint = ""
         if any(line.startswith("steps:") for line in lines):
             hint = (
@@ -186,7 +186,7 @@ def start(
 
 
 def _check_data(folder: Path, stored: DataRecord, record: DataRecord) -> None:
-    if lines := _differences(_contents(stored), _contents(record)):
+    if lines := differences(_contents(stored), _contents(record)):
         raise ValueError(
             f"{folder} holds a run on other data:\n  "
             + "\n  ".join(lines)
@@ -340,7 +340,8 @@ def _contents(record: DataRecord) -> dict[str, Any]:
     return contents
 
 
-def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """A line for every name whose values are not the same."""
     missing = "(nothing)"
     return [
         f"{name}: the run has {stored.get(name, missing)}, asked for "
