@@ -35,7 +35,7 @@ class WarmUp:
     by the log-loss of validation items.
 
     Attributes:
-      networks: Base models: deepfm, fm, wide_deep, pnn.
+      networks: Base models: deepfm, fm, wide_deep, pnn, din.
       seeds: Training runs of each.
       steps: Inner steps to choose from.
       set: Fields to override, such as `--set steps=100`.
@@ -45,7 +45,7 @@ class WarmUp:
         overridden in its name.
     """
 
-    networks: tuple[str, ...] = ("deepfm", "fm", "wide_deep", "pnn")
+    networks: tuple[str, ...] = ("deepfm", "fm", "wide_deep", "pnn", "din")
     seeds: int = 3
     steps: tuple[int, ...] = (1, 5, 20)
     set: tuple[str, ...] = ()

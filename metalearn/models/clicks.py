@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from metalearn.core import checks
 from metalearn.core.types import Array
 from metalearn.models.fields import field_vectors
+from metalearn.models.interest import relevance
 from metalearn.models.sizes import check_sizes
 
-Kind = Literal["deepfm", "fm", "wide_deep", "pnn"]
-KINDS: tuple[str, ...] = ("deepfm", "fm", "wide_deep", "pnn")
+Kind = Literal["deepfm", "fm", "wide_deep", "pnn", "din"]
+KINDS: tuple[str, ...] = ("deepfm", "fm", "wide_deep", "pnn", "din")
 SCALE = 0.05  # products of two embeddings would begin large with ordinary ones
 
 
@@ -28,19 +29,24 @@ class ClickNetwork(nn.Module):
     - "deepfm": both, on the same vectors (H. Guo et al., IJCAI 2017).
     - "pnn": layers over the vectors and the products of all pairs (Y. Qu et al., ICDM 2016,
       inner products).
+    - "din": layers over the vectors and the sum of those of other items that the user
+      clicked on, weighted by their `relevance` to the item (G. Zhou et al., KDD 2018). The
+      weights do not add up to one, as in the paper; activations are ReLU for its Dice.
 
     Inputs are a dictionary: `content`, codes `[N, P]` as `FieldMLP` has them; `user` and
-    `item`, numbers `[N]`. An item of number -1 is new: the parameter `new_item` is its
+    `item`, numbers `[N]`; for "din" `history` as well, numbers of known items `[N, L]`, -1
+    where there is none. An item of number -1 is new: the parameter `new_item` is its
     vector. A user of number -1 has a vector of zeros. Items and users have no weight of
     their own in the wide part, where a new item would have none.
 
     Attributes:
-      kind: Kind of network: "deepfm", "fm", "wide_deep" or "pnn".
+      kind: Kind of network: "deepfm", "fm", "wide_deep", "pnn" or "din".
       fields: Number of values and number of places of each field.
       users: Number of users.
       items: Number of items.
       dim: Length of the vectors.
       widths: Sizes of the hidden layers; unread by "fm".
+      attention: Units of the layer that weighs the history; of "din" alone.
     """
 
     kind: Kind = "deepfm"
@@ -49,12 +55,13 @@ class ClickNetwork(nn.Module):
     items: int = 1
     dim: int = 16
     widths: Sequence[int] = (64, 64)
+    attention: int = 16
 
     @nn.compact
     def __call__(self, x: dict[str, Array]):
         check_sizes(self)
         checks.one_of("kind", self.kind, KINDS)
-        for name in ("dim", "users", "items"):
+        for name in ("dim", "users", "items", "attention"):
             checks.whole_number(name, getattr(self, name), least=1)
         first = nn.initializers.normal(SCALE)
         of_fields = field_vectors(self, x, self.fields, self.dim, scale=SCALE)
@@ -69,7 +76,7 @@ class ClickNetwork(nn.Module):
         # Twice the sum of all products of pairs.
         pairs = jnp.square(stacked.sum(1)) - jnp.square(stacked).sum(1)
         logit = self.param("bias", nn.initializers.zeros, (1,), jnp.float32)[None]
-        if self.kind != "pnn":
+        if self.kind not in ("pnn", "din"):
             wide = field_vectors(self, x, self.fields, 1, name="wide", scale=SCALE)
             logit = logit + wide.sum(1)
         if self.kind in ("fm", "deepfm"):
@@ -81,9 +88,24 @@ class ClickNetwork(nn.Module):
             products = jnp.einsum("nfd,ngd->nfg", stacked, stacked)
             upper = jnp.triu_indices(stacked.shape[1], k=1)
             h = jnp.concatenate([h, products[:, upper[0], upper[1]]], axis=1)
+        if self.kind == "din":
+            h = jnp.concatenate([h, self._interest(x, items, of_item)], axis=1)
         for number, width in enumerate(self.widths):
             h = nn.relu(nn.Dense(width, name=f"deep_{number}")(h))
         return logit + nn.Dense(1, name="head")(h)
+
+    def _interest(self, x: dict[str, Array], items: Array, of_item: Array) -> Array:
+        """Sum of the vectors of the history, weighted by what is asked about, `[N, D]`."""
+        if "history" not in x:
+            raise ValueError(
+                f"kind is 'din', and the inputs have {', '.join(sorted(x))}; expected "
+                "history too, numbers of the items that the user clicked on, [N, L]."
+            )
+        numbers = x["history"]
+        past = _rows(items, numbers)
+        scores = relevance(self, of_item[:, None], past, units=self.attention)
+        weights = jnp.where(numbers == -1, 0, scores[:, 0])
+        return jnp.einsum("nl,nld->nd", weights, past)
 
 
 class VectorGenerator(nn.Module):
@@ -113,8 +135,8 @@ class VectorGenerator(nn.Module):
 
 
 def _rows(table: Array, numbers: Array) -> Array:
-    """Rows of a table `[N, D]`: zeros for -1, NaN for other numbers without a row."""
+    """Rows of a table `[..., D]`: zeros for -1, NaN for other numbers without a row."""
     # A negative number would count from the end.
     place = jnp.where(numbers < 0, table.shape[0], numbers)
     rows = jnp.take(table, place, axis=0, mode="fill", fill_value=jnp.nan)
-    return jnp.where((numbers == -1)[:, None], 0, rows)
+    return jnp.where((numbers == -1)[..., None], 0, rows)

@@ -20,10 +20,9 @@ class InterestNetwork(nn.Module):
 
     The base model of CHAML (Y. Chen et al., KDD 2021), a deep interest network (G. Zhou et
     al., KDD 2018): a record is the vector of its place, embeddings of category and hour,
-    and further numbers. For each candidate q, a layer on q, the records v of the history
-    and q * v gives weights by a softmax, and hidden layers decide on their weighted sum and
-    q. The difference q - v is not among the inputs, which adds no function to a linear
-    layer on q and v; one logit stands for two of a softmax.
+    and further numbers. For each candidate, `relevance` gives weights of the records of the
+    history by a softmax, and hidden layers decide on their weighted sum and the candidate.
+    One logit stands for two of a softmax.
 
     Inputs are a dictionary as `metalearn.data.places.place_tasks` gives it. Outputs with a
     category or hour that there is not are NaN. A history without a record counts as zeros.
@@ -61,12 +60,7 @@ class InterestNetwork(nn.Module):
             "hour": self.param("hour", first, (HOURS, self.dim)),
         }
         past, asked = _records(x["history"], tables), _records(x["candidates"], tables)
-        hidden = (
-            nn.Dense(self.attention, name="of_candidate")(asked)[:, :, None]
-            + nn.Dense(self.attention, use_bias=False, name="of_past")(past)[:, None]
-            + self._of_both(asked, past)
-        )
-        scores = nn.Dense(1, name="weigh")(nn.relu(hidden))[..., 0]
+        scores = relevance(self, asked, past, units=self.attention)
         weights = _weights(scores, x["seen"][:, None])
         weights = self._without(weights, train)
         parts = [jnp.einsum("nkl,nlr->nkr", weights, past), asked]
@@ -84,19 +78,36 @@ class InterestNetwork(nn.Module):
             h = self._without(h, train)
         return nn.Dense(1, name="head")(h)[..., 0]
 
-    def _of_both(self, asked: Array, past: Array) -> Array:
-        """A layer on the products of candidates and records, `[N, K, L, A]`."""
-        first = nn.initializers.lecun_normal()
-        shape = (asked.shape[-1], self.attention)
-        kernel = self.param("of_both", first, shape, jnp.float32)
-        # In the order that takes least: of a hundred candidates, the products of kernel and
-        # records are made first.
-        return jnp.einsum("nkr,nlr,rh->nklh", asked, past, kernel, optimize="optimal")
-
     def _without(self, h: Array, train: bool) -> Array:
         if not self.dropout:
             return h
         return nn.Dropout(self.dropout)(h, deterministic=not train)
+
+
+def relevance(module: nn.Module, asked: Array, past: Array, *, units: int) -> Array:
+    """Score of each record of a history for each candidate, `[N, K, L]`.
+
+    The unit of a deep interest network: a ReLU layer on candidate q, record v and q * v.
+    The difference q - v is not among the inputs, which adds no function to a linear layer
+    on q and v. Call it within `__call__` of a linen module, whose parameters are then
+    `of_candidate`, `of_past`, `of_both` and `weigh`.
+
+    Args:
+      module: The module.
+      asked: Candidates, `[N, K, D]`.
+      past: Records, `[N, L, D]`.
+      units: Units of the layer.
+    """
+    shape = (asked.shape[-1], units)
+    both = module.param("of_both", nn.initializers.lecun_normal(), shape, jnp.float32)
+    hidden = (
+        nn.Dense(units, name="of_candidate")(asked)[:, :, None]
+        + nn.Dense(units, use_bias=False, name="of_past")(past)[:, None]
+        # In the order that takes least: of a hundred candidates, the products of kernel and
+        # records are made first.
+        + jnp.einsum("nkr,nlr,rh->nklh", asked, past, both, optimize="optimal")
+    )
+    return nn.Dense(1, name="weigh")(nn.relu(hidden))[..., 0]
 
 
 def _records(records: dict[str, Array], tables: dict[str, Array]) -> Array:

@@ -33,6 +33,8 @@ TINY = ItemClicks(
     widths=(4,),
 )
 
+ROWS = ("user", "item", "history")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -101,13 +103,40 @@ def test_shapes_follow_from_the_record(data):
         ({"test_items": 0.9}, learners.NoAdaptation(), "leave none of the items"),
         ({"shots": 0}, learners.NoAdaptation(), "app.shots is 0"),
         ({"network": "fm", "widths": (9,)}, learners.NoAdaptation(), "has no effect"),
-        ({"network": "din"}, learners.NoAdaptation(), "app.network is 'din'"),
+        ({"network": "dcn"}, learners.NoAdaptation(), "app.network is 'dcn'"),
+        ({"history": 9}, learners.NoAdaptation(), "app.history=9 has no effect"),
+        (
+            {"network": "din"},
+            learners.MetaEmbedding(inner_opt=sgd(0.1), pretrain_steps=2, apart=0.5),
+            "learner.apart is 0.5 with app.network 'din'",
+        ),
     ],
 )
 def test_settings_are_checked(settings, learner, said):
     app = dataclasses.replace(TINY, **settings)
     with pytest.raises(ValueError, match=said):
         Recipe(app=app, learner=learner).check()
+
+
+def test_histories_are_clicks_of_training_and_do_not_tell_the_label(data):
+    app = dataclasses.replace(TINY, network="din", history=4)
+    high = data.ratings.rating >= 4
+    clicked = set(zip(data.user[high].tolist(), data.item[high].tolist()))
+    sizes = {}
+    for part in ("train", "test"):
+        x = _every(app, data, part).query.x
+        for user, item, history in zip(*map(np.concatenate, map(x.get, ROWS))):
+            there = history[history >= 0].tolist()
+            assert all((user, other) in clicked for other in there) and item not in there
+            assert len(set(there)) == len(there)
+            sizes.setdefault(int(user), set()).add(len(there))
+    # As many for an item that the user clicked on as for another, and for a new one.
+    assert all(len(each) == 1 for each in sizes.values()) and sizes.pop(-1, {0}) == {0}
+    assert len({size for each in sizes.values() for size in each}) > 1
+    record = json.loads(json.dumps(app.describe(data)))
+    like = jax.tree.map(lambda a: (a.shape, a.dtype), app.example(record))
+    task = app.tasks(data, "train").first(jax.random.key(0))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), task) == like
 
 
 def test_too_few_ratings_of_items_are_said(data):

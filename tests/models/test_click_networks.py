@@ -14,11 +14,12 @@ X = {
     "content": jnp.asarray([[2, 0, 3, -1], [0, -1, -1, -1], [-1, 1, 1, 2]]),
     "user": jnp.asarray([1, -1, 0]),
     "item": jnp.asarray([0, 4, -1]),
+    "history": jnp.asarray([[3, 1, -1], [0, -1, -1], [4, 2, 2]]),
 }
 
 
 def _network(kind, **options):
-    sizes = {"users": 2, "items": 5, "dim": 2, "widths": (4,), **options}
+    sizes = {"users": 2, "items": 5, "dim": 2, "widths": (4,), "attention": 3, **options}
     return ml.models.ClickNetwork(kind=kind, fields=FIELDS, **sizes)
 
 
@@ -26,7 +27,8 @@ def _made(kind):
     model = ml.from_linen(_network(kind))
     variables = model.init(jax.random.key(0), X)
     key = jax.random.key(1)
-    params = jax.tree.map(lambda a: jax.random.normal(key, a.shape), variables.params)
+    draw = lambda leaf: jax.random.normal(jax.random.fold_in(key, leaf.size), leaf.shape)
+    params = jax.tree.map(draw, variables.params)
     return model, ml.Variables(params=params, state=variables.state)
 
 
@@ -42,19 +44,32 @@ def _by_hand(params, kind):
             for rows in (first, second)
         ]
 
+    def interest(history, of_item):
+        total = np.zeros(2)
+        for number in history[history >= 0]:
+            v = params["item"][number]
+            h = of_item @ params["of_candidate"]["kernel"] + params["of_candidate"]["bias"]
+            h = h + v @ params["of_past"]["kernel"] + (of_item * v) @ params["of_both"]
+            weigh = params["weigh"]
+            total = total + (np.maximum(h, 0) @ weigh["kernel"] + weigh["bias"])[0] * v
+        return total
+
     logits = []
-    for row, user, item in zip(*(np.asarray(X[k]) for k in ("content", "user", "item"))):
+    names = ("content", "user", "item", "history")
+    for row, user, item, history in zip(*(np.asarray(X[name]) for name in names)):
         of_item = params["new_item"] if item < 0 else params["item"][item]
         of_user = np.zeros(2) if user < 0 else params["user"][user]
         vectors = [*means(params["embed"], row), of_item, of_user]
         pairs = [vectors[i] @ vectors[j] for i in range(4) for j in range(i + 1, 4)]
         logit = params["bias"][0]
-        if kind != "pnn":
+        if kind not in ("pnn", "din"):
             logit += sum(means(params["wide"], row))[0]
         if kind in ("fm", "deepfm"):
             logit += sum(pairs)
         if kind != "fm":
-            h = np.concatenate(vectors + ([pairs] if kind == "pnn" else []))
+            more = [pairs] if kind == "pnn" else []
+            more += [interest(history, of_item)] if kind == "din" else []
+            h = np.concatenate(vectors + more)
             deep, head = params["deep_0"], params["head"]
             h = np.maximum(h @ deep["kernel"] + deep["bias"], 0)
             logit += (h @ head["kernel"] + head["bias"])[0]
@@ -62,7 +77,7 @@ def _by_hand(params, kind):
     return np.asarray(logits)
 
 
-@pytest.mark.parametrize("kind", ["fm", "wide_deep", "deepfm", "pnn"])
+@pytest.mark.parametrize("kind", ["fm", "wide_deep", "deepfm", "pnn", "din"])
 def test_logits_are_those_of_the_paper(kind):
     model, variables = _made(kind)
     params = jax.tree.map(np.asarray, variables.params)
@@ -72,8 +87,8 @@ def test_logits_are_those_of_the_paper(kind):
 
 
 def test_numbers_that_no_table_has_give_no_number():
-    model, variables = _made("fm")
-    for name in ("user", "item"):
+    model, variables = _made("din")
+    for name in ("user", "item", "history"):
         for number in (9, -3):
             x = {**X, name: X[name].at[0].set(number)}
             found = np.isnan(model.apply(variables, x)[0][:, 0])
@@ -116,5 +131,8 @@ def test_settings_are_checked():
     for options, said in (({"dim": 0}, "dim is 0"), ({"items": 0}, "items is 0")):
         with pytest.raises(ValueError, match=said):
             ml.from_linen(_network("fm", **options)).init(jax.random.key(0), X)
-    with pytest.raises(ValueError, match="kind is 'din'"):
-        ml.from_linen(_network("din")).init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match="kind is 'dcn'"):
+        ml.from_linen(_network("dcn")).init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match="expected history too"):
+        without = {name: x for name, x in X.items() if name != "history"}
+        ml.from_linen(_network("din")).init(jax.random.key(0), without)

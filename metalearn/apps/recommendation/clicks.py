@@ -23,6 +23,7 @@ from metalearn.data.ratings import (
     check_shares,
     item_parts,
     load_ratings,
+    other_clicks,
     without_unseen,
 )
 from metalearn.tasks import histories
@@ -81,9 +82,12 @@ class ItemClicks:
       most_shots: Largest `eval_shots` that is to be compared: items of validation and test
         have this many examples besides the queries.
       eval_queries: Queries of an item at validation and test.
-      network: Base model: "deepfm", "fm", "wide_deep" or "pnn".
+      network: Base model: "deepfm", "fm", "wide_deep", "pnn" or "din".
       dim: Length of the vectors.
       widths: Sizes of the hidden layers; unread by "fm".
+      history: Largest number of other items of training that the user clicked on, which
+        "din" sees with each item. They are drawn at random, for not all sets have times.
+      attention: Units of the layer that weighs the history; of "din" alone.
     """
 
     kind: ClassVar[str] = "clicks"
@@ -100,14 +104,19 @@ class ItemClicks:
     eval_shots: int = 20
     most_shots: int = 60
     eval_queries: int = 40
-    network: Literal["deepfm", "fm", "wide_deep", "pnn"] = "deepfm"
+    network: Literal["deepfm", "fm", "wide_deep", "pnn", "din"] = "deepfm"
     dim: int = 16
     widths: tuple[int, ...] = (64, 64)
+    history: int = 20
+    attention: int = 16
 
     def unread(self, learner: Learner) -> dict[str, str]:
         """Fields without effect, and the setting that would read each."""
         del learner
-        return {"widths": "--app.network deepfm"} if self.network == "fm" else {}
+        idle = {"widths": "--app.network deepfm"} if self.network == "fm" else {}
+        if self.network != "din":
+            idle |= dict.fromkeys(("history", "attention"), "--app.network din")
+        return idle
 
     def check(self, learner: Learner) -> None:
         """Refuses settings that do not go together.
@@ -119,6 +128,13 @@ class ItemClicks:
         if self.network != "fm" and (not self.widths or min(self.widths) < 1):
             raise ValueError(
                 f"app.widths is {self.widths}; expected units of layers, each 1 or more."
+            )
+        apart = getattr(learner, "apart", 0)
+        if self.network == "din" and apart:
+            raise ValueError(
+                f"learner.apart is {apart} with app.network 'din', whose histories "
+                "show the base model the items that are kept apart from it; expected "
+                "learner.apart 0, or another network."
             )
         if self.eval_shots > self.most_shots:
             raise ValueError(
@@ -186,13 +202,22 @@ class ItemClicks:
         rows = np.flatnonzero(data.item_part[ratings.item] == PARTS.index(part))
         title = "training" if training else part
         clicks = (ratings.rating[rows] >= self.positive).astype(np.float32)
+        x = {
+            "content": ratings.content_of(rows),
+            "user": data.user[rows],
+            "item": data.item[rows],
+        }
+        if self.network == "din":
+            x["history"] = other_clicks(
+                data.user,
+                data.item,
+                ratings.rating >= self.positive,
+                most=self.history,
+                seed=self.split_number,
+            )[rows]
         try:
             return histories(
-                {
-                    "content": ratings.content_of(rows),
-                    "user": data.user[rows],
-                    "item": data.item[rows],
-                },
+                x,
                 clicks[:, None],
                 ratings.item[rows],
                 num_query=self.shots if training else self.eval_queries,
@@ -214,6 +239,8 @@ class ItemClicks:
         ids = jnp.zeros((self.shots,), jnp.int32)
         content = jnp.zeros((self.shots, places), jnp.int32)
         x = {"content": content, "user": ids, "item": ids}
+        if self.network == "din":
+            x["history"] = jnp.zeros((self.shots, self.history), jnp.int32)
         examples = Examples.of(x, jnp.zeros((self.shots, 1), jnp.float32))
         info = {"task": jnp.zeros((), jnp.int32)}
         return Task(support=examples, query=examples, info=info)
@@ -231,6 +258,7 @@ class ItemClicks:
             items=record["items"],
             dim=self.dim,
             widths=self.widths,
+            attention=self.attention,
         )
         generator = models.VectorGenerator(
             fields=fields, begin=record["of_users"], dim=self.dim

@@ -1,5 +1,6 @@
 """Ratings of items by users, with what is known of both; and splits for a cold start."""
 
+from metalearn.data.ratings.behaviour import other_clicks
 from metalearn.data.ratings.movielens import LAYOUTS, load_ratings
 from metalearn.data.ratings.split import (
     STATES,
@@ -22,6 +23,7 @@ __all__ = [
     "cold_start",
     "item_parts",
     "load_ratings",
+    "other_clicks",
     "rating_tables",
     "without_unseen",
 ]
