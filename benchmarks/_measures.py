@@ -37,17 +37,17 @@ def of_cold_start(name: str, row: dict[str, Any]) -> str:
 
 
 def of_warm_up(name: str, row: dict[str, Any]) -> str:
-    """AUC of clicks on new items, beside the mean vector."""
+    """AUC of clicks on new items, beside the mean vector, of the first base model."""
     del name
     parts = []
-    for network, told in row["networks"].items():
-        for phase in ("cold", "warm c"):
-            rows = told["phases"][phase]
-            gain = rows["mean"]["auc_gain"]
-            parts.append(
-                f"{network}, {phase}: AUC {np.mean(rows['generated']['auc']):.4f}, against "
-                f"the mean vector {gain['mean']:+.4f}, σ {gain['spread']:.4f}"
-            )
+    network, told = next(iter(row["networks"].items()))
+    for phase in ("cold", "warm c"):
+        rows = told["phases"][phase]
+        gain = rows["mean"]["auc_gain"]
+        parts.append(
+            f"{network}, {phase}: AUC {np.mean(rows['generated']['auc']):.4f}, against "
+            f"the mean vector {gain['mean']:+.4f}, σ {gain['spread']:.4f}"
+        )
     return f"{'; '.join(parts)} (inductive, {row['seeds']} seeds)"
 
 
