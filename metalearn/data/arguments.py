@@ -124,8 +124,9 @@ def mask(name: str, values: Any, num: int, of: str) -> np.ndarray:
 
     Raises:
       TypeError: the values are not of bools.
-      ValueError: there is another number of them.
+      ValueError: there is another number of them, or one is masked.
     """
+    given.check_unmasked(values, name)
     found = _array(name, values)
     if found.dtype != bool:
         raise TypeError(f"{name} is {told(values)}; expected an array of bools.")

@@ -31,7 +31,8 @@ class ClickNetwork(nn.Module):
       inner products).
     - "din": layers over the vectors and the sum of those of other items that the user
       clicked on, weighted by their `relevance` to the item (G. Zhou et al., KDD 2018). The
-      weights do not add up to one, as in the paper; activations are ReLU for its Dice.
+      weights do not add up to one, as in the paper. Its Dice and PReLU are ReLU here, an
+      item of the history is its own vector without content, and there is no penalty.
 
     Inputs are a dictionary: `content`, codes `[N, P]` as `FieldMLP` has them; `user` and
     `item`, numbers `[N]`; for "din" `history` as well, numbers of known items `[N, L]`, -1

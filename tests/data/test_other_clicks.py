@@ -1,69 +1,119 @@
-"""Histories of other clicks, by hand."""
+"""Histories of other clicks: what they hold, and that they do not tell the label."""
 
 from __future__ import annotations
+
+import collections
 
 import numpy as np
 import pytest
 
 from metalearn.data.ratings import other_clicks
 
-USER = [0, 0, 0, 0, 1, 1, 2, -1, 0]
-ITEM = [5, 6, 7, 8, 5, 9, 5, 6, -1]
-CLICKED = [True, True, False, True, True, False, False, True, True]
+
+def _drawn(num=400, users=12, items=60):
+    random = np.random.default_rng(0)
+    pairs = random.permutation(users * items)[:num]
+    user, item = pairs // items, pairs % items
+    # Of some users, items and clicks there are many, of others few.
+    clicked = random.random(num) < (user + 1) / (users + 1)
+    new = random.random(num) < 0.2
+    return np.where(user == 3, -1, user), np.where(new, -1, item), clicked
 
 
-def _sets(**options):
-    rows = other_clicks(USER, ITEM, CLICKED, **options)
-    assert rows.dtype == np.int32
-    found = []
-    for row in rows:
-        there = row[row >= 0]
+def _rows(user, item, clicked, **options):
+    found = other_clicks(user, item, clicked, **options)
+    assert found.dtype == np.int32
+    sets = []
+    for row in found:
+        there = row[row >= 0].tolist()
         assert (row[len(there) :] == -1).all()  # those that there are come first
-        found.append(set(there.tolist()))
-    return rows.shape, found
+        assert len(set(there)) == len(there)
+        sets.append(frozenset(there))
+    return sets
 
 
-def test_the_item_of_a_row_or_another_is_left_out():
-    shape, found = _sets(most=3)
-    assert shape == (9, 3)
-    # User 0 clicked on 5, 6 and 8: two of them stay, for items with a click and without.
-    assert found[0] == {6, 8} and found[1] == {5, 8} and found[3] == {5, 6}
-    assert len(found[2]) == 2 and found[2] < {5, 6, 8}
-    assert found[8] == found[2]  # a new item
-    # User 1 clicked on one item, of which none is left; the others have no history.
-    assert found[4] == found[5] == found[6] == found[7] == set()
+@pytest.mark.parametrize("most", [3, 50])
+def test_a_history_is_of_the_user_and_as_long_in_all_rows(most):
+    user, item, clicked = _drawn()
+    clicks = collections.defaultdict(set)
+    for u, i, c in zip(user, item, clicked):
+        if c and i >= 0 and u >= 0:
+            clicks[u].add(i)
+    for u, i, there in zip(user, item, _rows(user, item, clicked, most=most)):
+        assert there <= clicks[u] and i not in there
+        assert len(there) == min(len(clicks[u]) // 2, most)
 
 
-def test_no_more_than_asked_and_drawn_by_the_seed():
-    drawn = {tuple(sorted(_sets(most=1, seed=seed)[1][2])) for seed in range(20)}
-    assert drawn == {(5,), (6,), (8,)}
-    assert _sets(most=1, seed=3) == _sets(most=1, seed=3)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_history_tells_nothing_of_the_label(seed):
+    user, item, clicked = _drawn()
+    labels = collections.defaultdict(lambda: [[], []])
+    rows = zip(user, item, clicked, _rows(user, item, clicked, most=50, seed=seed))
+    for u, i, c, there in rows:
+        if i >= 0 and u >= 0:
+            labels[u, there][int(c)].append(i)
+    by_user = collections.defaultdict(list)
+    for (u, _), found in labels.items():
+        by_user[u].append(found)
+    assert max(len(groups) for groups in by_user.values()) == 2
+    for groups in by_user.values():
+        # With a click and without: as many rows in both halves, but for an odd one.
+        for sizes in zip(*([len(of) for of in found] for found in groups)):
+            assert max(sizes) - min(sizes) <= 1
+        if len(groups) == 1:  # who has clicked on one thing has no history
+            assert len(groups[0][1]) <= 1
 
 
-def test_an_item_that_was_rated_twice_is_left_out_both_times():
-    found = other_clicks([0, 0, 0], [4, 4, 5], [True, True, True], most=3)
-    np.testing.assert_array_equal(found, [[5, -1, -1], [5, -1, -1], [4, -1, -1]])
+def test_rows_of_new_items_are_of_both_halves():
+    user, item = np.zeros(60, int), np.r_[np.arange(10), np.full(50, -1)]
+    found = _rows(user, item, np.ones(60, bool), most=9)
+    assert set(found[10:]) == set(found[:10]) and len(set(found)) == 2
+    assert all(len(there) == 5 for there in found)
 
 
-def test_without_rows_or_clicks():
-    assert other_clicks(np.zeros(0, int), np.zeros(0, int), np.zeros(0, bool)).shape == (
-        0,
-        20,
-    )
+def test_draws_follow_the_seed_and_rows_may_be_chosen():
+    user, item, clicked = _drawn()
+    one = other_clicks(user, item, clicked, most=4, seed=1)
+    np.testing.assert_array_equal(one, other_clicks(user, item, clicked, most=4, seed=1))
+    assert (one != other_clicks(user, item, clicked, most=4, seed=2)).any()
+    chosen = other_clicks(user, item, clicked, most=4, seed=1, rows=[7, 3])
+    np.testing.assert_array_equal(chosen, one[[7, 3]])
+
+
+def test_an_item_that_was_rated_twice_is_in_one_half():
+    for seed in range(8):
+        found = _rows([0] * 4, [4, 4, 5, 6], [True, False, True, False], most=3, seed=seed)
+        assert found[0] == found[1] == {5} and found[2] == {4}
+        assert found[3] in ({4}, {5})
+
+
+def test_without_rows_or_clicks_and_numbers_of_any_kind():
+    none = np.zeros(0, int)
+    assert other_clicks(none, none, np.zeros(0, bool)).shape == (0, 20)
     assert (other_clicks([3, 1], [0, 1], [False, False], most=2) == -1).all()
+    large = np.asarray([2**31 - 1, 2**31 - 2], np.uint64)
+    found = other_clicks(large[:1].repeat(2), large, [True, True], most=1)
+    np.testing.assert_array_equal(found[:, 0], large[::-1])
 
 
 @pytest.mark.parametrize(
     ("changed", "error", "said"),
     [
-        ({"user": [0.5] * 9}, TypeError, "user is .*whole numbers"),
-        ({"item": [-2, *ITEM[1:]]}, ValueError, "item holds -2 in row 0"),
-        ({"item": ITEM[1:]}, ValueError, "item has 8 rows and user has 9"),
-        ({"clicked": [1] * 9}, TypeError, "clicked is .*bools"),
+        ({"user": [0.5] * 3}, TypeError, "user is .*whole numbers"),
+        ({"item": [-2, 0, 1]}, ValueError, "item holds -2 in row 0"),
+        ({"item": [0, 1, 2**32]}, ValueError, "item holds 4294967296 in row 2"),
+        ({"item": [0, 1]}, ValueError, "item has 2 rows and user has 3"),
+        ({"clicked": [1, 1, 1]}, TypeError, "clicked is .*bools"),
+        (
+            {"clicked": np.ma.array([True] * 3, mask=[0, 1, 0])},
+            ValueError,
+            "clicked is a masked array",
+        ),
+        ({"rows": [3]}, ValueError, "rows holds 3"),
         ({"most": 0}, ValueError, "most is 0"),
     ],
 )
 def test_what_is_given_is_checked(changed, error, said):
-    given = {"user": USER, "item": ITEM, "clicked": CLICKED, "most": 2} | changed
+    given = {"user": [0, 0, 1], "item": [0, 1, 2], "clicked": [True] * 3} | changed
     with pytest.raises(error, match=said):
         other_clicks(given.pop("user"), given.pop("item"), given.pop("clicked"), **given)

@@ -109,6 +109,16 @@ def test_a_known_item_moves_its_own_vector_and_a_new_one_the_other():
     assert new["new_item"].any() and not new["item"].any()
 
 
+def test_an_item_of_the_history_alone_moves_its_vector():
+    model, variables = _made("din")
+
+    def total(params):
+        return model.apply(ml.Variables(params=params, state={}), X)[0][0, 0]
+
+    moved = jax.grad(total)(variables.params)["item"].any(1)
+    np.testing.assert_array_equal(moved, [True, True, False, True, False])
+
+
 def test_generator_reads_items_alone():
     network = ml.models.VectorGenerator(fields=FIELDS, begin=1, dim=2)
     model = ml.from_linen(network)

@@ -85,8 +85,8 @@ class ItemClicks:
       network: Base model: "deepfm", "fm", "wide_deep", "pnn" or "din".
       dim: Length of the vectors.
       widths: Sizes of the hidden layers; unread by "fm".
-      history: Largest number of other items of training that the user clicked on, which
-        "din" sees with each item. They are drawn at random, for not all sets have times.
+      history: Largest number of other items of training that the user clicked on, before
+        or after, which "din" sees with each item; see `ratings.other_clicks`.
       attention: Units of the layer that weighs the history; of "din" alone.
     """
 
@@ -212,9 +212,10 @@ class ItemClicks:
                 data.user,
                 data.item,
                 ratings.rating >= self.positive,
+                rows=rows,
                 most=self.history,
                 seed=self.split_number,
-            )[rows]
+            )
         try:
             return histories(
                 x,

@@ -12,62 +12,102 @@ NONE = -1
 
 
 def other_clicks(
-    user: Any, item: Any, clicked: Any, *, most: int = 20, seed: int = 0
+    user: Any, item: Any, clicked: Any, *, rows: Any = None, most: int = 20, seed: int = 0
 ) -> np.ndarray:
-    """Items that the user of each row clicked on, the item of the row left out.
+    """Items that the user of each row clicked on, for rows with a click and without alike.
 
-    They are drawn once for each user, in random order. Where the item of a row is not among
-    them another is left out, so that the number of items is the same in all rows of a user:
-    otherwise it would tell whether the user clicked on the item of the row.
+    What a user has rated is parted at random into halves, as many clicks in each, and rows
+    of one half see clicks of the other. So a row has the history of its whole half: the
+    item of a row alone, left out where the user clicked on it, would give the click away.
 
     Args:
       user: Number of the user of each row, int `[R]`; -1 for one without a history.
-      item: Number of the item, int `[R]`; -1 for one that no history may have.
+      item: Number of the item, int `[R]`; -1 for an item that no history may have, whose
+        row is of a half at random.
       clicked: Whether the user clicked, bool `[R]`.
-      most: L, the largest number of items of a row, 1 or more.
+      rows: Numbers of the rows that are asked for, int `[S]`; all if None.
+      most: L, the largest number of items of a row, 1 or more. A user with fewer than twice
+        as many clicks has half of them, rounded down, in each row.
       seed: Seed of the draws.
 
     Returns:
-      Numbers of items, int32 `[R, L]`, those that there are first, then -1.
+      Numbers of items, int32 `[S, L]`, those that there are first, then -1.
 
     Raises:
       TypeError: numbers are not whole, or clicks are not bool.
-      ValueError: the numbers of rows differ, or a number is below -1.
+      ValueError: the numbers of rows differ, or a number is out of range.
 
     Example:
-      >>> other_clicks([0, 0, 0], [5, 6, 7], [True, True, False], most=2).shape
-      (3, 2)
+      >>> found = other_clicks([0, 0, 0], [5, 6, 7], [True, True, False], most=2)
+      >>> found[0, 0], found[1, 0]  # the click of the other half
+      (np.int32(6), np.int32(5))
     """
     arguments.count("most", most, least=1)
     arguments.seed(seed)
-    user = arguments.integers("user", user, least=NONE)
-    item = arguments.integers("item", item, least=NONE)
-    if len(item) != len(user):
+    given = {"user": user, "item": item}
+    found = {k: arguments.integers(k, v, least=NONE, below=2**31) for k, v in given.items()}
+    who, what = (array.astype(np.int64) for array in found.values())
+    if len(what) != len(who):
         raise ValueError(
-            f"item has {len(item)} rows and user has {len(user)}; expected as many."
+            f"item has {len(what)} rows and user has {len(who)}; expected as many."
         )
-    clicked = arguments.mask("clicked", clicked, len(user), "rows")
-    table = _drawn(user, item, clicked, most + 1, seed)
-    found = table[user]  # the last row, of nothing, for users without a number
-    is_own = (found == item[:, None]) & (found != NONE)
-    count = (found != NONE).sum(1)
-    left_out = np.where(is_own.any(1), is_own.argmax(1), np.maximum(count - 1, 0))
-    places = np.arange(most)[None]
-    return np.take_along_axis(found, places + (places >= left_out[:, None]), axis=1)
+    clicked = arguments.mask("clicked", clicked, len(who), "rows")
+    if rows is None:
+        rows = np.arange(len(who))
+    rows = arguments.integers("rows", rows, least=0, below=max(len(who), 1))
+    names, place = np.unique(who, return_inverse=True)
+    random = np.random.default_rng(seed)
+    half = random.integers(2, size=len(who))
+    known = np.flatnonzero((who != NONE) & (what != NONE))
+    # A pair that is there twice is in one half.
+    pairs, own = np.unique(
+        np.stack([place[known], what[known]]), axis=1, return_inverse=True
+    )
+    own = own.reshape(-1)
+    is_click = np.zeros(pairs.shape[1], bool)
+    is_click[own[clicked[known]]] = True
+    of_pair = _halves(pairs[0], is_click, random)
+    half[known] = of_pair[own]
+    table = _drawn(len(names), *pairs[:, is_click], of_pair[is_click], most, random)
+    return table[place[rows], half[rows]]
+
+
+def _halves(user: np.ndarray, is_click: np.ndarray, random: np.random.Generator):
+    """Half of each pair, 0 or 1: of a user's clicks as many in each, of the others too."""
+    order = np.lexsort((random.random(len(user)), is_click, user))
+    group = np.cumsum(_begins(user[order]) | _begins(is_click[order])) - 1
+    rank = _ranks(group)
+    # Which half has the odd one.
+    first = random.integers(2, size=len(user))[group]
+    half = np.empty(len(user), np.int64)
+    half[order] = (rank + first) % 2
+    return half
 
 
 def _drawn(
-    user: np.ndarray, item: np.ndarray, clicked: np.ndarray, most: int, seed: int
+    num: int,
+    user: np.ndarray,
+    item: np.ndarray,
+    half: np.ndarray,
+    most: int,
+    random: np.random.Generator,
 ) -> np.ndarray:
-    """Up to `most` different items of each user in random order, int32 `[U + 1, most]`."""
-    rows = np.flatnonzero(clicked & (user != NONE) & (item != NONE))
-    # A pair that is there twice would still be in the history when one of it is left out.
-    pairs = np.unique(np.stack([user[rows], item[rows]]), axis=1)
-    users, items = pairs[:, np.random.default_rng(seed).permutation(pairs.shape[1])]
-    order = np.argsort(users, kind="stable")
-    users, items = users[order], items[order]
-    rank = np.arange(len(users)) - np.searchsorted(users, users)
-    kept = rank < most
-    table = np.full((int(user.max(initial=NONE)) + 2, most), NONE, np.int32)
-    table[users[kept], rank[kept]] = items[kept]
+    """Clicks that each half of a user sees, as many in both, int32 `[U, 2, most]`."""
+    table = np.full((num, 2, most), NONE, np.int32)
+    order = np.lexsort((random.random(len(user)), half, user))
+    user, item, half = user[order], item[order], half[order]
+    rank = _ranks(np.cumsum(_begins(user) | _begins(half)) - 1)
+    size = np.minimum(np.bincount(user, minlength=num) // 2, most)
+    kept = rank < size[user]
+    table[user[kept], 1 - half[kept], rank[kept]] = item[kept]
     return table
+
+
+def _begins(values: np.ndarray) -> np.ndarray:
+    """Mask of the first of each run of equal values."""
+    return np.concatenate([np.ones(min(len(values), 1), bool), values[1:] != values[:-1]])
+
+
+def _ranks(group: np.ndarray) -> np.ndarray:
+    """Place of each row within its group, of groups one after the other."""
+    return np.arange(len(group)) - np.searchsorted(group, group)
