@@ -9,6 +9,8 @@ import pytest
 
 from metalearn.data.ratings import other_clicks
 
+NOTHING = np.zeros(0, int)
+
 
 def _drawn(num=400, users=12, items=60):
     random = np.random.default_rng(0)
@@ -45,7 +47,7 @@ def test_a_history_is_of_the_user_and_as_long_in_all_rows(most):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_history_tells_nothing_of_the_label(seed):
+def test_a_history_alone_tells_nothing_of_the_label_of_its_row(seed):
     user, item, clicked = _drawn()
     labels = collections.defaultdict(lambda: [[], []])
     rows = zip(user, item, clicked, _rows(user, item, clicked, most=50, seed=seed))
@@ -62,6 +64,30 @@ def test_a_history_tells_nothing_of_the_label(seed):
             assert max(sizes) - min(sizes) <= 1
         if len(groups) == 1:  # who has clicked on one thing has no history
             assert len(groups[0][1]) <= 1
+
+
+def test_halves_and_what_is_kept_of_them_are_drawn():
+    user, item, clicked = [0] * 8, list(range(8)), [True] * 5 + [False] * 3
+    kept, together, odd = np.zeros(5), np.zeros((8, 8)), []
+    for seed in range(300):
+        few = other_clicks(user, item, clicked, most=1, seed=seed)
+        kept += np.isin(np.arange(5), few)
+        # Rows of a half have one history, and what it holds is of the other half.
+        found = other_clicks(user, item, clicked, most=8, seed=seed)
+        same = (np.sort(found, 1)[:, None] == np.sort(found, 1)[None]).all(-1)
+        together += same
+        most_clicks, most_others = same[0, :5].sum() > 2, same[0, 5:].sum() > 1
+        odd.append(most_clicks == most_others)
+    # Two of five clicks are kept in each draw, one for each half.
+    np.testing.assert_allclose(kept / 300, 0.4, atol=0.1)
+    # Of five clicks two and three are in a half, of three others one and two.
+    pairs = np.triu(np.ones((8, 8), bool), 1)
+    clicks, others = pairs.copy(), pairs.copy()
+    clicks[:, 5:] = others[:5] = False
+    np.testing.assert_allclose(together[clicks] / 300, 0.4, atol=0.1)
+    np.testing.assert_allclose(together[others] / 300, 1 / 3, atol=0.1)
+    np.testing.assert_allclose(together[pairs & ~clicks & ~others] / 300, 0.5, atol=0.1)
+    assert 0.4 < np.mean(odd) < 0.6
 
 
 def test_rows_of_new_items_are_of_both_halves():
@@ -88,8 +114,7 @@ def test_an_item_that_was_rated_twice_is_in_one_half():
 
 
 def test_without_rows_or_clicks_and_numbers_of_any_kind():
-    none = np.zeros(0, int)
-    assert other_clicks(none, none, np.zeros(0, bool)).shape == (0, 20)
+    assert other_clicks(NOTHING, NOTHING, np.zeros(0, bool)).shape == (0, 20)
     assert (other_clicks([3, 1], [0, 1], [False, False], most=2) == -1).all()
     large = np.asarray([2**31 - 1, 2**31 - 2], np.uint64)
     found = other_clicks(large[:1].repeat(2), large, [True, True], most=1)
@@ -110,6 +135,11 @@ def test_without_rows_or_clicks_and_numbers_of_any_kind():
             "clicked is a masked array",
         ),
         ({"rows": [3]}, ValueError, "rows holds 3"),
+        (
+            {"user": NOTHING, "item": NOTHING, "clicked": NOTHING > 0, "rows": [0]},
+            ValueError,
+            "rows holds 0",
+        ),
         ({"most": 0}, ValueError, "most is 0"),
     ],
 )

@@ -16,9 +16,12 @@ def other_clicks(
 ) -> np.ndarray:
     """Items that the user of each row clicked on, for rows with a click and without alike.
 
-    What a user has rated is parted at random into halves, as many clicks in each, and rows
-    of one half see clicks of the other. So a row has the history of its whole half: the
-    item of a row alone, left out where the user clicked on it, would give the click away.
+    What a user has rated is parted at random into halves, as many clicks in each and as
+    many others, but for an odd one, and rows of one half see clicks of the other. So a row
+    has the history of its whole half: the item of a row alone, left out where the user
+    clicked on it, would give the click away. Histories of the user's other rows still hold
+    the item if it was clicked on, as any history of training does: who learns them by heart
+    knows the clicks of training, but nothing of a row whose item is -1.
 
     Args:
       user: Number of the user of each row, int `[R]`; -1 for one without a history.
@@ -27,7 +30,9 @@ def other_clicks(
       clicked: Whether the user clicked, bool `[R]`.
       rows: Numbers of the rows that are asked for, int `[S]`; all if None.
       most: L, the largest number of items of a row, 1 or more. A user with fewer than twice
-        as many clicks has half of them, rounded down, in each row.
+        as many clicks has half of them, rounded down, in each row. In a row with a click
+        the item itself is among those counted, so a user of the same taste has a longer
+        history there than for a new item, by half a click.
       seed: Seed of the draws.
 
     Returns:
@@ -54,7 +59,7 @@ def other_clicks(
     clicked = arguments.mask("clicked", clicked, len(who), "rows")
     if rows is None:
         rows = np.arange(len(who))
-    rows = arguments.integers("rows", rows, least=0, below=max(len(who), 1))
+    rows = arguments.integers("rows", rows, least=0, below=len(who))
     names, place = np.unique(who, return_inverse=True)
     random = np.random.default_rng(seed)
     half = random.integers(2, size=len(who))
