@@ -186,10 +186,11 @@ def cpu() -> str:
 
 
 def store(name: str, result: Mapping[str, Any], path: str | Path | None = None) -> Path:
-    """Writes a result with its environment as JSON."""
+    """Writes a result with its environment as JSON, under the name that its file has."""
     path = Path(path) if path else RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"benchmark": name, **result, "environment": where()}
+    own = path.name.removesuffix(".json")
+    content = {"benchmark": own, **result, "environment": where()}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {path}")
     return path

@@ -42,7 +42,7 @@ class WarmUp:
       data_dir: Folder of the sets.
       runs: Where run folders go; finished ones are taken as they are.
       json: Where to write; `benchmarks/results/warm-up-SET.json` by default, with what is
-        overridden in its name.
+        overridden in its name, and the networks if not all are asked for.
     """
 
     networks: tuple[str, ...] = ("deepfm", "fm", "wide_deep", "pnn", "din")
@@ -83,8 +83,9 @@ class WarmUp:
             for phase, rows in told["phases"].items():
                 for first, row in rows.items():
                     print(f"{network}, {phase}, {first}: AUC {row['auc']}", flush=True)
-        # A comparison under other settings stands beside that of the recipe.
-        name = "-".join(["warm-up", found["name"], *self.set])
+        # Other settings or networks stand beside those of the recipe.
+        some = () if self.networks == WarmUp.networks else self.networks
+        name = "-".join(["warm-up", found["name"], *some, *self.set])
         _harness.store(name, found, self.json)
 
     def _check(self) -> dict[str, _runs.Plan]:

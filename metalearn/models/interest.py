@@ -88,10 +88,11 @@ def relevance(module: nn.Module, asked: Array, past: Array, *, units: int) -> Ar
     """Score of each record of a history for each candidate, `[N, K, L]`.
 
     The unit of a deep interest network: a ReLU layer on candidate q, record v and their
-    product by elements q * v, where the paper names an outer product.
-    The difference q - v is not among the inputs, which adds no function to a linear layer
-    on q and v. Call it within `__call__` of a linen module, whose parameters are then
-    `of_candidate`, `of_past`, `of_both` and `weigh`.
+    product by elements q * v, where the paper names an outer product. The difference q - v
+    is not among the inputs, for it adds no function to a linear layer on q and v.
+
+    Call it within `__call__` of a linen module, whose parameters are then `of_candidate`,
+    `of_past`, `of_both` and `weigh`.
 
     Args:
       module: The module.

@@ -122,9 +122,8 @@ def test_histories_are_clicks_of_training_and_of_the_split(data):
     app = dataclasses.replace(TINY, network="din", history=4)
     high = data.ratings.rating >= 4
     clicked = set(zip(data.user[high].tolist(), data.item[high].tolist()))
-    found = {}
     for part in ("train", "test"):
-        x = found[part] = _every(app, data, part).query.x
+        x = _every(app, data, part).query.x
         for user, item, history in zip(*map(np.concatenate, map(x.get, ROWS))):
             there = history[history >= 0].tolist()
             assert all((user, other) in clicked for other in there) and item not in there

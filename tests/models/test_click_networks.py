@@ -27,8 +27,7 @@ def _made(kind):
     model = ml.from_linen(_network(kind))
     variables = model.init(jax.random.key(0), X)
     key = jax.random.key(1)
-    draw = lambda leaf: jax.random.normal(jax.random.fold_in(key, leaf.size), leaf.shape)
-    params = jax.tree.map(draw, variables.params)
+    params = jax.tree.map(lambda a: jax.random.normal(key, a.shape), variables.params)
     return model, ml.Variables(params=params, state=variables.state)
 
 

@@ -30,9 +30,8 @@ def other_clicks(
       clicked: Whether the user clicked, bool `[R]`.
       rows: Numbers of the rows that are asked for, int `[S]`; all if None.
       most: L, the largest number of items of a row, 1 or more. A user with fewer than twice
-        as many clicks has half of them, rounded down, in each row. In a row with a click
-        the item itself is among those counted, so a user of the same taste has a longer
-        history there than for a new item, by half a click.
+        as many clicks has half of them, rounded down, in each row. The click of the row
+        itself is counted, so histories of training are half an item longer for it.
       seed: Seed of the draws.
 
     Returns:
@@ -49,26 +48,27 @@ def other_clicks(
     """
     arguments.count("most", most, least=1)
     arguments.seed(seed)
-    given = {"user": user, "item": item}
-    found = {k: arguments.integers(k, v, least=NONE, below=2**31) for k, v in given.items()}
-    who, what = (array.astype(np.int64) for array in found.values())
-    if len(what) != len(who):
+    user = arguments.integers("user", user, least=NONE, below=2**31)
+    item = arguments.integers("item", item, least=NONE, below=2**31)
+    if len(item) != len(user):
         raise ValueError(
-            f"item has {len(what)} rows and user has {len(who)}; expected as many."
+            f"item has {len(item)} rows and user has {len(user)}; expected as many."
         )
-    clicked = arguments.mask("clicked", clicked, len(who), "rows")
+    clicked = arguments.mask("clicked", clicked, len(user), "rows")
     if rows is None:
-        rows = np.arange(len(who))
-    rows = arguments.integers("rows", rows, least=0, below=len(who))
-    names, place = np.unique(who, return_inverse=True)
+        rows = np.arange(len(user))
+    rows = arguments.integers("rows", rows, least=0, below=len(user))
+    # A stack of signed and unsigned numbers would be of floats.
+    item = item.astype(np.int64)
+    names, place = np.unique(user, return_inverse=True)
     random = np.random.default_rng(seed)
-    half = random.integers(2, size=len(who))
-    known = np.flatnonzero((who != NONE) & (what != NONE))
+    half = random.integers(2, size=len(user))
+    known = np.flatnonzero((names[place] >= 0) & (item >= 0))
     # A pair that is there twice is in one half.
     pairs, own = np.unique(
-        np.stack([place[known], what[known]]), axis=1, return_inverse=True
+        np.stack([place[known], item[known]]), axis=1, return_inverse=True
     )
-    own = own.reshape(-1)
+    own = own.reshape(-1)  # NumPy 2.0 gives it a second axis
     is_click = np.zeros(pairs.shape[1], bool)
     is_click[own[clicked[known]]] = True
     of_pair = _halves(pairs[0], is_click, random)
@@ -77,16 +77,14 @@ def other_clicks(
     return table[place[rows], half[rows]]
 
 
-def _halves(user: np.ndarray, is_click: np.ndarray, random: np.random.Generator):
+def _halves(
+    user: np.ndarray, is_click: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
     """Half of each pair, 0 or 1: of a user's clicks as many in each, of the others too."""
-    order = np.lexsort((random.random(len(user)), is_click, user))
-    group = np.cumsum(_begins(user[order]) | _begins(is_click[order])) - 1
-    rank = _ranks(group)
-    # Which half has the odd one.
-    first = random.integers(2, size=len(user))[group]
-    half = np.empty(len(user), np.int64)
-    half[order] = (rank + first) % 2
-    return half
+    group = 2 * user + is_click
+    # Of an odd number of pairs the first half has one more, or the second.
+    first = random.integers(2, size=group.max(initial=-1) + 1)[group]
+    return (_ranks(group, random) + first) % 2
 
 
 def _drawn(
@@ -99,20 +97,16 @@ def _drawn(
 ) -> np.ndarray:
     """Clicks that each half of a user sees, as many in both, int32 `[U, 2, most]`."""
     table = np.full((num, 2, most), NONE, np.int32)
-    order = np.lexsort((random.random(len(user)), half, user))
-    user, item, half = user[order], item[order], half[order]
-    rank = _ranks(np.cumsum(_begins(user) | _begins(half)) - 1)
+    rank = _ranks(2 * user + half, random)
     size = np.minimum(np.bincount(user, minlength=num) // 2, most)
     kept = rank < size[user]
     table[user[kept], 1 - half[kept], rank[kept]] = item[kept]
     return table
 
 
-def _begins(values: np.ndarray) -> np.ndarray:
-    """Mask of the first of each run of equal values."""
-    return np.concatenate([np.ones(min(len(values), 1), bool), values[1:] != values[:-1]])
-
-
-def _ranks(group: np.ndarray) -> np.ndarray:
-    """Place of each row within its group, of groups one after the other."""
-    return np.arange(len(group)) - np.searchsorted(group, group)
+def _ranks(group: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Place of each row within its group in random order, 0..."""
+    order = np.lexsort((random.random(len(group)), group))
+    rank = np.empty(len(group), np.int64)
+    rank[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+    return rank
