@@ -20,13 +20,7 @@ from metalearn.apps import learners, memory
 from metalearn.apps.built import built_learner, built_once
 from metalearn.apps.learners import Learner
 from metalearn.apps.optimisers import Optimiser, Outer, OwnOuter
-from metalearn.apps.records import (
-    check_type,
-    check_values,
-    from_json,
-    hints,
-    to_json,
-)
+from metalearn.apps.records import check_type, check_values, from_json, hints, to_json
 from metalearn.core.keys import of_seed
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Variables
@@ -121,6 +115,7 @@ class Recipe:
       steps: Number of outer steps.
       tasks_per_step: Tasks of one outer step.
       validate_every: Steps between validations, which choose the variables to keep.
+      validate_start: Whether the variables before the first step are a choice too.
       validation_tasks: Tasks of one validation.
       patience: Validations without improvement until training stops; no limit if None.
       test_tasks: Tasks of the final evaluation.
@@ -137,6 +132,7 @@ class Recipe:
     steps: int = 1500
     tasks_per_step: int = 16
     validate_every: int = 500
+    validate_start: bool = False
     validation_tasks: int = 200
     patience: int | None = None
     test_tasks: int = 600

@@ -65,6 +65,7 @@ def _train(
         learner=recipe.build_judged(run.record),
         num_tasks=num,
         every=recipe.validate_every,
+        start=recipe.validate_start,
         metrics=recipe.app.measures,
         metric=recipe.app.metric,
         patience=recipe.patience,

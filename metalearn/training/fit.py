@@ -175,6 +175,10 @@ def fit(
         _go_on(run, checkpoints, calls)
     _check_left(run.step, num_steps)
     with Progress(num_steps, start=run.step, show=progress, label="meta-train") as bar:
+        if validation is not None and validation.start and run.step == run.notes.begun:
+            bar.say("validating the start")
+            with kept_if_it_fails(run, checkpoints):
+                judge(run, validation, sinks)
         while run.step < num_steps and not run.notes.stopped:
             stop = _next_stop(run.step, num_steps, log_every, every, checkpoint_every)
             done = _advance(run, calls, stop, stops, again, bar)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from metalearn.core import checks, kinds, mesh, metrics
+from metalearn.core import checks, given, kinds, mesh, metrics
 from metalearn.core.keys import of_seed
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Variables
@@ -31,6 +31,8 @@ class Validation:
       num_tasks: Number of tasks of each validation, always the same ones.
       every: Steps between validations; a fifth of those of training, 500 at most, when
         `None`. There is one after the last step as well.
+      start: Whether the variables that training starts from are judged too, and kept if no
+        later ones are better.
       metric: Name of the number that decides.
       patience: Validations without improvement after which training stops; `None` never.
       seed: Seed of the validation tasks.
@@ -48,6 +50,7 @@ class Validation:
     metrics: Mapping[str, Metric] | None = None
     num_tasks: int = 200
     every: int | None = None
+    start: bool = False
     metric: str = "query/accuracy"
     patience: int | None = None
     seed: int = 0
@@ -61,6 +64,7 @@ class Validation:
         kinds.count("num_tasks of a validation", self.num_tasks, least=2)
         if self.every is not None:
             checks.whole_number("every of a validation", self.every, least=1)
+        given.flag("start of a validation", self.start)
         if self.patience is not None:
             checks.whole_number("patience of a validation", self.patience, least=1)
         kinds.count("seed of a validation", self.seed, least=0)

@@ -30,6 +30,41 @@ def test_best_variables_are_kept_and_patience_stops():
     assert rows[3]["validation/loss"] == 0 and rows[-1]["best_step"] == 20
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_start_is_a_choice_only_where_that_is_asked_for(averaged):
+    """Training makes this learner worse from the first step on."""
+    worse = lambda outputs, examples: jnp.mean(outputs**2)
+    outer = ml.averaging(optax.sgd(1.0), 0.9) if averaged else optax.sgd(1.0)
+    trainer = ml.meta_trainer(counting_learner(), outer)
+    rows, best = {}, {}
+    for start in (False, True):
+        judged = validation(loss_fn=worse, start=start, patience=None)
+        result = fit(10, trainer, validation=judged)
+        best[start] = result.best_step, float(result.variables.params["n"][0])
+        rows[start] = [r["step"] for r in result.history if "validation/loss" in r]
+    assert best[True] == (0, 0.0) and best[False][0] == 5
+    assert rows == {False: [5, 10], True: [0, 5, 10]}
+
+
+def test_the_start_is_judged_once_and_survives_a_resume(tmp_path):
+    worse = lambda outputs, examples: jnp.mean(outputs**2)
+    options = {
+        "validation": validation(loss_fn=worse, start=True, patience=4),
+        "checkpoints": ml.Checkpoints(tmp_path / "run"),
+    }
+    fit(7, counting_trainer(), **options)
+    result = fit(100, counting_trainer(), resume=True, **options)
+    assert result.best_step == 0 and float(result.variables.params["n"][0]) == 0
+    judged = [r["step"] for r in result.history if "validation/loss" in r]
+    # The seventh step was the last one asked for, so that it was judged too.
+    assert judged == [0, 5, 7, 10, 15]  # four without improvement
+
+
+def test_whether_the_start_is_judged_is_a_flag():
+    with pytest.raises(TypeError, match="start of a validation is 1; expected True or"):
+        validation(start=1)
+
+
 def test_patience_survives_a_resume(tmp_path):
     checkpoints = ml.Checkpoints(tmp_path / "run")
     options = {"validation": validation(), "checkpoints": checkpoints}
