@@ -30,7 +30,8 @@ class Labels:
     Attributes:
       recipes: Recipes of labels, the first of which is compared with the others.
       seeds: Training runs of each recipe.
-      set: Fields to override in all recipes, such as `--set steps=100`.
+      set: Fields to override in all recipes, such as `--set steps=100`, or in one of them,
+        such as `--set labels-plain:outer.rate=0.1`.
       part: Part to judge on; choices belong to validation, which stores nothing unless
         `json` says where.
       data_dir: Folder of the sets.
@@ -50,9 +51,10 @@ class Labels:
 
     def run_benchmark(self) -> None:
         rows, told = {}, {}
+        plans = {name: self._plan(name) for name in self.recipes}
         origin = _runs.here()
         for name in self.recipes:
-            rows[name] = self._row(name)
+            rows[name] = self._row(name, plans[name])
             told[name] = rows[name].pop("judged")
         fingerprint = _runs.check_tasks(told)
         first = next(iter(rows.values()))
@@ -81,15 +83,35 @@ class Labels:
             "fingerprint": fingerprint,
             "rows": rows,
         }
-        name = "-".join(["labels", self.recipes[0].removeprefix("labels-"), *self.set])
+        shared = [pair for pair in self.set if not _owner(pair)]
+        name = "-".join(["labels", self.recipes[0].removeprefix("labels-"), *shared])
         _harness.store(name, found, self.json)
 
-    def _row(self, name: str) -> dict[str, Any]:
-        """All seeds of one recipe."""
-        argv = [name, *_runs.Plan(name, 1, self.set).options()]
-        recipe = parse_train(argv)[2]
-        assert isinstance(recipe.app, NoisyLabels)
+    def _plan(self, name: str) -> Recipe:
+        """A recipe with what is set of all and of this one.
+
+        Raises:
+          SystemExit: it is none of labels, or a field is set of a recipe that is not here.
+        """
+        owners = {_owner(pair) for pair in self.set} - {None, *self.recipes}
+        if owners:
+            raise SystemExit(
+                f"--set names {', '.join(sorted(map(str, owners)))}, not among --recipes: "
+                f"{', '.join(self.recipes)}."
+            )
+        own = tuple(
+            pair.removeprefix(f"{name}:")
+            for pair in self.set
+            if _owner(pair) in (None, name)
+        )
+        recipe = parse_train([name, *_runs.Plan(name, 1, own).options()])[2]
+        if not isinstance(recipe.app, NoisyLabels):
+            raise SystemExit(f"{name} is no recipe of labels; see `metalearn list`.")
         recipe.check()
+        return recipe
+
+    def _row(self, name: str, recipe: Recipe) -> dict[str, Any]:
+        """All seeds of one recipe."""
         data = recipe.app.load(self.data_dir)
         record = recipe.app.describe(data)
         trainer, judge = recipe.trainer(record), recipe.build_judged(record)
@@ -118,6 +140,12 @@ class Labels:
             "judged": _runs.told(evaluation),
             "values": {k: np.stack([e[k] for e in each]) for k in each[0]},
         }
+
+
+def _owner(pair: str) -> str | None:
+    """The recipe whose field `pair` sets; None of all recipes."""
+    field = pair.partition("=")[0]
+    return field.partition(":")[0] if ":" in field else None
 
 
 def trained(recipe: Recipe, trainer: Any, tasks: Any, seed: int) -> ml.Variables:

@@ -15,6 +15,7 @@ from benchmarks.recipe import summary
 from metalearn.apps import FewShotText, find
 from metalearn.cli.train_options import parse_train
 from metalearn.core.metrics import mean_ci95
+from metalearn.data.text import TextSet, load_texts
 from metalearn.runs import folder as run_folder
 
 BASELINE = "text-centroid"
@@ -129,10 +130,15 @@ class Texts:
         if self.json and Path(self.json).is_dir():
             raise SystemExit(f"--json is {self.json}, a folder; expected a file.")
         for recipe in recipes:
-            plan = self._plan(recipe, folds[0])
             if find(recipe).recipe.app.kind != FewShotText.kind:
                 raise SystemExit(f"{recipe} is no recipe of texts; see `metalearn list`.")
-            parse_train([recipe, *plan.options()])[2].check()
+        for fold in folds:
+            texts = load_texts(self.dataset, self.data_dir, fold=fold)
+            for recipe in recipes:
+                plan = self._plan(recipe, fold)
+                planned = parse_train([recipe, *plan.options()])[2]
+                planned.check()
+                _check_ways(recipe, planned.app, texts)
         return folds
 
     def _plan(self, recipe: str, fold: str) -> _runs.Plan:
@@ -187,6 +193,17 @@ class Texts:
             "shots": {},
         }
         return row, {shots: np.stack(each) for shots, each in values.items()}
+
+
+def _check_ways(recipe: str, app: FewShotText, texts: TextSet) -> None:
+    """Raises a `SystemExit` if a part of the set has fewer classes than a task has."""
+    for part, found in texts.parts.items():
+        option = "ways" if part == "train" or app.eval_ways is None else "eval_ways"
+        if found.num_classes < (asked := getattr(app, option)):
+            raise SystemExit(
+                f"{recipe} has tasks of {asked} classes, and {texts.name} {texts.fold} has "
+                f"{found.num_classes} in {part}; lower them by --set app.{option}=."
+            )
 
 
 def judged_at(values: np.ndarray, baseline: np.ndarray | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ def test_recipes_are_compared_on_the_same_test_batches(tmp_path, capsys):
     settings = ("app.dataset=own", "app.hidden=6", "steps=2")
     settings += ("app.batch=8", "app.clean_batch=4", "app.eval_batch=5", "log_every=2")
     settings += ("validate_every=2", "checkpoint_every=2")
+    settings += ("labels-l2rw:outer.rate=0.5",)
     path = tmp_path / "found.json"
     labels.Labels(
         recipes=("labels-plain", "labels-l2rw"),
@@ -26,6 +27,8 @@ def test_recipes_are_compared_on_the_same_test_batches(tmp_path, capsys):
     ).run_benchmark()
     found = json.loads(path.read_text(encoding="utf-8"))
     first, second = found["rows"].values()
+    rates = [row["settings"]["outer"]["rate"] for row in (first, second)]
+    assert rates == [0.02, 0.5]
     assert "difference" not in first and found["origin"]["code"]
     apart = second["difference"]
     means = [row["metrics"]["query/accuracy"]["mean"] for row in (first, second)]
@@ -42,10 +45,26 @@ def test_what_choices_read_is_not_stored_as_a_result(tmp_path, monkeypatch, part
         "values": {"query/accuracy": np.ones((1, 2))},
         "judged": ("made", "1", 2),
     }
-    monkeypatch.setattr(labels.Labels, "_row", lambda self, name: dict(row))
+    monkeypatch.setattr(labels.Labels, "_row", lambda self, *plan: dict(row))
     monkeypatch.setattr(_harness, "RESULTS", tmp_path)
     labels.Labels(part=part, seeds=1).run_benchmark()
     assert (tmp_path / "labels-plain.json").is_file() == stored
     path = tmp_path / "mine.json"
     labels.Labels(part=part, seeds=1, json=str(path)).run_benchmark()
     assert json.loads(path.read_text(encoding="utf-8"))["part"] == part
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"set": ("labels-mixed:steps=2",)}, "names labels-mixed, not among --recipes"),
+        ({"set": ("labels-plain:steps",)}, "expected FIELD=VALUE"),
+        ({"recipes": ("text-maml",)}, "text-maml is no recipe of labels"),
+    ],
+)
+def test_settings_that_no_recipe_has_are_refused_before_training(
+    monkeypatch, asked, message
+):
+    monkeypatch.setattr(labels.Labels, "_row", lambda *args: pytest.fail("it trains"))
+    with pytest.raises((SystemExit, ValueError), match=message):
+        labels.Labels(**asked).run_benchmark()

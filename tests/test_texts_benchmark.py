@@ -37,6 +37,35 @@ def test_what_is_not_there_is_refused_before_training(monkeypatch, asked, messag
         texts.Texts(**asked).run_benchmark()
 
 
+def classes_of(monkeypatch, **numbers):
+    """Stands in for the set, with these numbers of classes in its parts."""
+    parts = {k: types.SimpleNamespace(num_classes=n) for k, n in numbers.items()}
+    monkeypatch.setattr(
+        texts,
+        "load_texts",
+        lambda name, data_dir, *, fold: types.SimpleNamespace(
+            name=name, fold=fold, parts=parts
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((14, 9, 9), "text-protonet has tasks of 15 classes, and hwu64 01 has 14 in train"),
+        ((15, 4, 9), "tasks of 5 classes, and hwu64 01 has 4 in validation.*app.eval_ways"),
+    ],
+)
+def test_a_fold_with_too_few_classes_is_refused_before_training(
+    monkeypatch, numbers, message
+):
+    monkeypatch.setattr(_runs, "trained", lambda *args: pytest.fail("it trains"))
+    train, validation, test = numbers
+    classes_of(monkeypatch, train=train, validation=validation, test=test)
+    with pytest.raises(SystemExit, match=message):
+        texts.Texts("hwu64", ("text-protonet",)).run_benchmark()
+
+
 @pytest.fixture
 def trained(monkeypatch):
     """Runs that are right in 0.5 of the tasks, and 0.25 more with a shot more.
@@ -57,6 +86,7 @@ def trained(monkeypatch):
     app = types.SimpleNamespace(test_ways=5)
     run = types.SimpleNamespace(recipe=types.SimpleNamespace(app=app))
     found = {"settings": {}, "training_seconds": 1.0, "result": {"best_step": 3}}
+    classes_of(monkeypatch, train=15, validation=5, test=5)
     monkeypatch.setattr(_runs, "planned", lambda plans, runs: {})
     monkeypatch.setattr(_runs, "trained", lambda plan, seed, runs, _: plan.folder(seed, ""))
     monkeypatch.setattr(_runs, "judged", judged)

@@ -21,7 +21,9 @@ def _text(learner: Learner, app: dict[str, Any] | None = None, **rest: Any) -> R
         "tasks_per_step": 4,
         "steps": 1000,
         "log_every": 100,
-        "validate_every": 250,
+        "validate_every": 100,
+        # Of good vectors, training on few classes often makes worse ones.
+        "validate_start": True,
         "validation_tasks": 500,
         "test_tasks": 2000,
         "checkpoint_every": 500,
