@@ -39,6 +39,10 @@ class Features:
     unseen: bool = False
 
     def run_benchmark(self) -> None:
+        if not Path(self.run).is_dir():
+            raise SystemExit(
+                f"--run is {self.run}, where no folder is; expected that of a finished run."
+            )
         run = run_folder.load(Path(self.run))
         learner = run.recipe.learner
         variables, _ = runs.best(run)

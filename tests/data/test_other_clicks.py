@@ -147,3 +147,22 @@ def test_what_is_given_is_checked(changed, error, said):
     given = {"user": [0, 0, 1], "item": [0, 1, 2], "clicked": [True] * 3} | changed
     with pytest.raises(error, match=said):
         other_clicks(given.pop("user"), given.pop("item"), given.pop("clicked"), **given)
+
+
+def test_rows_of_new_items_are_of_a_half_by_chance():
+    """By turns they would have one history in every draw, or all the other one."""
+    user, item = [0] * 12, [1, 2, 3, 4] + [-1] * 8
+    clicked = np.asarray(item) > 0
+    shares = []
+    for seed in range(30):
+        found = other_clicks(user, item, clicked, seed=seed)[4:]
+        same = (found == found[0]).all(1)
+        shares.append(same[1:].mean())
+        assert len(np.unique(found, axis=0)) <= 2
+    # Pairs of rows are alike in half of the draws, and not by their place.
+    assert 0.35 < np.mean(shares) < 0.65 and np.std(shares) > 0.1
+
+
+def test_histories_beyond_the_memory_are_refused_before_they_are_made():
+    with pytest.raises(ValueError, match=r"histories of 1,000,000,000 .*Lower most"):
+        other_clicks([0, 0], [1, 2], [True, False], most=10**9)

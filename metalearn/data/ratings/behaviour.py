@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.core.cost import in_bytes
 from metalearn.data import arguments
 
 NONE = -1
+_MOST_BYTES = 4 * 2**30  # of the histories
 
 
 def other_clicks(
@@ -39,7 +41,8 @@ def other_clicks(
 
     Raises:
       TypeError: numbers are not whole, or clicks are not bool.
-      ValueError: the numbers of rows differ, or a number is out of range.
+      ValueError: the numbers of rows differ, a number is out of range, or histories would
+        take too much memory.
 
     Example:
       >>> found = other_clicks([0, 0, 0], [5, 6, 7], [True, True, False], most=2)
@@ -58,6 +61,12 @@ def other_clicks(
     if rows is None:
         rows = np.arange(len(user))
     rows = arguments.integers("rows", rows, least=0, below=len(user))
+    wanted = 4 * most * (2 * len(np.unique(user)) + len(rows))
+    if wanted > _MOST_BYTES:
+        raise ValueError(
+            f"histories of {most:,} items of {len(rows):,} rows take {in_bytes(wanted)}; "
+            f"expected at most {in_bytes(_MOST_BYTES)}. Lower most."
+        )
     # A stack of signed and unsigned numbers would be of floats.
     item = item.astype(np.int64)
     names, place = np.unique(user, return_inverse=True)
