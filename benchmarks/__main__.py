@@ -31,6 +31,7 @@ from benchmarks.paired import Paired
 from benchmarks.peers import Peers
 from benchmarks.places import Places
 from benchmarks.recipe import RunRecipe
+from benchmarks.rollouts import Rollouts
 from benchmarks.routing import Routing
 from benchmarks.scaling import Scaling
 from benchmarks.streams import Streams
@@ -63,6 +64,7 @@ BENCHMARKS = {
     "online": Online,
     "streams": Streams,
     "bandits": Bandits,
+    "rollouts": Rollouts,
     "texts": Texts,
     "cold-start": ColdStarts,
     "warm-up": WarmUp,

@@ -14,7 +14,17 @@ from metalearn._clash import refuse_mixed_installation as _refuse_mixed_installa
 
 _refuse_mixed_installation(_Path(__file__).parent)
 
-from metalearn import algorithms, data, hypergradient, inner, models, tasks, testing
+from metalearn import (
+    algorithms,
+    data,
+    environments,
+    hypergradient,
+    inner,
+    models,
+    policies,
+    tasks,
+    testing,
+)
 from metalearn.algorithms import *
 from metalearn.core import losses, metrics
 from metalearn.core.estimators import gradient_estimator
@@ -81,6 +91,7 @@ __all__ = [
     "clear_caches",
     "data",
     "describe",
+    "environments",
     "evaluate",
     "fit",
     "fit_continually",
@@ -102,6 +113,7 @@ __all__ = [
     "models",
     "pad_examples",
     "paired_difference",
+    "policies",
     "predict",
     "regret",
     "sample_batch",

@@ -20,8 +20,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = (
     ("_clash", "lowering"),
     ("core",),
-    ("inner", "models", "tasks", "data"),
-    ("hypergradient",),
+    ("inner", "models", "tasks", "data", "environments"),
+    ("hypergradient", "policies"),
     ("testing", "algorithms"),
     ("training",),
     ("apps",),
@@ -174,7 +174,10 @@ def test_functions_are_short(file):
     assert not long, long
 
 
-PUBLIC = [ml, ml.data, ml.hypergradient, ml.inner, ml.models, ml.tasks]
+PUBLIC = [
+    *(ml, ml.data, ml.environments, ml.hypergradient, ml.inner, ml.models, ml.policies),
+    ml.tasks,
+]
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda m: m.__name__)

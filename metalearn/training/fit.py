@@ -175,10 +175,8 @@ def fit(
         _go_on(run, checkpoints, calls)
     _check_left(run.step, num_steps)
     with Progress(num_steps, start=run.step, show=progress, label="meta-train") as bar:
-        if validation is not None and validation.start and run.step == run.notes.begun:
-            bar.say("validating the start")
-            with kept_if_it_fails(run, checkpoints):
-                judge(run, validation, sinks)
+        with kept_if_it_fails(run, checkpoints):
+            _judge_start(run, validation, sinks)
         while run.step < num_steps and not run.notes.stopped:
             stop = _next_stop(run.step, num_steps, log_every, every, checkpoint_every)
             done = _advance(run, calls, stop, stops, again, bar)
@@ -287,6 +285,12 @@ def _first_of(totals: Totals) -> dict[str, float]:
         "meta/gradient": numbers["gradient"],
         "meta/state": numbers["state"],
     }
+
+
+def _judge_start(run: Run, validation: Validation | None, sinks: Sequence[Sink]) -> None:
+    """Judges the variables that a run begins with, where that is asked for."""
+    if validation is not None and validation.start and run.step == run.notes.begun:
+        judge(run, validation, sinks)
 
 
 def _check_left(step: int, num_steps: int) -> None:
