@@ -79,9 +79,12 @@ class Plan:
 
 
 def _option(field: str, value: str) -> list[str]:
-    """A field as an option; one that is true or false has two names and no value."""
+    """A field as an option, with several values if they are apart by spaces.
+
+    One that is true or false has two names and no value.
+    """
     if value not in ("True", "False"):
-        return [f"--{field}", value]
+        return [f"--{field}", *value.split()]
     folder, dot, name = field.rpartition(".")
     return [f"--{folder}{dot}{'' if value == 'True' else 'no-'}{name}"]
 

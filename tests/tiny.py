@@ -46,6 +46,12 @@ def sine_batch(num=3):
         return jax.vmap(sampler)(jax.random.split(jax.random.key(7), num))
 
 
+def episode_batch(environment, num=3):
+    sampler = ml.environments.episodes(environment, num_support=3, num_query=2)
+    with jax.enable_x64(False):
+        return jax.vmap(sampler)(jax.random.split(jax.random.key(7), num))
+
+
 def one(tasks, i=0):
     return jax.tree.map(lambda leaf: leaf[i], tasks)
 

@@ -14,6 +14,7 @@ from metalearn.algorithms import (
     joint,
     memory,
     metric,
+    reward,
 )
 from metalearn.algorithms.baselines import fine_tune, no_adaptation
 from metalearn.algorithms.bayesian import *
@@ -25,6 +26,7 @@ from metalearn.algorithms.gradient import *
 from metalearn.algorithms.joint import *
 from metalearn.algorithms.memory import *
 from metalearn.algorithms.metric import *
+from metalearn.algorithms.reward import *
 
 __all__ = ["fine_tune", "no_adaptation"]
 __all__ += bayesian.__all__
@@ -36,3 +38,4 @@ __all__ += gradient.__all__
 __all__ += joint.__all__
 __all__ += memory.__all__
 __all__ += metric.__all__
+__all__ += reward.__all__

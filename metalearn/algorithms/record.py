@@ -52,8 +52,8 @@ class Record(Card):
       batches: What the query set of a training task has to be, for learners of one
         persistent model: "clean" labels, another of several "domains", that with unlabelled
         images of a "target" domain beside it, or a "quiz" beside a teacher; or "planned"
-        tasks, which a learner chooses itself. Applications of other tasks refuse such a
-        learner.
+        tasks, which a learner chooses itself; or "episodes", which it plays itself.
+        Applications of other tasks refuse such a learner.
       tiny: Arguments of a small instance for the conformance suite.
       curves: Whether that instance regresses curves; else it classifies.
       traits: What the instance declares, as keyword arguments of

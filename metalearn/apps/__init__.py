@@ -1,6 +1,7 @@
 """Recipes: every choice of a training run as one typed record, made of records."""
 
 from metalearn.apps.base import Application, Entry, Recipe
+from metalearn.apps.control import Episodes
 from metalearn.apps.curves import Curves
 from metalearn.apps.distillation import Distillation
 from metalearn.apps.domains import UnseenDomain
@@ -21,6 +22,7 @@ __all__ = [
     "Curves",
     "Distillation",
     "Entry",
+    "Episodes",
     "FewRatings",
     "ItemClicks",
     "FewShotFeatures",

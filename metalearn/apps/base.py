@@ -308,6 +308,7 @@ class Recipe:
                 "target": "with unlabelled images of a target domain beside them",
                 "quiz": "whose query set is a quiz for the student of a teacher",
                 "planned": "of areas and users that it chooses",
+                "episodes": "whose examples are episodes that it plays",
             }[needs]
             raise ValueError(
                 f"{self.learner.name} trains on tasks {what}, which those of "

@@ -27,6 +27,8 @@ from metalearn.apps.records import from_json, members, to_json
 from metalearn.core import losses
 from metalearn.core.learner import MetaLearner
 from metalearn.core.model import Model
+from metalearn.environments import bernoulli_bandit
+from metalearn.policies import policy_for
 
 # Arguments of the application, and `name`, which only code can give.
 FROM_APPLICATION = ("num_ways", "num_classes", "mask_absent_classes", "name")
@@ -83,7 +85,11 @@ class Learner:
             return
         loss_fn = losses.mse if self.record.curves else losses.cross_entropy
         offers = {"model": _NEVER_RUN, "encoder": _NEVER_RUN, "loss_fn": loss_fn}
-        self.build({**offers, "num_ways": 2, "num_classes": 2})
+        played = {
+            "environment": (bandit := bernoulli_bandit()),
+            "policy": policy_for(bandit),
+        }
+        self.build({**offers, **played, "num_ways": 2, "num_classes": 2})
 
     def refuse_policy(self, reader: str) -> None:
         """Refuses a policy of batch norm that no layer of the network reads.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from metalearn.apps import (
+    control,
     curves,
     distillation,
     domains,
@@ -29,6 +30,7 @@ APPLICATIONS = (
     *labels.APPLICATIONS,
     *places.APPLICATIONS,
     *distillation.APPLICATIONS,
+    *control.APPLICATIONS,
 )
 KINDS: dict[str, type[Application]] = {app.kind: app for app in APPLICATIONS}
 RECIPES: dict[str, Entry] = {
@@ -41,6 +43,7 @@ RECIPES: dict[str, Entry] = {
     **labels.RECIPES,
     **places.RECIPES,
     **distillation.RECIPES,
+    **control.RECIPES,
 }
 
 

@@ -90,6 +90,13 @@ def number(name: str, value: Any, *, positive: bool = False, signed: bool = Fals
     raise ValueError(f"{name} is {given}; expected a finite number{expected}.{lost}")
 
 
+def share(name: str, value: Any) -> None:
+    """Raises a `ValueError` unless `value` is a number from 0 to 1."""
+    number(name, value)
+    if value > 1:
+        raise ValueError(f"{name} is {value}; expected a number from 0 to 1.")
+
+
 def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raises a `ValueError` unless `value` is one of the choices."""
     if not isinstance(value, str) or value not in choices:  # an array has no one truth

@@ -58,6 +58,32 @@ def mean_of_rows(values: Array, mask: Array) -> Array:
     return masked_mean(values.reshape(values.shape[0], -1).mean(-1), mask)
 
 
+def negative_return(outputs: Array, examples: Examples) -> Array:
+    """Mean negative return over the valid episodes of one task; less is better.
+
+    Args:
+      outputs: Returns of the episodes, float `[N]`.
+      examples: Episodes, of which `mask` `[N]` alone is read.
+
+    Returns:
+      Scalar; 0 if every row is masked.
+
+    Raises:
+      ValueError: the outputs are not `[N]`.
+
+    Example:
+      >>> episodes = ml.Examples.of(jnp.zeros((2, 1)), jnp.zeros(2))
+      >>> float(ml.losses.negative_return(jnp.array([1.0, 3.0]), episodes))
+      -2.0
+    """
+    if jnp.shape(outputs) != examples.mask.shape:
+        raise ValueError(
+            f"negative_return got outputs of shape {jnp.shape(outputs)} for "
+            f"{examples.mask.shape[0]} episodes; expected a return of each, [N]."
+        )
+    return -masked_mean(outputs, examples.mask)
+
+
 def mse(outputs: Array, examples: Examples) -> Array:
     """Mean squared error over the valid examples of one task.
 

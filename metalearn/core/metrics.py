@@ -35,6 +35,7 @@ HIGHER_IS_BETTER = {
     "ndcg": True,
     "nll": False,
     "objective": False,
+    "return": True,
     "rmse": False,
 }
 
@@ -60,6 +61,24 @@ def higher_is_better(name: str, said: bool | None = None) -> bool:
     if not isinstance(said, (bool, np.bool_)):
         raise ValueError(f"higher_is_better is {said!r}; expected True, False or None.")
     return bool(said)
+
+
+def mean_return(outputs: Array, examples: Examples) -> Array:
+    """Mean return over the valid episodes of one task.
+
+    Args:
+      outputs: Returns of the episodes, float `[N]`.
+      examples: Episodes, of which `mask` `[N]` alone is read.
+
+    Raises:
+      ValueError: the outputs are not `[N]`.
+
+    Example:
+      >>> episodes = ml.Examples.of(jnp.zeros((2, 1)), jnp.zeros(2))
+      >>> float(ml.metrics.mean_return(jnp.array([1.0, 3.0]), episodes))
+      2.0
+    """
+    return -losses.negative_return(outputs, examples)
 
 
 def accuracy(logits: Array, examples: Examples) -> Array:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from metalearn.core import checks
+from metalearn.core import checks, loops
 from metalearn.core.types import Array
 from metalearn.inner.solve import solve
 from metalearn.policies import steps
@@ -34,7 +32,7 @@ def discounted_returns(rewards: Array, mask: Array, discount: float) -> Array:
       [2.0, 2.0, 0.0]
     """
     steps.check(mask, rewards=rewards)
-    _fraction("discount", discount)
+    checks.share("discount", discount)
     return _accumulated(rewards, mask, discount)
 
 
@@ -76,8 +74,8 @@ def gae(
       ... )
     """
     steps.check(mask, rewards=rewards, values=values)
-    _fraction("discount", discount)
-    _fraction("trace", trace)
+    checks.share("discount", discount)
+    checks.share("trace", trace)
     for name, array in (("last_value", last_value), ("terminated", terminated)):
         if jnp.shape(array) != mask.shape[:-1]:
             raise ValueError(
@@ -151,7 +149,7 @@ def linear_baseline(
     features = jnp.where(mask[..., None], features, 0.0)
     rows = features.reshape((-1, features.shape[-1]))
     targets = jnp.where(mask, rewards_to_go, 0.0).reshape((-1, 1))
-    num = jnp.maximum(jnp.sum(mask), 1)
+    num = jnp.maximum(jnp.sum(mask, dtype=rows.dtype), 1)
     scale = jnp.sqrt(jnp.sum(rows**2, axis=0) / num)
     scale = jnp.where(scale > 0, scale, 1.0)
     rows = rows / scale[None]
@@ -184,8 +182,8 @@ def normalised(advantages: Array, mask: Array) -> Array:
       [[-1.0, 1.0]]
     """
     steps.check(mask, advantages=advantages)
-    num = jnp.maximum(jnp.sum(mask), 1)
     kept = jnp.where(mask, advantages, 0.0)
+    num = jnp.maximum(jnp.sum(mask, dtype=kept.dtype), 1)
     centred = jnp.where(mask, kept - jnp.sum(kept) / num, 0.0)
     variance = jnp.sum(centred**2) / num
     rounding = 10 * jnp.finfo(kept.dtype).eps * jnp.max(jnp.abs(kept))
@@ -203,7 +201,7 @@ def _accumulated(values: Array, mask: Array, factor: float) -> Array:
         return total, total
 
     pairs = jnp.moveaxis(values, -1, 0), jnp.moveaxis(mask, -1, 0)
-    _, totals = jax.lax.scan(step, jnp.zeros_like(pairs[0][0]), pairs, reverse=True)
+    _, totals = loops.scan(step, jnp.zeros_like(pairs[0][0]), pairs, reverse=True)
     return jnp.moveaxis(totals, 0, -1)
 
 
@@ -212,9 +210,3 @@ def _features(observations: Array, times: Array) -> Array:
     time = times.astype(observations.dtype)[..., None] / 100
     parts = [observations, observations**2, time, time**2, time**3, jnp.ones_like(time)]
     return jnp.concatenate(parts, axis=-1)
-
-
-def _fraction(name: str, value: Any) -> None:
-    checks.number(name, value)
-    if value > 1:
-        raise ValueError(f"{name} is {value}; expected a number from 0 to 1.")

@@ -155,7 +155,9 @@ def _gaussian(
     def init(key: Key, environment: Environment) -> PyTree:
         size = _actions(environment, Continuous, "categorical_policy").size
         params = _layers(key, (environment.observation_size, *widths, size))
-        return {**params, "log_std": jnp.full((size,), log_std)}
+        # With a dtype of its own: a weak one would become another in the first update.
+        spread = jnp.full((size,), log_std, params["head_bias"].dtype)
+        return {**params, "log_std": spread}
 
     def apply(params: PyTree, observations: Array) -> DiagonalGaussian:
         mean = _network(params, observations, len(widths), activation)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metalearn.core import kinds
+from metalearn.core import kinds, loops
 from metalearn.core.keys import check_key
 from metalearn.core.types import Array, Key, PyTree
 from metalearn.environments.environment import Environment
@@ -167,7 +167,7 @@ def _episode(
     observation, state = environment.reset(k_reset, task)
     start = (observation, state, jnp.ones((), bool), jnp.zeros((), bool))
     keys = jax.random.split(k_steps, environment.horizon)
-    (last, _, _, terminated), seen = jax.lax.scan(step, start, keys)
+    (last, _, _, terminated), seen = loops.scan(step, start, keys)
     observations, actions, rewards, mask, log_probs, info = seen
     return Trajectories(
         observations=observations,

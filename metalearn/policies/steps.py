@@ -48,4 +48,4 @@ def average(values: Array, mask: Array, over: str) -> Array:
     total = jnp.sum(jnp.where(mask, values, 0.0))
     if over == "episodes":
         return total / mask.shape[0]
-    return total / jnp.maximum(jnp.sum(mask), 1)
+    return total / jnp.maximum(jnp.sum(mask, dtype=total.dtype), 1)

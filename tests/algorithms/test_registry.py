@@ -6,13 +6,15 @@ from pathlib import Path
 import jax
 import optax
 import pytest
-from tiny import WAYS, blob_batch, centred, linen, one, plain, sine_batch
+from tiny import WAYS, blob_batch, centred, episode_batch, linen, one, plain, sine_batch
 
 import metalearn as ml
 from metalearn.algorithms import registry
 from metalearn.algorithms.registry import bayesian, context, gradient
 from metalearn.apps import learners
 from metalearn.testing import check_learner
+
+WORLD = ml.environments.navigation(horizon=6)
 
 
 def tiny_learner(record, network=centred, **settings):
@@ -35,7 +37,11 @@ def tiny_learner(record, network=centred, **settings):
         "num_classes": None if record.fixed_head else WAYS + 1,
         "task_chunk": 8,
     }
+    if record.batches == "episodes":
+        offers |= {"environment": WORLD, "policy": ml.policies.gaussian_policy((3,))}
     learner = record.make(offers, **{**record.tiny, **settings})
+    if record.batches == "episodes":
+        return learner, episode_batch(WORLD)
     return learner, sine_batch() if record.curves else blob_batch()
 
 
@@ -52,6 +58,8 @@ def test_learner_keeps_the_contract(record, network, strict_dtypes):
 def test_learner_carries_the_loss_that_judges_it(record):
     learner, _ = tiny_learner(record)
     expected = ml.losses.mse if record.curves else ml.losses.cross_entropy
+    if record.batches == "episodes":
+        expected = ml.losses.negative_return
     assert learner.loss_fn is expected
 
 

@@ -22,6 +22,7 @@ from metalearn.algorithms.registry import (
     joint,
     memory,
     metric,
+    reward,
 )
 
 RECORDS: tuple[Record, ...] = (
@@ -34,6 +35,7 @@ RECORDS: tuple[Record, ...] = (
     *closed_form.RECORDS,
     *frozen.RECORDS,
     *joint.RECORDS,
+    *reward.RECORDS,
     *baselines.RECORDS,
 )
 # Drivers of whole trainings, which take any learner.
