@@ -25,7 +25,8 @@ def required(name):
     known = {"model": model, "encoder": model, "loss_fn": ml.losses.cross_entropy}
     known |= {"inner_opt": optax.sgd(0.1), "opt": optax.sgd(0.1), "num_steps": 1}
     known |= {"combine": "probabilities", "num_ways": 3, "num_classes": 4}
-    known |= {"pretrain_steps": 1}
+    known |= {"pretrain_steps": 1, "environment": ml.environments.navigation()}
+    known |= {"policy": ml.policies.gaussian_policy()}
     found = inspect.signature(getattr(ml, name)).parameters.values()
     needed = [p.name for p in found if p.default is p.empty or p.name == "inner_opt"]
     return {name: known[name] for name in needed}

@@ -99,9 +99,8 @@ def fit(
 ) -> FitResult:
     """Trains for `num_steps` outer steps, with tasks drawn on the device or streamed.
 
-    Step i depends on the state, `key`, i and, with a stream, its batch i only, so a
-    resumed run repeats an uninterrupted one bit for bit on the same number of devices,
-    and up to the order of summation on another.
+    Step i depends on the state, `key`, i and, with a stream, its batch i only. A resumed
+    run repeats an uninterrupted one bit for bit on as many devices.
 
     Args:
       trainer: Learner and outer optimiser, from `meta_trainer`.
@@ -109,8 +108,7 @@ def fit(
       num_steps: Number of outer steps in all, those before a resume included.
       tasks_per_step: T, tasks of one outer step.
       key: Consumed; the same key resumes the same run.
-      state: State to start from, e.g. `FitResult.state` of an earlier call; left as it is.
-        A resume has to begin from the same one.
+      state: State to start from, e.g. `FitResult.state`, which a resume has to have too.
       validation: Judgement on held-back classes; keeps the best variables, stops early.
       log_every: Steps between rows of the history; a twentieth of `num_steps`, 100 at
         most, when `None`.
@@ -118,12 +116,12 @@ def fit(
       progress: Whether to draw a progress bar; `None` decides by the terminal.
       checkpoints: Where to save to; nothing is saved if `None`.
       checkpoint_every: Steps between checkpoints; only at the end when `None`.
-      resume: Whether to go on from the latest checkpoint, if there is one. The run must
-        be the same: the learner by its name and numbers (`describe`), the tasks by their
-        name and data, the optimiser by its kind, the judgement, `tasks_per_step`, `key`,
-        and the variables and the optimiser's state by their structure. The first step is
-        done once more and must have the metrics of then: another loss, model, inner rate
-        or state to start from is refused. The outer rate is not seen: keep it yourself.
+      resume: Whether to go on from the latest checkpoint, if any. The run must be the
+        same: the learner by its name and numbers (`describe`), tasks by their name and
+        data, the optimiser by its kind, the judgement, `tasks_per_step`, `key`, variables
+        and optimiser's state by their structure. The first step is done once more and must
+        have the metrics of then: another loss, model, inner rate or start is refused. The
+        outer rate is not seen: keep it yourself.
       nonfinite: Word for what to do at a step that is not finite: "stop" raises at the
         first, "skip" leaves its update out and counts it in `meta/skipped`. Such a step
         has a NaN or an infinity in its meta-gradient, its update or its metrics. Where

@@ -28,6 +28,7 @@ def test_settings_of_every_learner_have_types_and_help(record):
     taken = parameters(record.build)
     assert {field.name for field in dataclasses.fields(kind)} <= taken.keys()
     offered = set(learners.FROM_APPLICATION) | {"model", "encoder", "loss_fn", "features"}
+    offered |= {"environment", "policy"}
     for name in taken.keys() - offered - {field.name for field in dataclasses.fields(kind)}:
         # What only code can give has a default.
         assert taken[name].default is not taken[name].empty, f"{record.name}: {name}"

@@ -53,6 +53,7 @@ RECORDS = {
         "most_users": 4,
     },
     "distillation": {"input_shape": [28, 28, 1], "class_names": ["a", "b"]},
+    "control": {"name": "made"},
     "labels": {
         "image_shape": [28, 28, 1],
         "class_names": ["a", "b"],

@@ -16,12 +16,14 @@ def maml_rl(old, new, test):
 MUTATIONS = [
     # The update is no part of what is differentiated.
     maml_rl(
-        "slope = jax.grad(gain)(params, seen, surrogate)",
-        "slope = jax.lax.stop_gradient(jax.grad(gain)(params, seen, surrogate))",
+        "slope = jax.grad(self.gain)(params, seen, self.surrogate)",
+        "slope = jax.lax.stop_gradient(\n"
+        "                jax.grad(self.gain)(params, seen, self.surrogate)\n"
+        "            )",
         BY_HAND,
     ),
     # It descends the surrogate.
-    maml_rl("p + inner_rate * g", "p - inner_rate * g", BY_HAND),
+    maml_rl("p + self.rate * g", "p - self.rate * g", BY_HAND),
     # Both surrogates are the first.
     maml_rl('if how == "dice":', 'if how == "none":', BY_HAND),
     # Padded episodes count.

@@ -111,42 +111,23 @@ def maml_rl(
     checks.share("discount", discount)
     checks.share("trace", trace)
 
+    numbers = dict(surrogate=surrogate, discount=discount, trace=trace)
+    own = Updates(
+        environment=environment, policy=policy, rate=inner_rate, num=num_steps, **numbers
+    )
+
     def init(key: Key, task: Task) -> Variables:
         checks.one_task(task, key)
         return Variables(params={"policy": policy.init(key, environment)}, state={})
-
-    def seen_of(params: PyTree, examples: Examples, key: Key | None) -> Trajectories:
-        seen = play(environment, policy, params, examples.x, key)
-        # Padded rows have played too, but nothing of them counts.
-        mask = seen.mask & examples.mask[:, None]
-        return dataclasses.replace(seen, mask=mask)
-
-    def gain(params: PyTree, seen: Trajectories, how: Surrogate) -> Array:
-        advantages = advantages_of(seen, discount, trace)
-        logs = log_probs(policy, params, seen)
-        if how == "dice":
-            return dice(logs, advantages, seen.mask, over="steps")
-        return likelihood_ratio(logs, seen.log_probs, advantages, seen.mask, over="steps")
-
-    def adapted_to(params: PyTree, support: Examples, key: Key) -> tuple[PyTree, Array]:
-        """The params after all updates, and the mean return before each, `[S]`."""
-
-        def step(params: PyTree, key: Key) -> tuple[PyTree, Array]:
-            seen = seen_of(params, support, key)
-            slope = jax.grad(gain)(params, seen, surrogate)
-            params = jax.tree.map(lambda p, g: p + inner_rate * g, params, slope)
-            return params, metrics.mean_return(returns(seen), support)
-
-        if num_steps == 0:
-            return params, jnp.zeros((0,))
-        return loops.scan(step, params, jax.random.split(key, num_steps))
 
     def adapt(
         variables: Variables, support: Examples, *, key: Key | None = None
     ) -> AdaptedPolicy:
         kinds.adaptation(variables, support, ("policy",))
         needs_key(key, "adapt(variables, support")
-        return AdaptedPolicy(params=adapted_to(variables.params["policy"], support, key)[0])
+        return AdaptedPolicy(
+            params=own.adapted(variables.params["policy"], support, key)[0]
+        )
 
     def predict(
         adapted: AdaptedPolicy,
@@ -162,14 +143,14 @@ def maml_rl(
 
     def objective(variables: Variables, task: Task, *, key: Key):
         k_before, k_after = jax.random.split(key)
-        params, before = adapted_to(variables.params["policy"], task.support, k_before)
-        seen = seen_of(params, task.query, k_after)
+        params, before = own.adapted(variables.params["policy"], task.support, k_before)
+        seen = own.seen(params, task.query, k_after)
         value = metrics.mean_return(returns(seen), task.query)
         told = {"query/return": value, "query/loss": -value}
         if num_steps:
             told["support/return"] = before[0]
         # Its value is that of no loss; what counts is its derivative.
-        return -gain(params, seen, "likelihood_ratio"), (variables.state, told)
+        return -own.gain(params, seen, "likelihood_ratio"), (variables.state, told)
 
     return MetaLearner(
         init,
@@ -181,12 +162,61 @@ def maml_rl(
             environment=environment.name,
             inner_rate=inner_rate,
             num_steps=num_steps,
-            surrogate=surrogate,
-            discount=discount,
-            trace=trace,
+            **numbers,
         ),
         losses.negative_return,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Updates:
+    """The inner loop: episodes of a task, and the updates that they make.
+
+    Attributes:
+      environment: Environment that is played.
+      policy: Policy that plays.
+      rate: Rate of the updates.
+      num: Number of updates, S.
+      surrogate: Surrogate that they ascend.
+      discount: Factor of the next step's reward.
+      trace: Lambda of generalised advantages.
+    """
+
+    environment: Environment
+    policy: Policy
+    rate: float
+    num: int
+    surrogate: Surrogate
+    discount: float
+    trace: float
+
+    def seen(self, params: PyTree, examples: Examples, key: Key) -> Trajectories:
+        """Episodes of a set of examples."""
+        seen = play(self.environment, self.policy, params, examples.x, key)
+        # Padded rows have played too, but nothing of them counts.
+        mask = seen.mask & examples.mask[:, None]
+        return dataclasses.replace(seen, mask=mask)
+
+    def gain(self, params: PyTree, seen: Trajectories, how: Surrogate) -> Array:
+        """A surrogate of the return of a policy, of episodes that it has played."""
+        advantages = advantages_of(seen, self.discount, self.trace)
+        logs = log_probs(self.policy, params, seen)
+        if how == "dice":
+            return dice(logs, advantages, seen.mask, over="steps")
+        return likelihood_ratio(logs, seen.log_probs, advantages, seen.mask, over="steps")
+
+    def adapted(self, params: PyTree, support: Examples, key: Key) -> tuple[PyTree, Array]:
+        """The params after all updates, and the mean return before each, `[S]`."""
+
+        def step(params: PyTree, key: Key) -> tuple[PyTree, Array]:
+            seen = self.seen(params, support, key)
+            slope = jax.grad(self.gain)(params, seen, self.surrogate)
+            params = jax.tree.map(lambda p, g: p + self.rate * g, params, slope)
+            return params, metrics.mean_return(returns(seen), support)
+
+        if self.num == 0:
+            return params, jnp.zeros((0,))
+        return loops.scan(step, params, jax.random.split(key, self.num))
 
 
 def advantages_of(seen: Trajectories, discount: float, trace: float) -> Array:
