@@ -169,12 +169,19 @@ def _measured(name: str, row: dict[str, Any]) -> str:
             f"ones {new} ({_seeds(row['seeds'])})"
         )
     result = row["result"]
-    value = result["query/accuracy"]
     way = "transductive" if result["transductive"] else "inductive"
+    if "query/return" in result:
+        told = _return(result["query/return"])
+        return f"`{row['recipe']}` return {told} after adaptation ({way}, one seed)"
+    value = result["query/accuracy"]
     return (
         f"`{row['recipe']}` {100 * value['mean']:.1f} ± {100 * value['ci95']:.1f} % "
         f"({way}, one seed)"
     )
+
+
+def _return(value: dict[str, Any]) -> str:
+    return f"{value['mean']:.1f} ± {value['ci95']:.1f}"
 
 
 def _short(value: dict[str, Any], sign: str = "") -> str:

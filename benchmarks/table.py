@@ -93,6 +93,9 @@ def _number(result: dict[str, Any]) -> str:
     if "query/accuracy" in result:
         value = result["query/accuracy"]
         return f"{100 * value['mean']:.2f} ± {100 * value['ci95']:.2f} %"
+    if "query/return" in result:
+        value = result["query/return"]
+        return f"return {value['mean']:.1f} ± {value['ci95']:.1f}"
     value = result["query/loss"]
     return f"MSE {value['mean']:.3f} ± {value['ci95']:.3f}"
 
