@@ -172,7 +172,8 @@ def _measured(name: str, row: dict[str, Any]) -> str:
     way = "transductive" if result["transductive"] else "inductive"
     if "query/return" in result:
         told = _return(result["query/return"])
-        return f"`{row['recipe']}` return {told} after adaptation ({way}, one seed)"
+        steps = row["settings"]["eval_steps"]
+        return f"`{row['recipe']}` return {told} after {steps} updates ({way}, one seed)"
     value = result["query/accuracy"]
     return (
         f"`{row['recipe']}` {100 * value['mean']:.1f} ± {100 * value['ci95']:.1f} % "

@@ -224,8 +224,8 @@ def nodes_of(tasks: ml.TaskSampler, num: int, key: jax.Array) -> str:
         return task.support.x, task.support.y, task.query.x, task.query.y
 
     found = jax.tree.leaves(jax.jit(jax.vmap(one))(np.arange(num)))
-    parts = b"".join(np.asarray(leaf).tobytes() for leaf in found)
-    return hashlib.sha256(parts).hexdigest()[:16]
+    told = [(leaf.shape, str(leaf.dtype), np.asarray(leaf).tobytes()) for leaf in found]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 def _row(

@@ -116,8 +116,9 @@ def ucb1(
 ) -> Array:
     """Arm of the largest upper confidence bound.
 
-    The bound is `mean + weight * sqrt(2 log(t) / n)` with the mean of n pulls of an arm. An
-    arm that was never pulled comes first, and ties are broken at random. With the weight 1
+    The bound is `mean + weight * sqrt(2 log(t) / n)` with the mean of n pulls of an arm,
+    the prior's 2 `prior` included. An arm with n = 0 comes first, and ties are broken at
+    random. With the weight 1 and no prior
     it is UCB1 of P. Auer, N. Cesa-Bianchi, P. Fischer, Finite-time Analysis of the
     Multiarmed Bandit Problem, Machine Learning, 2002. Over few pulls a small weight and the
     prior 1, that of uniform probabilities, earn more: with them not all arms are tried.

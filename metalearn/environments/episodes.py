@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -42,8 +44,12 @@ def episodes(
     """
     check_environment(environment)
     num_support = kinds.count("num_support", num_support)
-    num_query = kinds.count("num_query", num_query)
+    return _episodes(environment, num_support, kinds.count("num_query", num_query))
 
+
+# Equal settings are the same function, to share compilations.
+@functools.lru_cache
+def _episodes(environment: Environment, num_support: int, num_query: int) -> TaskSampler:
     def sample(data: PyTree, key: Key) -> Task:
         del data
         task = environment.task(key)
@@ -80,8 +86,11 @@ def neighbours(chain: Chain, *, num_support: int = 1, num_query: int = 1) -> Tas
     """
     check_chain(chain)
     num_support = kinds.count("num_support", num_support)
-    num_query = kinds.count("num_query", num_query)
+    return _neighbours(chain, num_support, kinds.count("num_query", num_query))
 
+
+@functools.lru_cache
+def _neighbours(chain: Chain, num_support: int, num_query: int) -> TaskSampler:
     def sample(data: PyTree, key: Key) -> Task:
         del data
         k_chain, k_place = jax.random.split(key)

@@ -115,12 +115,16 @@ def categorical_policy(
     return _categorical(sizes, activation)
 
 
-def policy_for(environment: Environment, widths: Sequence[int] = (64, 64)) -> Policy:
+def policy_for(
+    environment: Environment, widths: Sequence[int] = (64, 64), *, log_std: float = 0.0
+) -> Policy:
     """The policy that fits the actions of an environment.
 
     Args:
       environment: Environment whose actions decide.
       widths: Sizes of the hidden layers, possibly none.
+      log_std: Logarithm of the standard deviation of continuous actions at the start. Where
+        it is far beyond their bound, all are clipped to it.
 
     Returns:
       A `categorical_policy` for discrete actions, a `gaussian_policy` for continuous ones.
@@ -137,7 +141,7 @@ def policy_for(environment: Environment, widths: Sequence[int] = (64, 64)) -> Po
     if isinstance(environment.actions, Discrete):
         return categorical_policy(widths)
     if isinstance(environment.actions, Continuous):
-        return gaussian_policy(widths)
+        return gaussian_policy(widths, log_std=log_std)
     raise TypeError(
         f"actions of {environment.name} are a {type(environment.actions).__name__}; "
         "expected Discrete or Continuous. Write a Policy(init, apply) of your own."
@@ -193,7 +197,7 @@ def _actions(environment: Any, kind: type, other: str) -> Any:
     kinds.instance(
         environment.actions,
         kind,
-        f"actions of {environment.name}",
+        f"the action space of {environment.name}",
         f"Take {other}(), or policy_for(environment).",
     )
     return environment.actions

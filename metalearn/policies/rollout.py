@@ -108,6 +108,7 @@ def play(
 
     Raises:
       TypeError: no `Environment`, no `Policy` or no key; or other inputs.
+      ValueError: the tasks are those of another environment.
 
     Example:
       >>> tasks = ml.environments.episodes(environment)  # doctest: +SKIP
@@ -121,6 +122,14 @@ def play(
         raise TypeError(
             f"inputs are {told}; expected {{'task': ..., 'episode': ...}}, as the tasks of "
             "ml.environments.episodes have them."
+        )
+    given = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], inputs["task"])
+    drawn = jax.eval_shape(environment.task, jax.random.key(0))
+    wanted = jax.tree.map(lambda leaf: leaf.shape, drawn)
+    if given != wanted:
+        raise ValueError(
+            f"the task has shapes {given}; expected {wanted}, those of the parameters of "
+            f"{environment.name}. Draw tasks of the environment that is played."
         )
     # A draw has no useful derivative: actions would pass on that of the reparametrisation,
     # which a surrogate of log-probabilities would count a second time. Stopped where they
@@ -212,12 +221,14 @@ def returns(trajectories: Trajectories) -> Array:
 
 
 def mean_return(trajectories: Trajectories) -> Array:
-    """The mean of the undiscounted returns over the episodes, a float scalar.
+    """The mean of the undiscounted returns over the episodes that have a valid step.
 
     Example:
       >>> score = mean_return(trajectories)  # doctest: +SKIP
     """
-    return jnp.mean(returns(trajectories), axis=-1)
+    played = jnp.any(trajectories.mask, axis=-1)
+    total = jnp.sum(returns(trajectories), axis=-1)
+    return total / jnp.maximum(jnp.sum(played, axis=-1, dtype=total.dtype), 1)
 
 
 def first_nonfinite(trajectories: Trajectories) -> Array:

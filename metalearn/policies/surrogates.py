@@ -210,11 +210,12 @@ def exploration_term(
 
     The return after adaptation depends on the policy in two ways: through the adapted
     parameters, and through the trajectories that they were adapted on, which the policy
-    drew. The second derivative is `sum of d log pi(a|s)` over all steps of all these
-    trajectories, times the return after adaptation (Stadie et al. 2018;
-    Al-Shedivat et al. 2018). Add this to the objective after adaptation. With
-    several steps of adaptation there is a term for the trajectories of each, with the
-    log-probabilities of the policy that drew them.
+    drew. The second part of the derivative is `sum of d log pi(a|s)` over all steps of all
+    these trajectories, times the return after adaptation (Stadie et al. 2018;
+    Al-Shedivat et al. 2018). Add this to an objective of the same unit: a surrogate over
+    "episodes" of advantages that are not normalised. With several steps of adaptation
+    there is a term for the trajectories of each, with the log-probabilities of the policy
+    that drew them.
 
     Args:
       log_probs: Log-probabilities of the trajectories before adaptation under the policy

@@ -214,3 +214,10 @@ def test_examples_that_are_no_episodes_are_refused():
     given = ml.Examples.of(jnp.zeros((3, 2)), jnp.zeros(3))
     with pytest.raises(TypeError, match=r"expected \{'task': ..., 'episode'"):
         learner().adapt(variables_of(), given, key=KEY)
+
+
+def test_tasks_of_another_environment_are_refused():
+    tasks = environments.episodes(environments.drift_point(horizon=5), num_support=2)
+    support = tasks(jax.random.key(0)).support
+    with pytest.raises(ValueError, match=r"the task has shapes .*gains.*goal.*navigation"):
+        learner().adapt(variables_of(), support, key=KEY)
