@@ -94,15 +94,23 @@ def check_environment(environment: Environment) -> None:
     checks.whole_number(
         f"observation_size of {name}", environment.observation_size, least=1
     )
+    _check_actions(environment)
     key = jax.random.key(0)
     task = jax.eval_shape(environment.task, key)
-    first, state = jax.eval_shape(environment.reset, key, task)
+    start = jax.eval_shape(environment.reset, key, task)
+    if not isinstance(start, tuple) or len(start) != 2:
+        raise TypeError(
+            f"reset of {name} returns a {type(start).__name__}; expected a tuple of an "
+            "observation and a state."
+        )
+    first, state = start
     action = jax.eval_shape(lambda: no_action(environment.actions))
     found = jax.eval_shape(environment.step, key, state, action, task)
-    if len(found) != 6:
+    if not isinstance(found, tuple) or len(found) != 6 or not isinstance(found[5], dict):
+        told = f"{len(found)} values" if isinstance(found, tuple) else type(found).__name__
         raise TypeError(
-            f"step of {name} returns {len(found)} values; expected observation, state, "
-            "reward, terminated, truncated and info."
+            f"step of {name} returns {told}; expected a tuple of observation, state, "
+            "reward, terminated, truncated and info, which is a dict."
         )
     observation, after, reward, terminated, truncated, _ = found
     for what, value in (("reset", first), ("step", observation)):
@@ -132,6 +140,21 @@ def check_environment(environment: Environment) -> None:
         raise ValueError(
             f"the state of {name} is {kind(state)} after reset and {kind(after)} after a "
             "step; expected the same arrays, for episodes are loops of the device."
+        )
+
+
+def _check_actions(environment: Environment) -> None:
+    """Raises a `TypeError` or a `ValueError` unless the actions are of a known kind."""
+    actions, name = environment.actions, environment.name
+    if isinstance(actions, Discrete):
+        checks.whole_number(f"number of actions of {name}", actions.num, least=1)
+    elif isinstance(actions, Continuous):
+        checks.whole_number(f"size of the actions of {name}", actions.size, least=1)
+        checks.number(f"bound of the actions of {name}", actions.bound, positive=True)
+    else:
+        raise TypeError(
+            f"actions of {name} are {actions!r}; expected Discrete(num) or "
+            "Continuous(size, bound)."
         )
 
 

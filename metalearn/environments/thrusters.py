@@ -147,7 +147,7 @@ def _is_pair(pair: object) -> bool:
     return (
         isinstance(pair, Sequence)
         and len(pair) == 2
-        and all(isinstance(i, int) and 0 <= i < 4 for i in pair)
+        and all(type(i) is int and 0 <= i < 4 for i in pair)
         and pair[0] != pair[1]
     )
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from metalearn.core import kinds, loops
 from metalearn.core.keys import check_key
 from metalearn.core.types import Array, Key, PyTree
-from metalearn.environments.environment import Environment
+from metalearn.environments.environment import Discrete, Environment
 from metalearn.policies.policy import Policy
 
 
@@ -108,7 +108,8 @@ def play(
 
     Raises:
       TypeError: no `Environment`, no `Policy` or no key; or other inputs.
-      ValueError: the tasks are those of another environment.
+      ValueError: the tasks are those of another environment, as far as shapes tell, or the
+        policy is one for other observations or actions.
 
     Example:
       >>> tasks = ml.environments.episodes(environment)  # doctest: +SKIP
@@ -131,6 +132,7 @@ def play(
             f"the task has shapes {given}; expected {wanted}, those of the parameters of "
             f"{environment.name}. Draw tasks of the environment that is played."
         )
+    _check_policy(environment, policy, params)
     # A draw has no useful derivative: actions would pass on that of the reparametrisation,
     # which a surrogate of log-probabilities would count a second time. Stopped where they
     # enter, so that the loop over steps is not differentiated at all.
@@ -140,6 +142,26 @@ def play(
         return _episode(environment, policy, params, task, jax.random.fold_in(key, number))
 
     return jax.vmap(episode)(inputs["task"], inputs["episode"])
+
+
+def _check_policy(environment: Environment, policy: Policy, params: PyTree) -> None:
+    """Raises a `ValueError` unless the policy acts in this environment, by its shapes."""
+    seen = jax.ShapeDtypeStruct((environment.observation_size,), jnp.float32)
+    actions, name = environment.actions, environment.name
+    try:
+        law = jax.eval_shape(policy.apply, params, seen)
+    except TypeError as error:
+        raise ValueError(
+            f"the policy's params do not take observations [{seen.shape[0]}] of {name}; "
+            "expected those of policy.init(key, environment) of this environment."
+        ) from error
+    size = actions.num if isinstance(actions, Discrete) else actions.size
+    given = next((leaf.shape[-1:] for leaf in jax.tree.leaves(law)), None)
+    if given != (size,):
+        raise ValueError(
+            f"the policy has {given} numbers of an action, and {name} has {actions}; "
+            "expected params of policy.init(key, environment) of this environment."
+        )
 
 
 def _episode(
@@ -156,6 +178,8 @@ def _episode(
         )
         keep = lambda new, old: jnp.where(running, new, old)
         zero = lambda value: jnp.where(running, value, jnp.zeros_like(value))
+        # A law of NaN still draws an action, the first of several, which may pay well.
+        reward = jnp.where(jnp.isnan(log_prob), jnp.nan, reward)
         seen = (
             observation,
             action,

@@ -168,3 +168,9 @@ def test_play_refuses_what_is_no_policy_and_no_bandit():
         env.play(env.thompson, env.bernoulli_bandit)
     with pytest.raises(TypeError, match="expected Discrete"):
         env.play(env.thompson, env.navigation())
+
+
+@pytest.mark.parametrize(("arms", "pulls"), [(50, 200), (10**9, 2), (5, 30)])
+def test_too_many_counts_are_refused_in_time(arms, pulls):
+    with pytest.raises(ValueError, match=r"more counts of arms .*Take fewer"):
+        env.bayes_optimal_value(arms, pulls)

@@ -190,7 +190,7 @@ WRONG = {
     "five values": (
         GOOD._replace(step=lambda *arguments: GOOD.step(*arguments)[:5]),
         TypeError,
-        "returns 5 values; expected observation",
+        "returns 5 values; expected a tuple of observation",
     ),
     "seen": (_changed(0, lambda seen: seen[:1]), ValueError, r"step of .* shape \(1,\)"),
     "seen integers": (
@@ -257,3 +257,22 @@ def test_the_check_of_chains_refuses_other_tasks():
         env.check_chain(good._replace(environment=env.drift_point()))
     with pytest.raises(TypeError, match=r"expected Chain. Make one, e.g. drift_chain\(\)"):
         env.check_chain(env.navigation())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (
+            {"reset": lambda key, task: jnp.zeros(2)},
+            TypeError,
+            "expected a tuple of an obs",
+        ),
+        ({"step": lambda *given: None}, TypeError, "returns NoneType; expected a tuple"),
+        ({"actions": None}, TypeError, r"actions of .* are None; expected Discrete\(num\)"),
+        ({"actions": env.Discrete(0)}, ValueError, "number of actions of .* is 0"),
+        ({"actions": env.Continuous(2, float("nan"))}, ValueError, "bound of the actions"),
+    ],
+)
+def test_what_is_no_reset_step_or_action_is_named(change, error, words):
+    with pytest.raises(error, match=words):
+        env.check_environment(env.navigation(horizon=3)._replace(**change))

@@ -61,3 +61,27 @@ def test_a_pair_of_a_chain_is_of_neighbours_at_every_place():
 def test_what_is_no_environment_is_refused(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+def test_a_policy_that_is_no_number_has_a_return_that_is_none():
+    """It draws the first of several actions, and no reward may tell that it is well."""
+    bandit = environments.bernoulli_bandit(arms=3, pulls=4)
+    policy = policies.categorical_policy((4,))
+    params = policy.init(jax.random.key(0), bandit)
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, params)
+    task = bandit.task(jax.random.key(1))
+    for given, finite in ((params, True), (broken, False)):
+        seen = policies.rollout(bandit, policy, given, task, jax.random.key(2), 2)
+        assert bool(np.isfinite(policies.mean_return(seen))) == finite
+
+
+def test_a_policy_of_another_environment_is_refused():
+    small, large = (environments.bernoulli_bandit(arms=k, pulls=4) for k in (3, 7))
+    policy = policies.categorical_policy((4,))
+    params = policy.init(jax.random.key(0), small)
+    task = large.task(jax.random.key(1))
+    with pytest.raises(ValueError, match=r"\(3,\) numbers of an action.*Discrete\(num=7"):
+        policies.rollout(large, policy, params, task, jax.random.key(2), 2)
+    goal = ENVIRONMENT.task(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"do not take observations \[2\] of navigation"):
+        policies.rollout(ENVIRONMENT, policy, params, goal, jax.random.key(2), 2)
