@@ -130,15 +130,15 @@ class Texts:
         if self.json and Path(self.json).is_dir():
             raise SystemExit(f"--json is {self.json}, a folder; expected a file.")
         for recipe in recipes:
+            plan = self._plan(recipe, folds[0])
             if find(recipe).recipe.app.kind != FewShotText.kind:
                 raise SystemExit(f"{recipe} is no recipe of texts; see `metalearn list`.")
+            parse_train([recipe, *plan.options()])[2].check()
         for fold in folds:
             texts = load_texts(self.dataset, self.data_dir, fold=fold)
-            for recipe in recipes:
-                plan = self._plan(recipe, fold)
-                planned = parse_train([recipe, *plan.options()])[2]
-                planned.check()
-                _check_ways(recipe, planned.app, texts)
+            for recipe in self.recipes:
+                options = self._plan(recipe, fold).options()
+                _check_ways(recipe, parse_train([recipe, *options])[2].app, texts)
         return folds
 
     def _plan(self, recipe: str, fold: str) -> _runs.Plan:
