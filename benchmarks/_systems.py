@@ -172,7 +172,7 @@ def _measured(name: str, row: dict[str, Any]) -> str:
     way = "transductive" if result["transductive"] else "inductive"
     if "query/return" in result:
         told = _return(result["query/return"])
-        steps = row["settings"]["eval_steps"]
+        steps = result["eval_steps"]
         return f"`{row['recipe']}` return {told} after {steps} updates ({way}, one seed)"
     value = result["query/accuracy"]
     return (

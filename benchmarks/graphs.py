@@ -22,6 +22,7 @@ from metalearn.core.learner import MetaLearner
 from metalearn.core.metrics import mean_ci95
 from metalearn.data.graphs import num_splits
 from metalearn.runs import environment
+from metalearn.training.evaluation import keys_of_task
 from metalearn.training.trainer import MetaTrainer
 
 BASELINE = "graphs-centroid"
@@ -219,8 +220,7 @@ def nodes_of(tasks: ml.TaskSampler, num: int, key: jax.Array) -> str:
     """
 
     def one(number: jax.Array) -> Any:
-        draw = jax.random.split(jax.random.fold_in(key, number), 3)[0]
-        task = tasks.sample.draw(tasks.data["drawn"], draw)
+        task = tasks.sample.draw(tasks.data["drawn"], keys_of_task(key, number)[0])
         return task.support.x, task.support.y, task.query.x, task.query.y
 
     found = jax.tree.leaves(jax.jit(jax.vmap(one))(np.arange(num)))

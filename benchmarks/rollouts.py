@@ -66,7 +66,7 @@ class Rollouts:
             print(f"{name:44} {row['steps_per_s']:>12,} steps/s   {ratio:.1f}x")
         found = {
             "kind": "rollouts",
-            "environment": environment.name,
+            "world": environment.name,
             "tasks": self.tasks,
             "episodes": self.episodes,
             "widths": list(self.widths),
@@ -97,11 +97,11 @@ def _keys(num: int) -> jax.Array:
 def table_rows(row: dict[str, Any]) -> list[str]:
     """Lines of `benchmarks/README.md`."""
     lines = [
-        f"Steps a second of `{row['environment']}`, {row['tasks']} goals of "
+        f"Steps a second of `{row['world']}`, {row['tasks']} goals of "
         f"{row['episodes']} episodes at once, a Gaussian policy of layers "
         f"{row['widths']}; turns of one run, ratio with its least and largest value:",
         "",
-        "| | steps/s | metalearn is faster by |",
+        "| | steps/s | times that metalearn is faster |",
         "|---|---|---|",
     ]
     for name, found in row["rows"].items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from benchmarks.recipe import summary
 from metalearn.apps import FewShotText, find
 from metalearn.cli.train_options import parse_train
 from metalearn.core.metrics import mean_ci95
-from metalearn.data.text import TextSet, load_texts
+from metalearn.data.text import TextSet
 from metalearn.runs import folder as run_folder
 
 BASELINE = "text-centroid"
@@ -134,11 +135,11 @@ class Texts:
             if find(recipe).recipe.app.kind != FewShotText.kind:
                 raise SystemExit(f"{recipe} is no recipe of texts; see `metalearn list`.")
             parse_train([recipe, *plan.options()])[2].check()
-        for fold in folds:
-            texts = load_texts(self.dataset, self.data_dir, fold=fold)
-            for recipe in self.recipes:
-                options = self._plan(recipe, fold).options()
-                _check_ways(recipe, parse_train([recipe, *options])[2].app, texts)
+        for fold, recipe in itertools.product(folds, self.recipes):
+            options = self._plan(recipe, fold).options()
+            app = parse_train([recipe, *options])[2].app
+            assert isinstance(app, FewShotText)
+            _check_ways(recipe, app, app.texts(self.data_dir))
         return folds
 
     def _plan(self, recipe: str, fold: str) -> _runs.Plan:

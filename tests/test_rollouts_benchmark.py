@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import rollouts
 
+# Neither comes with the extra `test`; both are peers.
 pytest.importorskip("gymnasium")
 pytest.importorskip("torch")
 
@@ -23,6 +24,7 @@ def test_contenders_are_timed_and_stored(tmp_path):
     row = found["rows"]["metalearn"]
     assert row["steps_per_s"] == pytest.approx(4 * 100 / row["step_s_median"], abs=1)
     lines = rollouts.table_rows(found)
+    assert "of `navigation-100steps`, 2 goals of 2 episodes" in lines[0]
     assert len(lines) == 7 and f"{row['steps_per_s']:,}" in lines[4]
 
 

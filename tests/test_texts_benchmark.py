@@ -41,10 +41,10 @@ def classes_of(monkeypatch, **numbers):
     """Stands in for the set, with these numbers of classes in its parts."""
     parts = {k: types.SimpleNamespace(num_classes=n) for k, n in numbers.items()}
     monkeypatch.setattr(
-        texts,
-        "load_texts",
-        lambda name, data_dir, *, fold: types.SimpleNamespace(
-            name=name, fold=fold, parts=parts
+        texts.FewShotText,
+        "texts",
+        lambda app, data_dir: types.SimpleNamespace(
+            name=app.dataset, fold=app.fold, parts=parts
         ),
     )
 

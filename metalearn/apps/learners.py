@@ -84,12 +84,11 @@ class Learner:
         if self.record.family == "own":
             return
         loss_fn = losses.mse if self.record.curves else losses.cross_entropy
-        offers = {"model": _NEVER_RUN, "encoder": _NEVER_RUN, "loss_fn": loss_fn}
-        played = {
-            "environment": (bandit := bernoulli_bandit()),
-            "policy": policy_for(bandit),
-        }
-        self.build({**offers, **played, "num_ways": 2, "num_classes": 2})
+        offers: dict[str, Any] = {"model": _NEVER_RUN, "encoder": _NEVER_RUN}
+        offers["loss_fn"] = loss_fn
+        bandit = bernoulli_bandit()
+        offers |= {"environment": bandit, "policy": policy_for(bandit)}
+        self.build({**offers, "num_ways": 2, "num_classes": 2})
 
     def refuse_policy(self, reader: str) -> None:
         """Refuses a policy of batch norm that no layer of the network reads.

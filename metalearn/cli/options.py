@@ -98,6 +98,7 @@ class EvaluateOptions(LimitOptions):
       ways: Classes of a task.
       shots: Support examples of a class.
       queries: Query examples of a class.
+      steps: Inner steps, 0 for none; those of the recipe if None.
       norm_policy: Statistics that batch norm uses: "batch" is transductive, "support"
         is not; as in training if None.
       seed: Seed of the test tasks, independent of the seed of training.
@@ -115,6 +116,7 @@ class EvaluateOptions(LimitOptions):
     ways: int | None = None
     shots: int | None = None
     queries: int | None = None
+    steps: int | None = None
     norm_policy: str | None = None
     seed: int = 0
     json: bool = False
@@ -306,6 +308,11 @@ def for_evaluation(recipe: Recipe, options: EvaluateOptions | CompareOptions) ->
             found = changed(found, f"app.{name}", value)
     if options.tasks is not None:
         found = dataclasses.replace(found, test_tasks=options.tasks)
+    steps = getattr(options, "steps", None)
+    if steps is not None:
+        if getattr(found.learner, "eval_steps", None) is not None:
+            found = changed(found, "learner.eval_steps", None)
+        found = dataclasses.replace(found, eval_steps=steps)
     policy = getattr(options, "norm_policy", None)
     if policy is not None:
         found = _with_policy(found, policy)

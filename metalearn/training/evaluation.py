@@ -154,7 +154,7 @@ def evaluate(
             "tasks: an interval over repeated ones would be far too narrow. Give "
             f"num_tasks={different} or fewer."
         )
-    first = tasks.first(jax.random.split(jax.random.fold_in(key, 0), 3)[0])
+    first = tasks.first(keys_of_task(key, 0)[0])
     check_task(learner, variables, first, loss_fn, metrics)
     batch, shares = min(tasks_per_call, num_tasks), mesh.shares()
     batch = -(-batch // shares) * shares
@@ -171,6 +171,11 @@ def evaluate(
         tasks=tasks.name,
         fingerprint=hashlib.sha256(digests.tobytes()).hexdigest()[:16],
     )
+
+
+def keys_of_task(key: Key, number: Array | int) -> Array:
+    """Keys `[3]` of evaluation task `number`: of its draw, adaptation and prediction."""
+    return jax.random.split(jax.random.fold_in(key, number), 3)
 
 
 MOST_TASKS = 10**8  # far more than any interval needs
@@ -297,7 +302,7 @@ def _evaluator(
     @functools.partial(jax.jit, inline=True)
     def adapted_to(common: tuple, number: Array) -> tuple[Task, PyTree, Key]:
         variables, data, key = common
-        k_task, k_adapt, k_predict = jax.random.split(jax.random.fold_in(key, number), 3)
+        k_task, k_adapt, k_predict = keys_of_task(key, number)
         task = draw(data, k_task, number)
         return task, learner.adapt(variables, task.support, key=k_adapt), k_predict
 

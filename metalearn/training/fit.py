@@ -99,8 +99,9 @@ def fit(
 ) -> FitResult:
     """Trains for `num_steps` outer steps, with tasks drawn on the device or streamed.
 
-    Step i depends on the state, `key`, i and, with a stream, its batch i only. A resumed
-    run repeats an uninterrupted one bit for bit on as many devices.
+    Step i depends on the state, `key`, i and, with a stream, its batch i only, so a
+    resumed run repeats an uninterrupted one bit for bit on the same number of devices,
+    and up to the order of summation on another.
 
     Args:
       trainer: Learner and outer optimiser, from `meta_trainer`.
@@ -108,7 +109,8 @@ def fit(
       num_steps: Number of outer steps in all, those before a resume included.
       tasks_per_step: T, tasks of one outer step.
       key: Consumed; the same key resumes the same run.
-      state: State to start from, e.g. `FitResult.state`, which a resume has to have too.
+      state: State to start from, e.g. `FitResult.state` of an earlier call; left as it is.
+        A resume has to begin from the same one.
       validation: Judgement on held-back classes; keeps the best variables, stops early.
       log_every: Steps between rows of the history; a twentieth of `num_steps`, 100 at
         most, when `None`.
@@ -116,12 +118,12 @@ def fit(
       progress: Whether to draw a progress bar; `None` decides by the terminal.
       checkpoints: Where to save to; nothing is saved if `None`.
       checkpoint_every: Steps between checkpoints; only at the end when `None`.
-      resume: Whether to go on from the latest checkpoint, if any. The run must be the
-        same: the learner by its name and numbers (`describe`), tasks by their name and
-        data, the optimiser by its kind, the judgement, `tasks_per_step`, `key`, variables
-        and optimiser's state by their structure. The first step is done once more and must
-        have the metrics of then: another loss, model, inner rate or start is refused. The
-        outer rate is not seen: keep it yourself.
+      resume: Whether to go on from the latest checkpoint, if there is one. The run must
+        be the same: the learner by its name and numbers (`describe`), the tasks by their
+        name and data, the optimiser by its kind, the judgement, `tasks_per_step`, `key`,
+        and the variables and the optimiser's state by their structure. The first step is
+        done once more and must have the metrics of then: another loss, model, inner rate
+        or state to start from is refused. The outer rate is not seen: keep it yourself.
       nonfinite: Word for what to do at a step that is not finite: "stop" raises at the
         first, "skip" leaves its update out and counts it in `meta/skipped`. Such a step
         has a NaN or an infinity in its meta-gradient, its update or its metrics. Where
@@ -173,8 +175,7 @@ def fit(
         _go_on(run, checkpoints, calls)
     _check_left(run.step, num_steps)
     with Progress(num_steps, start=run.step, show=progress, label="meta-train") as bar:
-        with kept_if_it_fails(run, checkpoints):
-            _judge_start(run, validation, sinks)
+        _judge_start(run, validation, sinks, checkpoints)
         while run.step < num_steps and not run.notes.stopped:
             stop = _next_stop(run.step, num_steps, log_every, every, checkpoint_every)
             done = _advance(run, calls, stop, stops, again, bar)
@@ -189,7 +190,6 @@ def fit(
                 due = is_due(run.step, checkpoint_every) or run.notes.stopped
                 if checkpoints is not None and due:
                     save(run, checkpoints)
-    skipped = _skipped(run)
     if validation is None or run.notes.best is None:  # none, or none that was a number
         keep_last(run)
     return FitResult(
@@ -198,7 +198,7 @@ def fit(
         history=run.notes.history,
         best_step=run.notes.best_step,
         tasks_at_once=calls.at_once,
-        skipped=skipped,
+        skipped=_skipped(run),
     )
 
 
@@ -285,10 +285,16 @@ def _first_of(totals: Totals) -> dict[str, float]:
     }
 
 
-def _judge_start(run: Run, validation: Validation | None, sinks: Sequence[Sink]) -> None:
+def _judge_start(
+    run: Run,
+    validation: Validation | None,
+    sinks: Sequence[Sink],
+    checkpoints: Checkpoints | None,
+) -> None:
     """Judges the variables that a run begins with, where that is asked for."""
     if validation is not None and validation.start and run.step == run.notes.begun:
-        judge(run, validation, sinks)
+        with kept_if_it_fails(run, checkpoints):
+            judge(run, validation, sinks)
 
 
 def _check_left(step: int, num_steps: int) -> None:

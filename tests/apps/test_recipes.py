@@ -54,11 +54,7 @@ RECORDS = {
     },
     "distillation": {"input_shape": [28, 28, 1], "class_names": ["a", "b"]},
     "control": {"name": "made"},
-    "labels": {
-        "image_shape": [28, 28, 1],
-        "class_names": ["a", "b"],
-        "counts": [3, 1],
-    },
+    "labels": {"image_shape": [28, 28, 1], "class_names": ["a", "b"], "counts": [3, 1]},
 }
 MAML = learners.MAML(inner_opt=sgd(0.1))
 

@@ -1,6 +1,7 @@
 """The command line, end to end, on a handful of small images."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from commands import PER_CLASS, _png, ok, refused, rows, run
 from image_folders import image_set
 
 from metalearn import apps, runs
+from metalearn.apps import learners, sgd
 from metalearn.apps.images.few_shot import FewShotImages
 from metalearn.cli import evaluate
 from metalearn.cli import options as cli_options
@@ -95,6 +97,22 @@ def test_evaluate_with_other_statistics(trained):
     options = cli_options.EvaluateOptions(run="", norm_policy="running")
     with pytest.raises(ValueError, match="averages are not those"):
         cli_options.for_evaluation(recipe, options)
+
+
+def test_evaluate_with_other_inner_steps():
+    options = cli_options.EvaluateOptions(run="", steps=0)
+    recipe = apps.find("glyphs-maml").recipe
+    assert cli_options.for_evaluation(recipe, options).eval_steps == 0
+    # A learner with such a setting of its own has it said once.
+    reptile = learners.Reptile(inner_opt=sgd(0.1), num_steps=1, eval_steps=5)
+    own = dataclasses.replace(recipe, learner=reptile)
+    found = cli_options.for_evaluation(own, options)
+    assert found.eval_steps == 0 and found.learner.eval_steps is None
+    with pytest.raises(ValueError, match="takes no number of inner steps"):
+        cli_options.for_evaluation(
+            apps.find("glyphs-protonet").recipe,
+            cli_options.EvaluateOptions(run="", steps=1),
+        )
 
 
 def test_evaluate_another_alphabet(base, trained):

@@ -75,17 +75,16 @@ def maml_rl(
     policy at the start chooses what is adapted on (`ml.policies.exploration_term`), as the
     paper does.
 
-    Differs from the paper: the outer optimiser is one of optax, where the paper takes TRPO;
-    "dice" keeps the term of the second derivative that "likelihood_ratio" drops for less
-    variance. A baseline that is fitted to the same episodes, normalised advantages and the
-    mean over steps bias both a little. With hardly more valid steps than the baseline has
-    weights, 2 D + 4 for observations of length D, little is left of the advantages.
+    Differs from the paper: the outer optimiser is one of optax, where the paper takes TRPO.
+    Of the inner surrogates "dice" keeps the term of the second derivative that
+    "likelihood_ratio" drops for less variance. The baseline of the same episodes,
+    normalised advantages and the mean over steps bias both. Where valid steps are hardly
+    more than the baseline's 2 D + 4 weights, little is left of the advantages.
 
     Args:
       environment: Environment whose parameters the tasks are.
       policy: Policy to learn, e.g. `ml.policies.policy_for(environment)`.
-      inner_rate: Rate of the inner updates; the surrogate is a mean over steps. Paper:
-        0.1, for 2-D navigation.
+      inner_rate: Rate of the inner updates; the surrogate is a mean over steps.
       num_steps: Number of inner updates, each on new episodes; 0 does not adapt.
       surrogate: Surrogate of the inner updates: "likelihood_ratio" or "dice".
       discount: Factor of the next step's reward in advantages, from 0 to 1.
@@ -153,7 +152,7 @@ def maml_rl(
         told = {"query/return": value, "query/loss": -value}
         if num_steps:
             told["support/return"] = before[0]
-        # Its value is that of no loss; what counts is its derivative.
+        # The value of a surrogate is no loss; what counts is its derivative.
         return -own.gain(params, seen, "likelihood_ratio"), (variables.state, told)
 
     return MetaLearner(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from metalearn import environments, policies
 from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.learners import Learner
+from metalearn.apps.made import refuse_folder
 from metalearn.core import checks, metrics
 from metalearn.core.task import Task, TaskSampler
 from metalearn.training.judgement import Metric
@@ -96,11 +97,7 @@ class Episodes:
           ValueError: a folder was given.
         """
         del parts
-        if data_dir is not None:
-            raise ValueError(
-                f"data_dir={str(data_dir)!r} was given, but episodes are played on the "
-                "device. Leave it out."
-            )
+        refuse_folder(data_dir, "episodes are played on the device")
 
     def describe(self, data: Any) -> DataRecord:
         """Name of the environment."""

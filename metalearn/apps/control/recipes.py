@@ -32,4 +32,8 @@ RECIPES: dict[str, Entry] = {
         _control(learners.MAMLRL(inner_rate=0.1, num_steps=2)),
         "return -10.3 ± 0.3 after three updates; two minutes on one core",
     ),
+    "control-navigation-joint": Entry(
+        "baseline: one policy for all goals, to which the same three updates are made",
+        _control(learners.MAMLRL(inner_rate=0.1, num_steps=0)),
+    ),
 }

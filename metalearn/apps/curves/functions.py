@@ -15,6 +15,7 @@ from metalearn.algorithms.record import parameters
 from metalearn.apps import plots
 from metalearn.apps.base import DataRecord, Predictor
 from metalearn.apps.learners import Learner
+from metalearn.apps.made import refuse_folder
 from metalearn.core import losses
 from metalearn.core.linen import from_linen
 from metalearn.core.task import Examples, Task, TaskSampler
@@ -84,11 +85,7 @@ class Curves:
           ValueError: a folder was given.
         """
         del parts
-        if data_dir is not None:
-            raise ValueError(
-                f"data_dir={str(data_dir)!r} was given, but functions are made on the "
-                "fly. Leave it out."
-            )
+        refuse_folder(data_dir, "functions are made on the fly")
 
     def describe(self, data: Any) -> DataRecord:
         """Name of the functions."""

@@ -169,13 +169,7 @@ class FewShotText:
           ValueError: see `metalearn.data.text.load_texts`; or vectors would take too much
             memory.
         """
-        texts = load_texts(
-            self.dataset,
-            data_dir,
-            fold=self.fold,
-            max_characters=self.max_characters,
-            drop_repeated=self.drop_repeated,
-        )
+        texts = self.texts(data_dir)
         dim = _DIMS[self.features] if self.dim is None else self.dim
         most = max(len(texts.parts[part].texts) for part in ("train", *parts))
         if 4 * dim * most > _MOST_BYTES:
@@ -197,6 +191,16 @@ class FewShotText:
             for part in parts
         }
         return Texts(texts=texts, features=features, parts=found)
+
+    def texts(self, data_dir: str | None) -> TextSet:
+        """The texts alone; see `metalearn.data.text.load_texts`."""
+        return load_texts(
+            self.dataset,
+            data_dir,
+            fold=self.fold,
+            max_characters=self.max_characters,
+            drop_repeated=self.drop_repeated,
+        )
 
     def describe(self, data: Texts) -> DataRecord:
         """Description of the texts and of their vectors."""
