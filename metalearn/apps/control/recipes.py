@@ -30,7 +30,7 @@ RECIPES: dict[str, Entry] = {
     "control-navigation-maml": Entry(
         "MAML-RL: navigation to a goal that is not seen, which policy gradients adapt to",
         _control(learners.MAMLRL(inner_rate=0.1, num_steps=2)),
-        "return -10.3 ± 0.3 after three updates; two minutes on one core",
+        "return -10.4 after three updates; a minute and a half on two cores",
     ),
     "control-navigation-joint": Entry(
         "baseline: one policy for all goals, to which the same three updates are made",
